@@ -1,0 +1,3 @@
+module github.com/ublk-clone/ublk-clone
+
+go 1.26
