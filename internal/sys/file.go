@@ -1,0 +1,141 @@
+package sys
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Open opens path close-on-exec and never waits: O_NONBLOCK keeps a FIFO or a
+// device without medium from holding the caller, and has no effect on the I/O
+// of files and block devices.
+func Open(path string, flags int, perm os.FileMode) (*os.File, error) {
+	var fd int
+	err := retry(func() (err error) {
+		fd, err = unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_LARGEFILE, uint32(perm.Perm()))
+		return err
+	})
+	if err != nil {
+		return nil, wrap("open", err)
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		unix.Close(fd)
+		return nil, wrap("clear O_NONBLOCK", err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// SetDirect switches O_DIRECT of an open description on or off. EINVAL says
+// that the file system has no direct I/O.
+func SetDirect(fd int, on bool) error {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil {
+		return wrap("get descriptor flags", err)
+	}
+	flags &^= unix.O_DIRECT
+	if on {
+		flags |= unix.O_DIRECT
+	}
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags)
+	return wrap("set O_DIRECT", err)
+}
+
+// IsDirect says whether the description is open with O_DIRECT.
+func IsDirect(fd int) (bool, error) {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	return flags&unix.O_DIRECT != 0, wrap("get descriptor flags", err)
+}
+
+// ReadFullAt reads len(p) bytes at off and finishes short reads. A file that
+// ends earlier is io.ErrUnexpectedEOF.
+func ReadFullAt(fd int, p []byte, off int64) error {
+	return whole("read", p, off, func(p []byte, off int64) (int, error) { return unix.Pread(fd, p, off) })
+}
+
+// WriteFullAt writes all of p at off and finishes short writes.
+func WriteFullAt(fd int, p []byte, off int64) error {
+	return whole("write", p, off, func(p []byte, off int64) (int, error) { return unix.Pwrite(fd, p, off) })
+}
+
+// whole repeats one transfer until p is done; the error names the offset at
+// which it stopped.
+func whole(verb string, p []byte, off int64, transfer func([]byte, int64) (int, error)) error {
+	for len(p) > 0 {
+		n, err := transfer(p, off)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return fmt.Errorf("%s %d bytes at offset %d: %w", verb, len(p), off, err)
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
+}
+
+// Fdatasync makes the data of the description durable.
+func Fdatasync(fd int) error {
+	return wrap("fdatasync", retry(func() error { return unix.Fdatasync(fd) }))
+}
+
+// FlockExclusive takes the exclusive flock of the description, or fails at once
+// with EWOULDBLOCK.
+func FlockExclusive(fd int) error { return flock(fd, unix.LOCK_EX) }
+
+// FlockShared takes a shared flock of the description, or fails at once with
+// EWOULDBLOCK.
+func FlockShared(fd int) error { return flock(fd, unix.LOCK_SH) }
+
+func flock(fd, how int) error {
+	return wrap("lock", retry(func() error { return unix.Flock(fd, how|unix.LOCK_NB) }))
+}
+
+// Stat is what blockdev asks about a file, a block device or a descriptor.
+type Stat struct {
+	Mode  uint32 // st_mode
+	Dev   uint64 // device that the file lies on
+	Rdev  uint64 // device that a device node stands for
+	Inode uint64
+	Size  int64 // bytes
+	Mtime int64 // nanoseconds since 1970
+}
+
+// IsBlock and IsRegular tell the kinds of file that can be cloned.
+func (s Stat) IsBlock() bool   { return s.Mode&unix.S_IFMT == unix.S_IFBLK }
+func (s Stat) IsRegular() bool { return s.Mode&unix.S_IFMT == unix.S_IFREG }
+
+// Fstat describes an open file.
+func Fstat(fd int) (Stat, error) {
+	var st unix.Stat_t
+	err := retry(func() error { return unix.Fstat(fd, &st) })
+	return Stat{
+		Mode: st.Mode, Dev: uint64(st.Dev), Rdev: uint64(st.Rdev), Inode: st.Ino,
+		Size: st.Size, Mtime: st.Mtim.Nano(),
+	}, wrap("stat", err)
+}
+
+// StatPath describes what path names, symbolic links followed, from what the
+// kernel has at hand: it does not wait for the server of a network file system
+// (AT_STATX_DONT_SYNC).
+func StatPath(path string) (Stat, error) {
+	var st unix.Statx_t
+	err := retry(func() error {
+		return unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st)
+	})
+	return Stat{
+		Mode: uint32(st.Mode), Dev: unix.Mkdev(st.Dev_major, st.Dev_minor),
+		Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor), Inode: st.Ino,
+		Size: int64(st.Size), Mtime: st.Mtime.Sec*1e9 + int64(st.Mtime.Nsec),
+	}, wrap("stat", err)
+}
+
+// Major and Minor split a device number; Mkdev joins one.
+func Major(dev uint64) uint32                { return unix.Major(dev) }
+func Minor(dev uint64) uint32                { return unix.Minor(dev) }
+func Mkdev(major, minor uint32) (dev uint64) { return unix.Mkdev(major, minor) }

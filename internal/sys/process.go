@@ -1,0 +1,68 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// DieQuickly makes the death of this process short, because its locks are
+// released and the fence of I7 opens only when it is gone: no core is written
+// (PR_SET_DUMPABLE 0, which also keeps other users from attaching, and a core
+// limit of zero).
+func DieQuickly() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return wrap("prctl PR_SET_DUMPABLE", err)
+	}
+	return wrap("set core limit", unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}))
+}
+
+// KillSelf ends the process by SIGKILL. It does not return.
+func KillSelf() {
+	_ = unix.Kill(unix.Getpid(), unix.SIGKILL)
+	select {}
+}
+
+// SetIOFlusher tells the kernel, for every thread of this process, that memory
+// reclaim may not wait for I/O to a device that we serve ourselves
+// (PR_SET_IO_FLUSHER; later threads inherit it). It needs CAP_SYS_RESOURCE and
+// a binary without cgo.
+func SetIOFlusher() error {
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0)
+	if errno != 0 {
+		return fmt.Errorf("prctl PR_SET_IO_FLUSHER: %w", errno)
+	}
+	return nil
+}
+
+// LockMemory keeps every page, present and future, out of swap.
+func LockMemory() error {
+	return wrap("lock memory", unix.Mlockall(unix.MCL_CURRENT|unix.MCL_FUTURE|unix.MCL_ONFAULT))
+}
+
+// Alive says whether a process with this id exists.
+func Alive(pid int) bool {
+	err := unix.Kill(pid, 0)
+	return err == nil || errors.Is(err, syscall.EPERM)
+}
+
+// PeerUID is the user id of the process at the other end of a unix socket
+// (SO_PEERCRED: as it was when it connected).
+func PeerUID(conn *net.UnixConn) (uint32, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, wrap("get socket descriptor", err)
+	}
+	var cred *unix.Ucred
+	var callErr error
+	err = raw.Control(func(fd uintptr) {
+		cred, callErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err := errors.Join(err, callErr); err != nil {
+		return 0, wrap("get SO_PEERCRED", err)
+	}
+	return cred.Uid, nil
+}
