@@ -1,0 +1,124 @@
+package bitmap
+
+import (
+	"fmt"
+	"math/bits"
+)
+
+// Delta is a sparse set of marks: those made since the last commit began. The core has
+// two, active (marks go in) and frozen (being committed), and swaps them at the freeze.
+//
+// A page of the map has a slot in the Delta while one of its bits is in it. The slots are
+// a fixed pool, so a write never allocates (I9): the core asks Missing before it lets a
+// write in, and commits when the pool runs low. The core's lock guards all of it.
+type Delta struct {
+	index []int32  // per page of the map: its slot + 1, or 0
+	pool  []Page   // slots; those in use are not all zero, the others are
+	pages []uint64 // the page of each used slot, in order of first use
+	count [nrPlanes]uint64
+}
+
+// NewDelta returns an empty Delta for a map of nrPages pages, with a pool of capacity
+// slots. The index takes 4 bytes a page and the pool 4 KiB a slot, both touched only
+// where they are used.
+func NewDelta(nrPages uint64, capacity int) *Delta {
+	return &Delta{
+		index: make([]int32, nrPages),
+		pool:  make([]Page, capacity),
+		pages: make([]uint64, 0, capacity),
+	}
+}
+
+// Add records a mark of one region.
+func (d *Delta) Add(p Plane, region uint64) {
+	c := chunkAt(region, region+1)
+	d.record(p, c.page, c.word, c.mask)
+}
+
+// record adds bits of one word. It panics if the pool is exhausted, as the mark would be
+// lost for every commit to come.
+func (d *Delta) record(p Plane, page, w, set uint64) {
+	slot := d.index[page]
+	if slot == 0 {
+		slot = d.use(page)
+	}
+	word := d.pool[slot-1].word(p, w)
+	d.count[p] += uint64(bits.OnesCount64(set &^ *word))
+	*word |= set
+}
+
+// use takes the next free slot for a page.
+func (d *Delta) use(page uint64) int32 {
+	if len(d.pages) == cap(d.pages) {
+		panic(fmt.Sprintf("bitmap: delta: no slot for page %d, all %d in use", page, cap(d.pages)))
+	}
+	d.pages = append(d.pages, page)
+	d.index[page] = int32(len(d.pages))
+	return d.index[page]
+}
+
+// Has reports whether a region is in the set.
+func (d *Delta) Has(p Plane, region uint64) bool { return d.Any(p, region, region+1) }
+
+// Any reports whether any region of [first, end) is in the set.
+func (d *Delta) Any(p Plane, first, end uint64) bool {
+	for first < end {
+		pg := d.Page(PageOf(first))
+		if pg == nil {
+			first = (PageOf(first) + 1) * RegionsPerPage
+			continue
+		}
+		c := chunkAt(first, end)
+		if *pg.word(p, c.word)&c.mask != 0 {
+			return true
+		}
+		first = c.next
+	}
+	return false
+}
+
+// Used returns how many slots are in use.
+func (d *Delta) Used() int { return len(d.pages) }
+
+// Cap returns how many slots there are.
+func (d *Delta) Cap() int { return cap(d.pages) }
+
+// Count returns how many marks of a plane are in the set.
+func (d *Delta) Count(p Plane) uint64 { return d.count[p] }
+
+// Pages returns the pages that have a slot, in order of first use. The slice is the
+// Delta's own and holds until the next change.
+func (d *Delta) Pages() []uint64 { return d.pages }
+
+// Page returns the marks in a page, or nil if there are none. Not to be changed.
+func (d *Delta) Page(page uint64) *Page {
+	if slot := d.index[page]; slot != 0 {
+		return &d.pool[slot-1]
+	}
+	return nil
+}
+
+// Missing returns how many pages of the regions [first, end) have no slot yet: what the
+// range can take from the pool at most. An empty range takes nothing.
+func (d *Delta) Missing(first, end uint64) int {
+	if first >= end {
+		return 0
+	}
+	n := 0
+	for page := PageOf(first); page <= PageOf(end-1); page++ {
+		if d.index[page] == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// Reset empties the set. It costs what was used, not the capacity.
+func (d *Delta) Reset() {
+	for i, page := range d.pages {
+		d.pool[i] = Page{}
+		d.index[page] = 0
+	}
+	d.pages = d.pages[:0]
+	d.count = [nrPlanes]uint64{}
+}

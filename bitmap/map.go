@@ -1,0 +1,215 @@
+package bitmap
+
+import (
+	"fmt"
+	"math/bits"
+	"sync/atomic"
+)
+
+// Map is the live region map. See the package comment for threads and memory order.
+type Map struct {
+	nr  uint64
+	mem []Page
+
+	// marked counts the set bits of each page of each plane: 0 = none, never look at
+	// the memory; regionsIn(page) = all, in H never look at the memory again.
+	marked [nrPlanes][]atomic.Uint32
+
+	hydrated atomic.Uint64
+	zero     atomic.Int64 // Z and not H
+}
+
+// New returns an empty map of nrRegions regions over mem, which must be all zero and
+// PagesFor(nrRegions) long. A page of mem is first touched when a region in it is marked.
+func New(nrRegions uint64, mem []Page) *Map {
+	pages := PagesFor(nrRegions)
+	if uint64(len(mem)) != pages {
+		panic(fmt.Sprintf("bitmap: %d pages of memory for %d regions, need %d", len(mem), nrRegions, pages))
+	}
+	m := &Map{nr: nrRegions, mem: mem}
+	for p := range m.marked {
+		m.marked[p] = make([]atomic.Uint32, pages)
+	}
+	return m
+}
+
+// NrRegions returns the number of regions of the map.
+func (m *Map) NrRegions() uint64 { return m.nr }
+
+// NrPages returns the number of pages of the map.
+func (m *Map) NrPages() uint64 { return uint64(len(m.mem)) }
+
+// NrHydrated returns how many regions are hydrated. Any thread.
+func (m *Map) NrHydrated() uint64 { return m.hydrated.Load() }
+
+// NrZero returns how many regions are zero and not hydrated. Any thread.
+func (m *Map) NrZero() uint64 { return uint64(m.zero.Load()) }
+
+// Full reports whether every region of the page is hydrated. Any thread.
+func (m *Map) Full(page uint64) bool {
+	return uint64(m.marked[PlaneHydrated][page].Load()) == regionsIn(m.nr, page)
+}
+
+// AllHydrated reports whether every region of [first, end) is hydrated; an empty range
+// is. Any thread. This is what every write asks first: a range inside one word costs a
+// load of the counter and one of the word.
+func (m *Map) AllHydrated(first, end uint64) bool {
+	m.checkRange(first, end)
+	for first < end {
+		page := first / RegionsPerPage
+		switch n := uint64(m.marked[PlaneHydrated][page].Load()); n {
+		case 0:
+			return false
+		case regionsIn(m.nr, page):
+			first = (page + 1) * RegionsPerPage
+			continue
+		}
+		c := chunkAt(first, end)
+		if c.mask&^m.load(PlaneHydrated, page, c.word) != 0 && !m.Full(page) { // the double look
+			return false
+		}
+		first = c.next
+	}
+	return true
+}
+
+// Load ORs the image of a page, as read from the metadata, into the map. It is for open,
+// before any reader: what it sets is durable and goes into no Delta. It fails, and loads
+// nothing, if the image has bits beyond the last region.
+func (m *Map) Load(page uint64, img *Page) error {
+	if err := Valid(m.nr, page, img); err != nil {
+		return fmt.Errorf("load region map: %w", err)
+	}
+	if m.Full(page) {
+		return nil
+	}
+	if hydrated, _ := img.Counts(); hydrated == regionsIn(m.nr, page) && m.untouched(page) {
+		m.hydrated.Add(hydrated)
+		m.marked[PlaneHydrated][page].Store(uint32(hydrated)) // the memory stays untouched
+		return nil
+	}
+	for _, p := range [...]Plane{PlaneZero, PlaneHydrated} {
+		n := uint64(0)
+		for w := range uint64(PlaneWords) {
+			if v := *img.word(p, w); v != 0 {
+				n += m.set(p, page, w, v&^m.load(p, page, w))
+			}
+		}
+		m.marked[p][page].Add(uint32(n))
+	}
+	return nil
+}
+
+// untouched reports whether nothing was ever marked in the page.
+func (m *Map) untouched(page uint64) bool {
+	return m.marked[PlaneHydrated][page].Load() == 0 && m.marked[PlaneZero][page].Load() == 0
+}
+
+// Mark sets the bits of [first, end) in a plane, and returns how many of them were clear.
+// Those are recorded in d, which must have a slot left for every page (Delta.Missing). A
+// hydrated region is not marked zero: H wins, the bit would say nothing.
+// The core's lock must be held.
+func (m *Map) Mark(p Plane, first, end uint64, d *Delta) (newly uint64) {
+	m.checkRange(first, end)
+	for first < end {
+		page := PageOf(first)
+		pageEnd := min(end, (page+1)*RegionsPerPage)
+		newly += m.markPage(p, first, pageEnd, d)
+		first = pageEnd
+	}
+	return newly
+}
+
+// markPage is Mark for a range inside one page.
+func (m *Map) markPage(p Plane, first, end uint64, d *Delta) (newly uint64) {
+	page := PageOf(first)
+	if m.Full(page) { // nothing to add, and the memory may have been released
+		return 0
+	}
+	for first < end {
+		c := chunkAt(first, end)
+		first = c.next
+		fresh := c.mask &^ (m.load(p, page, c.word) | m.load(PlaneHydrated, page, c.word))
+		if fresh == 0 {
+			continue
+		}
+		d.record(p, page, c.word, fresh) // before the bit can be seen: package comment, Threads
+		newly += m.set(p, page, c.word, fresh)
+	}
+	if newly > 0 {
+		m.marked[p][page].Add(uint32(newly))
+	}
+	return newly
+}
+
+// set sets bits that are clear in a word and accounts for them, except in the page's
+// counter: the caller adds the returned number when the page's words are done.
+func (m *Map) set(p Plane, page, w, fresh uint64) uint64 {
+	n := bits.OnesCount64(fresh)
+	atomic.OrUint64(m.mem[page].word(p, w), fresh)
+	if p == PlaneHydrated {
+		m.hydrated.Add(uint64(n))
+		m.zero.Add(-int64(bits.OnesCount64(fresh & m.load(PlaneZero, page, w))))
+	} else {
+		m.zero.Add(int64(bits.OnesCount64(fresh &^ m.load(PlaneHydrated, page, w))))
+	}
+	return uint64(n)
+}
+
+// load loads a word. The page's memory must be one that may be touched.
+func (m *Map) load(p Plane, page, w uint64) uint64 {
+	return atomic.LoadUint64(m.mem[page].word(p, w))
+}
+
+// DurableImage puts into out what a commit of the frozen set writes for a page: the live
+// bits without those in active, which were marked after the freeze. That is the last
+// durable image and the frozen set, exactly (I4). The core's lock must be held.
+//
+// A page that is full and not in active is hydrated throughout in that image, so its Z
+// plane says nothing any more and is left out: the memory may have been released. A full
+// page that is in active has not been (Release), and its Z plane still counts: regions
+// that are Z durably and H only in active must not fall back to Source.
+func (m *Map) DurableImage(page uint64, active *Delta, out *Page) {
+	*out = Page{}
+	since := active.Page(page)
+	if since == nil && m.Full(page) {
+		n := regionsIn(m.nr, page)
+		for w := range uint64(PlaneWords) {
+			out[w] = maskBelow(n, w)
+		}
+		return
+	}
+	if m.untouched(page) {
+		return
+	}
+	for w := range uint64(2 * PlaneWords) {
+		out[w] = atomic.LoadUint64(&m.mem[page][w])
+		if since != nil {
+			out[w] &^= since[w]
+		}
+	}
+}
+
+// Release hands the memory of a full page to give, which may make it read as zeros, and
+// reports whether it did: a page that is not full is left alone. The caller knows that
+// the page is durably hydrated throughout: no bit of it is in the active or in the frozen
+// Delta. The core's lock must be held; readers need not have stopped.
+func (m *Map) Release(page uint64, give func(mem *Page)) bool {
+	if !m.Full(page) {
+		return false
+	}
+	give(&m.mem[page])
+	return true
+}
+
+// checkRange panics unless [first, end) lies in the map: a caller that computes regions
+// beyond the device would otherwise corrupt the map silently.
+func (m *Map) checkRange(first, end uint64) {
+	if end > m.nr || first > end {
+		panicRange(first, end, m.nr)
+	}
+}
+
+func panicRange(first, end, nr uint64) {
+	panic(fmt.Sprintf("bitmap: regions [%d, %d) outside a map of %d", first, end, nr))
+}
