@@ -1,0 +1,38 @@
+// Package ublk makes block devices that are served by this process: /dev/ublkbN, by the kernel's driver ublk_drv.
+//
+// It speaks the driver's protocol (include/uapi/linux/ublk_cmd.h) and knows nothing of what is stored. A [Target] is called with each request and
+// answers it with [Queue.Commit]; backend I/O goes through the same ring as the driver's commands, by [Queue.Loop].
+//
+// # A device's life
+//
+//	         Create                    Start                        Stop                 Delete
+//	(none) ---------> added, ublkcN ----------> live, ublkbN serves -------> stopped -----------> (none)
+//	         1 ADD_DEV                5 queues: ring, descriptors,    8 STOP_DEV: the      9 DEL_DEV
+//	         2 what came back           buffers, FETCH of all tags      kernel drains
+//	         3 open ublkcN            6 START_DEV                       through the queues,
+//	         4 SET_PARAMS                                               which then leave
+//
+// Stop is final: a device is not started again. A step that fails undoes those before it.
+//
+// # A request's life
+//
+//	FETCH_REQ ----> Target.Request ----> ... ----> Queue.Commit (COMMIT_AND_FETCH_REQ) ---+
+//	                     ^                                                                |
+//	                     +------------------------- the tag's next request ---------------+
+//
+// # What holds
+//
+//   - The driver is told the full length of a request or an errno, never a part: some kernels take any result of a WRITE for the whole
+//     ([Queue.Commit] does not offer anything else).
+//   - A tag is with the kernel or with the target; a commit of a tag that the target does not have is a bug and ends the process.
+//   - The buffers of a queue are one mapping, there from before the first FETCH until the queue has left.
+//   - A queue's goroutine ends by a shutdown and in no other way: when its thread dies the driver tells nobody, and its requests fail for ever.
+//     A panic there, or a failure of its ring, ends the process (see [Options.Fatal]).
+//
+// # Threads
+//
+// One goroutine per queue, locked to its thread, which makes the ring, fetches, and commits: the driver takes a commit only from the thread that
+// fetched the tag. One goroutine for control commands, locked as well and there as long as its Control: the kernel runs these commands on worker
+// threads that belong to the thread that submitted them. START_DEV blocks until all tags of all queues are fetched and on some kernels reads the device,
+// so that it never runs on a queue's thread. Device methods are called from one goroutine at a time. Nothing here takes a lock on a request's way.
+package ublk

@@ -1,0 +1,206 @@
+package uring
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Handler is what a loop calls, always on the loop's thread and never from within one of the loop's own methods.
+type Handler interface {
+	// Complete ends the backend I/O with this token; from here on the token may be used again. err is nil, a unix.Errno, or
+	// io.ErrUnexpectedEOF or io.ErrShortWrite.
+	Complete(token uint32, err error)
+	// Drain is called once a round, after the completions: work that other threads posted before Wake, and whatever the handler put off.
+	Drain()
+}
+
+// CommandHandler is a Handler that also issues commands of a driver.
+type CommandHandler interface {
+	Handler
+	// Command ends the command with this id; res is the kernel's result, negative for -errno.
+	Command(id uint32, res int32)
+}
+
+// LoopOptions size a loop. Everything is allocated at the start.
+type LoopOptions struct {
+	// Tokens is the number of backend I/Os that the handler may have: tokens are below it.
+	Tokens int
+	// MaxInFlight is the most backend I/Os that the kernel is given at a time; others wait in order. 0 is no limit. What a device's queue cannot take
+	// is handed to worker threads by the kernel, at a third of the speed: about twice the device's nr_requests is best.
+	MaxInFlight int
+	// Commands is the most commands outstanding. Without a CommandHandler it is 0.
+	Commands int
+	// BigSQE makes room for payloads of up to 80 bytes in a command, instead of 16.
+	BigSQE bool
+}
+
+// Loop serves one locked thread. See the package comment.
+type Loop struct {
+	ring     *Ring
+	waker    *waker
+	handler  Handler
+	commands CommandHandler // handler, if it is one
+
+	ops         []operation // by token
+	waiting     fifo        // for a place among those in flight
+	done        fifo        // ended without the kernel
+	inFlight    int
+	maxInFlight int
+
+	err     error // the first failure of the ring: it ends the loop
+	stopped bool
+}
+
+// NewLoop makes a loop for the calling goroutine, which is locked to its thread and stays so until Close. If h is a CommandHandler, it gets
+// the ends of commands.
+func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
+	if o.Tokens < 0 || o.MaxInFlight < 0 || o.Commands < 0 {
+		return nil, fmt.Errorf("make loop: negative size in %+v", o)
+	}
+	l := &Loop{handler: h, maxInFlight: o.MaxInFlight, ops: make([]operation, o.Tokens)}
+	l.commands, _ = h.(CommandHandler)
+	if l.maxInFlight == 0 || l.maxInFlight > o.Tokens {
+		l.maxInFlight = o.Tokens
+	}
+	if _, err := zeros(); err != nil {
+		return nil, err
+	}
+	// An entry for each thing that can be outstanding, twice for commands because each may be cancelled, and the wake-up: the submission queue
+	// can then never be full, and the completion queue never overflow.
+	entries := l.maxInFlight + 2*o.Commands + 1
+	ring, err := NewRing(Options{Entries: uint32(entries), BigSQE: o.BigSQE})
+	if err != nil {
+		return nil, err
+	}
+	l.ring = ring
+	if l.waker, err = newWaker(); err != nil {
+		return nil, errors.Join(err, ring.Close())
+	}
+	l.keep(l.waker.arm(ring))
+	return l, nil
+}
+
+// Run is the loop: it returns nil after Stop, when no backend I/O is left, and an error when the ring has failed. Then requests are lost that nobody
+// can answer any more, and the process should end.
+//
+// One system call a round. While backend I/O is in flight the wait is short and the thread keeps its processor; see Ring.Enter.
+func (l *Loop) Run() error {
+	for !l.finished() {
+		l.round()
+	}
+	if l.err != nil {
+		return fmt.Errorf("run event loop: %w", l.err)
+	}
+	return nil
+}
+
+// round is one turn of the loop.
+func (l *Loop) round() {
+	l.submitAndWait()
+	l.completions()
+	l.handler.Drain()
+}
+
+func (l *Loop) finished() bool {
+	return l.err != nil || l.stopped && l.inFlight == 0 && l.waiting.empty() && l.done.empty()
+}
+
+// submitAndWait submits what the last round prepared and waits for something to do.
+func (l *Loop) submitAndWait() {
+	wait := uint32(1)
+	if !l.done.empty() {
+		wait = 0
+	}
+	err := l.ring.Enter(wait, l.inFlight > 0)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EBUSY) {
+		return // short of memory or of completion places: what is ready is taken, then it is tried again
+	}
+	l.keep(err)
+}
+
+// completions takes everything that is ready.
+func (l *Loop) completions() {
+	for c, ok := l.ring.Next(); ok; c, ok = l.ring.Next() {
+		l.classify(c)
+	}
+	l.endDone()
+}
+
+// User data of an entry: what it is, and whose.
+//
+//	 63        56 55                              32 31                             0
+//	+------------+----------------------------------+--------------------------------+
+//	|   class    |                0                 |        token or id             |
+//	+------------+----------------------------------+--------------------------------+
+//	  1 backend I/O                                   token of the operation
+//	  2 command of the driver                         id given by the handler
+//	  3 wake-up                                       0
+//	  4 cancellation of a command                     id of the command
+const (
+	userClass   = 56
+	userBackend = 1 << userClass
+	userCommand = 2 << userClass
+	userWake    = 3 << userClass
+	userCancel  = 4 << userClass
+)
+
+// classify hands a completion to whom it belongs. Nothing else looks at user data.
+func (l *Loop) classify(c Completion) {
+	id := uint32(c.UserData)
+	switch c.UserData >> userClass << userClass {
+	case userBackend:
+		l.backendDone(id, c.Res)
+	case userCommand:
+		l.commands.Command(id, c.Res)
+	case userWake:
+		l.woken(c.Res)
+	case userCancel: // the command's own completion says how it ended
+	default:
+		l.keep(fmt.Errorf("unknown user data %#x", c.UserData))
+	}
+}
+
+// woken arms the wake-up again. The flag is cleared before the round's Drain.
+func (l *Loop) woken(res int32) {
+	if res < 0 && res != -int32(unix.EINTR) && res != -int32(unix.EAGAIN) {
+		l.keep(fmt.Errorf("read eventfd: %w", unix.Errno(-res)))
+		return
+	}
+	l.waker.rung.Store(false)
+	l.keep(l.waker.arm(l.ring))
+}
+
+// keep remembers the first failure of the ring; Run ends with it.
+func (l *Loop) keep(err error) {
+	if err != nil && l.err == nil {
+		l.err = err
+	}
+}
+
+// Wake makes the loop do a round soon, with its Drain. It may be called from any thread, does not block and does not allocate; many calls before the
+// loop has woken are one. After Close it does nothing.
+func (l *Loop) Wake() { l.waker.ring() }
+
+// Stop lets Run return when all backend I/O has completed. Called on the loop's thread. Commands outstanding are not waited for.
+func (l *Loop) Stop() { l.stopped = true }
+
+// Fail ends Run with err, as a failure of the ring does. Called on the loop's thread.
+func (l *Loop) Fail(err error) { l.keep(err) }
+
+// Command issues a driver's command op on the descriptor fd; payload is copied. It ends with one call of CommandHandler.Command with id.
+func (l *Loop) Command(id uint32, fd int, op uint32, payload []byte) {
+	l.keep(l.ring.Command(fd, op, payload, userCommand|uint64(id)))
+}
+
+// CancelCommand asks the kernel to give up the command with this id, which ends in any case with its own call of CommandHandler.Command.
+// Once for each command.
+func (l *Loop) CancelCommand(id uint32) {
+	l.keep(l.ring.Cancel(userCommand|uint64(id), userCancel|uint64(id)))
+}
+
+// Close gives back the ring and the wake-up. Called on the loop's thread, after Run.
+func (l *Loop) Close() error {
+	return errors.Join(l.ring.Close(), l.waker.close())
+}

@@ -1,0 +1,41 @@
+package uring
+
+import (
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// MapBuffer returns length bytes of zeroed, page-aligned memory outside the Go heap, as I/O buffers have to be. Pages are taken when they are first
+// touched. It is given back whole with UnmapBuffer, and not before the last I/O on it has completed.
+func MapBuffer(length int) ([]byte, error) {
+	return mapAnonymous(length, unix.PROT_READ|unix.PROT_WRITE)
+}
+
+func mapAnonymous(length, prot int) ([]byte, error) {
+	b, err := unix.Mmap(-1, 0, length, prot, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("map buffer of %d bytes: %w", length, err)
+	}
+	return b, nil
+}
+
+// UnmapBuffer gives back what MapBuffer returned; nil is allowed.
+func UnmapBuffer(b []byte) error {
+	if b == nil {
+		return nil
+	}
+	if err := unix.Munmap(b); err != nil {
+		return fmt.Errorf("unmap buffer of %d bytes: %w", len(b), err)
+	}
+	return nil
+}
+
+// zeroSize is the length of a written zeroing's pieces: large enough that an operation costs little beside the copy.
+const zeroSize = 1 << 20
+
+// zeros is zeroSize bytes that cannot be written, shared by all loops and mapped for the life of the process.
+var zeros = sync.OnceValues(func() ([]byte, error) {
+	return mapAnonymous(zeroSize, unix.PROT_READ)
+})

@@ -1,0 +1,145 @@
+package uring
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// next returns a cleared entry. When the queue is full, what is in it is submitted first.
+func (r *Ring) next() (*sqe, error) {
+	if r.Pending() == r.sqEntries {
+		if err := r.makeRoom(); err != nil {
+			return nil, err
+		}
+	}
+	off := (r.tail & r.sqMask) * r.stride
+	r.tail++
+	entry := r.sqes[off : off+r.stride]
+	clear(entry)
+	return (*sqe)(unsafe.Pointer(unsafe.SliceData(entry))), nil
+}
+
+// makeRoom submits without waiting. EAGAIN and EBUSY are no errors if something was taken all the same.
+func (r *Ring) makeRoom() error {
+	r.publish()
+	errno := r.enter(r.Pending(), 0, false)
+	switch {
+	case r.Pending() < r.sqEntries:
+		return nil
+	case errno == 0, errno == unix.EAGAIN, errno == unix.EBUSY, errno == unix.EINTR:
+		return ErrFull
+	}
+	return errno
+}
+
+// address is where b begins. b is not in the Go heap (see the package comment), so that the number stays right.
+func address(b []byte) uint64 {
+	return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b))))
+}
+
+// Nop prepares an entry that completes at once with 0.
+func (r *Ring) Nop(user uint64) error {
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.userData = opNop, user
+	return nil
+}
+
+// Read prepares a read of len(buf) bytes at off. The completion's result is the number of bytes.
+func (r *Ring) Read(fd int, off int64, buf []byte, user uint64) error {
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.fd, s.userData = opRead, int32(fd), user
+	s.off, s.addr, s.len = uint64(off), address(buf), transferSize(buf)
+	return nil
+}
+
+// Write prepares a write of buf at off; rwFlags are RWF_ flags, such as unix.RWF_DSYNC. The completion's result is the number of bytes.
+func (r *Ring) Write(fd int, off int64, buf []byte, rwFlags uint32, user uint64) error {
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.fd, s.userData = opWrite, int32(fd), user
+	s.off, s.addr, s.len, s.opFlags = uint64(off), address(buf), transferSize(buf), rwFlags
+	return nil
+}
+
+// transferMax is the most bytes that the kernel reads or writes at once (MAX_RW_COUNT for 4 KiB pages, fs.h).
+const transferMax = 0x7ffff000
+
+func transferSize(buf []byte) uint32 {
+	return uint32(min(len(buf), transferMax))
+}
+
+// Fdatasync prepares a flush of the file's data.
+func (r *Ring) Fdatasync(fd int, user uint64) error {
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.fd, s.userData, s.opFlags = opFsync, int32(fd), user, fsyncDatasync
+	return nil
+}
+
+// Fallocate prepares fallocate(2) with mode on length bytes at off.
+func (r *Ring) Fallocate(fd int, mode uint32, off, length int64, user uint64) error {
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.fd, s.userData = opFallocate, int32(fd), user
+	s.off, s.addr, s.len = uint64(off), uint64(length), mode
+	return nil
+}
+
+// cmdDiscard is BLOCK_URING_CMD_DISCARD, _IO(0x12, 0) (include/uapi/linux/blkdev.h, 6.12).
+const cmdDiscard = 0x12 << 8
+
+// BlockDiscard prepares a discard of length bytes at off of a block device (since 6.12). Start and length are where
+// blkdev_uring_cmd reads them (block/ioctl.c, 6.12).
+func (r *Ring) BlockDiscard(fd int, off, length int64, user uint64) error {
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.fd, s.userData = opURingCmd, int32(fd), user
+	s.off, s.addr, s.addr3 = cmdDiscard, uint64(off), uint64(length)
+	return nil
+}
+
+// Command prepares a driver's command op (IORING_OP_URING_CMD); payload is copied into the entry: at most 16 bytes, 80 with BigSQE.
+func (r *Ring) Command(fd int, op uint32, payload []byte, user uint64) error {
+	if len(payload) > int(r.stride)-cmdOffset {
+		return unix.EMSGSIZE
+	}
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.fd, s.userData, s.off = opURingCmd, int32(fd), user, uint64(op)
+	copy(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(s), cmdOffset)), r.stride-cmdOffset), payload)
+	return nil
+}
+
+// Cancel prepares the cancellation of the entry with user data target. Its own completion says 0, or ENOENT or EALREADY; the target's comes
+// all the same.
+func (r *Ring) Cancel(target, user uint64) error {
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.fd, s.userData, s.addr = opAsyncCancel, -1, user, target
+	return nil
+}
+
+// Flags are the set-up flags that the kernel accepted.
+func (r *Ring) Flags() uint32 { return r.flags }
+
+// Entries is the size of the submission queue.
+func (r *Ring) Entries() uint32 { return r.sqEntries }
