@@ -1,0 +1,42 @@
+package clone
+
+// Data names the bytes that a backend I/O moves: a stretch of a request's data, or a copy buffer.
+type Data struct {
+	Request *Request // the request's data from byte At on, Len bytes; nil: Buf
+	At      int64
+	Len     int64
+	Buf     []byte // a stretch of a copy buffer, page-aligned at its beginning
+}
+
+// Size is the number of bytes named.
+func (d Data) Size() int64 {
+	if d.Request != nil {
+		return d.Len
+	}
+	return int64(len(d.Buf))
+}
+
+// Backend is what a lane queues its I/O to. All methods are called on the lane's thread and none
+// blocks. Each queued I/O ends with exactly one Lane.Complete(token, err), on the same thread, never
+// from within the call; nil means done whole: short I/O is the backend's to finish. An I/O is never
+// cancelled or timed out and then tried again (I11).
+//
+// There is no way to write the source (I1).
+type Backend interface {
+	ReadSource(token uint32, off int64, data Data)
+	ReadDest(token uint32, off int64, data Data)
+	// WriteDest writes; durable asks for the bytes to be durable at the end.
+	WriteDest(token uint32, off int64, data Data, durable bool)
+	// ZeroDest makes the bytes read as zeros, whatever was there; unmap allows to give their space back.
+	ZeroDest(token uint32, off, length int64, unmap bool)
+	FlushDest(token uint32)
+
+	// Fetch copies data of a WRITE, from its byte at on, to dst. It does not wait.
+	Fetch(r *Request, at int64, dst []byte) error
+	// Clear zeroes n bytes of a READ's data from its byte at on. It does not wait.
+	Clear(r *Request, at, n int64) error
+}
+
+// Flusher is the committer's way to the destination. Flush blocks until all that ended before the call
+// is durable, or fails.
+type Flusher interface{ Flush() error }

@@ -1,0 +1,115 @@
+package clone
+
+import (
+	"fmt"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+)
+
+// MapStore writes pages of the region map, as metadata.Store does. WritePage need not be durable
+// before Flush has succeeded; both may block.
+type MapStore interface {
+	WritePage(page uint64, img *bitmap.Page) error
+	Flush() error
+}
+
+// A commit makes marks durable (I4). Whoever sees the process die or the power go between any two
+// steps finds a map of which every bit is true, because a bit reaches the metadata only in step 3,
+// when its data are already durable:
+//
+//	1  freeze   what is marked since the last commit becomes the frozen set; who waits now is served
+//	2  flush    the destination: the data of all frozen marks, and of all answered writes
+//	3  write    the pages of the frozen set, without any mark that was made after step 1
+//	4  flush    the metadata
+//	5  answer   who waited; the frozen set is empty
+//
+// If a step fails, the frozen set stays as it is for ever: nothing of it counts as committed, the mode
+// becomes ro and no commit follows. That includes step 2: the kernel reports a failed flush once, and
+// a second one that succeeds proves nothing about the bytes that the first one lost (H24).
+
+// Commit is one commit, with nothing marked and somebody waiting just a flush of the destination. One
+// caller at a time: the committer. An error has been acted on already and is for the log.
+func (c *Core) Commit(dest Flusher, store MapStore) error {
+	served, work, err := c.freeze()
+	if work {
+		err = c.write(dest, store)
+		c.thaw(err)
+	}
+	for r := served.head; r != nil; r = r.next {
+		if r.after == endCommit {
+			r.err = err
+		}
+	}
+	c.wake(served)
+	return err
+}
+
+// freeze is step 1. In a mode that allows no commit whoever waited for one gets ErrReadOnly; work says
+// that there is something to do.
+func (c *Core) freeze() (served requestList, work bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	served = c.mu.waiters.take()
+	if c.mu.mode != ReadWrite {
+		return served, false, ErrReadOnly
+	}
+	c.mu.active, c.mu.frozen = c.mu.frozen, c.mu.active
+	return served, c.mu.frozen.Used() > 0 || !served.empty(), nil
+}
+
+// write is steps 2 to 4.
+func (c *Core) write(dest Flusher, store MapStore) error {
+	if err := dest.Flush(); err != nil {
+		return fmt.Errorf("flush destination: %w", err)
+	}
+	if c.mu.frozen.Used() == 0 {
+		return nil
+	}
+	var img bitmap.Page
+	for _, page := range c.mu.frozen.Pages() {
+		c.mu.Lock()
+		c.regions.DurableImage(page, c.mu.active, &img)
+		c.mu.Unlock()
+		if err := store.WritePage(page, &img); err != nil {
+			return fmt.Errorf("write map page %d: %w", page, err)
+		}
+	}
+	if err := store.Flush(); err != nil {
+		return fmt.Errorf("flush metadata: %w", err)
+	}
+	return nil
+}
+
+// thaw is step 5 for the set; who waited is answered by Commit.
+func (c *Core) thaw(err error) {
+	c.mu.Lock()
+	if err != nil {
+		c.setMode(ReadOnly)
+		c.mu.Unlock()
+		c.tell()
+		return
+	}
+	c.mu.frozen.Reset()
+	done := !c.complete.Load() && c.durableHydrated() == c.geo.Regions()
+	if done {
+		c.complete.Store(true)
+	}
+	c.mu.Unlock()
+	if done {
+		c.tell()
+	}
+}
+
+// waitCommit defers r until a commit that begins from now on has ended, or answers refused.
+func (c *Core) waitCommit(r *Request) verdict {
+	c.mu.Lock()
+	if c.mu.mode != ReadWrite {
+		c.mu.Unlock()
+		return refused
+	}
+	r.after = endCommit
+	c.mu.waiters.push(r)
+	c.mu.Unlock()
+	c.kick()
+	return excluded
+}

@@ -1,0 +1,163 @@
+package clone
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+)
+
+// Mode is what may be done with the metadata. It only gets worse (I10).
+type Mode uint8
+
+const (
+	ReadWrite Mode = iota
+	ReadOnly
+	Fail
+)
+
+func (m Mode) String() string {
+	switch m {
+	case ReadWrite:
+		return "rw"
+	case ReadOnly:
+		return "ro"
+	}
+	return "Fail"
+}
+
+// MaxSpan is the most bytes that a DISCARD or WRITE_ZEROES may cover; the frontend advertises it. It
+// bounds how many pages of the map one claim may mark (18 at 4 KiB regions), and with them the pools (I9).
+const MaxSpan = MaxRegionSize
+
+// deltaPages is how many pages of the region map may hold marks that are not committed yet. At 4 KiB
+// regions a page stands for 63 MiB of the device, so this is 252 GiB of scattered writes between two
+// commits; a request that finds the pool full waits for a commit.
+const deltaPages = 4096
+
+// Config is what a Core is made from.
+type Config struct {
+	Geometry Geometry
+	// Map holds what is durable already (and later, what a dead daemon had marked).
+	Map *bitmap.Map
+	// Mode that the clone was left in.
+	Mode Mode
+	// Kick tells the committer that somebody waits for a commit. It must not block.
+	Kick func()
+	// Event tells of a change of mode or of completion. It must not block. May be nil.
+	Event func()
+}
+
+// Core is the state that all lanes share. See the package comment for who may touch what.
+type Core struct {
+	geo     Geometry
+	regions *bitmap.Map
+	kick    func()
+	event   func()
+	// poolBounds: the map has more pages than the pool, which can therefore be full.
+	poolBounds bool
+
+	// lanes is set up before the first request and not changed afterwards.
+	lanes []*Lane
+
+	mode     atomic.Uint32 // a copy of mu.mode, to be read without the lock
+	complete atomic.Bool   // the durable H plane is full (I12)
+
+	// mu is held for a few map operations, never across an I/O or a callback into a frontend or
+	// backend. A lane's inbox lock may be taken under it (a leaf).
+	mu struct {
+		sync.Mutex
+		mode   Mode
+		claims claimTable
+
+		// Marks since the last commit: active collects them, frozen is being committed (I4). A mark
+		// is recorded here before it shows in the map.
+		active, frozen *bitmap.Delta
+		// reserved is how many pages of active the open claims may still need. active.Used() +
+		// reserved never exceeds the pool, so a settle always finds room, also right after a freeze.
+		reserved int
+
+		// waiters wait for a commit that freezes after they came (H6).
+		waiters requestList
+
+		// flushLost: a flush of the destination has failed. It never becomes false again.
+		flushLost bool
+	}
+}
+
+// New makes a core. Lanes are added with NewLane before any of them gets a request.
+func New(cfg Config) *Core {
+	pages := bitmap.PagesFor(cfg.Geometry.Regions())
+	pool := int(min(deltaPages, pages))
+	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event}
+	c.mu.active = bitmap.NewDelta(pages, pool)
+	c.mu.frozen = bitmap.NewDelta(pages, pool)
+	c.poolBounds = pages > deltaPages
+	c.setMode(cfg.Mode)
+	c.complete.Store(c.regions.NrHydrated() == c.geo.Regions())
+	return c
+}
+
+// Geometry gives the sizes.
+func (c *Core) Geometry() Geometry { return c.geo }
+
+// Regions is the live region map, for lock-free looks from any thread.
+func (c *Core) Regions() *bitmap.Map { return c.regions }
+
+// Mode may be asked from any thread.
+func (c *Core) Mode() Mode { return Mode(c.mode.Load()) }
+
+// Complete says that every region is durably hydrated. It stays so.
+func (c *Core) Complete() bool { return c.complete.Load() }
+
+// SetMode makes the mode worse, never better, and tells (I10).
+func (c *Core) SetMode(m Mode) {
+	c.mu.Lock()
+	changed := c.setMode(m)
+	c.mu.Unlock()
+	if changed {
+		c.tell()
+	}
+}
+
+// setMode: mu must be held (or nobody else know the core yet).
+func (c *Core) setMode(m Mode) bool {
+	if m <= c.mu.mode {
+		return false
+	}
+	c.mu.mode = m
+	c.mode.Store(uint32(m))
+	return true
+}
+
+func (c *Core) tell() {
+	if c.event != nil {
+		c.event()
+	}
+}
+
+// uncommitted says whether a mark of H in [first, end) is not durable yet. mu must be held.
+func (c *Core) uncommitted(first, end uint64) bool {
+	return c.mu.active.Any(bitmap.PlaneHydrated, first, end) || c.mu.frozen.Any(bitmap.PlaneHydrated, first, end)
+}
+
+// clean says that no mark waits for a commit. mu must be held.
+func (c *Core) clean() bool { return c.mu.active.Used() == 0 && c.mu.frozen.Used() == 0 }
+
+// Dirty says that there are marks for a commit to write.
+func (c *Core) Dirty() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mu.active.Used() != 0
+}
+
+// DurableHydrated counts the regions that a power cut now would leave hydrated, at least.
+func (c *Core) DurableHydrated() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.durableHydrated()
+}
+
+func (c *Core) durableHydrated() uint64 {
+	return c.regions.NrHydrated() - c.mu.active.Count(bitmap.PlaneHydrated) - c.mu.frozen.Count(bitmap.PlaneHydrated)
+}

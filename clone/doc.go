@@ -1,0 +1,53 @@
+// Package clone is the core of ublk-clone: it routes requests to the source or the destination,
+// hydrates regions on demand and in the background, and commits the region map. It does no I/O of its
+// own and knows no kernel interface: a Lane is handed requests and completions, and hands out reads,
+// writes and zeroings to its Backend. The same code runs under the ublk driver and under a seeded
+// simulator (package clonetest) with disks that lose what was not flushed.
+//
+// # Region states
+//
+// A region is in one of three states, kept as two planes of bits, each bit only ever set (package
+// bitmap). Z is free: nothing has been written to the destination yet.
+//
+//	              DISCARD, WRITE_ZEROES,
+//	              hole of the source
+//	  S (source) -----------------------> Z (zero)
+//	     |                                   |
+//	     | copy, whole-region write,         | zeros written in the background,
+//	     | partial write (read + merge)      | whole or partial write
+//	     v                                   v
+//	  H (hydrated, final) <-------------------
+//
+// H is final. A DISCARD or WRITE_ZEROES of H writes zeros in place.
+//
+// # Claims
+//
+// Whatever marks a region holds a claim of it from its look at the map to the mark (I3); a region has
+// at most one. A request that meets somebody else's claim waits in that claim's list, holding nothing,
+// and starts again from the top. READs and WRITEs of hydrated regions need no claim and no lock.
+// Background copies read first and claim for their write only, so nobody waits for a read that no user
+// asked for (I8).
+//
+//	free --claimFor, claimBackground--> claimed --settle: mark, wake--> free
+//
+// # Threads and locks
+//
+// A Lane belongs to one thread: Submit, Complete, Drain and Hydrate run there and never block. Lanes
+// share the Core: the region map, read with atomic loads by anybody; and claims, marks since the last
+// commit, waiters and mode under Core.mu, which is held for a few map operations, never across an I/O
+// or a callback. A lane's inbox has a lock of its own, a leaf, which may be taken under Core.mu.
+// Commit runs on the committer's goroutine and may block.
+//
+// # Invariants kept here
+//
+//	I1   Backend has no way to write the source
+//	I2   read.go routes by the map at the time; H is final and the source does not change
+//	I3   claim.go: one writer; only settle marks
+//	I4   commit.go: the five steps
+//	I5   flush.go, Lane.answer, Lane.writeThrough
+//	I8   hydration.go
+//	I9   pools of Core.mu.active and frozen, operations and buffers of a Lane: fixed, waited for
+//	I10  Core.setMode only makes it worse; flushLost
+//	I11  readRunDone, mergeReadDone
+//	I12  Core.Complete is told from the durable plane
+package clone

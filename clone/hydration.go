@@ -1,0 +1,125 @@
+package clone
+
+import (
+	"errors"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+)
+
+// ErrCommitFirst ends a background hydration that found the pool of uncommitted pages full. A commit
+// has been asked for; the regions may be tried again after it.
+var ErrCommitFirst = errors.New("too many uncommitted marks: a commit comes first")
+
+// Hydration is one background hydration, preallocated by the hydrator: the regions [First, End), all in
+// state Source when it began (Zero false) or all in state Zero. A copy of more than one region must fit
+// a copy buffer. Regions that others claim or settle meanwhile are left out (I8).
+type Hydration struct {
+	First, End uint64
+	Zero       bool
+	// Done is called once, on the lane's thread. An error is that of the first I/O that failed; the
+	// regions that it left unhydrated can be told from the map.
+	Done func(*Hydration, error)
+}
+
+// CopyRegions is how many regions one Hydration may copy, at least 1.
+func (l *Lane) CopyRegions() uint64 { return max(1, uint64(l.bufSize)>>l.core.geo.shift) }
+
+// Hydrate starts h, or answers false when the lane has no operation or buffer free.
+func (l *Lane) Hydrate(h *Hydration) bool {
+	n := len(l.freeOps)
+	if n == 0 || !h.Zero && len(l.buffers) == 0 {
+		return false
+	}
+	o := l.freeOps[n-1]
+	l.freeOps = l.freeOps[:n-1]
+	o.bg = h
+	if h.Zero {
+		l.land(o, h.First)
+		return true
+	}
+	l.takeBuffer(o)
+	o.off = l.core.geo.Start(h.First)
+	o.end = min(l.core.geo.Start(h.End), o.off+l.bufSize)
+	o.step = earlyRead
+	l.readSource(o.token, o.off, o.buf[:o.end-o.off])
+	return true
+}
+
+// earlyReadDone: the read held no claim, so no user waited for it (I8); now the regions that are still
+// the source's are claimed, for their write only.
+func (l *Lane) earlyReadDone(o *op, err error) {
+	if err != nil {
+		l.hydrationDone(o, err)
+		return
+	}
+	l.land(o, o.bg.First)
+}
+
+// land claims the next stretch from region on and writes it.
+func (l *Lane) land(o *op, region uint64) {
+	st := bitmap.Source
+	if o.bg.Zero {
+		st = bitmap.Zero
+	}
+	switch l.core.claimBackground(&o.claim, st, region, o.bg.End) {
+	case claimed:
+		o.holds = true
+		l.planLanding(o)
+		l.nextSegment(o)
+	case full:
+		l.hydrationDone(o, ErrCommitFirst)
+	case refused:
+		l.hydrationDone(o, ErrReadOnly)
+	default:
+		l.hydrationDone(o, nil)
+	}
+}
+
+// planLanding: zeros, or what was read early, and of a region larger than the buffer also the rest,
+// which is the exception to I8.
+func (l *Lane) planLanding(o *op) {
+	lo, hi := l.core.geo.Start(o.claim.first), l.core.geo.Start(o.claim.end)
+	o.plan = plan{}
+	if o.bg.Zero {
+		o.plan.work(segZero, lo, hi)
+	} else {
+		o.plan.work(segEarly, lo, min(hi, o.off+l.bufSize))
+		o.plan.work(segCopy, o.off+l.bufSize, hi)
+	}
+	o.plan.mark(mark{bitmap.PlaneHydrated, o.claim.first, o.claim.end})
+}
+
+// landed is the end of one stretch's plan.
+func (l *Lane) landed(o *op, err error) {
+	if err != nil {
+		l.hydrationDone(o, err)
+		return
+	}
+	l.land(o, o.claim.end)
+}
+
+func (l *Lane) hydrationDone(o *op, err error) {
+	h := o.bg
+	l.freeOp(o)
+	h.Done(h, err)
+}
+
+// MarkHoles turns the regions of [first, end) that are in state Source and nobody's into Zero: they are
+// known to be a hole of the source. The others are left as they are.
+func (l *Lane) MarkHoles(first, end uint64) error {
+	var k claim
+	for {
+		switch l.core.claimBackground(&k, bitmap.Source, first, end) {
+		case claimed:
+			first = k.end
+			g := l.core.settle(&k, []mark{{bitmap.PlaneZero, k.first, k.end}})
+			add(&l.stats.discarded, g.zero)
+		case full:
+			return ErrCommitFirst
+		case refused:
+			return ErrReadOnly
+		default:
+			return nil
+		}
+	}
+}

@@ -1,0 +1,226 @@
+package clone
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+)
+
+// readParts is how many parts of one READ are in flight at a time; the next is handed out when one
+// ends. A READ has a part for each run of regions in one state.
+const readParts = 4
+
+// LaneConfig is what a Lane is made from.
+type LaneConfig struct {
+	Backend Backend
+	// Wake makes the lane's thread call Drain soon. Called from any thread; must not block.
+	Wake func()
+	// Ops is how many operations may be in flight: at least the queue depth.
+	Ops int
+	// Buffers are the copy buffers, page-aligned, all of one size, which is a multiple of 4096 bytes and
+	// at least 2. A region that fits into one is hydrated with one read and one write.
+	Buffers [][]byte
+}
+
+// Lane is the core's context for one thread: a plain single-threaded object. All methods but Stats and
+// are called on its thread.
+type Lane struct {
+	core    *Core
+	backend Backend
+	wakeUp  func()
+
+	ops     []op
+	freeOps []*op
+	buffers [][]byte // free ones
+	bufSize int64
+	// starved requests wait for an operation or a buffer of this lane and hold nothing.
+	starved requestList
+
+	inbox struct {
+		sync.Mutex // a leaf: nothing is taken under it
+		list       requestList
+	}
+
+	inFlight atomic.Int64 // user requests; written by this lane only
+	stats    counters
+}
+
+// counters are written by their lane only and read by anybody. Bytes, but for the last.
+type counters struct {
+	copied, written, discarded atomic.Int64
+	sourceRead                 atomic.Int64
+	readBytes, writeBytes      atomic.Int64
+	ops                        [OpWriteZeroes + 1]atomic.Int64
+}
+
+// Stats are sums over lanes, in bytes: how regions left the source (Copied from it, Written whole
+// by users, Discarded or zeroed), what was read from the source, what users read and wrote; Ops is the
+// number of requests by Op.
+type Stats struct {
+	Copied, Written, Discarded int64
+	SourceRead                 int64
+	ReadBytes, WriteBytes      int64
+	Ops                        [OpWriteZeroes + 1]int64
+}
+
+// NewLane adds a lane. Before the first request only.
+func (c *Core) NewLane(cfg LaneConfig) *Lane {
+	l := &Lane{core: c, backend: cfg.Backend, wakeUp: cfg.Wake}
+	l.ops = make([]op, cfg.Ops)
+	l.freeOps = make([]*op, 0, cfg.Ops)
+	for i := range l.ops {
+		l.ops[i].token = uint32(i)
+		l.freeOps = append(l.freeOps, &l.ops[i])
+	}
+	l.buffers = append(l.buffers, cfg.Buffers...)
+	l.bufSize = int64(len(cfg.Buffers[0]))
+	c.lanes = append(c.lanes, l)
+	c.mu.claims.grow(cfg.Ops)
+	return l
+}
+
+// Stats sums up the lanes.
+func (c *Core) Stats() (s Stats) {
+	for _, l := range c.lanes {
+		s.Copied += l.stats.copied.Load()
+		s.Written += l.stats.written.Load()
+		s.Discarded += l.stats.discarded.Load()
+		s.SourceRead += l.stats.sourceRead.Load()
+		s.ReadBytes += l.stats.readBytes.Load()
+		s.WriteBytes += l.stats.writeBytes.Load()
+		for i := range s.Ops {
+			s.Ops[i] += l.stats.ops[i].Load()
+		}
+	}
+	return s
+}
+
+// UserInFlight is how many requests of users are being worked on, in all lanes.
+func (c *Core) UserInFlight() (n int64) {
+	for _, l := range c.lanes {
+		n += l.inFlight.Load()
+	}
+	return n
+}
+
+// Submit takes a request that arrived.
+func (l *Lane) Submit(r *Request) {
+	r.lane = l
+	l.inFlight.Store(l.inFlight.Load() + 1)
+	if r.Op > OpWriteZeroes {
+		l.end(r, ErrOp)
+		return
+	}
+	add(&l.stats.ops[r.Op], 1)
+	if r.Op != OpFlush && !l.core.geo.Valid(r.Off, r.Len) {
+		l.end(r, ErrRange)
+		return
+	}
+	l.start(r)
+}
+
+// start routes a request from the top: a new one, and one whose wait is over.
+func (l *Lane) start(r *Request) {
+	switch r.Op {
+	case OpRead:
+		l.read(r)
+	case OpWrite:
+		l.write(r)
+	case OpFlush:
+		l.flush(r)
+	case OpDiscard:
+		l.discard(r)
+	case OpWriteZeroes:
+		l.writeZeroes(r)
+	}
+}
+
+// Drain takes what other threads posted, and restarts who found no operation or buffer. Completions
+// never call into another request: they leave it to here.
+func (l *Lane) Drain() {
+	l.inbox.Lock()
+	posted := l.inbox.list.take()
+	l.inbox.Unlock()
+	for r := posted.pop(); r != nil; r = posted.pop() {
+		if r.after == endCommit {
+			l.end(r, r.err)
+		} else {
+			l.start(r)
+		}
+	}
+	// Whoever starves again goes to the end of the new list.
+	starved := l.starved.take()
+	for r := starved.pop(); r != nil; r = starved.pop() {
+		l.start(r)
+	}
+}
+
+// post hands r to its lane's thread, from any thread.
+func (l *Lane) post(r *Request) {
+	l.inbox.Lock()
+	first := l.inbox.list.empty()
+	l.inbox.list.push(r)
+	l.inbox.Unlock()
+	if first {
+		l.wakeUp()
+	}
+}
+
+// end answers a request, exactly once.
+func (l *Lane) end(r *Request, err error) {
+	l.inFlight.Store(l.inFlight.Load() - 1)
+	switch {
+	case err != nil:
+	case r.Op == OpRead:
+		add(&l.stats.readBytes, r.Len)
+	case r.Op == OpWrite:
+		add(&l.stats.writeBytes, r.Len)
+	}
+	r.err, r.pending = nil, 0
+	r.End(r, err)
+}
+
+// newOp takes an operation for r, or gives nil: then r is in the starved list.
+func (l *Lane) newOp(r *Request) *op {
+	n := len(l.freeOps)
+	if n == 0 {
+		l.starved.push(r)
+		return nil
+	}
+	o := l.freeOps[n-1]
+	l.freeOps = l.freeOps[:n-1]
+	o.req = r
+	return o
+}
+
+// freeOp gives back an operation and its buffer.
+func (l *Lane) freeOp(o *op) {
+	l.freeBuffer(o)
+	token := o.token
+	*o = op{token: token}
+	l.freeOps = append(l.freeOps, o)
+}
+
+func (l *Lane) takeBuffer(o *op) bool {
+	n := len(l.buffers)
+	if n == 0 {
+		return false
+	}
+	o.buf = l.buffers[n-1]
+	l.buffers = l.buffers[:n-1]
+	return true
+}
+
+func (l *Lane) freeBuffer(o *op) {
+	if o.buf != nil {
+		l.buffers = append(l.buffers, o.buf)
+		o.buf = nil
+	}
+}
+
+// add is for counters that one thread writes: a load and a store, no locked instruction.
+func add(c *atomic.Int64, n int64) { c.Store(c.Load() + n) }
+
+// state is a shorthand.
+func (l *Lane) state(region uint64) bitmap.State { return l.core.regions.State(region) }

@@ -1,0 +1,107 @@
+package clone
+
+// step says what an operation waits for, and so where Complete goes on.
+type step uint8
+
+const (
+	readRun      step = iota // a READ's part, from either side
+	writeThrough             // a WRITE of hydrated regions
+	flushDest                // a FLUSH with nothing to commit
+	mergeRead                // segments of a claim, below
+	mergeWrite
+	copyRead
+	copyWrite
+	dataWrite
+	zeroWrite
+	earlyRead // background: before the claim
+	earlyWrite
+)
+
+// op is one operation: the context of one backend I/O at a time, in a table indexed by token. It
+// belongs to a request, or to a background hydration.
+type op struct {
+	token   uint32
+	step    step
+	holds   bool // claim is in the table
+	durable bool // writeThrough: the write itself makes a FUA durable
+	narrow  bool // merge: the wide read failed, the two edges are read alone
+	// fromSource: the run of a READ that is being read was in state Source.
+	fromSource bool
+
+	req *Request
+	bg  *Hydration
+
+	off, end int64 // bytes: what is left of a READ's part; of a merge or piece, what is being read
+	at       int64 // bytes: end of the run that is being read; progress in a segment
+	buf      []byte
+	claim    claim
+	plan     plan
+}
+
+// segmentKind is one kind of work on a stretch of the destination.
+type segmentKind uint8
+
+const (
+	segMerge segmentKind = iota // read what the request does not cover, merge, write: one I/O each
+	segCopy                     // source to destination through the buffer, in pieces
+	segData                     // the request's own bytes
+	segZero                     // zeros
+	segRuns                     // zeros, but only where regions are hydrated: in place
+	segEarly                    // background: what was read before the claim
+)
+
+type segment struct {
+	kind   segmentKind
+	lo, hi int64 // bytes of the device
+}
+
+// plan is the work of a claim: segments one after the other, then the marks. Nothing shows before the
+// marks are made, so the order of the segments is free and a failure on the way costs nothing.
+type plan struct {
+	segments [5]segment // WRITE_ZEROES inside large regions: head copy, zeros; tail zeros, copy; runs
+	marks    [3]mark
+	nrSegs   int
+	nrMarks  int
+	seg      int
+	// edges is how many regions the plan copies in part from the source.
+	edges uint64
+}
+
+func (p *plan) work(kind segmentKind, lo, hi int64) {
+	if lo < hi {
+		p.segments[p.nrSegs] = segment{kind, lo, hi}
+		p.nrSegs++
+	}
+}
+
+func (p *plan) mark(m mark) {
+	if m.first < m.end {
+		p.marks[p.nrMarks] = m
+		p.nrMarks++
+	}
+}
+
+// Complete takes the end of a backend I/O: err nil means done whole.
+func (l *Lane) Complete(token uint32, err error) {
+	o := &l.ops[token]
+	switch o.step {
+	case readRun:
+		l.readRunDone(o, err)
+	case writeThrough:
+		l.writeThroughDone(o, err)
+	case flushDest:
+		l.flushDestDone(o, err)
+	case mergeRead:
+		l.mergeReadDone(o, err)
+	case copyRead:
+		l.copyReadDone(o, err)
+	case copyWrite:
+		l.copyWriteDone(o, err)
+	case mergeWrite, dataWrite, earlyWrite:
+		l.segmentDone(o, err)
+	case zeroWrite:
+		l.zeroWriteDone(o, err)
+	case earlyRead:
+		l.earlyReadDone(o, err)
+	}
+}

@@ -1,0 +1,105 @@
+package clone
+
+import "github.com/ublk-clone/ublk-clone/bitmap"
+
+// read hands out a READ in parts, one for each run of regions in one state, at most readParts at a
+// time (I2). It takes no lock and waits for nobody: source bytes never change, and H is final.
+func (l *Lane) read(r *Request) {
+	if r.pending == 0 {
+		r.cursor = r.Off
+	}
+	l.readOn(r)
+}
+
+// readOn hands out further parts; what is in state Zero is done here and now.
+func (l *Lane) readOn(r *Request) {
+	end := r.Off + r.Len
+	for r.err == nil && r.cursor < end && r.pending < readParts {
+		st, stop := l.run(r.cursor, end)
+		if st == bitmap.Zero {
+			r.err = l.backend.Clear(r, r.cursor-r.Off, stop-r.cursor)
+		} else if !l.readPart(r, stop) {
+			return
+		}
+		r.cursor = stop
+	}
+	if r.pending == 0 {
+		l.end(r, r.err)
+	}
+}
+
+// run gives the state at off and where its run ends, in bytes and no further than end.
+func (l *Lane) run(off, end int64) (bitmap.State, int64) {
+	geo := l.core.geo
+	first, last := geo.Touched(off, end-off)
+	st, stop := l.core.regions.Run(first, last)
+	return st, min(end, geo.Start(stop))
+}
+
+// readPart starts the part [r.cursor, stop). Without a free operation it answers false: parts in
+// flight will go on with the rest when they end, and a request that has none is in the starved list.
+func (l *Lane) readPart(r *Request, stop int64) bool {
+	if r.pending > 0 && len(l.freeOps) == 0 {
+		return false
+	}
+	o := l.newOp(r)
+	if o == nil {
+		return false
+	}
+	o.off, o.end = r.cursor, stop
+	if l.readRun(o) {
+		r.pending++
+	} else {
+		l.freeOp(o)
+	}
+	return true
+}
+
+// readRun reads the next run of a part, or answers that nothing is left to wait for. Mostly the part is
+// one run; it falls apart when regions were hydrated since it was cut.
+func (l *Lane) readRun(o *op) bool {
+	r := o.req
+	for o.off < o.end && r.err == nil {
+		st, stop := l.run(o.off, o.end)
+		o.step, o.at, o.fromSource = readRun, stop, st == bitmap.Source
+		data := Data{Request: r, At: o.off - r.Off, Len: stop - o.off}
+		switch st {
+		case bitmap.Source:
+			add(&l.stats.sourceRead, data.Len)
+			l.backend.ReadSource(o.token, o.off, data)
+			return true
+		case bitmap.Hydrated:
+			l.backend.ReadDest(o.token, o.off, data)
+			return true
+		}
+		r.err = l.backend.Clear(r, data.At, data.Len)
+		o.off = stop
+	}
+	return false
+}
+
+// readRunDone: a failed read of the source looks at the map again before it counts, as the bytes may
+// be in the destination by now (I11).
+func (l *Lane) readRunDone(o *op, err error) {
+	r := o.req
+	if err == nil {
+		o.off = o.at
+	} else if !o.fromSource || !l.left(o.off, o.at) {
+		if r.err == nil {
+			r.err = err
+		}
+	}
+	if l.readRun(o) {
+		return
+	}
+	l.freeOp(o)
+	r.pending--
+	l.readOn(r)
+}
+
+// left says that not all of [off, end) is in state Source any more. It is asked of a run that was, so
+// each yes is a region that changed and the tries are bounded.
+func (l *Lane) left(off, end int64) bool {
+	st, stop := l.run(off, end)
+	return st != bitmap.Source || stop < end
+}

@@ -1,0 +1,87 @@
+package clone
+
+import "github.com/ublk-clone/ublk-clone/bitmap"
+
+// discard rounds inward: ragged ends keep their data. What is in state Source becomes Zero at no cost,
+// what is hydrated is zeroed in place before the answer; never by a discard whose zeros nobody
+// promises (dm-clone shows the destination's old content there).
+func (l *Lane) discard(r *Request) {
+	first, end := l.core.geo.Covered(r.Off, r.Len)
+	if first == end {
+		l.end(r, nil)
+		return
+	}
+	l.zero(r, first, end, false)
+}
+
+// writeZeroes covers every byte: whole regions as discard does, ragged edges like a partial write.
+func (l *Lane) writeZeroes(r *Request) {
+	first, end := l.core.geo.Touched(r.Off, r.Len)
+	l.zero(r, first, end, l.ragged(r))
+}
+
+// zero claims the regions of [first, end) that are not hydrated. The claim stays, and the request
+// unanswered, until all zeroing of the destination has ended (I3): the hydrated regions among and
+// beside them cannot come to be otherwise meanwhile.
+func (l *Lane) zero(r *Request, first, end uint64, ragged bool) {
+	o := l.newOp(r)
+	if o == nil {
+		return
+	}
+	if ragged && !l.takeBuffer(o) {
+		l.freeOp(o)
+		l.starved.push(r)
+		return
+	}
+	switch l.core.claimFor(r, &o.claim, first, end) {
+	case claimed:
+		o.holds = true
+		l.planZero(o)
+		l.nextSegment(o)
+	case nothing:
+		l.planZero(o)
+		l.nextSegment(o)
+	case refused:
+		l.freeOp(o)
+		l.end(r, ErrReadOnly)
+	case excluded, full:
+		l.freeOp(o)
+	}
+}
+
+// planZero: hydrated bytes in place, partly covered regions of the source merged, the rest only marked.
+func (l *Lane) planZero(o *op) {
+	r, geo, p := o.req, l.core.geo, &o.plan
+	off, end := r.Off, r.Off+r.Len
+	first, stop := geo.Covered(off, r.Len)
+	if r.Op == OpDiscard {
+		p.work(segRuns, geo.Start(first), geo.Start(stop))
+	} else {
+		p.work(segRuns, off, end)
+		l.planZeroEdge(p, off, end, geo.Region(off))
+		if last := geo.Region(end - 1); last != geo.Region(off) {
+			l.planZeroEdge(p, off, end, last)
+		}
+	}
+	if o.holds {
+		p.mark(mark{bitmap.PlaneZero, first, stop})
+	}
+}
+
+// planZeroEdge hydrates region with zeros laid over [off, end), if it is in state Source and covered
+// only in part; in state Zero there is nothing to do, and hydrated it is done in place.
+func (l *Lane) planZeroEdge(p *plan, off, end int64, region uint64) {
+	lo, hi := l.core.geo.Start(region), l.core.geo.End(region)
+	if off <= lo && hi <= end || l.state(region) != bitmap.Source {
+		return
+	}
+	if hi-lo <= l.bufSize {
+		p.work(segMerge, lo, hi)
+	} else {
+		p.work(segCopy, lo, off)
+		p.work(segZero, max(lo, off), min(hi, end))
+		p.work(segCopy, end, hi)
+	}
+	p.edges++
+	p.mark(mark{bitmap.PlaneHydrated, region, region + 1})
+}
