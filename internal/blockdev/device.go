@@ -1,0 +1,111 @@
+package blockdev
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// Role says what a device is for.
+type Role uint8
+
+// The roles.
+const (
+	Source Role = iota
+	Dest
+	Metadata
+)
+
+// String is the role in messages.
+func (r Role) String() string { return [...]string{"source", "destination", "metadata"}[r] }
+
+// code is the exit code of a failure of this role.
+func (r Role) code() int { return [...]int{exit.Source, exit.Dest, exit.Metadata}[r] }
+
+// Device is an open source, destination or metadata device with its lock.
+type Device struct {
+	file    *os.File
+	path    string
+	role    Role
+	stat    sys.Stat
+	size    int64 // bytes
+	logical int   // bytes
+	physic  int   // bytes, physical block
+	align   int   // bytes, what direct I/O asks of offsets, lengths and buffers
+	direct  bool
+	created bool
+	warned  []string
+}
+
+// File is the one description of the device. It stays valid until Close; a
+// ring that uses its descriptor keeps it reachable.
+func (d *Device) File() *os.File { return d.file }
+
+// Path is the name under which the device was opened, for messages only.
+func (d *Device) Path() string { return d.path }
+
+// Size is the size in bytes at open.
+func (d *Device) Size() int64 { return d.size }
+
+// IsBlock says whether it is a block device, not a file.
+func (d *Device) IsBlock() bool { return d.stat.IsBlock() }
+
+// LogicalBlock is the smallest unit of I/O in bytes.
+func (d *Device) LogicalBlock() int { return d.logical }
+
+// PhysicalBlock is the unit that is written without being read first, in bytes.
+func (d *Device) PhysicalBlock() int { return d.physic }
+
+// Direct says whether I/O bypasses the page cache.
+func (d *Device) Direct() bool { return d.direct }
+
+// Created says whether Open made the file.
+func (d *Device) Created() bool { return d.created }
+
+// Warnings are what the user should know and what force overrode.
+func (d *Device) Warnings() []string { return d.warned }
+
+// Close gives the description and with it the lock back.
+func (d *Device) Close() error {
+	if err := d.file.Close(); err != nil {
+		return d.fail("close", err, "")
+	}
+	return nil
+}
+
+// Remove unlinks a file that Open made, for the undo of a start that failed.
+// It leaves alone whatever was there before, and a path that names another file
+// by now.
+func (d *Device) Remove() error {
+	if !d.created {
+		return nil
+	}
+	st, err := sys.StatPath(d.path)
+	if err != nil || st.Dev != d.stat.Dev || st.Inode != d.stat.Inode {
+		return nil
+	}
+	if err := os.Remove(d.path); err != nil {
+		return d.fail("remove", err, "")
+	}
+	return nil
+}
+
+// fd is the descriptor for calls of package sys; the caller holds d, and d
+// the file.
+func (d *Device) fd() int { return int(d.file.Fd()) }
+
+// fail is an error of this device with the exit code of its role.
+func (d *Device) fail(verb string, cause error, next string) error {
+	return failure(d.role, d.role.code(), verb, d.path, cause, next)
+}
+
+// refuse is an error of this device that force overrides.
+func (d *Device) refuse(verb string, cause error, next string) error {
+	return failure(d.role, exit.Refused, verb, d.path, cause, next)
+}
+
+func failure(role Role, code int, verb, path string, cause error, next string) error {
+	return &exit.Error{Code: code, Doing: fmt.Sprintf("%s the %s", verb, role), Object: path, Cause: cause, Next: next}
+}

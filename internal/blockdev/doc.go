@@ -1,0 +1,27 @@
+// Package blockdev opens what a clone is made of: a source, a destination and
+// the metadata, each a block device or a file, under the rules that keep data
+// safe.
+//
+//	            block device                  file
+//	source      O_RDONLY|O_EXCL *             O_RDONLY, flock shared
+//	destination O_RDWR|O_EXCL|O_DIRECT        O_RDWR|O_DIRECT, flock exclusive, space reserved
+//	metadata    O_RDWR|O_EXCL|O_DIRECT        O_RDWR, O_DIRECT where there is, flock exclusive, sparse
+//
+//	* without O_EXCL if the user says that several clones share the source
+//
+// I1: the source is opened read-only and nothing here writes to it; a source
+// that is mounted or held is refused.
+//
+// I7: each device has ONE open file description, made here, which holds the
+// lock. Whoever does I/O uses File or a duplicate of it; nobody opens the path
+// again for I/O, and every descriptor is close-on-exec, so no helper inherits
+// one. Close gives the lock back once the last request through it has ended.
+//
+// The clone is as large as the source. Its logical block is the larger of
+// both sides'; sizes are never rounded (Match). No two of the three may overlap,
+// through partitions, loop devices and device-mapper (Distinct). A destination
+// that carries something known is refused (Signature).
+//
+// Every error is an *exit.Error. Nothing here is used on the I/O path except
+// MetadataFile, which the committer alone calls.
+package blockdev

@@ -1,0 +1,149 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// sector is the unit in which file systems and partition tables of a file are
+// addressed, whatever disk the file lies on, in bytes.
+const sector = 512
+
+// pageBlock is the alignment that every file system takes, in bytes.
+const pageBlock = 4096
+
+// alignFile finds what direct I/O on the file asks for and switches it on for
+// a destination and metadata. A source file stays buffered until Match knows
+// the block size of the clone.
+func (d *Device) alignFile(o Options) error {
+	d.logical, d.physic = sector, sector
+	var err error
+	if d.align, err = d.directAlign(); err != nil {
+		return d.fail("examine", err, "")
+	}
+	if d.role == Source {
+		return nil
+	}
+	if d.align > 0 {
+		err = sys.SetDirect(d.fd(), true)
+	}
+	if d.align == 0 || errors.Is(err, syscall.EINVAL) {
+		return d.acceptBuffered(o)
+	}
+	if err != nil {
+		return d.fail("open", err, "")
+	}
+	d.direct = true
+	if d.role == Dest {
+		d.logical, d.physic = max(sector, d.align), max(sector, d.align)
+	}
+	return nil
+}
+
+// acceptBuffered: the metadata works without direct I/O too, a destination on
+// force only.
+func (d *Device) acceptBuffered(o Options) error {
+	d.align = 0
+	if d.role == Metadata {
+		return nil
+	}
+	if !o.Force {
+		return d.refuse("open", errors.New("its file system has no direct I/O"), "Use another file system; --force overrides.")
+	}
+	d.warn("the destination %s has no direct I/O: it needs memory to free memory", d.path)
+	return nil
+}
+
+// directAlign is the alignment of direct I/O in bytes, 0 where there is none.
+// Where the file system does not say, the one that all of them take.
+func (d *Device) directAlign() (int, error) {
+	memory, offset, known, err := sys.DirectAlign(d.fd())
+	if err != nil {
+		return 0, err
+	}
+	if !known {
+		return pageBlock, nil
+	}
+	return max(memory, offset), nil
+}
+
+// Geometry is what the clone inherits from its two sides.
+type Geometry struct {
+	Size          int64 // bytes: the source's
+	LogicalBlock  int   // bytes: the larger of both
+	PhysicalBlock int   // bytes: the larger of both
+	Warnings      []string
+}
+
+// Match checks that the destination can take the source, and sets the source's
+// direct I/O to what the clone's block size allows. Exit codes: 8 for a source
+// whose size is no multiple of the clone's logical block (never rounded), 9 for
+// a destination that is too small, 14 for a 512-byte source under a 4096-byte
+// clone without force.
+func Match(source, dest *Device, force bool) (Geometry, error) {
+	g := Geometry{
+		Size:          source.size,
+		LogicalBlock:  max(source.logical, dest.logical),
+		PhysicalBlock: max(source.physic, dest.physic),
+	}
+	if source.size == 0 || source.size%int64(g.LogicalBlock) != 0 {
+		return g, source.fail("clone", fmt.Errorf("its size, %d bytes, is no multiple of the clone's logical block, %d bytes",
+			source.size, g.LogicalBlock), "Sizes are never rounded; use a destination with smaller blocks, or resize the source.")
+	}
+	if dest.size < source.size {
+		return g, dest.fail("use", fmt.Errorf("it has %d bytes, the source %d", dest.size, source.size),
+			fmt.Sprintf("Make it at least %d bytes.", source.size))
+	}
+	if err := g.checkBlocks(source, dest, force); err != nil {
+		return g, err
+	}
+	return g, source.chooseDirect(g.LogicalBlock)
+}
+
+// checkBlocks warns of, or without force refuses, a clone with larger blocks
+// than its source: what addresses the source in its own blocks (a partition
+// table, a file system with smaller blocks) is unreadable on the clone.
+func (g *Geometry) checkBlocks(source, dest *Device, force bool) error {
+	if source.logical >= g.LogicalBlock {
+		return nil
+	}
+	text := fmt.Sprintf("the source has logical blocks of %d bytes, the clone of %d: partition tables and file systems with smaller blocks become unreadable",
+		source.logical, g.LogicalBlock)
+	if !force {
+		return &exit.Error{Code: exit.Refused, Doing: "clone " + source.path + " onto", Object: dest.path, Cause: errors.New(text),
+			Next: "Use a destination with 512-byte blocks; --force if the content can take it."}
+	}
+	g.Warnings = append(g.Warnings, text)
+	return nil
+}
+
+// chooseDirect switches a source to direct I/O where the clone's blocks satisfy
+// its alignment. Buffers are page-aligned, offsets in them multiples of block.
+func (d *Device) chooseDirect(block int) error {
+	want := d.align > 0 && d.align <= block
+	if want == d.direct {
+		return nil
+	}
+	err := sys.SetDirect(d.fd(), want)
+	if errors.Is(err, syscall.EINVAL) {
+		return nil
+	}
+	if err != nil {
+		return d.fail("open", err, "")
+	}
+	d.direct = want
+	return nil
+}
+
+// Align is the alignment that I/O through File must keep, in bytes: offsets,
+// lengths and buffer addresses. 1 for buffered I/O.
+func (d *Device) Align() int {
+	if !d.direct {
+		return 1
+	}
+	return d.align
+}

@@ -1,0 +1,198 @@
+package blockdev
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// Holder is somebody who uses a device or a file.
+type Holder struct {
+	Kind    string `json:"kind"`              // mount, swap, device, loop, process
+	Where   string `json:"where,omitempty"`   // mount point, swap area, device on top
+	PID     int    `json:"pid,omitempty"`     // of a process
+	Command string `json:"command,omitempty"` // of a process
+}
+
+// String names the holder for a message.
+func (h Holder) String() string {
+	switch h.Kind {
+	case "mount":
+		return "mounted on " + h.Where
+	case "swap":
+		return "used as swap"
+	case "process":
+		return fmt.Sprintf("open in process %d (%s)", h.PID, h.Command)
+	}
+	return "under " + h.Where
+}
+
+// Holders lists who uses the device or file at path: mounts in every mount
+// namespace, devices on top, loop devices, swap and processes that have it
+// open, other than this one. Partitions count as their disk.
+func Holders(path string) ([]Holder, error) {
+	st, err := host.stat(path)
+	if err != nil {
+		return nil, err
+	}
+	return host.holders(st), nil
+}
+
+func (t tree) holders(st sys.Stat) []Holder {
+	u := t.use(st)
+	var all []Holder
+	all = append(all, t.mountHolders(u)...)
+	all = append(all, t.stackHolders(st)...)
+	all = append(all, t.loopsOver(st)...)
+	all = append(all, t.swapHolders(u)...)
+	return append(all, t.processHolders(u)...)
+}
+
+// use is what counts as using a device: the numbers of it and its partitions,
+// or a file's place.
+type use struct {
+	devs       []uint64
+	dev, inode uint64
+}
+
+func (t tree) use(st sys.Stat) use {
+	if !st.IsBlock() {
+		return use{dev: st.Dev, inode: st.Inode}
+	}
+	devs := []uint64{st.Rdev}
+	if dir := t.dir(st.Rdev); dir != "" {
+		devs = append(devs, partitions(dir)...)
+	}
+	return use{devs: devs}
+}
+
+func (u use) is(st sys.Stat) bool {
+	if st.IsBlock() {
+		return slices.Contains(u.devs, st.Rdev)
+	}
+	return u.inode != 0 && st.Dev == u.dev && st.Inode == u.inode
+}
+
+// mountHolders looks through the mounts of every mount namespace once.
+func (t tree) mountHolders(u use) []Holder {
+	if len(u.devs) == 0 {
+		return nil
+	}
+	var all []Holder
+	seen := map[string]bool{}
+	for _, pid := range t.pids() {
+		name := strconv.Itoa(pid)
+		ns, err := os.Readlink(filepath.Join(t.proc, name, "ns", "mnt"))
+		if err != nil || seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		for _, m := range t.mounts(name) {
+			h := Holder{Kind: "mount", Where: m.Mountpoint}
+			dev := sys.Mkdev(uint32(m.Major), uint32(m.Minor))
+			if (slices.Contains(u.devs, dev) || t.mountedFrom(u, m.Source)) && !slices.Contains(all, h) {
+				all = append(all, h)
+			}
+		}
+	}
+	return all
+}
+
+// mountedFrom finds the mounts of file systems with device numbers of their
+// own (btrfs) by the device that they name.
+func (t tree) mountedFrom(u use, source string) bool {
+	if !strings.HasPrefix(source, "/dev/") {
+		return false
+	}
+	st, err := t.stat(source)
+	return err == nil && u.is(st)
+}
+
+// stackHolders are device-mapper and md devices on top of the device or of its
+// partitions.
+func (t tree) stackHolders(st sys.Stat) []Holder {
+	if !st.IsBlock() {
+		return nil
+	}
+	dir := t.dir(st.Rdev)
+	if dir == "" {
+		return nil
+	}
+	own, _ := filepath.Glob(filepath.Join(dir, "holders", "*"))
+	parts, _ := filepath.Glob(filepath.Join(dir, "*", "holders", "*"))
+	var all []Holder
+	for _, p := range append(own, parts...) {
+		where := "/dev/" + filepath.Base(p)
+		if name := text(p, "dm", "name"); name != "" {
+			where += " (" + name + ")"
+		}
+		all = append(all, Holder{Kind: "device", Where: where})
+	}
+	return all
+}
+
+// loopsOver are the loop devices over the device or file, which no lock keeps
+// away and no process has open.
+func (t tree) loopsOver(st sys.Stat) []Holder {
+	u := t.use(st)
+	dirs, _ := filepath.Glob(filepath.Join(t.sys, "block", "loop*"))
+	var all []Holder
+	for _, dir := range dirs {
+		if back, err := t.backing(dir); err == nil && u.is(back) {
+			all = append(all, Holder{Kind: "loop", Where: "/dev/" + filepath.Base(dir)})
+		}
+	}
+	return all
+}
+
+func (t tree) swapHolders(u use) []Holder {
+	f, err := os.Open(filepath.Join(t.proc, "swaps"))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var all []Holder
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		path, _, _ := strings.Cut(lines.Text(), " ")
+		if !strings.HasPrefix(path, "/") {
+			continue
+		}
+		if st, err := t.stat(path); err == nil && u.is(st) {
+			all = append(all, Holder{Kind: "swap", Where: path})
+		}
+	}
+	return all
+}
+
+// processHolders are the processes, other than this one, that have the device
+// or file open.
+func (t tree) processHolders(u use) []Holder {
+	var all []Holder
+	for _, pid := range t.pids() {
+		if pid != os.Getpid() && t.hasOpen(pid, u) {
+			command := text(t.proc, strconv.Itoa(pid), "comm")
+			all = append(all, Holder{Kind: "process", PID: pid, Command: command})
+		}
+	}
+	return all
+}
+
+func (t tree) hasOpen(pid int, u use) bool {
+	dir := filepath.Join(t.proc, strconv.Itoa(pid), "fd")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		if st, err := t.stat(filepath.Join(dir, e.Name())); err == nil && u.is(st) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,108 @@
+package blockdev
+
+import (
+	"fmt"
+	"hash/crc32"
+	"path/filepath"
+	"strings"
+
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// Identity tells whether a device is the one of last time. ID never holds a
+// name such as /dev/sdb, which the next boot may give to another disk; it is
+// "" where a device has nothing to tell it by, and then the size alone counts.
+type Identity struct {
+	ID   string `json:"id"`
+	Size int64  `json:"size"` // bytes
+}
+
+// Identity finds the identity: for a file its file system and inode, for a
+// disk its WWID or serial number, for a partition its disk's and where it
+// begins, for device-mapper and md their UUID, for a loop device that of what
+// is behind it.
+func (d *Device) Identity() (Identity, error) {
+	id, err := d.identify()
+	if err != nil {
+		return Identity{}, d.fail("identify", err, "")
+	}
+	return Identity{ID: id, Size: d.size}, nil
+}
+
+func (d *Device) identify() (string, error) {
+	if d.IsBlock() {
+		return host.identifyBlock(d.stat.Rdev), nil
+	}
+	id, err := sys.FSID(d.fd())
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("file:%x:%d", id, d.stat.Inode), nil
+}
+
+func (t tree) identifyBlock(rdev uint64) string {
+	dir := t.dir(rdev)
+	if dir == "" {
+		return ""
+	}
+	if isPartition(dir) {
+		disk := ownName(filepath.Dir(dir))
+		if disk == "" {
+			return ""
+		}
+		return fmt.Sprintf("%s@%d", disk, number(dir, "start")*512)
+	}
+	if st, err := t.backing(dir); err == nil && !st.IsBlock() {
+		return fmt.Sprintf("loop:%d@%d", st.Inode, number(dir, "loop", "offset"))
+	}
+	return ownName(dir)
+}
+
+// ownName is what a disk, given its sysfs folder, says of itself.
+func ownName(dir string) string {
+	for _, attr := range []struct{ kind, path string }{
+		{"dm", "dm/uuid"}, {"md", "md/uuid"},
+		{"wwid", "wwid"}, {"wwid", "device/wwid"},
+		{"serial", "serial"}, {"serial", "device/serial"},
+	} {
+		if id := strings.Join(strings.Fields(text(dir, attr.path)), " "); id != "" {
+			return attr.kind + ":" + id
+		}
+	}
+	return ""
+}
+
+// Fingerprint tells whether a source still has the content of last time. It is
+// a sample: a source that is only ever read does not change in part.
+type Fingerprint struct {
+	CRC   uint32 `json:"crc"`   // CRC-32C of the first MiB, then the last
+	Size  int64  `json:"size"`  // bytes
+	Mtime int64  `json:"mtime"` // nanoseconds since 1970, files only
+}
+
+// sample is how much of each end of the source goes into the fingerprint, in
+// bytes.
+const sample = 1 << 20
+
+// Fingerprint reads the first and the last MiB. The size must be a multiple of
+// the alignment, which Match has checked.
+func (d *Device) Fingerprint() (Fingerprint, error) {
+	m, err := sys.Map(sample, false)
+	if err != nil {
+		return Fingerprint{}, d.fail("read", err, "")
+	}
+	defer m.Close()
+	n := min(sample, d.size)
+	f := Fingerprint{Size: d.size}
+	for _, off := range []int64{0, d.size - n} {
+		p := m.Bytes()[:n]
+		if err := sys.ReadFullAt(d.fd(), p, off); err != nil {
+			return Fingerprint{}, d.fail("read", err, "Check the source device.")
+		}
+		f.CRC = crc32.Update(f.CRC, crc32.MakeTable(crc32.Castagnoli), p)
+	}
+	if !d.IsBlock() {
+		f.Mtime = d.stat.Mtime
+	}
+	return f, nil
+}

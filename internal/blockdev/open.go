@@ -1,0 +1,274 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// Options of Open.
+type Options struct {
+	// Shared opens a source without the exclusive lock: several clones use it.
+	Shared bool
+	// Force accepts what could cost data: a destination or metadata file on a
+	// network, FUSE or overlay file system, or without direct I/O.
+	Force bool
+	// Create makes a destination or metadata file that does not exist.
+	Create bool
+	// Size in bytes of a destination that is created, and the space reserved
+	// for one that is created or, with Reserve, exists.
+	Size int64
+	// Reserve gives an existing destination file its space.
+	Reserve bool
+}
+
+// Open opens and locks path for its role. Exit codes: 5 if it is held, with the
+// holders; 6 without permission; 14 for what Force accepts; else the role's.
+func Open(role Role, path string, o Options) (*Device, error) {
+	st, err := sys.StatPath(path)
+	missing := errors.Is(err, fs.ErrNotExist)
+	switch {
+	case missing && o.Create && role != Source:
+		return create(role, path, o)
+	case err != nil:
+		return nil, failure(role, openCode(role, err), "open", path, err, openNext(role, missing))
+	case !st.IsBlock() && !st.IsRegular():
+		return nil, failure(role, role.code(), "open", path, errors.New("neither a block device nor a regular file"), "")
+	}
+	flags := openFlags(role)
+	if st.IsBlock() {
+		flags = blockFlags(role, o)
+	}
+	d, err := open(role, path, flags)
+	if err != nil {
+		return nil, err
+	}
+	if d.stat.IsBlock() != st.IsBlock() {
+		return nil, d.abandon(d.fail("open", errors.New("it changed while it was opened"), "Try again."))
+	}
+	return d.setUp(o)
+}
+
+func openFlags(role Role) int {
+	if role == Source {
+		return os.O_RDONLY
+	}
+	return os.O_RDWR
+}
+
+// blockFlags makes the open itself the lock: O_EXCL claims a block device.
+func blockFlags(role Role, o Options) int {
+	switch {
+	case role == Source && o.Shared:
+		return os.O_RDONLY
+	case role == Source:
+		return os.O_RDONLY | os.O_EXCL
+	}
+	return os.O_RDWR | os.O_EXCL | syscall.O_DIRECT
+}
+
+// create makes the file; a loser of a race for the name fails with EEXIST.
+func create(role Role, path string, o Options) (*Device, error) {
+	d, err := open(role, path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	if err != nil {
+		return nil, err
+	}
+	d.created = true
+	return d.setUp(o)
+}
+
+// open makes the one description.
+func open(role Role, path string, flags int) (*Device, error) {
+	f, err := sys.Open(path, flags, 0o600)
+	if err != nil {
+		if errors.Is(err, syscall.EBUSY) {
+			return nil, busy(role, "open", path, err)
+		}
+		return nil, failure(role, openCode(role, err), "open", path, err, openNext(role, false))
+	}
+	d := &Device{file: f, path: path, role: role}
+	if d.stat, err = sys.Fstat(d.fd()); err != nil {
+		return nil, d.abandon(d.fail("examine", err, ""))
+	}
+	return d, nil
+}
+
+func openCode(role Role, err error) int {
+	if errors.Is(err, fs.ErrPermission) {
+		return exit.Denied
+	}
+	return role.code()
+}
+
+func openNext(role Role, missing bool) string {
+	if missing && role == Metadata {
+		return "Check the path; --create makes a new file."
+	}
+	return "Check the path and that the device is attached."
+}
+
+// abandon closes a device that could not be set up, removes what was created
+// for it, and hands the error on.
+func (d *Device) abandon(err error) error {
+	return errors.Join(err, d.Remove(), d.Close())
+}
+
+// setUp locks a file and finds sizes and alignment; on an error d is closed.
+func (d *Device) setUp(o Options) (*Device, error) {
+	prepare := d.setUpFile
+	if d.IsBlock() {
+		prepare = d.setUpBlock
+	}
+	if err := prepare(o); err != nil {
+		return nil, d.abandon(err)
+	}
+	return d, nil
+}
+
+// setUpBlock reads the geometry of a block device, which O_EXCL has locked.
+func (d *Device) setUpBlock(o Options) error {
+	size, errSize := sys.BlockSize64(d.fd())
+	logical, errLogical := sys.LogicalBlock(d.fd())
+	physical, errPhysical := sys.PhysicalBlock(d.fd())
+	readOnly, errRO := sys.IsReadOnly(d.fd())
+	direct, errDirect := sys.IsDirect(d.fd())
+	if err := errors.Join(errSize, errLogical, errPhysical, errRO, errDirect); err != nil {
+		return d.fail("examine", err, "")
+	}
+	if size == 0 {
+		return d.fail("open", errors.New("it has no size: no medium, or not set up"), "")
+	}
+	if readOnly && d.role != Source {
+		return d.fail("open", errors.New("the device is read-only"), "See `blockdev --setrw`.")
+	}
+	d.size, d.logical, d.physic, d.align, d.direct = size, logical, physical, logical, direct
+	if d.role == Source && o.Shared {
+		d.warn("the source %s is not locked (--source-shared): nobody may mount or write it", d.path)
+	}
+	return nil
+}
+
+// setUpFile, in order: lock; nobody uses the file through a loop device, which
+// no flock keeps away; a file system whose promises are its own; direct I/O;
+// space.
+func (d *Device) setUpFile(o Options) error {
+	if err := d.lockFile(); err != nil {
+		return err
+	}
+	if err := d.refuseLoop(o); err != nil {
+		return err
+	}
+	if err := d.refuseIndirect(o); err != nil {
+		return err
+	}
+	if err := d.alignFile(o); err != nil {
+		return err
+	}
+	return d.sizeFile(o)
+}
+
+func (d *Device) lockFile() error {
+	lock := sys.FlockExclusive
+	if d.role == Source {
+		lock = sys.FlockShared
+	}
+	err := lock(d.fd())
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return busy(d.role, "lock", d.path, errors.New("locked by another process"))
+	}
+	if err != nil {
+		return d.fail("lock", err, "")
+	}
+	return nil
+}
+
+func (d *Device) refuseLoop(o Options) error {
+	loops := host.loopsOver(d.stat)
+	if len(loops) == 0 || d.role == Source && o.Shared {
+		return nil
+	}
+	cause := fmt.Errorf("in use: %s", joinHolders(loops))
+	return failure(d.role, exit.Busy, "open", d.path, cause, "Detach it with `losetup -d`, or name the loop device instead.")
+}
+
+func (d *Device) refuseIndirect(o Options) error {
+	if d.role == Source {
+		return nil
+	}
+	name, err := sys.IndirectFS(d.fd())
+	if err != nil {
+		return d.fail("examine", err, "")
+	}
+	if name == "" {
+		return nil
+	}
+	if !o.Force {
+		return d.refuse("open", fmt.Errorf("it lies on a %s file system, whose locks and flushes cannot be relied on", name),
+			"Use a block device or a file on a local file system; --force overrides.")
+	}
+	d.warn("the %s %s lies on a %s file system: a crash may lose data", d.role, d.path, name)
+	return nil
+}
+
+// sizeFile grows a created destination and reserves its space, so that a write
+// to an unhydrated region cannot fail for want of it later.
+func (d *Device) sizeFile(o Options) error {
+	fits := d.created || o.Reserve && d.stat.Size >= o.Size
+	if d.role == Dest && fits {
+		if err := d.reserve(o); err != nil {
+			return err
+		}
+	}
+	st, err := sys.Fstat(d.fd())
+	if err != nil {
+		return d.fail("examine", err, "")
+	}
+	d.stat, d.size = st, st.Size
+	return nil
+}
+
+func (d *Device) reserve(o Options) error {
+	err := sys.Reserve(d.fd(), o.Size)
+	if errors.Is(err, syscall.EOPNOTSUPP) {
+		d.warn("the file system of the destination %s cannot reserve space: a full one fails writes", d.path)
+		if d.created {
+			err = d.file.Truncate(o.Size)
+		} else {
+			err = nil
+		}
+	}
+	if err != nil {
+		return d.fail("reserve space for", fmt.Errorf("%d bytes: %w", o.Size, err), "Free space on its file system.")
+	}
+	return nil
+}
+
+func (d *Device) warn(format string, args ...any) {
+	d.warned = append(d.warned, fmt.Sprintf(format, args...))
+}
+
+// busy is an error that lists who holds path.
+func busy(role Role, verb, path string, cause error) error {
+	next := "Stop whoever uses it."
+	holders, err := Holders(path)
+	if err == nil && len(holders) > 0 {
+		cause = fmt.Errorf("%w: %s", cause, joinHolders(holders))
+	} else {
+		next = "No holder was found: it may be in another namespace, or a daemon's last request is still in flight."
+	}
+	return failure(role, exit.Busy, verb, path, cause, next)
+}
+
+func joinHolders(holders []Holder) string {
+	names := make([]string, len(holders))
+	for i, h := range holders {
+		names[i] = h.String()
+	}
+	return strings.Join(names, "; ")
+}

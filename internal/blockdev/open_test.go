@@ -1,0 +1,276 @@
+package blockdev
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+func image(t *testing.T, size int64) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "image")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func mustOpen(t *testing.T, role Role, path string, o Options) *Device {
+	t.Helper()
+	d, err := Open(role, path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.file.Close() })
+	return d
+}
+
+func wantCode(t *testing.T, what string, err error, code int, words ...string) {
+	t.Helper()
+	if exit.Code(err) != code {
+		t.Errorf("%s: exit code %d (%v), want %d", what, exit.Code(err), err, code)
+		return
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%s: %q does not say %q", what, err, w)
+		}
+	}
+}
+
+func TestSourceFileIsReadOnlyAndShared(t *testing.T) {
+	path := image(t, mib)
+	a := mustOpen(t, Source, path, Options{})
+	mustOpen(t, Source, path, Options{})
+	if _, err := a.File().WriteAt([]byte("x"), 0); err == nil {
+		t.Error("the source can be written")
+	}
+	_, err := Open(Dest, path, Options{Force: true})
+	wantCode(t, "source as destination", err, exit.Busy, "lock the destination", path)
+}
+
+func TestDestFileIsExclusive(t *testing.T) {
+	path := image(t, mib)
+	d := mustOpen(t, Dest, path, Options{Force: true})
+	for _, role := range []Role{Source, Dest, Metadata} {
+		_, err := Open(role, path, Options{Force: true})
+		wantCode(t, "second open as "+role.String(), err, exit.Busy)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, Dest, path, Options{Force: true})
+}
+
+func TestCreatedDestHasItsSpaceAndIsRemoved(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "dest")
+	d := mustOpen(t, Dest, path, Options{Create: true, Size: 8 * mib, Force: true})
+	if d.Size() != 8*mib || !d.Created() {
+		t.Errorf("created destination has %d bytes, created %v", d.Size(), d.Created())
+	}
+	st, err := d.File().Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if blocks := st.Sys().(*syscall.Stat_t).Blocks; blocks*512 < 8*mib {
+		t.Errorf("%d bytes are reserved", blocks*512)
+	}
+	if err := d.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after Remove: %v", err)
+	}
+}
+
+func TestRemoveKeepsWhatWasThere(t *testing.T) {
+	path := image(t, mib)
+	d := mustOpen(t, Dest, path, Options{Create: true, Size: mib, Force: true})
+	if err := d.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("a file that was there is gone: %v", err)
+	}
+}
+
+func TestRemoveKeepsAnotherFileOfThatName(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "meta")
+	d := mustOpen(t, Metadata, path, Options{Create: true, Force: true})
+	if err := errors.Join(os.Remove(path), os.WriteFile(path, []byte("new"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("another file of that name is gone: %v", err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "missing")
+	_, err := Open(Source, missing, Options{Create: true})
+	wantCode(t, "missing source", err, exit.Source, "open the source", missing)
+	_, err = Open(Metadata, missing, Options{})
+	wantCode(t, "missing metadata", err, exit.Metadata)
+	_, err = Open(Dest, t.TempDir(), Options{})
+	wantCode(t, "folder as destination", err, exit.Dest, "neither a block device nor a regular file")
+	_, err = Open(Source, "/dev/null", Options{})
+	wantCode(t, "character device as source", err, exit.Source)
+}
+
+func device(size int64, logical int) *Device {
+	return &Device{path: "/dev/x", size: size, logical: logical, physic: logical}
+}
+
+func TestMatch(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		source, dest *Device
+		force        bool
+		code, block  int
+	}{
+		{"same", device(mib, 512), device(mib, 512), false, 0, 512},
+		{"larger destination", device(mib, 512), device(2*mib, 512), false, 0, 512},
+		{"smaller destination", device(mib, 512), device(mib-512, 512), true, exit.Dest, 0},
+		{"4096 source", device(mib, 4096), device(mib, 512), false, 0, 4096},
+		{"4096 destination", device(mib, 512), device(mib, 4096), false, exit.Refused, 0},
+		{"4096 destination, force", device(mib, 512), device(mib, 4096), true, 0, 4096},
+		{"ragged source", device(mib+512, 512), device(2*mib, 4096), true, exit.Source, 0},
+		{"ragged file", device(mib+1, 512), device(2*mib, 512), true, exit.Source, 0},
+		{"empty source", device(0, 512), device(mib, 512), true, exit.Source, 0},
+	} {
+		c.dest.role = Dest
+		g, err := Match(c.source, c.dest, c.force)
+		wantCode(t, c.name, err, c.code)
+		if c.code == 0 && (g.LogicalBlock != c.block || g.Size != c.source.size) {
+			t.Errorf("%s: %+v", c.name, g)
+		}
+		if warned := len(g.Warnings) > 0; c.code == 0 && warned != c.force {
+			t.Errorf("%s: warnings %q", c.name, g.Warnings)
+		}
+	}
+}
+
+func TestFingerprint(t *testing.T) {
+	path := image(t, 3*mib+512)
+	print := func() Fingerprint {
+		d := mustOpen(t, Source, path, Options{})
+		defer d.file.Close()
+		f, err := d.Fingerprint()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	before := print()
+	if again := print(); again != before {
+		t.Errorf("unchanged source: %+v, then %+v", before, again)
+	}
+	for _, off := range []int64{0, 3*mib + 511} {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.WriteAt([]byte{1}, off)
+		if err := errors.Join(err, f.Close(), os.Chtimes(path, time.Unix(0, before.Mtime), time.Unix(0, before.Mtime))); err != nil {
+			t.Fatal(err)
+		}
+		after := print()
+		if after.CRC == before.CRC || after.Mtime != before.Mtime {
+			t.Errorf("a changed byte at %d: %+v, then %+v", off, before, after)
+		}
+		before = after
+	}
+}
+
+func TestMetadataFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "meta")
+	d := mustOpen(t, Metadata, path, Options{Create: true, Force: true})
+	m, err := NewMetadataFile(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	p := bytes.Repeat([]byte{7}, 2*bounceSize+pageBlock)
+	if n, err := m.WriteAt(p, pageBlock); err != nil || n != len(p) {
+		t.Fatalf("write: %d, %v", n, err)
+	}
+	if err := m.Sync(); err != nil {
+		t.Error(err)
+	}
+	if want := int64(len(p) + pageBlock); m.Size() != want {
+		t.Errorf("size %d, want %d", m.Size(), want)
+	}
+	got := bytes.Repeat([]byte{9}, len(p)+3*pageBlock)
+	if _, err := m.ReadAt(got, 0); err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, len(got))
+	copy(want[pageBlock:], p)
+	if !bytes.Equal(got, want) {
+		t.Error("what was read is not what was written, with zeros before and after")
+	}
+	if _, err := m.ReadAt(got[:100], 0); err == nil {
+		t.Error("a read of 100 bytes succeeds")
+	}
+}
+
+func TestSignature(t *testing.T) {
+	for _, c := range []struct {
+		out  string
+		code int
+		err  error
+		want string
+		ok   bool
+	}{
+		{"DEVNAME=/dev/x\nUUID=12-34\nTYPE=ext4\nUSAGE=filesystem\n", 0, nil, "it carries ext4, uuid 12-34", true},
+		{"PTTYPE=gpt\n", 0, nil, "it carries gpt partition table", true},
+		{"", 2, errors.New("exit status 2"), "", true},
+		{"", 8, errors.New("exit status 8"), "it carries several signatures", true},
+		{"", 4, errors.New("exit status 4"), "", false},
+	} {
+		got, err := probed(c.out, c.code, c.err)
+		if got != c.want || (err == nil) != c.ok {
+			t.Errorf("probed(%q, %d) = %q, %v, want %q", c.out, c.code, got, err, c.want)
+		}
+	}
+}
+
+func TestSignatureOfSwapArea(t *testing.T) {
+	path := image(t, mib)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := mustOpen(t, Dest, path, Options{Force: true})
+	if err := d.Signature(false); err != nil {
+		t.Errorf("an empty destination: %v", err)
+	}
+	// A swap area: its magic at the end of the first page, version 1, last page.
+	_, errMagic := f.WriteAt([]byte("SWAPSPACE2"), 4086)
+	_, errHead := f.WriteAt([]byte{1, 0, 0, 0, 255, 0, 0, 0}, 1024)
+	if err := errors.Join(errMagic, errHead, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "a swap area", d.Signature(false), exit.Refused, "swap")
+	if err := d.Signature(true); err != nil {
+		t.Errorf("with force: %v", err)
+	}
+	if len(d.Warnings()) == 0 {
+		t.Error("force gave no warning")
+	}
+}

@@ -1,0 +1,114 @@
+package blockdev
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// tree is the kernel's own account of its devices and processes. Tests put a
+// folder of their own in its place.
+type tree struct {
+	sys  string // where sysfs is mounted
+	proc string // where procfs is mounted
+	stat func(path string) (sys.Stat, error)
+}
+
+var host = tree{sys: "/sys", proc: "/proc", stat: sys.StatPath}
+
+// dir is the sysfs folder of a block device, or "" if it has none.
+func (t tree) dir(rdev uint64) string {
+	link := filepath.Join(t.sys, "dev", "block", devName(rdev))
+	dir, err := filepath.EvalSymlinks(link)
+	if err != nil {
+		return ""
+	}
+	return dir
+}
+
+// devName is a device number as sysfs writes it, MAJOR:MINOR.
+func devName(dev uint64) string { return fmt.Sprintf("%d:%d", sys.Major(dev), sys.Minor(dev)) }
+
+// parseDev reads MAJOR:MINOR.
+func parseDev(s string) (uint64, bool) {
+	major, minor, _ := strings.Cut(strings.TrimSpace(s), ":")
+	a, errMajor := strconv.ParseUint(major, 10, 32)
+	b, errMinor := strconv.ParseUint(minor, 10, 32)
+	return sys.Mkdev(uint32(a), uint32(b)), errMajor == nil && errMinor == nil
+}
+
+// text is the content of an attribute without its newline, "" if there is none.
+func text(elem ...string) string {
+	b, err := os.ReadFile(filepath.Join(elem...))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimRight(string(b), "\n")
+}
+
+// number is the content of an attribute as a number, 0 if there is none.
+func number(elem ...string) int64 {
+	n, err := strconv.ParseInt(strings.TrimSpace(text(elem...)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// isPartition says whether a sysfs folder is that of a partition; its disk is
+// the folder above.
+func isPartition(dir string) bool { return text(dir, "partition") != "" }
+
+// partitions are the device numbers of the partitions of the disk at dir.
+func partitions(dir string) []uint64 {
+	var devs []uint64
+	found, _ := filepath.Glob(filepath.Join(dir, "*", "partition"))
+	for _, p := range found {
+		if dev, ok := parseDev(text(filepath.Dir(p), "dev")); ok {
+			devs = append(devs, dev)
+		}
+	}
+	return devs
+}
+
+// mounts are the mounts of one process's view.
+func (t tree) mounts(pid string) []*mountinfo.Info {
+	f, err := os.Open(filepath.Join(t.proc, pid, "mountinfo"))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	return parseMounts(f)
+}
+
+func parseMounts(r io.Reader) []*mountinfo.Info {
+	infos, err := mountinfo.GetMountsFromReader(r, nil)
+	if err != nil {
+		return nil
+	}
+	return infos
+}
+
+// pids are the processes, in ascending order.
+func (t tree) pids() []int {
+	entries, err := os.ReadDir(t.proc)
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids
+}

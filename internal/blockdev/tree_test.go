@@ -1,0 +1,107 @@
+package blockdev
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// fakeHost is a sysfs and procfs in a folder, with made-up device nodes.
+type fakeHost struct {
+	t     *testing.T
+	root  string
+	nodes map[string]sys.Stat // by path
+	tree  tree
+}
+
+func newFakeHost(t *testing.T) *fakeHost {
+	f := &fakeHost{t: t, root: t.TempDir(), nodes: map[string]sys.Stat{}}
+	f.tree = tree{sys: filepath.Join(f.root, "sys"), proc: filepath.Join(f.root, "proc"), stat: f.stat}
+	return f
+}
+
+func (f *fakeHost) stat(path string) (sys.Stat, error) {
+	if to, err := os.Readlink(path); err == nil {
+		path = to
+	}
+	st, ok := f.nodes[path]
+	if !ok {
+		return sys.Stat{}, fmt.Errorf("stat %s: %w", path, os.ErrNotExist)
+	}
+	return st, nil
+}
+
+func (f *fakeHost) write(path, content string) {
+	f.t.Helper()
+	full := filepath.Join(f.root, path)
+	if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.WriteFile(full, []byte(content), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fakeHost) link(path, to string) {
+	f.t.Helper()
+	full := filepath.Join(f.root, path)
+	if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.Symlink(to, full); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// block adds a device with its sysfs folder, relative to /sys/devices, and its
+// node /dev/NAME.
+func (f *fakeHost) block(folder string, major, minor uint32) sys.Stat {
+	f.t.Helper()
+	dev := fmt.Sprintf("%d:%d", major, minor)
+	f.write("sys/devices/"+folder+"/dev", dev+"\n")
+	f.link("sys/dev/block/"+dev, filepath.Join(f.root, "sys/devices", folder))
+	if filepath.Dir(folder) == "." {
+		f.link("sys/block/"+folder, filepath.Join(f.root, "sys/devices", folder))
+	}
+	st := sys.Stat{Mode: 0o060600, Rdev: sys.Mkdev(major, minor), Dev: sys.Mkdev(0, 5), Inode: uint64(minor)}
+	f.nodes["/dev/"+filepath.Base(folder)] = st
+	return st
+}
+
+func (f *fakeHost) partition(disk, name string, major, minor uint32, start, sectors int64) sys.Stat {
+	f.t.Helper()
+	st := f.block(disk+"/"+name, major, minor)
+	f.write("sys/devices/"+disk+"/"+name+"/partition", "1\n")
+	f.write("sys/devices/"+disk+"/"+name+"/start", fmt.Sprintln(start))
+	f.write("sys/devices/"+disk+"/"+name+"/size", fmt.Sprintln(sectors))
+	return st
+}
+
+func (f *fakeHost) dm(name string, minor uint32, slaves ...string) sys.Stat {
+	f.t.Helper()
+	st := f.block(name, 253, minor)
+	f.write("sys/devices/"+name+"/dm/name", "vg-"+name+"\n")
+	for _, s := range slaves {
+		f.link("sys/devices/"+name+"/slaves/"+filepath.Base(s), filepath.Join(f.root, "sys/devices", s))
+		f.link("sys/devices/"+s+"/holders/"+name, filepath.Join(f.root, "sys/devices", name))
+	}
+	return st
+}
+
+func (f *fakeHost) file(path string, dev, inode uint64) sys.Stat {
+	st := sys.Stat{Mode: 0o100600, Dev: dev, Inode: inode}
+	f.nodes[path] = st
+	return st
+}
+
+func (f *fakeHost) loop(n uint32, file string, offset int64) sys.Stat {
+	f.t.Helper()
+	name := fmt.Sprintf("loop%d", n)
+	st := f.block(name, 7, n)
+	f.write("sys/devices/"+name+"/loop/backing_file", file+"\n")
+	f.write("sys/devices/"+name+"/loop/offset", fmt.Sprintln(offset))
+	return st
+}
