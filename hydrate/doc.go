@@ -1,0 +1,28 @@
+// Package hydrate decides which regions are hydrated in the background, when, and how many at once. It
+// moves no data: a clone.Lane of its own does (clone.Lane.Hydrate), and users' requests come first.
+//
+// # What is next
+//
+//	cursor ----->                         runs of regions in state Source, at most a batch each; in
+//	|--H--|--S--|--Z--|--S--|--H--|       state Zero, at most zeroSpan bytes each. Holes of the source
+//	                                      are asked for when the cursor comes to them, and only marked.
+//
+// A batch that fails is split: its regions are tried one by one (I11). A region that fails alone is
+// bad: it is left out and tried again after a back-off that doubles, at most maxAttempts times; then it
+// waits for Resume. When too many fail in a row the whole source is taken to be away, and one batch
+// probes it at the pace of the same back-off. So an error never makes it spin (I12).
+//
+// # States
+//
+//	Paused     switched off, or threshold 0
+//	Hydrating  copies are in flight, or about to be
+//	Yielding   users' requests are in flight: one small batch at a time, which is the floor (I12)
+//	Stalled    what is left has failed; a later try or Resume goes on
+//	Done       every region is hydrated in the live map (clone.Core.Complete tells of the durable one)
+//
+// # Threads and locks
+//
+// Pump runs on the lane's thread, once a round of its loop, and never blocks; the batches and the bad
+// ranges belong to it. Configure, Resume and Status may be called from any thread: they share a small
+// struct under Hydrator.shared, a leaf lock.
+package hydrate

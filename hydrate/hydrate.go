@@ -1,0 +1,319 @@
+package hydrate
+
+import (
+	"sync"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+)
+
+const (
+	// zeroSpan is the most bytes that one background zeroing covers. It needs no buffer, but its regions
+	// are claimed meanwhile.
+	zeroSpan = 8 << 20
+	// yieldPause is how often it is looked whether users' requests are still in flight, or their claims
+	// still open, when no end of a batch makes it look sooner.
+	yieldPause = 5 * time.Millisecond
+	// stallPause is how often a stalled hydrator looks whether users have healed what failed.
+	stallPause = time.Second
+	// yieldBytes is the size of a batch among users' requests.
+	yieldBytes = 256 << 10
+	// commitPause is the time given to a commit that has to come first.
+	commitPause = 10 * time.Millisecond
+)
+
+// Settings may change at any time.
+type Settings struct {
+	Enabled bool
+	// Threshold is the most regions that are hydrated at a time; 0 stops hydration.
+	Threshold uint64
+	// Batch is the most contiguous regions in one copy; one larger than Threshold is cut to it.
+	Batch uint64
+}
+
+// Holes tells of holes in the source, in bytes. NextData gives the first offset from off on that is not
+// in a hole, NextHole the first that is; both the source's size if there is none. They must not block
+// for long.
+type Holes interface {
+	NextData(off int64) (int64, error)
+	NextHole(off int64) (int64, error)
+}
+
+// Config is what a Hydrator is made from.
+type Config struct {
+	Core *clone.Core
+	Lane *clone.Lane
+	// Holes may be nil: the source has none.
+	Holes Holes
+	// Batches is the most batches in flight: the operations and buffers of the lane.
+	Batches int
+	// Now is the clock; After makes Pump run again after d.
+	Now   func() time.Time
+	After func(d time.Duration)
+	// Wake makes Pump run soon, from any thread. Event tells of a change of state; must not block.
+	Wake  func()
+	Event func()
+
+	Settings Settings
+}
+
+// Hydrator is the background. See the package comment.
+type Hydrator struct {
+	cfg     Config
+	geo     clone.Geometry
+	regions *bitmap.Map
+
+	free    []*batch
+	flying  []*batch
+	inWork  uint64 // regions in flight
+	cursor  uint64
+	split   []span
+	bad     badRanges
+
+	shared struct {
+		sync.Mutex
+		settings Settings
+		resume   bool
+		status   Status
+	}
+}
+
+// Status is a snapshot.
+type Status struct {
+	State    State
+	InFlight uint64 // regions
+	Bad      []BadRange
+	// LastError is why the newest failed batch failed, at byte LastErrorAt; nil after a Resume.
+	LastError   error
+	LastErrorAt int64
+	Failures    uint64 // failed copies since the start
+}
+
+// State is what the hydrator does.
+type State uint8
+
+const (
+	Paused State = iota
+	Hydrating
+	Yielding
+	Stalled
+	Done
+)
+
+func (s State) String() string {
+	return [...]string{"paused", "hydrating", "yielding", "stalled", "done"}[s]
+}
+
+// span is the regions [first, end).
+type span struct{ first, end uint64 }
+
+// batch is one Hydration in flight.
+type batch struct {
+	clone.Hydration
+	at int // place in flying
+}
+
+// New makes a hydrator; nothing happens before the first Pump.
+func New(cfg Config) *Hydrator {
+	h := &Hydrator{cfg: cfg, geo: cfg.Core.Geometry(), regions: cfg.Core.Regions()}
+	h.bad.now = cfg.Now
+	for range cfg.Batches {
+		b := &batch{}
+		b.Done = func(*clone.Hydration, error) { panic("unset") }
+		h.free = append(h.free, b)
+	}
+	for _, b := range h.free {
+		b.Done = func(_ *clone.Hydration, err error) { h.done(b, err) }
+	}
+	h.shared.settings = cfg.Settings
+	return h
+}
+
+// Configure changes the settings, from any thread.
+func (h *Hydrator) Configure(s Settings) {
+	h.shared.Lock()
+	h.shared.settings = s
+	h.shared.Unlock()
+	h.cfg.Wake()
+}
+
+// Settings may be asked from any thread.
+func (h *Hydrator) Settings() Settings {
+	h.shared.Lock()
+	defer h.shared.Unlock()
+	return h.shared.settings
+}
+
+// Resume forgets what has failed and tries again, from any thread.
+func (h *Hydrator) Resume() {
+	h.shared.Lock()
+	h.shared.resume = true
+	h.shared.Unlock()
+	h.cfg.Wake()
+}
+
+// Status may be asked from any thread.
+func (h *Hydrator) Status() Status {
+	h.shared.Lock()
+	defer h.shared.Unlock()
+	return h.shared.status
+}
+
+// InFlight is the number of batches in flight. On the lane's thread.
+func (h *Hydrator) InFlight() int { return len(h.flying) }
+
+// Pump starts what may be started now. On the lane's thread, after completions.
+func (h *Hydrator) Pump() {
+	s := h.take()
+	state := h.pump(s)
+	h.publish(state)
+}
+
+// take gives the settings, and acts on a Resume.
+func (h *Hydrator) take() Settings {
+	h.shared.Lock()
+	s, resume := h.shared.settings, h.shared.resume
+	h.shared.resume = false
+	h.shared.Unlock()
+	if resume {
+		h.bad.forget()
+		h.cursor = 0
+	}
+	if !s.Enabled || h.cfg.Core.Mode() != clone.ReadWrite {
+		s.Threshold = 0
+	}
+	s.Batch = max(1, min(s.Batch, s.Threshold, h.cfg.Lane.CopyRegions()))
+	return s
+}
+
+// pump starts batches until a bound is met and says in which state that leaves us.
+func (h *Hydrator) pump(s Settings) State {
+	if h.regions.NrHydrated() == h.geo.Regions() {
+		return Done
+	}
+	if s.Threshold == 0 {
+		return Paused
+	}
+	if h.cfg.Core.UserInFlight() > 0 {
+		return h.yield(s)
+	}
+	for len(h.free) > 0 {
+		room := s.Threshold - min(s.Threshold, h.inWork)
+		if room == 0 {
+			return Hydrating
+		}
+		next, zero, ok := h.next(min(s.Batch, room), room)
+		if !ok {
+			return h.idle()
+		}
+		if !h.start(next, zero) {
+			return Hydrating
+		}
+	}
+	return Hydrating
+}
+
+// yield keeps one small batch going among users' requests.
+func (h *Hydrator) yield(s Settings) State {
+	h.cfg.After(yieldPause)
+	if len(h.flying) > 0 {
+		return Yielding
+	}
+	n := max(1, min(s.Batch, yieldBytes/uint64(h.geo.RegionSize())))
+	next, zero, ok := h.next(n, n)
+	if !ok {
+		return h.idle()
+	}
+	h.start(next, zero)
+	return Yielding
+}
+
+// idle: nothing can be started. Batches in flight come back to Pump by themselves, what has failed by
+// its back-off.
+func (h *Hydrator) idle() State {
+	if len(h.flying) > 0 {
+		return Hydrating
+	}
+	h.bad.prune(h.regions)
+	if h.bad.empty() { // claimed by users just now, or done
+		h.cfg.After(yieldPause)
+		return Hydrating
+	}
+	wait, ok := h.bad.nextTry()
+	if !ok {
+		wait = stallPause
+	}
+	h.cfg.After(min(wait, stallPause))
+	return Stalled
+}
+
+// start gives a batch to the lane; false when it has no room.
+func (h *Hydrator) start(s span, zero bool) bool {
+	b := h.free[len(h.free)-1]
+	b.First, b.End, b.Zero = s.first, s.end, zero
+	h.free = h.free[:len(h.free)-1]
+	b.at = len(h.flying)
+	h.flying = append(h.flying, b)
+	h.inWork += s.end - s.first
+	if h.cfg.Lane.Hydrate(&b.Hydration) {
+		return true
+	}
+	h.land(b)
+	return false
+}
+
+// land takes a batch out of flight.
+func (h *Hydrator) land(b *batch) {
+	last := h.flying[len(h.flying)-1]
+	h.flying[b.at] = last
+	last.at = b.at
+	h.flying = h.flying[:len(h.flying)-1]
+	h.inWork -= b.End - b.First
+	h.free = append(h.free, b)
+}
+
+// done is the end of a batch.
+func (h *Hydrator) done(b *batch, err error) {
+	h.land(b)
+	switch {
+	case err == nil:
+		h.bad.succeeded(b.First, b.End)
+	case err == clone.ErrCommitFirst:
+		h.cfg.After(commitPause)
+	case err == clone.ErrReadOnly:
+	case b.End-b.First > 1:
+		h.split = append(h.split, span{b.First, b.End})
+		h.note(b, err)
+	default:
+		h.bad.failed(b.First)
+		h.note(b, err)
+	}
+}
+
+// note keeps the error for the status.
+func (h *Hydrator) note(b *batch, err error) {
+	h.shared.Lock()
+	h.shared.status.LastError = err
+	h.shared.status.LastErrorAt = h.geo.Start(b.First)
+	h.shared.status.Failures++
+	h.shared.Unlock()
+}
+
+// publish updates the status and tells of a change of state.
+func (h *Hydrator) publish(state State) {
+	h.shared.Lock()
+	st := &h.shared.status
+	changed := st.State != state
+	st.State, st.InFlight = state, h.inWork
+	if h.bad.changed {
+		st.Bad, h.bad.changed = h.bad.list(), false
+	}
+	if h.bad.empty() && state != Stalled {
+		st.LastError = nil
+	}
+	h.shared.Unlock()
+	if changed && h.cfg.Event != nil {
+		h.cfg.Event()
+	}
+}
