@@ -201,6 +201,8 @@ var (
 	_ [unsafe.Offsetof(kernelParams{}.segment) - 120]struct{}
 )
 
+const kernelParamsSize = uint32(unsafe.Sizeof(kernelParams{}))
+
 // bytesOf is the memory of a kernel struct.
 func bytesOf[T any](p *T) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(p)), unsafe.Sizeof(*p))

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
-	"unsafe"
 )
 
 // Params describe a device to the block layer. All sizes are in bytes.
@@ -107,16 +106,17 @@ func shift(v int) uint8 {
 	return uint8(bits.TrailingZeros(uint(v)))
 }
 
-// encode is p, valid and with its defaults, as SET_PARAMS takes it. maxIO is what ADD_DEV granted.
-func (p Params) encode(maxIO int) kernelParams {
-	k := kernelParams{len: uint32(unsafe.Sizeof(kernelParams{})), types: paramBasic}
+// encode is p, which is valid, as SET_PARAMS takes it.
+func (p Params) encode() kernelParams {
+	p = p.withDefaults()
+	k := kernelParams{len: kernelParamsSize, types: paramBasic}
 	k.basic = paramsBasic{
 		attrs:           attributes(p),
 		logicalBSShift:  shift(p.LogicalBlockSize),
 		physicalBSShift: shift(p.PhysicalBlockSize),
 		ioOptShift:      shift(p.IOOpt),
 		ioMinShift:      shift(p.IOMin),
-		maxSectors:      uint32(maxIO >> sectorShift),
+		maxSectors:      uint32(p.MaxIO >> sectorShift),
 		devSectors:      uint64(p.Size >> sectorShift),
 	}
 	if p.MaxDiscard > 0 || p.MaxWriteZeroes > 0 {

@@ -1,0 +1,280 @@
+package ublk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"github.com/ublk-clone/ublk-clone/ublk/uring"
+	"golang.org/x/sys/unix"
+)
+
+// Target serves one queue. It is called on the queue's thread only, and each of its requests is answered with one Queue.Commit, from within any of
+// these methods. None of them may block.
+type Target interface {
+	// Request is a new request on tag. Its operation is one of the five Op constants.
+	Request(tag uint16, d Desc)
+	// Complete ends a backend I/O of the queue's loop, as uring.Handler says.
+	Complete(token uint32, err error)
+	// Drain is called once a round and after a wake-up, as uring.Handler says.
+	Drain()
+}
+
+// Desc is a request as the driver describes it.
+type Desc struct {
+	Op        uint8
+	Flags     uint32 // the Flag constants; the operation's byte is in it too
+	Sector    uint64 // of 512 bytes
+	NrSectors uint32
+}
+
+// Offset is where the request begins, in bytes. Not for FLUSH, which has none (its sector is 2^64-1).
+func (d Desc) Offset() int64 { return int64(d.Sector) << sectorShift }
+
+// Length is the request's size in bytes; 0 for FLUSH. For DISCARD and WRITE_ZEROES it may be larger than any buffer.
+func (d Desc) Length() int64 { return int64(d.NrSectors) << sectorShift }
+
+// FUA says that the request is to be durable when it is answered.
+func (d Desc) FUA() bool { return d.Flags&FlagFUA != 0 }
+
+// hasData: the request's bytes pass through the tag's buffer.
+func (d Desc) hasData() bool { return d.Op == OpRead || d.Op == OpWrite }
+
+// known says whether a target has to do with the request. The driver sends no others to a device without zones.
+func (d Desc) known(maxIO int) bool {
+	switch d.Op {
+	case OpRead, OpWrite:
+		return d.Length() <= int64(maxIO)
+	case OpFlush, OpDiscard, OpWriteZeroes:
+		return true
+	}
+	return false
+}
+
+// result is what the driver is told: the full length of a READ or WRITE (0 for what carries no data), or an errno. Nothing in between: some kernels take a part for
+// the whole (7.3, __ublk_complete_rq), others send a WRITE answered with 0 again for ever. EAGAIN would be taken for "try without waiting" and
+// is EIO.
+func (d Desc) result(err error) int32 {
+	if err == nil {
+		if d.hasData() {
+			return int32(d.Length())
+		}
+		return 0
+	}
+	var errno unix.Errno
+	if errors.As(err, &errno) && errno != 0 && errno != unix.EAGAIN {
+		return -int32(errno)
+	}
+	return -int32(unix.EIO)
+}
+
+// owner of a tag.
+type owner uint8
+
+const (
+	withDriver owner = iota
+	withTarget
+	gone // the driver has given the tag up
+)
+
+// Queue is one of a device's queues. Its methods are called on its thread, but for Index, Depth and those that its Loop allows.
+type Queue struct {
+	dev    *Device
+	index  int
+	loop   *uring.Loop
+	target Target
+
+	descMap []byte   // mapping of ublkcN, written by the driver
+	descs   []ioDesc // by tag
+	buffers []byte   // a request's largest size for each tag
+	owners  []owner  // by tag
+	live    int      // tags that are not gone
+
+	left chan struct{} // closed when the thread has given everything back
+}
+
+// Index is the queue's number.
+func (q *Queue) Index() int { return q.index }
+
+// Depth is the number of tags.
+func (q *Queue) Depth() int { return q.dev.info.Depth }
+
+// Loop is the queue's event loop, for backend I/O and wake-ups.
+func (q *Queue) Loop() *uring.Loop { return q.loop }
+
+// Data is the memory of the bytes of tag's request, while the target has it: a WRITE's are in it, a READ's are to be there at Commit. Empty for other
+// operations.
+func (q *Queue) Data(tag uint16) []byte {
+	d := q.desc(tag)
+	if !d.hasData() {
+		return nil
+	}
+	return q.buffer(tag)[:d.Length()]
+}
+
+// Commit answers tag's request: with nil as done whole, otherwise with the errno in err, or EIO if there is none. The tag may be called with its next request
+// from the next round on. It is sent with the next submission.
+func (q *Queue) Commit(tag uint16, err error) {
+	if q.owners[tag] != withTarget {
+		panic(fmt.Sprintf("commit of tag %d, which the target does not have", tag))
+	}
+	q.issue(ioCommitAndFetchReq, tag, q.desc(tag).result(err))
+}
+
+// desc reads tag's descriptor. The driver wrote it before the completion that brought the request and leaves it until the commit.
+func (q *Queue) desc(tag uint16) Desc {
+	d := &q.descs[tag]
+	return Desc{Op: uint8(d.opFlags & opMask), Flags: d.opFlags, Sector: d.startSector, NrSectors: d.nrSectors}
+}
+
+func (q *Queue) buffer(tag uint16) []byte {
+	size := q.dev.info.MaxIO
+	return q.buffers[int(tag)*size : (int(tag)+1)*size]
+}
+
+// issue gives tag to the driver. In copy mode it is told where the tag's buffer is, each time the same.
+func (q *Queue) issue(op uint32, tag uint16, result int32) {
+	q.owners[tag] = withDriver
+	cmd := ioCmd{qID: uint16(q.index), tag: tag, result: result, addr: addressOf(q.buffer(tag))}
+	q.loop.Command(uint32(tag), q.dev.charFD, op, bytesOf(&cmd))
+}
+
+func addressOf(b []byte) uint64 {
+	return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b))))
+}
+
+// events is the queue as its loop sees it.
+type events Queue
+
+func (e *events) Complete(token uint32, err error) { e.target.Complete(token, err) }
+func (e *events) Drain()                           { e.target.Drain() }
+
+// Command is the driver's answer to issue: the tag's next request, or the end.
+func (e *events) Command(id uint32, res int32) {
+	q, tag := (*Queue)(e), uint16(id)
+	switch {
+	case res == 0:
+		q.request(tag)
+	case res == -int32(unix.ENODEV):
+		q.abandoned(tag)
+	default: // the command was refused: a mistake here, which no repetition mends
+		q.loop.Fail(fmt.Errorf("queue %d tag %d: fetch: %w", q.index, tag, unix.Errno(max(0, -res))))
+	}
+}
+
+// request hands tag's request to the target.
+func (q *Queue) request(tag uint16) {
+	q.owners[tag] = withTarget
+	d := q.desc(tag)
+	if !d.known(q.dev.info.MaxIO) {
+		q.Commit(tag, unix.EOPNOTSUPP)
+		return
+	}
+	q.target.Request(tag, d)
+}
+
+// abandoned: the driver has no more requests for tag. After the last tag the queue leaves.
+func (q *Queue) abandoned(tag uint16) {
+	q.owners[tag] = gone
+	q.live--
+	if q.live == 0 {
+		q.loop.Stop()
+	}
+}
+
+// run is the queue's goroutine. It sends the outcome of the set-up on ready, then serves until the driver has given up all tags. It stays
+// locked, so that the thread ends with it.
+func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
+	runtime.LockOSThread()
+	defer close(q.left)
+	defer q.tearDown()
+	defer Guard(fmt.Sprintf("queue %d", q.index), q.dev.opts.Fatal)
+	err := q.setUp(newTarget)
+	ready <- err
+	if err != nil {
+		return
+	}
+	for tag := range q.owners {
+		q.issue(ioFetchReq, uint16(tag), 0)
+	}
+	if err := q.loop.Run(); err != nil {
+		q.dev.queueFailed(fmt.Errorf("queue %d: %w", q.index, err))
+	}
+}
+
+// setUp makes what the queue needs, on its thread. tearDown takes back what there is.
+func (q *Queue) setUp(newTarget func(*Queue) Target) error {
+	info, opts := &q.dev.info, &q.dev.opts
+	if err := q.pin(); err != nil {
+		return err
+	}
+	q.owners, q.live = make([]owner, info.Depth), info.Depth
+	var err error
+	if q.buffers, err = uring.MapBuffer(info.Depth * info.MaxIO); err != nil {
+		return fmt.Errorf("queue %d: %w", q.index, err)
+	}
+	if err := q.mapDescriptors(); err != nil {
+		return err
+	}
+	q.loop, err = uring.NewLoop((*events)(q), uring.LoopOptions{
+		Tokens: opts.Tokens, MaxInFlight: opts.MaxInFlight, Commands: info.Depth,
+	})
+	if err != nil {
+		return fmt.Errorf("queue %d: %w", q.index, err)
+	}
+	if q.target = newTarget(q); q.target == nil {
+		return fmt.Errorf("queue %d: no target", q.index)
+	}
+	return nil
+}
+
+// mapDescriptors maps the queue's descriptors. The driver divides the offset by what the deepest possible queue would need (ublk_ch_mmap, ublk_drv.c, 6.12), so
+// that a distance by the real depth would silently map queue 0.
+func (q *Queue) mapDescriptors() error {
+	depth := q.dev.info.Depth
+	offset := int64(q.index) * int64(roundToPage(maxDepth*int(unsafe.Sizeof(ioDesc{}))))
+	length := roundToPage(depth * int(unsafe.Sizeof(ioDesc{})))
+	m, err := unix.Mmap(q.dev.charFD, offset, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return fmt.Errorf("queue %d: map descriptors: %w", q.index, err)
+	}
+	q.descMap = m
+	q.descs = unsafe.Slice((*ioDesc)(unsafe.Pointer(unsafe.SliceData(m))), depth)
+	return nil
+}
+
+func roundToPage(n int) int {
+	page := os.Getpagesize()
+	return (n + page - 1) / page * page
+}
+
+// pin keeps the thread on the CPUs that the queue serves, if that is wanted.
+func (q *Queue) pin() error {
+	if !q.dev.opts.Pin {
+		return nil
+	}
+	set := q.dev.affinity[q.index]
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return fmt.Errorf("queue %d: set affinity: %w", q.index, err)
+	}
+	return nil
+}
+
+// tearDown gives back descriptors, ring and buffers, in this order: nothing refers to ublkcN afterwards. The buffers of a queue whose loop has
+// failed stay: I/O may be under way in them.
+func (q *Queue) tearDown() {
+	if q.descMap != nil {
+		q.dev.keep(unix.Munmap(q.descMap))
+	}
+	clean := q.live == 0
+	if q.loop != nil {
+		q.dev.keep(q.loop.Close())
+	} else {
+		clean = true
+	}
+	if clean {
+		q.dev.keep(uring.UnmapBuffer(q.buffers))
+	}
+}
