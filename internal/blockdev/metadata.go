@@ -1,120 +1,128 @@
 package blockdev
 
 import (
+	"errors"
 	"fmt"
 	"io"
-	"sync"
+	"syscall"
 
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// bounceSize is the buffer through which metadata goes, in bytes: a commit
-// writes pages of 4 KiB, open reads the whole map in pieces of this size.
-const bounceSize = 1 << 20
+// NextData is the first offset at or after off that may hold something other
+// than zeros, or Size if there is none: a sparse file's holes are left out, a
+// block device answers off. It asks the file system and reads nothing.
+func (d *Device) NextData(off int64) (int64, error) {
+	if d.IsBlock() || off >= d.size {
+		return min(off, d.size), nil
+	}
+	data, err := sys.Data(d.fd(), off)
+	switch {
+	case errors.Is(err, syscall.ENXIO):
+		return d.size, nil
+	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EOPNOTSUPP):
+		return off, nil
+	case err != nil:
+		return 0, fmt.Errorf("%s: %w", d.path, err)
+	}
+	return min(data, d.size), nil
+}
 
-// MetadataFile reads and writes metadata through the one description of its
-// device. I/O is direct where the file system has it, so that what was written
-// and not flushed is not kept in the page cache for a later daemon to find.
-//
-// A file grows as it is written and reads as zeros beyond its end; a block
-// device ends where it ends. Offsets and lengths are multiples of 4096 bytes.
-// Safe for several goroutines; nothing is allocated per call.
+// MetadataFile is the metadata.Device over an open metadata device: all I/O
+// goes through its one description, direct where the file system has that, so
+// that what was written and not flushed is not in the page cache for a later
+// daemon to find. Buffers for direct I/O come from AllocBuffer. One caller at a
+// time.
 type MetadataFile struct {
-	dev *Device
-
-	mu struct {
-		sync.Mutex
-		bounce *sys.Mapping // page-aligned, as direct I/O asks
-		size   int64        // bytes that the file has, or the device's size
-	}
+	*Device
+	buffers []*sys.Mapping
 }
 
-// NewMetadataFile wraps an open metadata device, which it does not close.
-func NewMetadataFile(dev *Device) (*MetadataFile, error) {
-	if dev.align > pageBlock {
-		return nil, dev.fail("use", fmt.Errorf("direct I/O on it needs an alignment of %d bytes, more than %d", dev.align, pageBlock), "")
+// NewMetadataFile wraps an open metadata device.
+func NewMetadataFile(d *Device) (*MetadataFile, error) {
+	if d.align > pageBlock {
+		return nil, d.fail("use", fmt.Errorf("direct I/O on it needs an alignment of %d bytes, more than %d", d.align, pageBlock), "")
 	}
-	m, err := sys.Map(bounceSize, true)
-	if err != nil {
-		return nil, dev.fail("use", err, "")
-	}
-	f := &MetadataFile{dev: dev}
-	f.mu.bounce, f.mu.size = m, dev.size
-	return f, nil
+	return &MetadataFile{Device: d}, nil
 }
 
-// Close frees the buffer; the device stays open.
+// Grow makes a file at least size bytes long, the new part a hole. A block
+// device keeps the size that it has.
+func (f *MetadataFile) Grow(size int64) error {
+	if f.IsBlock() || f.size >= size {
+		return nil
+	}
+	if err := f.file.Truncate(size); err != nil {
+		return f.fail("grow", err, "Free space on its file system.")
+	}
+	f.size = size
+	return nil
+}
+
+// Close closes the device and frees the buffers; none may be used afterwards.
 func (f *MetadataFile) Close() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.mu.bounce.Close()
+	err := f.Device.Close()
+	for _, m := range f.buffers {
+		err = errors.Join(err, m.Close())
+	}
+	f.buffers = nil
+	return err
 }
 
-// Size is how many bytes there are: of a file, what has been written so far.
-func (f *MetadataFile) Size() int64 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.mu.size
+// AllocBuffer is a page-aligned buffer of size bytes, there until Close. It is
+// nil if there is no memory.
+func (f *MetadataFile) AllocBuffer(size int) []byte {
+	m, err := sys.Map(size, true)
+	if err != nil {
+		return nil
+	}
+	f.buffers = append(f.buffers, m)
+	return m.Bytes()[:size:size]
 }
 
-// Grows says whether writes beyond Size make room for themselves.
-func (f *MetadataFile) Grows() bool { return !f.dev.IsBlock() }
+// ReadAt fills p from off.
+func (f *MetadataFile) ReadAt(p []byte, off int64) error {
+	err := sys.ReadFullAt(f.fd(), p, off)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%s ends before byte %d: %w", f.path, off+int64(len(p)), err)
+	}
+	return err
+}
 
-// ReadAt fills p from off. Beyond the end of a file there are zeros, beyond the
-// end of a block device io.ErrUnexpectedEOF.
-func (f *MetadataFile) ReadAt(p []byte, off int64) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.pieces(p, off, func(p []byte, off int64) error {
-		n := min(int64(len(p)), max(0, f.mu.size-off))
-		if n < int64(len(p)) && !f.Grows() {
-			return fmt.Errorf("read metadata at offset %d: %w", off, io.ErrUnexpectedEOF)
-		}
-		// A size that is no multiple of 4096 is some other file's; its last
-		// bytes cannot be read directly and count as zeros.
-		n -= n % pageBlock
-		buf := f.mu.bounce.Bytes()[:n]
-		if err := sys.ReadFullAt(f.dev.fd(), buf, off); err != nil {
+// WriteAt writes p at off. The bytes are durable after Flush.
+func (f *MetadataFile) WriteAt(p []byte, off int64) error { return sys.WriteFullAt(f.fd(), p, off) }
+
+// Flush makes everything written before durable.
+func (f *MetadataFile) Flush() error { return sys.Fdatasync(f.fd()) }
+
+// ZeroRange makes length bytes at off read as zeros, durably after Flush: a
+// hole in a file, the device's own way on a block device.
+func (f *MetadataFile) ZeroRange(off, length int64) error {
+	if f.IsBlock() {
+		return sys.ZeroOut(f.fd(), off, length)
+	}
+	err := sys.PunchHole(f.fd(), off, length)
+	if !errors.Is(err, syscall.EOPNOTSUPP) {
+		return err
+	}
+	return f.writeZeros(off, length)
+}
+
+// zeroPiece is how much is zeroed by one write, in bytes.
+const zeroPiece = 1 << 20
+
+func (f *MetadataFile) writeZeros(off, length int64) error {
+	m, err := sys.Map(zeroPiece, false)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	for length > 0 {
+		n := min(length, zeroPiece)
+		if err := f.WriteAt(m.Bytes()[:n], off); err != nil {
 			return err
 		}
-		clear(p[copy(p, buf):])
-		return nil
-	})
-}
-
-// WriteAt writes p at off. The bytes are durable after Sync.
-func (f *MetadataFile) WriteAt(p []byte, off int64) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.pieces(p, off, func(p []byte, off int64) error {
-		if end := off + int64(len(p)); end > f.mu.size && !f.Grows() {
-			return fmt.Errorf("write metadata: offset %d is beyond the device's end at %d bytes", end, f.mu.size)
-		}
-		buf := f.mu.bounce.Bytes()[:len(p)]
-		copy(buf, p)
-		if err := sys.WriteFullAt(f.dev.fd(), buf, off); err != nil {
-			return err
-		}
-		f.mu.size = max(f.mu.size, off+int64(len(p)))
-		return nil
-	})
-}
-
-// pieces cuts a transfer at the size of the bounce buffer. mu must be held.
-func (f *MetadataFile) pieces(p []byte, off int64, transfer func([]byte, int64) error) (int, error) {
-	if off%pageBlock != 0 || len(p)%pageBlock != 0 {
-		return 0, fmt.Errorf("access metadata: offset %d and length %d are no multiples of %d", off, len(p), pageBlock)
+		off, length = off+n, length-n
 	}
-	done := 0
-	for done < len(p) {
-		n := min(len(p)-done, bounceSize)
-		if err := transfer(p[done:done+n], off+int64(done)); err != nil {
-			return done, err
-		}
-		done += n
-	}
-	return done, nil
+	return nil
 }
-
-// Sync makes everything written before durable.
-func (f *MetadataFile) Sync() error { return sys.Fdatasync(f.dev.fd()) }

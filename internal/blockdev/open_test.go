@@ -198,34 +198,48 @@ func TestFingerprint(t *testing.T) {
 }
 
 func TestMetadataFile(t *testing.T) {
+	const size = 1 << 20
 	path := filepath.Join(t.TempDir(), "meta")
 	d := mustOpen(t, Metadata, path, Options{Create: true, Force: true})
 	m, err := NewMetadataFile(d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
-	p := bytes.Repeat([]byte{7}, 2*bounceSize+pageBlock)
-	if n, err := m.WriteAt(p, pageBlock); err != nil || n != len(p) {
-		t.Fatalf("write: %d, %v", n, err)
+	if err := m.Grow(size); err != nil || m.Size() != size {
+		t.Fatalf("grow: %v, size %d", err, m.Size())
 	}
-	if err := m.Sync(); err != nil {
-		t.Error(err)
+	p := m.AllocBuffer(3 * pageBlock)
+	for i := range p {
+		p[i] = byte(i>>8) + 1
 	}
-	if want := int64(len(p) + pageBlock); m.Size() != want {
-		t.Errorf("size %d, want %d", m.Size(), want)
+	if data, err := m.NextData(0); err != nil || data != size {
+		t.Errorf("first data of an empty file at %d, %v", data, err)
 	}
-	got := bytes.Repeat([]byte{9}, len(p)+3*pageBlock)
-	if _, err := m.ReadAt(got, 0); err != nil {
+	if err := errors.Join(m.WriteAt(p, 64<<10), m.Flush()); err != nil {
 		t.Fatal(err)
 	}
-	want := make([]byte, len(got))
-	copy(want[pageBlock:], p)
-	if !bytes.Equal(got, want) {
-		t.Error("what was read is not what was written, with zeros before and after")
+	if data, err := m.NextData(0); err != nil || data != 64<<10 {
+		t.Errorf("first data at %d, %v, want %d", data, err, 64<<10)
 	}
-	if _, err := m.ReadAt(got[:100], 0); err == nil {
-		t.Error("a read of 100 bytes succeeds")
+	if err := m.ZeroRange(64<<10+pageBlock, pageBlock); err != nil {
+		t.Fatal(err)
+	}
+	clear(p[pageBlock : 2*pageBlock])
+	got := m.AllocBuffer(len(p))
+	if err := m.ReadAt(got, 64<<10); err != nil || !bytes.Equal(got, p) {
+		t.Errorf("read differs from what was written and zeroed (%v)", err)
+	}
+	if err := m.writeZeros(64<<10, int64(len(p))); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ReadAt(got, 64<<10); err != nil || !bytes.Equal(got, make([]byte, len(p))) {
+		t.Errorf("written zeros do not read as zeros (%v)", err)
+	}
+	if err := m.ReadAt(got, size-pageBlock); err == nil {
+		t.Error("a read beyond the end succeeds")
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
