@@ -1,0 +1,244 @@
+package metadata
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+)
+
+// Report says what Open and Load found.
+type Report struct {
+	Clean    bool     // the metadata were closed in order
+	ReadOnly bool     // a feature permits reading only: every write fails with ErrReadOnly
+	Warnings []string // one sentence each: a bad or older superblock copy, bad slots
+}
+
+// maxSlotWarnings bounds how many bad slots a Report names one by one.
+const maxSlotWarnings = 16
+
+// sbCopy is a superblock copy as read.
+type sbCopy struct {
+	sb  Superblock
+	raw []byte
+	err error // why it is not valid; errBlank if it is all zero
+}
+
+var errBlank = errors.New("all zero")
+
+// readCopies reads both superblock copies. One that cannot be read counts as bad: it is
+// only ever overwritten once the other is known to be good.
+func readCopies(dev Device, buf []byte) (copies [2]sbCopy) {
+	b := buf[:BlockSize]
+	for i := range copies {
+		c := &copies[i]
+		if c.err = dev.ReadAt(b, copyOffset(i)); c.err != nil {
+			continue
+		}
+		c.raw = append([]byte(nil), b...)
+		if isZero(b) {
+			c.err = errBlank
+			continue
+		}
+		c.err = c.sb.decode(b, copyOffset(i))
+	}
+	return copies
+}
+
+// pick returns the copy that wins and what is to be said of the other.
+func pick(copies *[2]sbCopy) (winner int, warnings []string, err error) {
+	a, b := &copies[0], &copies[1]
+	both := fmt.Errorf("superblock copy 0 at byte %d: %w; copy 1 at byte %d: %w",
+		copyOffset(0), orGood(a), copyOffset(1), orGood(b))
+	switch {
+	case a.err == errBlank && b.err == errBlank:
+		return 0, nil, ErrEmpty
+	case errors.Is(a.err, ErrVersion) || errors.Is(b.err, ErrVersion):
+		return 0, nil, both
+	case a.err != nil && b.err != nil:
+		return 0, nil, fmt.Errorf("%w: %w", ErrDamaged, both)
+	case a.err != nil:
+		return 1, []string{badCopy(0, a.err)}, nil
+	case b.err != nil:
+		return 0, []string{badCopy(1, b.err)}, nil
+	}
+	return pickNewer(a, b)
+}
+
+var errGood = errors.New("good")
+
+// orGood returns what is wrong with a copy, or errGood.
+func orGood(c *sbCopy) error {
+	if c.err == nil {
+		return errGood
+	}
+	return c.err
+}
+
+func badCopy(i int, err error) string {
+	return fmt.Sprintf("superblock copy %d at byte %d is bad, the other is used: %v", i, copyOffset(i), err)
+}
+
+// pickNewer picks between two valid copies.
+func pickNewer(a, b *sbCopy) (winner int, warnings []string, err error) {
+	switch {
+	case a.sb.UUID != b.sb.UUID:
+		return 0, nil, fmt.Errorf("%w: superblock copies of two clones, %v and %v", ErrDamaged, a.sb.UUID, b.sb.UUID)
+	case a.sb.Sequence == b.sb.Sequence && a.sb != b.sb:
+		return 0, nil, fmt.Errorf("%w: superblock copies differ and both have sequence %d", ErrDamaged, a.sb.Sequence)
+	case a.sb.Sequence == b.sb.Sequence:
+		return 0, nil, nil
+	case a.sb.Sequence > b.sb.Sequence:
+		return 0, []string{olderCopy(1, b, a)}, nil
+	}
+	return 1, []string{olderCopy(0, a, b)}, nil
+}
+
+func olderCopy(i int, older, newer *sbCopy) string {
+	return fmt.Sprintf("superblock copy %d at byte %d is older (sequence %d, other %d): its update was interrupted",
+		i, copyOffset(i), older.sb.Sequence, newer.sb.Sequence)
+}
+
+// Open opens metadata. Load must follow before anything is marked. Errors: ErrEmpty,
+// ErrDamaged (names both copies), ErrVersion, ErrTooSmall, or the device's. Nothing is
+// written, but the device is flushed: what was read here, and what Load will read, may be
+// in a cache only, left by a dead daemon, and is about to be taken for durable (see "The
+// slot that is overwritten" in the package comment).
+func Open(dev Device) (*Store, Report, error) {
+	s := newStore(dev)
+	copies := readCopies(dev, s.scratch)
+	winner, warnings, err := pick(&copies)
+	if err != nil {
+		return nil, Report{}, fmt.Errorf("open metadata: %w", err)
+	}
+	w := &copies[winner]
+	if need := Size(w.sb.NrRegions); dev.Size() < need {
+		return nil, Report{}, fmt.Errorf("open metadata: %w: %d bytes, need %d", ErrTooSmall, dev.Size(), need)
+	}
+	if err := dev.Flush(); err != nil {
+		return nil, Report{}, fmt.Errorf("open metadata: flush: %w", err)
+	}
+	s.adopt(w.sb, w.raw)
+	s.safe = 1 // both good: copy 0 is written first
+	if copies[1-winner].err != nil || copies[0].sb.Sequence != copies[1].sb.Sequence {
+		s.safe = winner
+	}
+	s.report = Report{Clean: w.sb.Clean, ReadOnly: s.readOnly, Warnings: warnings}
+	return s, s.Report(), nil
+}
+
+// badSlot is a slot to be rewritten at open.
+type badSlot struct {
+	page uint64
+	slot int
+}
+
+// loading is the state of one Load.
+type loading struct {
+	s       *Store
+	fn      func(page uint64, img *bitmap.Page) error
+	bad     []badSlot
+	sum     uint64
+	highest uint64 // slot sequence
+}
+
+// Load reads the region map and calls fn with the current image of each page that is not
+// empty; the image holds until fn returns. If Load fails, what fn was given is void.
+//
+//  1. Read every slot; the higher valid sequence of a page wins (judge).
+//  2. With the clean mark the winners must be those that the map sum was made of, else
+//     a slot was lost or has gone back in time: ErrDamaged. Without it a bad slot is one
+//     that a crash tore, and the other slot has what was committed.
+//  3. Zero the bad slots, then flush. From here on a bad slot is damage again, so that
+//     after a clean stop step 2 can tell.
+func (s *Store) Load(fn func(page uint64, img *bitmap.Page) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.undecided > 0 {
+		return fmt.Errorf("load region map: %w", ErrUnflushed)
+	}
+	clear(s.current)
+	clear(s.flags)
+	l := loading{s: s, fn: fn}
+	if err := walk(s.dev, s.scratch, &s.sb, l.page); err != nil { // 1
+		return err
+	}
+	if s.sb.Clean && l.sum != s.sb.MapSum { // 2
+		return fmt.Errorf("load region map: %w: clean, but map sum: found %016x, expected %016x%s",
+			ErrDamaged, l.sum, s.sb.MapSum, l.badSlots())
+	}
+	if err := s.rewrite(l.bad); err != nil { // 3
+		return err
+	}
+	s.sum = l.sum
+	s.committed = max(s.sb.CommitSequence, l.highest)
+	s.loaded = true
+	return nil
+}
+
+// page takes one page that is not empty.
+func (l *loading) page(page uint64, slots *[2]slot) error {
+	winner, err := judge(page, slots)
+	if err != nil {
+		return err
+	}
+	for i := range slots {
+		if slots[i].err != nil {
+			l.bad = append(l.bad, badSlot{page, i})
+			l.s.warnSlot(len(l.bad), page, i, slots[i].err)
+			l.s.setNext(page, i)
+		}
+	}
+	if winner < 0 {
+		return nil
+	}
+	w := &slots[winner]
+	l.s.current[page] = w.sequence
+	l.s.setNext(page, 1-winner)
+	l.sum += mix(page, w.sequence)
+	l.highest = max(l.highest, w.sequence)
+	return l.fn(page, &w.img)
+}
+
+// badSlots names the bad slots of a map that is refused.
+func (l *loading) badSlots() string {
+	text := ""
+	for i, b := range l.bad {
+		if i == maxSlotWarnings {
+			return text + fmt.Sprintf(" and %d more", len(l.bad)-i)
+		}
+		text += fmt.Sprintf("; bad: page %d slot %d at byte %d", b.page, b.slot, slotOffset(b.page, b.slot))
+	}
+	return text
+}
+
+// warnSlot adds the n-th bad slot to the report.
+func (s *Store) warnSlot(n int, page uint64, slot int, err error) {
+	switch {
+	case n <= maxSlotWarnings:
+		s.warn("page %d slot %d at byte %d is bad, the other is used: %v", page, slot, slotOffset(page, slot), err)
+	case n == maxSlotWarnings+1:
+		s.warn("more bad slots, not named here")
+	}
+}
+
+func (s *Store) warn(format string, args ...any) {
+	s.report.Warnings = append(s.report.Warnings, fmt.Sprintf(format, args...))
+}
+
+// rewrite zeroes bad slots and flushes.
+func (s *Store) rewrite(bad []badSlot) error {
+	if len(bad) == 0 || s.readOnly {
+		return nil
+	}
+	clear(s.block)
+	for _, b := range bad {
+		if err := s.dev.WriteAt(s.block, slotOffset(b.page, b.slot)); err != nil {
+			return fmt.Errorf("rewrite page %d slot %d: %w", b.page, b.slot, err)
+		}
+	}
+	if err := s.dev.Flush(); err != nil {
+		return fmt.Errorf("flush rewritten slots: %w", err)
+	}
+	return nil
+}
