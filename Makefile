@@ -1,0 +1,54 @@
+# One target a job; "make help" lists them. Settings are variables of the
+# environment or of make: KERNEL, RUN, SEEDS, FUZZTIME.
+
+SEEDS ?= 2000
+FUZZTIME ?= 30s
+export KERNEL RUN BENCH
+
+.PHONY: build test test-full race sim fuzz vm-test vm-shell vm-bench check lint demo clean help
+
+build: ## the static binary that users get, build/ublk-clone
+	mkdir -p build
+	CGO_ENABLED=0 go build -o build/ ./cmd/...
+
+test: ## everything that a change must pass, host and guests, with totals (what CI runs)
+	scripts/test
+
+test-full: ## the same on every kernel, with more seeds and fuzzing: before a release
+	scripts/test full
+
+race: ## the host tests under the race detector: queues, hydrator and committer are threads
+	scripts/setup
+	CGO_ENABLED=1 go test -v -race ./...
+
+sim: ## the core over fake disks with faults, SEEDS seeds: finds orders no device shows
+	SIM_SEEDS=$(SEEDS) go test -v -run '^TestSim' ./...
+
+fuzz: ## FUZZTIME for each fuzz target: decoders meet input that nobody wrote
+	scripts/fuzz $(FUZZTIME)
+
+vm-test: ## device tests in a guest: KERNEL=6.12|6.18|7.3, RUN=regexp
+	scripts/device-tests
+
+vm-shell: ## a shell in a guest, to look at a kernel by hand: KERNEL=
+	scripts/vm shell
+
+vm-bench: ## measurements on the counting clock, which repeat on any machine
+	BENCH=1 scripts/device-tests
+
+check: ## format, vet, static analysis: the cheapest findings first
+	scripts/setup
+	scripts/check
+
+lint: ## only the static analysis, at pinned versions
+	scripts/setup
+	scripts/check lint
+
+demo: ## the main job, shown: an image cloned, mounted and used while it hydrates
+	scripts/demo
+
+clean: ## removes build/; fetched kernels stay in the cache
+	rm -rf build
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
