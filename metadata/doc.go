@@ -12,11 +12,11 @@
 //
 // A slot is an image of one page of the region map (package bitmap) behind a header:
 //
-//	     0       8     12    16         24      32      48         64          2080        4096
-//	     +-------+-----+-----+----------+-------+-------+----------+-----------+-----------+
-//	     | magic | crc |  0  | sequence | page  | UUID  |    0     | H, 252    | Z, 252    |
-//	     | 8 B   | u32 |     | u64      | u64   | 16 B  |          | words     | words     |
-//	     +-------+-----+-----+----------+-------+-------+----------+-----------+-----------+
+//	0       8     12    16         24      32      48         64          2080        4096
+//	+-------+-----+-----+----------+-------+-------+----------+-----------+-----------+
+//	| magic | crc |  0  | sequence | page  | UUID  |    0     | H, 252    | Z, 252    |
+//	| 8 B   | u32 |     | u64      | u64   | 16 B  |          | words     | words     |
+//	+-------+-----+-----+----------+-------+-------+----------+-----------+-----------+
 //
 // The checksum is CRC-32C over the whole block with the checksum's own four bytes as zero,
 // in slots and superblocks alike. A slot that is all zero is valid and empty: sequence 0,

@@ -1,0 +1,331 @@
+// Package fakedisk is a disk in memory with a volatile write cache, for tests: it loses
+// and tears what was not flushed, fails where it is told to, and counts.
+//
+// # Fault model
+//
+//   - The unit of atomicity is a sector of 512 bytes. A larger write may be torn anywhere.
+//   - A write goes to the cache. Reads see it at once. A crash (CrashClone) keeps, for each
+//     sector by itself, the durable version or any of the versions in the cache.
+//   - Flush makes durable what was in the cache when it was issued. Issue and end can be
+//     told apart (Mark, FlushTo), so that a simulator decides what happens in between.
+//   - A failed flush is reported once. What it should have made durable stays visible, may
+//     or may not survive a crash, and no later flush makes it durable: only a new write of
+//     the sector does.
+//   - A call that a fault makes fail may have been executed or not, as the fault says.
+//   - Discarded sectors hold their old bytes, zeros or noise, by the disk's seed.
+//   - Death of the process is no crash: the same Disk goes on.
+//
+// Time is none of its business: a call takes effect when it is made. It is sparse, in
+// blocks of 4 KiB, and safe for concurrent use.
+package fakedisk
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+)
+
+// SectorBytes is the unit of atomicity, BlockBytes that of the sparse store.
+const (
+	SectorBytes = 512
+	BlockBytes  = 4096
+)
+
+// ErrPowerCut is what every call returns once the power was cut (CutPower).
+var ErrPowerCut = errors.New("fakedisk: power is cut")
+
+type sector [SectorBytes]byte
+type block [BlockBytes]byte
+
+// version is the content that a write gave to a sector.
+type version struct {
+	order uint64 // of the write
+	lost  bool   // a flush of it has failed: no later one makes it durable
+	data  *sector
+}
+
+// Stats are totals of successful calls and of the bytes that they moved.
+type Stats struct {
+	Reads, Writes, Zeroes, Discards, Flushes int
+	BytesRead, BytesWritten                  int64
+}
+
+// Disk is a fake disk.
+type Disk struct {
+	size int64
+	seed uint64
+
+	mu      sync.Mutex
+	durable map[int64]*block    // by block number; a missing one is zero
+	cache   map[int64][]version // by sector number, oldest first
+	order   uint64              // of the last write
+	rng     *rand.Rand
+	dense   bool
+	fault   func(Call) *Fault
+	calls   int
+	cut     bool
+	stats   Stats
+}
+
+// New returns a disk of size bytes, all zero. Size is a multiple of SectorBytes. The seed
+// decides what discarded sectors hold.
+func New(size int64, seed uint64) *Disk {
+	if size%SectorBytes != 0 {
+		panic(fmt.Sprintf("fakedisk: size %d is no multiple of %d", size, SectorBytes))
+	}
+	return &Disk{
+		size:    size,
+		seed:    seed,
+		durable: map[int64]*block{},
+		cache:   map[int64][]version{},
+		rng:     rand.New(rand.NewPCG(seed, 0)),
+	}
+}
+
+// Size returns the size in bytes.
+func (d *Disk) Size() int64 { return d.size }
+
+// SetDense makes NextData behave as on a block device, which knows no holes.
+func (d *Disk) SetDense(dense bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dense = dense
+}
+
+// Stats returns the totals so far.
+func (d *Disk) Stats() Stats {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stats
+}
+
+// ReadAt reads what was written last, durable or not.
+func (d *Disk) ReadAt(b []byte, off int64) error {
+	return d.call(OpRead, off, int64(len(b)), func() {
+		d.read(b, off)
+		d.stats.Reads++
+		d.stats.BytesRead += int64(len(b))
+	})
+}
+
+// WriteAt writes to the cache.
+func (d *Disk) WriteAt(b []byte, off int64) error {
+	return d.call(OpWrite, off, int64(len(b)), func() {
+		d.write(off, int64(len(b)), func(s *sector, at int64) { copy(s[:], b[at:]) })
+		d.stats.Writes++
+		d.stats.BytesWritten += int64(len(b))
+	})
+}
+
+// ZeroRange zeroes a range, in the cache like a write.
+func (d *Disk) ZeroRange(off, length int64) error {
+	return d.call(OpZero, off, length, func() {
+		d.write(off, length, func(*sector, int64) {})
+		d.stats.Zeroes++
+	})
+}
+
+// Discard gives a range up: each sector holds its old bytes, zeros or noise afterwards.
+func (d *Disk) Discard(off, length int64) error {
+	return d.call(OpDiscard, off, length, func() {
+		d.write(off, length, func(s *sector, at int64) { d.discarded(s, off+at) })
+		d.stats.Discards++
+	})
+}
+
+func (d *Disk) discarded(s *sector, off int64) {
+	switch d.rng.IntN(3) {
+	case 0:
+		d.read(s[:], off)
+	case 1:
+		for i := range s {
+			s[i] = byte(d.rng.Uint32())
+		}
+	}
+}
+
+// Flush makes everything in the cache durable: FlushTo(Mark()).
+func (d *Disk) Flush() error {
+	d.mu.Lock()
+	mark := d.order
+	d.mu.Unlock()
+	return d.FlushTo(mark)
+}
+
+// Mark returns the place in the order of writes that a flush issued now would cover.
+func (d *Disk) Mark() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.order
+}
+
+// FlushTo ends a flush that was issued at mark.
+func (d *Disk) FlushTo(mark uint64) error {
+	err := d.call(OpFlush, 0, 0, func() {
+		for s := range d.cache {
+			d.harden(s, mark)
+		}
+		d.stats.Flushes++
+	})
+	if err != nil {
+		d.lose(mark)
+	}
+	return err
+}
+
+// Persist makes a range durable as it is now: the end of a write with FUA.
+func (d *Disk) Persist(off, length int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for s := off / SectorBytes; s < (off+length)/SectorBytes; s++ {
+		d.harden(s, d.order)
+	}
+}
+
+// harden makes a sector's newest version up to mark durable. Older ones go with it: they
+// were overwritten. Lost ones that are newer stay.
+func (d *Disk) harden(s int64, mark uint64) {
+	versions := d.cache[s]
+	for i := len(versions) - 1; i >= 0; i-- {
+		if v := versions[i]; v.order <= mark && !v.lost {
+			copy(d.block(s * SectorBytes)[s*SectorBytes%BlockBytes:], v.data[:])
+			d.cache[s] = versions[i+1:]
+			break
+		}
+	}
+	if len(d.cache[s]) == 0 {
+		delete(d.cache, s)
+	}
+}
+
+// lose marks what a failed flush should have made durable.
+func (d *Disk) lose(mark uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, versions := range d.cache {
+		for i := range versions {
+			versions[i].lost = versions[i].lost || versions[i].order <= mark
+		}
+	}
+}
+
+// NextData returns the first offset >= off at or behind which something was ever written.
+func (d *Disk) NextData(off int64) (int64, error) {
+	next := d.size
+	err := d.call(OpNextData, off, 0, func() {
+		if d.dense {
+			next = min(off, d.size)
+			return
+		}
+		for b := range d.durable {
+			next = nearer(next, off, b*BlockBytes, BlockBytes)
+		}
+		for s := range d.cache {
+			next = nearer(next, off, s*SectorBytes, SectorBytes)
+		}
+	})
+	return next, err
+}
+
+// nearer returns the smaller of next and the first byte >= off of a stretch, if it has one.
+func nearer(next, off, start, length int64) int64 {
+	if start+length <= off {
+		return next
+	}
+	return min(next, max(off, start))
+}
+
+// read copies the visible content.
+func (d *Disk) read(b []byte, off int64) {
+	for at := int64(0); at < int64(len(b)); at += SectorBytes {
+		d.readSector(b[at:at+SectorBytes], off+at)
+	}
+}
+
+func (d *Disk) readSector(b []byte, off int64) {
+	if versions := d.cache[off/SectorBytes]; len(versions) > 0 {
+		copy(b, versions[len(versions)-1].data[:])
+		return
+	}
+	if blk := d.durable[off/BlockBytes]; blk != nil {
+		copy(b, blk[off%BlockBytes:])
+		return
+	}
+	clear(b)
+}
+
+// write gives each sector of a range a new version that fill fills; at is its place in
+// the range. fill sees the content before the write.
+func (d *Disk) write(off, length int64, fill func(s *sector, at int64)) {
+	d.order++
+	for at := int64(0); at < length; at += SectorBytes {
+		data := new(sector)
+		fill(data, at)
+		s := (off + at) / SectorBytes
+		d.cache[s] = append(d.cache[s], version{order: d.order, data: data})
+	}
+}
+
+// block returns the durable block at off, made if it is missing.
+func (d *Disk) block(off int64) *block {
+	blk := d.durable[off/BlockBytes]
+	if blk == nil {
+		blk = new(block)
+		d.durable[off/BlockBytes] = blk
+	}
+	return blk
+}
+
+// Unflushed is a sector that has versions in the cache.
+type Unflushed struct {
+	Sector   int64 // sector number
+	Versions int   // how many, at least 1
+}
+
+// Unflushed returns the sectors that a crash can lose, in order.
+func (d *Disk) Unflushed() []Unflushed {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := make([]Unflushed, 0, len(d.cache))
+	for _, s := range slices.Sorted(maps.Keys(d.cache)) {
+		list = append(list, Unflushed{Sector: s, Versions: len(d.cache[s])})
+	}
+	return list
+}
+
+// CrashClone returns the disk as it is after a power loss now: without a cache, without
+// faults, with power. For each unflushed sector, in order, keep returns which version
+// survived: 0 the durable one, i the i-th of those in the cache. The same choices give the
+// same disk. The disk itself does not change.
+func (d *Disk) CrashClone(keep func(u Unflushed) int) *Disk {
+	unflushed := d.Unflushed()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := New(d.size, d.seed+1)
+	c.dense = d.dense
+	for n, b := range d.durable {
+		blk := *b
+		c.durable[n] = &blk
+	}
+	for _, u := range unflushed {
+		if i := keep(u); i > 0 {
+			off := u.Sector * SectorBytes
+			copy(c.block(off)[off%BlockBytes:], d.cache[u.Sector][i-1].data[:])
+		}
+	}
+	return c
+}
+
+// KeepNone is a crash that loses all that was not flushed.
+func KeepNone(Unflushed) int { return 0 }
+
+// KeepAll is a crash that loses nothing.
+func KeepAll(u Unflushed) int { return u.Versions }
+
+// KeepRandom returns a crash that keeps a random version of each sector.
+func KeepRandom(rng *rand.Rand) func(Unflushed) int {
+	return func(u Unflushed) int { return rng.IntN(u.Versions + 1) }
+}
