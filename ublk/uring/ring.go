@@ -125,7 +125,7 @@ func (r *Ring) mapQueues(p *params) error {
 }
 
 // Close unmaps the ring and closes it. The kernel cancels what is outstanding, some of it after Close has returned: buffers of I/O
-// that has not completed must stay mapped. A second Close does nothing.
+// that has not completed must stay mapped. A second Close does nothing; no other method may follow.
 func (r *Ring) Close() error {
 	var errs []error
 	if r.sqes != nil {

@@ -1,0 +1,169 @@
+package ublk
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// zeroControl is a Control on /dev/zero, which refuses every command: the way to the kernel and back without a driver.
+func zeroControl(t *testing.T) *Control {
+	t.Helper()
+	f, err := os.OpenFile("/dev/zero", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	thread, err := startControlThread(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Control{file: f, thread: thread}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Errorf("close control: %v", err)
+		}
+	})
+	return c
+}
+
+// TestCommandsFromManyGoroutines: more commands than there are slots, each with its own result.
+func TestCommandsFromManyGoroutines(t *testing.T) {
+	c := zeroControl(t)
+	var wg sync.WaitGroup
+	for id := range 4 * controlSlots {
+		wg.Go(func() {
+			for range 20 {
+				err := c.StopDev(context.Background(), id)
+				var refused *CommandError
+				if !errors.As(err, &refused) || refused.Device != id || refused.Command != "STOP_DEV" || refused.Errno != unix.EOPNOTSUPP {
+					t.Errorf("device %d: %v", id, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestUnsupported(t *testing.T) {
+	c := zeroControl(t)
+	ctx := context.Background()
+	_, features := c.Features(ctx)
+	for name, err := range map[string]error{"GET_FEATURES": features, "TRY_STOP": c.TryStop(ctx, 0), "DEL_DEV_ASYNC": c.DelDevAsync(ctx, 0)} {
+		if !errors.Is(err, ErrNotSupported) {
+			t.Errorf("%s: %v, want a FeatureError", name, err)
+		}
+	}
+}
+
+func TestCommandTimeout(t *testing.T) {
+	c := zeroControl(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	for {
+		err := c.DelDev(ctx, 7)
+		var refused *CommandError
+		if errors.As(err, &refused) {
+			continue // the answer was there as soon as the end of the context
+		}
+		var timeout *TimeoutError
+		if !errors.As(err, &timeout) || timeout.Device != 7 || timeout.Command != "DEL_DEV" || !errors.Is(err, context.Canceled) {
+			t.Fatalf("command with an ended context: %v", err)
+		}
+		break
+	}
+	if err := c.StopDev(context.Background(), 7); !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Errorf("the command after: %v", err)
+	}
+}
+
+func TestControlClosed(t *testing.T) {
+	f, err := os.OpenFile("/dev/zero", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	thread, err := startControlThread(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Control{file: f, thread: thread}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.StopDev(context.Background(), 0); !errors.Is(err, ErrClosed) {
+		t.Errorf("command after close: %v", err)
+	}
+}
+
+func TestExplainOpen(t *testing.T) {
+	missing := explainOpen(&fs.PathError{Op: "open", Path: controlPath, Err: unix.ENOENT})
+	if !errors.Is(missing, ErrNoDriver) || !strings.Contains(missing.Error(), "ublk_drv") {
+		t.Errorf("no node: %v", missing)
+	}
+	denied := explainOpen(&fs.PathError{Op: "open", Path: controlPath, Err: unix.EACCES})
+	if errors.Is(denied, ErrNoDriver) || !errors.Is(denied, fs.ErrPermission) || !strings.Contains(denied.Error(), "root") {
+		t.Errorf("no permission: %v", denied)
+	}
+}
+
+// TestFatal runs itself: the process must say why and be dead by SIGKILL, also when nobody reads its standard error.
+func TestFatal(t *testing.T) {
+	if os.Getenv("UBLK_TEST_FATAL") != "" {
+		defer Guard("queue 5", Fatal)
+		panic("the cause")
+	}
+	for _, blocked := range []bool{false, true} {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestFatal$")
+		cmd.Env = append(os.Environ(), "UBLK_TEST_FATAL=1")
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = w
+		if blocked {
+			fillPipe(t, w)
+		}
+		begin := time.Now()
+		err = cmd.Run()
+		w.Close()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+			t.Errorf("blocked %v: ended with %v after %v, want SIGKILL", blocked, err, time.Since(begin))
+		}
+		var message [messageLimit]byte
+		n, _ := r.Read(message[:])
+		r.Close()
+		if text := string(message[:n]); !blocked && !strings.Contains(text, "fatal: queue 5: panic: the cause\n") {
+			t.Errorf("message %q", text)
+		}
+	}
+}
+
+// fillPipe leaves no room in w.
+func fillPipe(t *testing.T, w *os.File) {
+	t.Helper()
+	fd := int(w.Fd())
+	if err := unix.SetNonblock(fd, true); err != nil {
+		t.Fatal(err)
+	}
+	junk := make([]byte, 4096)
+	for {
+		if _, err := unix.Write(fd, junk); err == unix.EAGAIN {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		t.Fatal(err)
+	}
+}
