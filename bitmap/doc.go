@@ -27,7 +27,7 @@
 //	      +------------+------------+-----+
 //
 // Region r is bit r % 64 of word (r % 16128) / 64 of its plane in page r / 16128.
-// 2^32 regions are 266305 pages, 1 GiB. The memory is the caller's and sparse: beside
+// 2^32 regions are 266306 pages, 1 GiB. The memory is the caller's and sparse: beside
 // it stands one counter per page and plane, and a page whose counters say "nothing
 // marked" or "everything hydrated" is neither read nor written.
 //
