@@ -59,7 +59,7 @@ func TestParamsValidate(t *testing.T) {
 func TestParamsEncode(t *testing.T) {
 	p := Params{
 		Size: 1 << 40, LogicalBlockSize: 512, PhysicalBlockSize: 4096, IOMin: 4096, IOOpt: 65536, MaxIO: 1 << 20,
-		DiscardGranularity: 65536, MaxDiscard: 1<<40 + 1, MaxWriteZeroes: 100000,
+		DiscardGranularity: 65536, MaxDiscard: 1<<50 + 1, MaxWriteZeroes: 100000,
 		VolatileCache: true, FUA: true, DMAAlignment: 512,
 	}
 	k := p.encode()
