@@ -9,14 +9,14 @@
 // A region is in one of three states, kept as two planes of bits, each bit only ever set (package
 // bitmap). Z is free: nothing has been written to the destination yet.
 //
-//	              DISCARD, WRITE_ZEROES,
-//	              hole of the source
-//	  S (source) -----------------------> Z (zero)
-//	     |                                   |
-//	     | copy, whole-region write,         | zeros written in the background,
-//	     | partial write (read + merge)      | whole or partial write
-//	     v                                   v
-//	  H (hydrated, final) <-------------------
+//	            DISCARD, WRITE_ZEROES,
+//	            hole of the source
+//	S (source) -----------------------> Z (zero)
+//	   |                                   |
+//	   | copy, whole-region write,         | zeros written in the background,
+//	   | partial write (read + merge)      | whole or partial write
+//	   v                                   v
+//	H (hydrated, final) <-------------------
 //
 // H is final. A DISCARD or WRITE_ZEROES of H writes zeros in place.
 //
