@@ -1,8 +1,8 @@
 package blockdev
 
 import (
+	"crypto/sha256"
 	"fmt"
-	"hash/crc32"
 	"path/filepath"
 	"strings"
 
@@ -75,9 +75,8 @@ func ownName(dir string) string {
 // Fingerprint tells whether a source still has the content of last time. It is
 // a sample: a source that is only ever read does not change in part.
 type Fingerprint struct {
-	CRC   uint32 `json:"crc"`   // CRC-32C of the first MiB, then the last
-	Size  int64  `json:"size"`  // bytes
-	Mtime int64  `json:"mtime"` // nanoseconds since 1970, files only
+	Sample [sha256.Size]byte // SHA-256 of the first MiB, then the last
+	Mtime  int64             // nanoseconds since 1970, of a file; else 0
 }
 
 // sample is how much of each end of the source goes into the fingerprint, in
@@ -93,14 +92,16 @@ func (d *Device) Fingerprint() (Fingerprint, error) {
 	}
 	defer m.Close()
 	n := min(sample, d.size)
-	f := Fingerprint{Size: d.size}
+	sum := sha256.New()
 	for _, off := range []int64{0, d.size - n} {
 		p := m.Bytes()[:n]
 		if err := sys.ReadFullAt(d.fd(), p, off); err != nil {
 			return Fingerprint{}, d.fail("read", err, "Check the source device.")
 		}
-		f.CRC = crc32.Update(f.CRC, crc32.MakeTable(crc32.Castagnoli), p)
+		sum.Write(p)
 	}
+	var f Fingerprint
+	sum.Sum(f.Sample[:0])
 	if !d.IsBlock() {
 		f.Mtime = d.stat.Mtime
 	}

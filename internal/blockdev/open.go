@@ -26,6 +26,8 @@ type Options struct {
 	Size int64
 	// Reserve gives an existing destination file its space.
 	Reserve bool
+	// ReadOnly opens metadata to look at it.
+	ReadOnly bool
 }
 
 // Open opens and locks path for its role. Exit codes: 5 if it is held, with the
@@ -41,7 +43,7 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	case !st.IsBlock() && !st.IsRegular():
 		return nil, failure(role, role.code(), "open", path, errors.New("neither a block device nor a regular file"), "")
 	}
-	flags := openFlags(role)
+	flags := fileFlags(role, o)
 	if st.IsBlock() {
 		flags = blockFlags(role, o)
 	}
@@ -55,8 +57,8 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	return d.setUp(o)
 }
 
-func openFlags(role Role) int {
-	if role == Source {
+func fileFlags(role Role, o Options) int {
+	if role == Source || o.ReadOnly {
 		return os.O_RDONLY
 	}
 	return os.O_RDWR
@@ -69,6 +71,8 @@ func blockFlags(role Role, o Options) int {
 		return os.O_RDONLY
 	case role == Source:
 		return os.O_RDONLY | os.O_EXCL
+	case o.ReadOnly:
+		return os.O_RDONLY | os.O_EXCL | syscall.O_DIRECT
 	}
 	return os.O_RDWR | os.O_EXCL | syscall.O_DIRECT
 }
@@ -144,7 +148,7 @@ func (d *Device) setUpBlock(o Options) error {
 	if size == 0 {
 		return d.fail("open", errors.New("it has no size: no medium, or not set up"), "")
 	}
-	if readOnly && d.role != Source {
+	if readOnly && d.role != Source && !o.ReadOnly {
 		return d.fail("open", errors.New("the device is read-only"), "See `blockdev --setrw`.")
 	}
 	d.size, d.logical, d.physic, d.align, d.direct = size, logical, physical, logical, direct
@@ -158,7 +162,7 @@ func (d *Device) setUpBlock(o Options) error {
 // no flock keeps away; a file system whose promises are its own; direct I/O;
 // space.
 func (d *Device) setUpFile(o Options) error {
-	if err := d.lockFile(); err != nil {
+	if err := d.lockFile(o); err != nil {
 		return err
 	}
 	if err := d.refuseLoop(o); err != nil {
@@ -173,9 +177,9 @@ func (d *Device) setUpFile(o Options) error {
 	return d.sizeFile(o)
 }
 
-func (d *Device) lockFile() error {
+func (d *Device) lockFile(o Options) error {
 	lock := sys.FlockExclusive
-	if d.role == Source {
+	if d.role == Source || o.ReadOnly {
 		lock = sys.FlockShared
 	}
 	err := lock(d.fd())
@@ -198,7 +202,7 @@ func (d *Device) refuseLoop(o Options) error {
 }
 
 func (d *Device) refuseIndirect(o Options) error {
-	if d.role == Source {
+	if d.role == Source || o.ReadOnly {
 		return nil
 	}
 	name, err := sys.IndirectFS(d.fd())
