@@ -362,7 +362,7 @@ func (d *Device) Delete(timeout time.Duration) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	if err := d.ctl.DelDev(ctx, d.info.ID); err != nil {
+	if err := d.ctl.DelDev(ctx, d.info.ID); err != nil && !errors.Is(err, unix.ENODEV) {
 		return err
 	}
 	d.phase = phaseDeleted
