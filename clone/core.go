@@ -1,6 +1,7 @@
 package clone
 
 import (
+	"cmp"
 	"sync"
 	"sync/atomic"
 
@@ -40,12 +41,17 @@ type Config struct {
 	Geometry Geometry
 	// Map holds what is durable already (and later, what a dead daemon had marked).
 	Map *bitmap.Map
-	// Mode that the clone was left in.
-	Mode Mode
+	// Mode that the clone was left in, and whether a flush of the destination had failed: a restart
+	// starts no better (I10).
+	Mode      Mode
+	FlushLost bool
 	// Kick tells the committer that somebody waits for a commit. It must not block.
 	Kick func()
 	// Event tells of a change of mode or of completion. It must not block. May be nil.
 	Event func()
+	// DeltaPages is how many pages of the region map may hold marks that are not committed yet; 0 is the
+	// default. No request may touch regions of more pages than that.
+	DeltaPages int
 }
 
 // Core is the state that all lanes share. See the package comment for who may touch what.
@@ -88,11 +94,12 @@ type Core struct {
 // New makes a core. Lanes are added with NewLane before any of them gets a request.
 func New(cfg Config) *Core {
 	pages := bitmap.PagesFor(cfg.Geometry.Regions())
-	pool := int(min(deltaPages, pages))
+	pool := int(min(cmp.Or(uint64(cfg.DeltaPages), deltaPages), pages))
 	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event}
 	c.mu.active = bitmap.NewDelta(pages, pool)
 	c.mu.frozen = bitmap.NewDelta(pages, pool)
-	c.poolBounds = pages > deltaPages
+	c.poolBounds = pages > uint64(pool)
+	c.mu.flushLost = cfg.FlushLost
 	c.setMode(cfg.Mode)
 	c.complete.Store(c.regions.NrHydrated() == c.geo.Regions())
 	return c

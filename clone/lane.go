@@ -96,6 +96,14 @@ func (c *Core) Stats() (s Stats) {
 	return s
 }
 
+// Requests is how many requests of users the lane has got; from any thread.
+func (l *Lane) Requests() (n int64) {
+	for i := range l.stats.ops {
+		n += l.stats.ops[i].Load()
+	}
+	return n
+}
+
 // UserInFlight is how many requests of users are being worked on, in all lanes.
 func (c *Core) UserInFlight() (n int64) {
 	for _, l := range c.lanes {
