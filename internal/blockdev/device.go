@@ -67,6 +67,10 @@ func (d *Device) Created() bool { return d.created }
 // Warnings are what the user should know and what force overrode.
 func (d *Device) Warnings() []string { return d.warned }
 
+// Flush makes every write through the description that ended before it durable.
+// It blocks.
+func (d *Device) Flush() error { return sys.Fdatasync(d.fd()) }
+
 // Close gives the description and with it the lock back.
 func (d *Device) Close() error {
 	if err := d.file.Close(); err != nil {

@@ -92,9 +92,6 @@ func (f *MetadataFile) ReadAt(p []byte, off int64) error {
 // WriteAt writes p at off. The bytes are durable after Flush.
 func (f *MetadataFile) WriteAt(p []byte, off int64) error { return sys.WriteFullAt(f.fd(), p, off) }
 
-// Flush makes everything written before durable.
-func (f *MetadataFile) Flush() error { return sys.Fdatasync(f.fd()) }
-
 // ZeroRange makes length bytes at off read as zeros, durably after Flush: a
 // hole in a file, the device's own way on a block device.
 func (f *MetadataFile) ZeroRange(off, length int64) error {

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+const description = `A clone is a block device, /dev/ublkbN, that has the content of SOURCE from the
+first moment and can be written at once. What is read and not yet in DEST comes
+from SOURCE, what is written goes to DEST, what is discarded is not copied, and
+background hydration brings the rest. When everything is hydrated, DEST stands
+alone. SOURCE is never written.
+
+The map of what is where is kept in METADATA, a file or a small device; it must
+be kept together with DEST until hydration is complete.
+
+A recipe:
+   ublk-clone add root --source /dev/sdb --dest /dev/sdc --metadata /var/lib/root.meta --no-hydration
+   mount /dev/ublkb0 /mnt && fstrim /mnt         free space is not copied
+   ublk-clone resume root                        start hydration
+   ublk-clone wait root                          until it is complete
+   umount /mnt && ublk-clone del root            /dev/sdc has all of it
+
+SIZES are bytes; K M G T and KiB MiB GiB TiB are 1024, kB MB GB TB 1000, s is a
+512-byte sector. NAMES are letters, digits and "._-", at most 64.
+
+EXIT CODES`
+
+func newApp(p *program) *cli.App {
+	app := &cli.App{
+		Name:            "ublk-clone",
+		Usage:           "clone a block device onto another while it is in use",
+		Description:     description + exitCodes(),
+		HideVersion:     true,
+		HideHelpCommand: false,
+		Writer:          p.out,
+		ErrWriter:       p.errs,
+		ExitErrHandler:  func(*cli.Context, error) {},
+		OnUsageError:    func(_ *cli.Context, err error, _ bool) error { return usage(err.Error()) },
+		Action:          p.noCommand,
+		Commands: []*cli.Command{
+			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
+			p.pauseCommand(), p.resumeCommand(), p.waitCommand(), p.watchCommand(), p.metadataCommand(), p.versionCommand(),
+			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.runSpawned() }},
+		},
+	}
+	for _, c := range app.Commands {
+		c.OnUsageError = app.OnUsageError
+		for _, sub := range c.Subcommands {
+			sub.OnUsageError = app.OnUsageError
+		}
+	}
+	return app
+}
+
+func exitCodes() string {
+	var b strings.Builder
+	for _, m := range exit.Meaning {
+		fmt.Fprintf(&b, "\n   %2d  %s", m.Code, m.Text)
+	}
+	return b.String()
+}
+
+// noCommand is what happens without a command, or with one that is not known.
+func (p *program) noCommand(c *cli.Context) error {
+	if c.Args().Present() {
+		return usage(fmt.Sprintf("unknown command %q", c.Args().First()))
+	}
+	return cli.ShowAppHelp(c)
+}
+
+// Flags that several commands have.
+func outputFlag(forms string) cli.Flag {
+	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "print `FORM`: " + forms}
+}
+
+func (p *program) addCommand() *cli.Command {
+	return &cli.Command{
+		Name: "add", Usage: "make a clone, or bring one up again", ArgsUsage: "NAME", Action: p.add,
+		Description: `Starts the daemon of clone NAME and prints the path of its block device when it
+is usable. SOURCE, DEST and METADATA are block devices or files. With empty or
+missing metadata the clone is new; DEST must then carry no file system or other
+known signature, and one that is a missing file is created. Otherwise
+the clone goes on where it was. The same command again says "unchanged".
+
+A region is the unit of hydration. With the default of 4KiB nearly every write
+covers its regions whole and needs no copy; larger regions make the map smaller.`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone; opened read-only and, unless shared, exclusively"},
+			&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; at least as large"},
+			&cli.StringFlag{Name: "metadata", Usage: "`DEVICE|FILE` that keeps the map"},
+			&cli.StringFlag{Name: "region-size", Usage: "`SIZE` of a region, a power of two from 4KiB to 1GiB (default: 4KiB, or what the metadata says)"},
+			&cli.BoolFlag{Name: "no-hydration", Usage: "start with background hydration off"},
+			&cli.Uint64Flag{Name: "hydration-threshold", Usage: "most `REGIONS` copied at a time in the background (default: 4 batches)"},
+			&cli.Uint64Flag{Name: "hydration-batch-size", Usage: "contiguous `REGIONS` in one copy (default: 1 MiB)"},
+			&cli.IntFlag{Name: "queues", Value: defaultQueues, Usage: "`N` queues, each with a thread"},
+			&cli.IntFlag{Name: "queue-depth", Value: defaultQueueDepth, Usage: "`N` requests in flight for each queue"},
+			&cli.BoolFlag{Name: "source-shared", Usage: "several clones use the source: do not lock it"},
+			&cli.BoolFlag{Name: "create", Usage: "the metadata must be empty or missing"},
+			&cli.BoolFlag{Name: "open", Usage: "the metadata must be there"},
+			&cli.BoolFlag{Name: "force", Usage: "overwrite a destination that carries something, accept what is warned about"},
+			&cli.BoolFlag{Name: "foreground", Usage: "be the daemon; end by SIGTERM or `ublk-clone del`"},
+			&cli.StringFlag{Name: "wait", Value: "ready", Usage: "return when the clone is `STATE`: ready or hydrated"},
+			outputFlag("json"),
+		},
+	}
+}
+
+func (p *program) delCommand() *cli.Command {
+	return &cli.Command{
+		Name: "del", Usage: "end a clone", ArgsUsage: "NAME", Action: p.del,
+		Description: `Commits what is hydrated, removes the block device and ends the daemon. Source,
+destination and metadata stay: the same add goes on where it was. Refused, with
+exit code 5 and a list of the users, while somebody has the device open.`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "wait", Value: "1s", Usage: "wait at most this `TIME` for the device to be closed"},
+			outputFlag("json (errors)"),
+		},
+	}
+}
+
+func (p *program) listCommand() *cli.Command {
+	return &cli.Command{
+		Name: "list", Aliases: []string{"ls"}, Usage: "list the clones", Action: p.list,
+		Flags: []cli.Flag{outputFlag("json")},
+	}
+}
+
+func (p *program) statusCommand() *cli.Command {
+	return &cli.Command{
+		Name: "status", Aliases: []string{"show"}, Usage: "show how a clone is", ArgsUsage: "[NAME]", Action: p.status,
+		Description: "Shows one clone, or lists all with details of those that need attention. It changes\nnothing. -o dm prints the line that `dmsetup status` prints for a clone target.",
+		Flags: []cli.Flag{
+			outputFlag("json, dm"),
+			&cli.BoolFlag{Name: "bytes", Aliases: []string{"b"}, Usage: "print sizes as integers"},
+		},
+	}
+}
+
+func (p *program) tableCommand() *cli.Command {
+	return &cli.Command{
+		Name: "table", Usage: "print a clone's definition as a device-mapper table", ArgsUsage: "[NAME]", Action: p.table,
+		Flags: []cli.Flag{outputFlag("json (errors)")},
+	}
+}
+
+func (p *program) messageCommand() *cli.Command {
+	return &cli.Command{
+		Name: "message", Usage: "send a clone one of dm-clone's messages", ArgsUsage: "NAME MESSAGE", Action: p.message,
+		Description: "Messages: " + messageList + ".\nN counts regions. A 0 before the message is ignored. Prints nothing.",
+		Flags:       []cli.Flag{outputFlag("json (errors)")},
+	}
+}
+
+func (p *program) pauseCommand() *cli.Command {
+	return &cli.Command{
+		Name: "pause", Usage: "stop background hydration", ArgsUsage: "NAME", Description: "Kept over a restart.",
+		Action: p.simple(verbPause), Flags: []cli.Flag{outputFlag("json (errors)")},
+	}
+}
+
+func (p *program) resumeCommand() *cli.Command {
+	return &cli.Command{
+		Name: "resume", Usage: "go on with background hydration", ArgsUsage: "NAME",
+		Description: "Kept over a restart. What could not be copied is tried again.",
+		Action:      p.simple(verbResume), Flags: []cli.Flag{outputFlag("json (errors)")},
+	}
+}
+
+func (p *program) waitCommand() *cli.Command {
+	return &cli.Command{
+		Name: "wait", Usage: "wait until a clone is hydrated", ArgsUsage: "NAME", Action: p.wait,
+		Description: "Returns at once, with exit code 8, when hydration is stalled, and with 11 when the\ntime is up.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME`, such as 90s or 2h (default: as long as it takes)"},
+			outputFlag("json"),
+		},
+	}
+}
+
+func (p *program) watchCommand() *cli.Command {
+	return &cli.Command{
+		Name: "watch", Usage: "show hydration as it goes on", ArgsUsage: "NAME", Action: p.watch,
+		Description: "Ends when the clone is hydrated. A progress bar on a terminal, lines otherwise.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "progress", Value: "auto", Usage: "`FORM`: auto, bar, plain, json or none"},
+			outputFlag("json (errors)"),
+		},
+	}
+}
+
+func (p *program) metadataCommand() *cli.Command {
+	output := outputFlag("json")
+	return &cli.Command{
+		Name: "metadata", Usage: "examine metadata", Action: p.noCommand,
+		Subcommands: []*cli.Command{
+			{
+				Name: "check", Usage: "look for damage", ArgsUsage: "FILE|DEVICE", Action: p.metadataCheck,
+				Description: "Reads all of it and writes nothing. Exit code 10 if it cannot be opened.",
+				Flags:       []cli.Flag{output},
+			},
+			{
+				Name: "dump", Usage: "print what it says", ArgsUsage: "FILE|DEVICE", Action: p.metadataDump,
+				Flags: []cli.Flag{output},
+			},
+		},
+	}
+}
+
+func (p *program) versionCommand() *cli.Command {
+	return &cli.Command{
+		Name: "version", Usage: "print the version", Action: p.version,
+		Flags: []cli.Flag{outputFlag("json")},
+	}
+}

@@ -1,0 +1,420 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+// askLimit is how long a daemon may take to answer what needs no waiting.
+const askLimit = 10 * time.Second
+
+// words are the arguments of a command that takes between least and most of
+// them.
+func words(c *cli.Context, least, most int) ([]string, error) {
+	all := c.Args().Slice()
+	switch {
+	case len(all) < least:
+		return nil, usage(fmt.Sprintf("%s needs %s", c.Command.FullName(), c.Command.ArgsUsage))
+	case len(all) > most:
+		return nil, usage(fmt.Sprintf("%s: %q is too much", c.Command.FullName(), all[most]))
+	}
+	return all, nil
+}
+
+// named is the clone that the first argument names.
+func named(c *cli.Context) (string, error) {
+	all, err := words(c, 1, 1)
+	if err != nil {
+		return "", err
+	}
+	return all[0], checkName(all[0])
+}
+
+// form is the value of -o, which must be one of these; "" is always right.
+func form(c *cli.Context, forms ...string) (string, error) {
+	got := c.String("output")
+	for _, f := range append(forms, "") {
+		if got == f {
+			return got, nil
+		}
+	}
+	return "", usage(fmt.Sprintf("-o %s: %s is possible", got, strings.Join(forms, " or ")))
+}
+
+func (p *program) add(c *cli.Context) error {
+	st, err := startFrom(c)
+	if err != nil {
+		return err
+	}
+	asJSON, err := form(c, "json")
+	if err != nil {
+		return err
+	}
+	until := c.String("wait")
+	if until != "ready" && until != "hydrated" {
+		return usage("--wait " + until + ": ready or hydrated is possible")
+	}
+	if os.Geteuid() != 0 {
+		return &exit.Error{Code: exit.Denied, Doing: "add clone", Object: st.Definition.Name, Cause: errors.New("not root"), Next: "Run it as root."}
+	}
+	if err := p.dir.create(); err != nil {
+		return err
+	}
+	there, err := p.unchanged(&st.Definition)
+	if err != nil {
+		return err
+	}
+	switch {
+	case there:
+	case c.Bool("foreground"):
+		return p.runForeground(st)
+	default:
+		if _, err = p.dir.spawn(st); err != nil {
+			return err
+		}
+	}
+	return p.added(st.Definition.Name, there, until, asJSON)
+}
+
+// startFrom reads the flags of add.
+func startFrom(c *cli.Context) (start, error) {
+	name, err := named(c)
+	if err != nil {
+		return start{}, err
+	}
+	def := definition{
+		Name: name, NoHydration: c.Bool("no-hydration"), Threshold: c.Uint64("hydration-threshold"), Batch: c.Uint64("hydration-batch-size"),
+		Queues: c.Int("queues"), QueueDepth: c.Int("queue-depth"), SourceShared: c.Bool("source-shared"),
+	}
+	if def.RegionSize, err = sizeFlag(c, "region-size"); err != nil {
+		return start{}, err
+	}
+	for _, f := range []struct {
+		flag string
+		to   *string
+	}{{"source", &def.Source}, {"dest", &def.Dest}, {"metadata", &def.Metadata}} {
+		if *f.to, err = pathFlag(c, f.flag); err != nil {
+			return start{}, err
+		}
+	}
+	st := start{Definition: def, Create: c.Bool("create"), Open: c.Bool("open"), Force: c.Bool("force")}
+	if st.Create && st.Open {
+		return st, usage("--create and --open exclude each other")
+	}
+	return st, def.check()
+}
+
+// pathFlag makes a path absolute: the daemon runs in another folder.
+func pathFlag(c *cli.Context, name string) (string, error) {
+	path := c.String(name)
+	if path == "" {
+		return "", nil
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", usage(fmt.Sprintf("--%s %s: %v", name, path, err))
+	}
+	return abs, nil
+}
+
+func sizeFlag(c *cli.Context, name string) (int64, error) {
+	if !c.IsSet(name) {
+		return 0, nil
+	}
+	n, err := parseSize(c.String(name))
+	if err != nil {
+		return 0, usage(fmt.Sprintf("--%s: %v", name, err))
+	}
+	return n, nil
+}
+
+// unchanged says whether the clone is up as defined; another definition is exit
+// code 4. What a dead daemon has left is no obstacle.
+func (p *program) unchanged(def *definition) (bool, error) {
+	if !p.dir.alive(def.Name) {
+		return false, nil
+	}
+	there, err := p.dir.load(def.Name)
+	if exit.Code(err) == exit.NoClone {
+		return false, nil // just ending; the lock will tell
+	}
+	if err != nil {
+		return false, err
+	}
+	if diff := there.differences(def); diff != "" {
+		return false, &exit.Error{Code: exit.Exists, Doing: "add clone", Object: def.Name, Cause: errors.New("it exists, and its " + diff),
+			Next: "`ublk-clone del " + def.Name + "` first, or use another name."}
+	}
+	return true, nil
+}
+
+// added waits for what was asked for and prints the device.
+func (p *program) added(name string, there bool, until, asJSON string) error {
+	if until == "hydrated" {
+		if err := p.waitHydrated(name, 0, func(*cloneStatus) error { return nil }); err != nil {
+			return err
+		}
+	}
+	st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+	if err != nil {
+		return err
+	}
+	for _, w := range st.Warnings {
+		fmt.Fprintln(p.errs, "ublk-clone: warning:", w)
+	}
+	if asJSON != "" {
+		return p.printJSON([]cloneStatus{*st})
+	}
+	note := ""
+	if there {
+		note = " unchanged"
+	}
+	_, err = fmt.Fprintln(p.out, st.Device+note)
+	return err
+}
+
+func (p *program) del(c *cli.Context) error {
+	name, err := named(c)
+	if err != nil {
+		return err
+	}
+	if _, err := form(c, "json"); err != nil {
+		return err
+	}
+	wait, err := time.ParseDuration(c.String("wait"))
+	if err != nil || wait < 0 {
+		return usage(fmt.Sprintf("--wait %s: not a time such as 10s", c.String("wait")))
+	}
+	def, err := p.dir.load(name)
+	if err != nil {
+		return err
+	}
+	if !p.dir.alive(name) {
+		return p.clearDead(def)
+	}
+	_, err = p.dir.ask(name, request{Verb: verbStop, WaitMS: wait.Milliseconds()}, wait+stopLimit)
+	return err
+}
+
+// stopLimit is how long a daemon may take to stop: the last commit and the
+// driver's own work.
+const stopLimit = 60 * time.Second
+
+// clearDead removes what a dead daemon has left, its block device first.
+func (p *program) clearDead(def *definition) error {
+	lock, err := p.dir.acquire(def.Name)
+	if err != nil {
+		return err
+	}
+	if err := removeDead(def); err != nil {
+		return errors.Join(err, lock.release())
+	}
+	var errs error
+	for _, path := range []string{p.dir.socket(def.Name), p.dir.log(def.Name), p.dir.definition(def.Name)} {
+		errs = errors.Join(errs, removeIfThere(path))
+	}
+	return errors.Join(errs, lock.release())
+}
+
+// statuses asks the daemons of these clones. A dead one has a status too.
+func (p *program) statuses(names []string) ([]cloneStatus, error) {
+	all := make([]cloneStatus, 0, len(names))
+	for _, name := range names {
+		st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+		switch exit.Code(err) {
+		case exit.OK:
+			all = append(all, *st)
+		case exit.NoClone: // deleted just now
+		case exit.NoAnswer:
+			all = append(all, p.silent(name, err))
+		default:
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// silent is the status of a clone whose daemon does not answer.
+func (p *program) silent(name string, err error) cloneStatus {
+	st := cloneStatus{Name: name, State: stateFailed, Reason: err.Error() + ".", Action: exit.Next(err), BadRanges: []badRange{}}
+	if def, err := p.dir.load(name); err == nil {
+		st.Device, st.Source, st.Dest, st.Metadata, st.RegionSize = def.Device, def.Source, def.Dest, def.Metadata, def.RegionSize
+	}
+	return st
+}
+
+func (p *program) printJSON(clones []cloneStatus) error {
+	return encodeJSON(p.out, report{Schema: schema, Clones: clones})
+}
+
+func (p *program) list(c *cli.Context) error {
+	if _, err := words(c, 0, 0); err != nil {
+		return err
+	}
+	output, err := form(c, "json")
+	if err != nil {
+		return err
+	}
+	names, err := p.dir.names()
+	if err != nil {
+		return err
+	}
+	all, err := p.statuses(names)
+	if err != nil {
+		return err
+	}
+	if output != "" {
+		return p.printJSON(all)
+	}
+	return writeTable(p.out, all)
+}
+
+func (p *program) status(c *cli.Context) error {
+	output, err := form(c, "json", "dm")
+	if err != nil {
+		return err
+	}
+	args, err := words(c, 0, 1)
+	if err != nil {
+		return err
+	}
+	one := len(args) == 1
+	names := args
+	if one {
+		if _, err := p.dir.load(args[0]); err != nil {
+			return err
+		}
+	} else if names, err = p.dir.names(); err != nil {
+		return err
+	}
+	all, err := p.statuses(names)
+	if err != nil {
+		return err
+	}
+	switch {
+	case output == "json":
+		return p.printJSON(all)
+	case output == "dm":
+		return p.printDM(all, one)
+	case one && len(all) == 1:
+		return writeDetails(p.out, &all[0], c.Bool("bytes"))
+	}
+	return p.overview(all, c.Bool("bytes"))
+}
+
+// printDM prints dm-clone's lines, with names in front if there may be several.
+func (p *program) printDM(all []cloneStatus, one bool) error {
+	for i := range all {
+		if !one {
+			fmt.Fprintf(p.out, "%s: ", all[i].Name)
+		}
+		if err := writeDM(p.out, &all[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// overview is the table, and the details of what needs attention.
+func (p *program) overview(all []cloneStatus, bytes bool) error {
+	if err := writeTable(p.out, all); err != nil {
+		return err
+	}
+	for i := range all {
+		if all[i].Action == "" {
+			continue
+		}
+		fmt.Fprintln(p.out)
+		if err := writeDetails(p.out, &all[i], bytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *program) table(c *cli.Context) error {
+	args, err := words(c, 0, 1)
+	if err != nil {
+		return err
+	}
+	if _, err := form(c, "json"); err != nil {
+		return err
+	}
+	names := args
+	if len(args) == 0 {
+		if names, err = p.dir.names(); err != nil {
+			return err
+		}
+	}
+	for _, name := range names {
+		def, err := p.dir.load(name)
+		if err != nil {
+			return err
+		}
+		st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+		if err != nil {
+			return err
+		}
+		if len(args) == 0 {
+			fmt.Fprintf(p.out, "%s: ", name)
+		}
+		if err := writeDMTable(p.out, def, st); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *program) message(c *cli.Context) error {
+	all, err := words(c, 2, 1<<10)
+	if err != nil {
+		return err
+	}
+	m, err := parseMessage(all[1:])
+	if err != nil {
+		return err
+	}
+	_, err = p.dir.ask(all[0], request{Verb: verbMessage, Message: &m}, askLimit)
+	return err
+}
+
+// simple asks the daemon one thing that takes no arguments.
+func (p *program) simple(verb string) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		name, err := named(c)
+		if err != nil {
+			return err
+		}
+		if _, err := form(c, "json"); err != nil {
+			return err
+		}
+		_, err = p.dir.ask(name, request{Verb: verb}, askLimit)
+		return err
+	}
+}
+
+func (p *program) version(c *cli.Context) error {
+	output, err := form(c, "json")
+	if err != nil {
+		return err
+	}
+	version := "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		version = info.Main.Version
+	}
+	if output != "" {
+		return encodeJSON(p.out, map[string]string{"schema": schema, "version": version, "go": runtime.Version()})
+	}
+	_, err = fmt.Fprintf(p.out, "ublk-clone %s (%s)\n", version, runtime.Version())
+	return err
+}

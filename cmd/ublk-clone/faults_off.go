@@ -1,0 +1,7 @@
+//go:build !faults
+
+package main
+
+// fault makes step k of a start fail in tests. Only a binary built with the tag
+// faults has it.
+func fault(int) error { return nil }

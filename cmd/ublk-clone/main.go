@@ -1,0 +1,89 @@
+// Command ublk-clone makes and manages clones: block devices that can be used at
+// once while their content comes from a source, one to one, into a destination.
+//
+//	add ── starts ──> daemon, one per clone            other commands
+//	 ^                  |  frontend.go: ublk <-> clone       |
+//	 |   readiness      |  background.go: hydrate            |
+//	 +------------------+  committer.go: region map    <-----+  control socket
+//
+// Process: `add` starts this program again as the daemon of one clone (spawn.go),
+// hands it the definition on standard input and waits for its report over a
+// pipe. The daemon (daemon.go) does its steps in order, each with its undo
+// (steps.go), and answers on /run/ublk-clone/NAME.sock (control.go). The other
+// commands (commands.go) only ask it. `add --foreground` is the daemon itself.
+//
+// Invariants: I7, no helper runs in a daemon and nobody opens a device that it
+// serves a second time; a daemon that cannot go on ends by SIGKILL of itself.
+// Deletion is explicit, refused while somebody has the device open, and bounded
+// in time.
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/rs/zerolog"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+// program is one run of the command.
+type program struct {
+	out, errs io.Writer
+	dir       runDir
+	newEngine func(start, zerolog.Logger) engine
+}
+
+func main() {
+	p := &program{out: os.Stdout, errs: os.Stderr, dir: theRunDir(), newEngine: newEngine}
+	os.Exit(p.run(os.Args))
+}
+
+// run does what the command line says and returns the exit code.
+func (p *program) run(args []string) int {
+	app := newApp(p)
+	args = flagsFirst(app, args)
+	err := app.Run(args)
+	if err == nil {
+		return exit.OK
+	}
+	p.complain(err, wantsJSON(args))
+	return exit.Code(err)
+}
+
+// wantsJSON looks for -o json itself: a command line that cannot be read is
+// answered in JSON too.
+func wantsJSON(args []string) bool {
+	for i, a := range args {
+		a = strings.TrimLeft(a, "-")
+		if (a == "o" || a == "output") && slices.Contains(args[i+1:min(i+2, len(args))], "json") {
+			return true
+		}
+		if a == "o=json" || a == "output=json" {
+			return true
+		}
+	}
+	return false
+}
+
+// complain prints one error: what, on which object, why, and the next step.
+func (p *program) complain(err error, asJSON bool) {
+	if asJSON {
+		b, marshalErr := json.Marshal(struct {
+			Schema string     `json:"schema"`
+			Error  *wireError `json:"error"`
+		}{schema, toWire(err)})
+		if marshalErr == nil {
+			fmt.Fprintf(p.errs, "%s\n", b)
+			return
+		}
+	}
+	fmt.Fprintf(p.errs, "ublk-clone: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+	if next := exit.Next(err); next != "" {
+		fmt.Fprintf(p.errs, "  %s\n", next)
+	}
+}

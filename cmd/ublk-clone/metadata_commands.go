@@ -1,0 +1,88 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// examine opens metadata to read them.
+func examine(c *cli.Context) (*blockdev.MetadataFile, error) {
+	args, err := words(c, 1, 1)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := blockdev.Open(blockdev.Metadata, args[0], blockdev.Options{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	m, err := blockdev.NewMetadataFile(dev)
+	if err != nil {
+		return nil, errors.Join(err, dev.Close())
+	}
+	return m, nil
+}
+
+func (p *program) metadataCheck(c *cli.Context) error {
+	output, err := form(c, "json")
+	if err != nil {
+		return err
+	}
+	m, err := examine(c)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	r, err := metadata.Check(m)
+	if err != nil {
+		return metaError("check", m.Path(), err)
+	}
+	if output != "" {
+		err = encodeJSON(p.out, r)
+	} else {
+		err = p.printCheck(&r)
+	}
+	if err == nil && !r.OK() {
+		err = metaError("check", m.Path(), metadata.ErrDamaged)
+	}
+	return err
+}
+
+func (p *program) printCheck(r *metadata.CheckReport) error {
+	for _, problem := range r.Problems {
+		kind := "warning"
+		if problem.Fatal {
+			kind = "error"
+		}
+		if _, err := fmt.Fprintf(p.out, "%s at byte %d: %s\n", kind, problem.Offset, problem.What); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(p.out, "%d of %d regions hydrated, %d zero; %d of %d pages used; %s\n", r.Hydrated, r.Superblock.NrRegions, r.Zero,
+		r.PagesUsed, r.Pages, plural(int64(len(r.Problems)), "problem"))
+	return err
+}
+
+func (p *program) metadataDump(c *cli.Context) error {
+	output, err := form(c, "json")
+	if err != nil {
+		return err
+	}
+	m, err := examine(c)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	dump := metadata.Dump
+	if output != "" {
+		dump = metadata.DumpJSON
+	}
+	if err := dump(m, p.out); err != nil {
+		return metaError("dump", m.Path(), err)
+	}
+	return nil
+}

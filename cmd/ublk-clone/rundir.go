@@ -1,0 +1,189 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// runDirEnv names another folder than the default, for tests.
+const runDirEnv = "UBLK_CLONE_RUN_DIR"
+
+const defaultRunDir = "/run/ublk-clone"
+
+// runDir is the folder that holds, for each clone NAME,
+//
+//	NAME.lock   locked (flock) by its daemon for as long as it lives
+//	NAME.json   its definition
+//	NAME.sock   the control socket
+//	NAME.log    what the daemon logged; kept after a failure
+type runDir string
+
+func theRunDir() runDir {
+	if path := os.Getenv(runDirEnv); path != "" {
+		return runDir(path)
+	}
+	return defaultRunDir
+}
+
+// create makes the folder, for root only.
+func (d runDir) create() error {
+	err := os.MkdirAll(string(d), 0o700)
+	if err == nil {
+		err = os.Chmod(string(d), 0o700)
+	}
+	if err != nil {
+		return d.fail("make folder", string(d), err)
+	}
+	return nil
+}
+
+func (d runDir) lock(name string) string       { return filepath.Join(string(d), name+".lock") }
+func (d runDir) definition(name string) string { return filepath.Join(string(d), name+".json") }
+func (d runDir) socket(name string) string     { return filepath.Join(string(d), name+".sock") }
+func (d runDir) log(name string) string        { return filepath.Join(string(d), name+".log") }
+
+func (d runDir) fail(doing, object string, err error) error {
+	e := &exit.Error{Code: exit.Other, Doing: doing, Object: object, Cause: err}
+	if errors.Is(err, fs.ErrPermission) {
+		e.Code, e.Next = exit.Denied, "Run it as root."
+	}
+	return e
+}
+
+// names lists the clones that have a definition, in order.
+func (d runDir) names() ([]string, error) {
+	entries, err := os.ReadDir(string(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, d.fail("list clones in", string(d), err)
+	}
+	var names []string
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".json")
+		if ok && namePattern.MatchString(name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// load reads a definition; exit code 3 if there is none.
+func (d runDir) load(name string) (*definition, error) {
+	b, err := os.ReadFile(d.definition(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &exit.Error{Code: exit.NoClone, Doing: "find clone", Object: name, Cause: errors.New("there is none of that name"),
+			Next: "`ublk-clone list` shows the clones."}
+	}
+	if err != nil {
+		return nil, d.fail("read definition", d.definition(name), err)
+	}
+	def := &definition{}
+	if err := json.Unmarshal(b, def); err != nil {
+		return nil, d.fail("read definition", d.definition(name), err)
+	}
+	return def, nil
+}
+
+// store writes a definition: whole or not at all.
+func (d runDir) store(def *definition) error {
+	b, err := json.MarshalIndent(def, "", "  ")
+	if err != nil {
+		return d.fail("write definition", def.Name, err)
+	}
+	path := d.definition(def.Name)
+	next := path + ".new"
+	err = os.WriteFile(next, append(b, '\n'), 0o600)
+	if err == nil {
+		err = os.Rename(next, path)
+	}
+	if err != nil {
+		return d.fail("write definition", path, errors.Join(err, removeIfThere(next)))
+	}
+	return nil
+}
+
+// nameLock is held by the daemon of a clone. While it is, no other daemon of
+// that name starts; when the process is gone, it is free.
+type nameLock struct {
+	file *os.File
+	path string
+}
+
+// acquire takes the lock of a name or fails with exit code 5. The file is
+// removed at release, so what was locked must still be what the path names.
+func (d runDir) acquire(name string) (*nameLock, error) {
+	path := d.lock(name)
+	for {
+		f, err := sys.Open(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, d.fail("lock", path, err)
+		}
+		err = sys.FlockExclusive(int(f.Fd()))
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			f.Close()
+			return nil, &exit.Error{Code: exit.Busy, Doing: "lock the name", Object: name,
+				Cause: errors.New("another daemon of that name starts, runs or stops"), Next: "See `ublk-clone status " + name + "`, then try again."}
+		}
+		if err != nil {
+			f.Close()
+			return nil, d.fail("lock", path, err)
+		}
+		if sameFile(f, path) {
+			return &nameLock{file: f, path: path}, nil
+		}
+		f.Close()
+	}
+}
+
+func sameFile(f *os.File, path string) bool {
+	open, errOpen := sys.Fstat(int(f.Fd()))
+	named, errNamed := sys.StatPath(path)
+	return errOpen == nil && errNamed == nil && open.Dev == named.Dev && open.Inode == named.Inode
+}
+
+// release removes the file first, then unlocks it.
+func (l *nameLock) release() error {
+	return errors.Join(os.Remove(l.path), l.file.Close())
+}
+
+// alive says whether a daemon of that name holds the lock.
+func (d runDir) alive(name string) bool {
+	f, err := sys.Open(d.lock(name), os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(sys.FlockShared(int(f.Fd())), syscall.EWOULDBLOCK)
+}
+
+// removeIfThere removes a file that may be gone already.
+func removeIfThere(path string) error {
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// tail is the end of the daemon's log, for the message of a start that failed.
+func (d runDir) tail(name string, lines int) string {
+	b, err := os.ReadFile(d.log(name))
+	if err != nil {
+		return fmt.Sprintf("no log: %v", err)
+	}
+	all := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+// startLimit is how long a daemon may take to bring its clone up: opening a
+// slow source, reading the map, the driver's own limits.
+const startLimit = 90 * time.Second
+
+// readyFD is the descriptor over which the daemon reports: the first of
+// exec.Cmd's ExtraFiles.
+const readyFD = 3
+
+// daemonCommand is the hidden command that the daemon runs as.
+const daemonCommand = "daemon"
+
+// spawn starts a daemon: this program again, in a session of its own, with
+// the definition on standard input, its log as output, and a pipe to report
+// over. It returns when the clone is up, with the path of the device, or with
+// the daemon's error; then the daemon has ended and nothing is left.
+func (d runDir) spawn(st start) (string, error) {
+	name := st.Definition.Name
+	log, err := os.OpenFile(d.log(name), os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return "", d.fail("make log", d.log(name), err)
+	}
+	defer log.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return "", spawnError(name, err)
+	}
+	defer r.Close()
+	cmd := exec.Command("/proc/self/exe", daemonCommand)
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles, cmd.Dir = log, log, []*os.File{w}, "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = startWith(cmd, st)
+	w.Close()
+	if err != nil {
+		return "", spawnError(name, errors.Join(err, removeIfThere(d.log(name))))
+	}
+	device, err := d.awaitReady(cmd, r, name)
+	if err == nil {
+		return device, cmd.Process.Release()
+	}
+	return "", err
+}
+
+func spawnError(name string, err error) error {
+	return &exit.Error{Code: exit.Other, Doing: "start the daemon of", Object: name, Cause: err}
+}
+
+// startWith starts cmd with v as JSON on its standard input. A pipe takes all of
+// it at once, so nothing has to wait for the daemon to read.
+func startWith(cmd *exec.Cmd, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	_, err = in.Write(b)
+	return errors.Join(err, in.Close())
+}
+
+// awaitReady waits for the daemon's report. A daemon that fails is waited for,
+// so that nothing of it is left when the error is shown; one that is silent is
+// told to end.
+func (d runDir) awaitReady(cmd *exec.Cmd, pipe *os.File, name string) (string, error) {
+	if err := pipe.SetReadDeadline(time.Now().Add(startLimit)); err != nil {
+		return "", spawnError(name, err)
+	}
+	line, err := bufio.NewReader(io.LimitReader(pipe, maxLine)).ReadBytes('\n')
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return "", d.giveUp(cmd, name)
+	}
+	var got readiness
+	if err == nil {
+		err = json.Unmarshal(line, &got)
+	}
+	if err == nil && got.Error == nil {
+		return got.Device, nil
+	}
+	waitErr := cmd.Wait()
+	if err != nil {
+		return "", spawnError(name, fmt.Errorf("it ended (%v) and said: %s", waitErr, d.tail(name, 5)))
+	}
+	return "", errors.Join(got.Error.err(), removeIfThere(d.log(name)))
+}
+
+// giveUp ends a daemon that did not come up in time.
+func (d runDir) giveUp(cmd *exec.Cmd, name string) error {
+	err := cmd.Process.Signal(syscall.SIGTERM)
+	return &exit.Error{Code: exit.Timeout, Doing: "start the daemon of", Object: name,
+		Cause: errors.Join(fmt.Errorf("not ready after %s; it was told to end", startLimit), err), Next: "See " + d.log(name) + "."}
+}
+
+// runSpawned is the daemon's side of spawn.
+func (p *program) runSpawned() error {
+	pipe := os.NewFile(readyFD, "readiness pipe")
+	st, err := readStart(os.Stdin)
+	if err != nil {
+		return errors.Join(err, readiness{Error: toWire(err)}.report(pipe))
+	}
+	writer := newAsyncWriter(&boundedFile{file: os.Stderr, max: logBytes})
+	defer writer.close(time.Second)
+	log := newLog(os.Stderr, writer)
+	err = newDaemon(p.dir, st, p.newEngine(st, log), log).run(func(device string, err error) {
+		if err := (readiness{Device: device, Error: toWire(err)}).report(pipe); err != nil {
+			log.Warn().Err(err).Msg("report to the command that started this daemon")
+		}
+	})
+	if err == nil {
+		err = removeIfThere(p.dir.log(st.Definition.Name))
+	}
+	return err
+}
+
+// runForeground is the daemon in this very process, for a service manager. It
+// prints the device's path when the clone is up.
+func (p *program) runForeground(st start) error {
+	writer := newAsyncWriter(os.Stderr)
+	defer writer.close(time.Second)
+	log := newLog(os.Stderr, writer)
+	return newDaemon(p.dir, st, p.newEngine(st, log), log).run(func(device string, err error) {
+		if err != nil {
+			return
+		}
+		if _, err := fmt.Fprintln(p.out, device); err != nil {
+			log.Warn().Err(err).Msg("print the device")
+		}
+	})
+}
+
+func readStart(r io.Reader) (start, error) {
+	var st start
+	b, err := io.ReadAll(io.LimitReader(r, maxLine))
+	if err == nil {
+		err = decodeKnown(b, &st)
+	}
+	if err != nil {
+		return st, &exit.Error{Code: exit.Usage, Doing: "read the definition from standard input", Cause: err, Next: "Use `ublk-clone add`."}
+	}
+	return st, nil
+}

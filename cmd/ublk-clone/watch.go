@@ -1,0 +1,211 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+// pollPause is how often wait and watch look.
+const pollPause = 200 * time.Millisecond
+
+// plainPause is between two lines of a watch that is no bar.
+const plainPause = 5 * time.Second
+
+func (p *program) wait(c *cli.Context) error {
+	name, err := named(c)
+	if err != nil {
+		return err
+	}
+	output, err := form(c, "json")
+	if err != nil {
+		return err
+	}
+	limit, err := limitFlag(c)
+	if err != nil {
+		return err
+	}
+	var last *cloneStatus
+	err = p.waitHydrated(name, limit, func(st *cloneStatus) error { last = st; return nil })
+	if err == nil && output != "" {
+		err = p.printJSON([]cloneStatus{*last})
+	}
+	return err
+}
+
+// limitFlag is --timeout, 0 for none.
+func limitFlag(c *cli.Context) (time.Duration, error) {
+	text := c.String("timeout")
+	if text == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return 0, usage(fmt.Sprintf("--timeout %s: not a time such as 90s or 2h", text))
+	}
+	return d, nil
+}
+
+// waitHydrated returns when the clone is durably hydrated; see is shown every
+// status. Exit codes: 8 as soon as hydration is stalled, 10 if the metadata
+// fails, 11 after limit (0: none).
+func (p *program) waitHydrated(name string, limit time.Duration, see func(*cloneStatus) error) error {
+	begin := time.Now()
+	for {
+		st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+		if err != nil {
+			return err
+		}
+		if err := see(st); err != nil {
+			return err
+		}
+		done, err := hydrated(st)
+		if done || err != nil {
+			return err
+		}
+		if limit > 0 && time.Since(begin) >= limit {
+			return waitError(exit.Timeout, st, fmt.Errorf("%s after %s, %s done", st.State, limit, st.doneText(" ")))
+		}
+		time.Sleep(pollPause)
+	}
+}
+
+// hydrated says whether there is nothing more to wait for, and if that is bad,
+// why.
+func hydrated(st *cloneStatus) (bool, error) {
+	switch st.State {
+	case stateHydrated:
+		return true, nil
+	case stateStalled:
+		return false, waitError(exit.Source, st, errors.New("stalled: "+st.Reason))
+	case stateFailed:
+		return false, waitError(exit.Metadata, st, errors.New("failed: "+st.Reason))
+	}
+	return false, nil
+}
+
+func waitError(code int, st *cloneStatus, cause error) error {
+	next := st.Action
+	if next == "" {
+		next = "See `ublk-clone status " + st.Name + "`."
+	}
+	return &exit.Error{Code: code, Doing: "wait for clone", Object: st.Name, Cause: cause, Next: next}
+}
+
+// viewer shows the statuses of a watch.
+type viewer interface {
+	see(*cloneStatus) error
+	close()
+}
+
+func (p *program) watch(c *cli.Context) error {
+	name, err := named(c)
+	if err != nil {
+		return err
+	}
+	if _, err := form(c, "json"); err != nil {
+		return err
+	}
+	v, err := newViewer(c.String("progress"), p.out)
+	if err != nil {
+		return err
+	}
+	defer v.close()
+	return p.waitHydrated(name, 0, v.see)
+}
+
+// newViewer makes the viewer for a form; "auto" is a bar on a terminal and
+// lines elsewhere.
+func newViewer(form string, out io.Writer) (viewer, error) {
+	if form == "auto" {
+		form = "plain"
+		if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			form = "bar"
+		}
+	}
+	switch form {
+	case "bar":
+		return newBar(out), nil
+	case "plain":
+		return &lines{pause: plainPause, print: func(st *cloneStatus) error { return writePlain(out, st) }}, nil
+	case "json":
+		return &lines{pause: plainPause, print: func(st *cloneStatus) error { return encodeLine(out, st) }}, nil
+	case "none":
+		return &lines{print: func(*cloneStatus) error { return nil }}, nil
+	}
+	return nil, usage("--progress " + form + ": auto, bar, plain, json or none is possible")
+}
+
+// lines prints a status when its state changes, and every pause.
+type lines struct {
+	pause time.Duration
+	print func(*cloneStatus) error
+	state string
+	next  time.Time
+}
+
+func (l *lines) see(st *cloneStatus) error {
+	now := time.Now()
+	if st.State == l.state && now.Before(l.next) {
+		return nil
+	}
+	l.state, l.next = st.State, now.Add(l.pause)
+	return l.print(st)
+}
+
+func (l *lines) close() {}
+
+func writePlain(w io.Writer, st *cloneStatus) error {
+	_, err := fmt.Fprintf(w, "%s  %s  %s  %s of %s  %s  eta %s\n", st.Name, st.State, st.doneText(""),
+		formatSize(st.Bytes.Hydrated), formatSize(st.Size), rateText(st.Rate), etaText(st.ETA))
+	return err
+}
+
+// bar is a progress bar that fits into 80 columns.
+type bar struct {
+	progress *mpb.Progress
+	bar      *mpb.Bar
+	last     atomic.Pointer[cloneStatus] // the library draws on a goroutine of its own
+}
+
+// barWidth is the width of the bar itself, in columns.
+const barWidth = 24
+
+func newBar(out io.Writer) *bar {
+	return &bar{progress: mpb.New(mpb.WithOutput(out), mpb.WithWidth(barWidth), mpb.WithAutoRefresh())}
+}
+
+func (b *bar) see(st *cloneStatus) error {
+	b.last.Store(st)
+	if b.bar == nil {
+		b.bar = b.progress.AddBar(st.Size, mpb.PrependDecorators(decor.Name(st.Name+" ")), mpb.AppendDecorators(decor.Any(b.text)))
+	}
+	// The bar is complete when the clone is, not when its last byte is.
+	b.bar.SetCurrent(min(st.Bytes.Hydrated, st.Size-1))
+	if st.State == stateHydrated {
+		b.bar.SetCurrent(st.Size)
+	}
+	return nil
+}
+
+func (b *bar) text(decor.Statistics) string {
+	st := b.last.Load()
+	return fmt.Sprintf(" %s  %s  eta %s  %s", st.doneText(""), rateText(st.Rate), etaText(st.ETA), st.State)
+}
+
+func (b *bar) close() {
+	if b.bar != nil {
+		b.bar.Abort(false)
+	}
+	b.progress.Wait()
+}
