@@ -23,8 +23,10 @@ type engine interface {
 	// steps bring the clone up, from opening its devices to a usable block
 	// device, and take it down.
 	steps() []step
-	// device is the path of the block device, once the steps are done.
+	// device is the path of the block device, once the steps are done, and mark
+	// what the driver keeps to know it by.
 	device() string
+	mark() uint64
 	// tryStop makes the device go away unless somebody has it open: then it fails
 	// with exit code 5. On a driver that cannot tell it stops the device; holders
 	// have been looked for before.
@@ -69,6 +71,7 @@ func newDaemon(dir runDir, st start, e engine, log zerolog.Logger) *daemon {
 //	1    lock the name: one daemon for each
 //	2    write the definition
 //	3..  the engine's: devices, region map, core, block device
+//	     note the device in the definition, for whoever finds the daemon dead
 //	last control socket
 //
 // A stop takes them back in reverse.
@@ -87,6 +90,13 @@ func (d *daemon) list() []step {
 		},
 	}
 	list = append(list, d.engine.steps()...)
+	list = append(list, step{
+		name: "note the device in the definition",
+		do: func(context.Context) error {
+			def.Device, def.Mark = d.engine.device(), d.engine.mark()
+			return d.dir.store(def)
+		},
+	})
 	return append(list, step{
 		name: "open the control socket",
 		do: func(context.Context) (err error) {

@@ -28,6 +28,22 @@ func (d *Device) NextData(off int64) (int64, error) {
 	return min(data, d.size), nil
 }
 
+// NextHole is the first offset at or after off that is in a hole, Size if there
+// is none or the file system does not tell.
+func (d *Device) NextHole(off int64) (int64, error) {
+	if d.IsBlock() || off >= d.size {
+		return d.size, nil
+	}
+	hole, err := sys.Hole(d.fd(), off)
+	switch {
+	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EOPNOTSUPP), errors.Is(err, syscall.ENXIO):
+		return d.size, nil
+	case err != nil:
+		return 0, fmt.Errorf("%s: %w", d.path, err)
+	}
+	return min(hole, d.size), nil
+}
+
 // MetadataFile is the metadata.Device over an open metadata device: all I/O
 // goes through its one description, direct where the file system has that, so
 // that what was written and not flushed is not in the page cache for a later

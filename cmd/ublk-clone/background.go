@@ -1,0 +1,104 @@
+package main
+
+import (
+	"runtime"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/hydrate"
+	"github.com/ublk-clone/ublk-clone/ublk"
+	"github.com/ublk-clone/ublk-clone/ublk/uring"
+)
+
+// background is the hydrator's thread: a loop of its own, without driver commands, that moves data for
+// package hydrate through a lane of the core.
+type background struct {
+	*hydrate.Hydrator
+	lane    *clone.Lane
+	backend *backend
+	ops     int         // of the lane, and so tokens of the loop
+	timer   *time.Timer // runs Pump again
+
+	quit chan struct{} // closed: stop starting, leave when nothing is in flight
+	left chan struct{} // closed when the thread has given everything back
+	err  error         // why it left; read after left is closed
+}
+
+// newBackground makes the hydrator and its lane; nothing runs before start.
+func newBackground(core *clone.Core, source, dest *uring.File, holes hydrate.Holes, buffers [][]byte,
+	settings hydrate.Settings, event func()) *background {
+	b := &background{
+		backend: &backend{source: source, dest: dest},
+		ops:     2 * len(buffers),
+		quit:    make(chan struct{}),
+		left:    make(chan struct{}),
+	}
+	b.lane = core.NewLane(clone.LaneConfig{
+		Backend: b.backend,
+		Wake:    b.wake,
+		Ops:     b.ops,
+		Buffers: buffers,
+	})
+	b.timer = time.AfterFunc(time.Hour, b.wake)
+	b.timer.Stop()
+	b.Hydrator = hydrate.New(hydrate.Config{
+		Core: core, Lane: b.lane, Holes: holes, Batches: len(buffers),
+		Now: time.Now, After: func(d time.Duration) { b.timer.Reset(d) },
+		Wake: b.wake, Event: event, Settings: settings,
+	})
+	return b
+}
+
+func (b *background) wake() { b.backend.loop.Wake() }
+
+// start runs the thread and answers when it is there.
+func (b *background) start(fatal func(error)) error {
+	ready := make(chan error)
+	go b.run(ready, fatal)
+	return <-ready
+}
+
+// run is the thread. The goroutine stays locked, so that the thread ends with it.
+func (b *background) run(ready chan<- error, fatal func(error)) {
+	runtime.LockOSThread()
+	defer close(b.left)
+	defer ublk.Guard("hydrator", fatal)
+	loop, err := uring.NewLoop(b, uring.LoopOptions{Tokens: b.ops})
+	b.backend.loop = loop
+	ready <- err
+	if err != nil {
+		return
+	}
+	loop.Wake() // the first Pump
+	if err := loop.Run(); err != nil {
+		fatal(err)
+		b.err = err
+		return
+	}
+	b.err = loop.Close()
+}
+
+// stop lets what is in flight end, and waits for the thread to leave.
+func (b *background) stop() error {
+	close(b.quit)
+	b.wake()
+	<-b.left
+	b.timer.Stop()
+	return b.err
+}
+
+// Complete is the end of a backend I/O.
+func (b *background) Complete(token uint32, err error) { b.lane.Complete(token, err) }
+
+// Drain is called once a round.
+func (b *background) Drain() {
+	b.lane.Drain()
+	select {
+	case <-b.quit:
+		if b.InFlight() == 0 {
+			b.backend.loop.Stop()
+		}
+	default:
+		b.Pump()
+	}
+}

@@ -1,0 +1,326 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/hydrate"
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+	"github.com/ublk-clone/ublk-clone/metadata"
+	"github.com/ublk-clone/ublk-clone/ublk"
+	"github.com/ublk-clone/ublk-clone/ublk/uring"
+)
+
+// Limits of what a stop waits for.
+const (
+	drainLimit    = 60 * time.Second // requests in flight on slow backends
+	deleteLimit   = 10 * time.Second // the last user of ublkbN and ublkcN to let go
+	teardownLimit = 2 * drainLimit   // of one undo step
+)
+
+// cloneEngine is the clone itself: devices, region map, core, hydrator, committer and block device. Its
+// fields are set by the steps and not changed afterwards, but for what mu guards.
+type cloneEngine struct {
+	start start
+	log   zerolog.Logger
+
+	meta         *blockdev.MetadataFile
+	source, dest *blockdev.Device
+	geometry     blockdev.Geometry
+	store        *metadata.Store
+	created      bool // the metadata, by this start
+	base         metadata.Counters
+
+	control    *ublk.Control
+	dev        *ublk.Device
+	memory     []*sys.Mapping // of the map and the copy buffers
+	core       *clone.Core
+	committer  *committer
+	background *background
+	frontends  []*frontend
+	sampler    sampler
+
+	mu struct {
+		sync.Mutex
+		settings settings
+	}
+}
+
+func newEngine(st start, log zerolog.Logger) engine {
+	return &cloneEngine{start: st, log: log, committer: newCommitter(log)}
+}
+
+// steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then the
+// hydrator, then the last commit and the clean mark, then the device number, then files and locks.
+func (e *cloneEngine) steps() []step {
+	return []step{
+		{name: "open the metadata", do: e.openMeta, undo: func() error { return e.meta.Close() }, revert: func() error { return e.meta.Remove() }},
+		{name: "open the source", do: e.openSource, undo: func() error { return e.source.Close() }},
+		{name: "open the destination", do: e.openDest, undo: func() error { return e.dest.Close() }, revert: func() error { return e.dest.Remove() }},
+		{name: "read the metadata", do: e.openStore, revert: e.eraseStore},
+		{name: "open the driver", do: e.openDriver, undo: func() error { return e.control.Close() }},
+		{name: "add the device", do: e.addDevice, undo: func() error { return e.dev.Delete(deleteLimit) }, limit: teardownLimit},
+		{name: "load the region map", do: e.loadMap, undo: e.freeMemory},
+		{name: "begin the session", do: e.beginSession, undo: e.endSession, limit: teardownLimit},
+		{name: "start hydration", do: e.startHydration, undo: func() error { return e.background.stop() }, limit: teardownLimit},
+		{name: "start the device", do: e.startDevice, undo: func() error { return e.dev.Stop(drainLimit) }, limit: teardownLimit},
+	}
+}
+
+// openDriver comes before the map is read, which may take long.
+func (e *cloneEngine) openDriver(context.Context) (err error) {
+	e.control, err = ublk.OpenControl()
+	return driverError("open the ublk driver", err)
+}
+
+// driverError gives an error of package ublk its exit code.
+func driverError(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	e := &exit.Error{Code: exit.Other, Doing: doing, Cause: err}
+	switch {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		e.Code, e.Next = exit.Denied, "Run it as root."
+	case errors.Is(err, ublk.ErrNoDriver), errors.Is(err, ublk.ErrNotSupported):
+		e.Code = exit.Feature
+	}
+	return e
+}
+
+// addDevice makes the device, which tells how many queues the driver allows. Nothing is served before
+// startDevice.
+func (e *cloneEngine) addDevice(context.Context) (err error) {
+	def, geo := &e.start.Definition, &e.geometry
+	hint := max(int(min(def.RegionSize, maxHint)), geo.PhysicalBlock)
+	e.dev, err = ublk.Create(e.control, ublk.Options{
+		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: e.mark(), Tokens: queueOps(def.QueueDepth),
+		Params: ublk.Params{
+			Size: geo.Size, LogicalBlockSize: geo.LogicalBlock, PhysicalBlockSize: geo.PhysicalBlock, IOMin: hint, IOOpt: hint,
+			DiscardGranularity: def.RegionSize, MaxDiscard: clone.MaxSpan, MaxWriteZeroes: clone.MaxSpan,
+			VolatileCache: true, FUA: true,
+		},
+	})
+	return driverError("add the block device", err)
+}
+
+// maxHint bounds io_min and io_opt, in bytes: the page cache reads ahead twice io_opt.
+const maxHint = 512 << 10
+
+// mark is what the driver keeps for us, to know the device by: the beginning of the clone's UUID.
+func (e *cloneEngine) mark() uint64 {
+	uuid := e.store.Superblock().UUID
+	return binary.LittleEndian.Uint64(uuid[:])
+}
+
+// loadMap reads the region map and makes the core with a lane for each queue and one for the hydrator.
+func (e *cloneEngine) loadMap(context.Context) error {
+	geo, err := clone.NewGeometry(e.geometry.Size, e.start.Definition.RegionSize)
+	if err != nil {
+		return err
+	}
+	regions, err := e.readMap(geo.Regions())
+	if err == nil {
+		err = e.makeCore(geo, regions)
+	}
+	if err != nil {
+		return errors.Join(err, e.freeMemory())
+	}
+	return nil
+}
+
+// readMap maps memory for the region map, sparse, and fills it from the metadata.
+func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
+	pages := bitmap.PagesFor(nr)
+	m, err := e.allocate(int64(pages) * bitmap.PageBytes)
+	if err != nil {
+		return nil, err
+	}
+	regions := bitmap.New(nr, sys.As[bitmap.Page](m)[:pages])
+	if err := e.store.Load(regions.Load); err != nil {
+		return nil, metaError("load the region map from", e.meta.Path(), err)
+	}
+	return regions, nil
+}
+
+func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
+	sb := e.store.Superblock()
+	e.core = clone.New(clone.Config{
+		Geometry: geo, Map: regions, Mode: clone.Mode(sb.Mode), FlushLost: sb.DestFlushFailed,
+		Kick: e.committer.kick, Event: e.committer.kick,
+	})
+	source, errSource := uring.NewFile(e.source.File())
+	dest, errDest := uring.NewFile(e.dest.File())
+	if err := errors.Join(errSource, errDest); err != nil {
+		return err
+	}
+	depth := e.dev.Info().Depth
+	for range e.dev.Info().Queues {
+		buffers, err := e.buffers(queueBuffers(geo.RegionSize(), depth))
+		if err != nil {
+			return err
+		}
+		e.frontends = append(e.frontends, newFrontend(e.core, source, dest, depth, buffers))
+	}
+	buffers, err := e.buffers(hydratorBuffers, defaultBatchBytes)
+	if err != nil {
+		return err
+	}
+	var holes hydrate.Holes
+	if !e.source.IsBlock() {
+		holes = e.source
+	}
+	e.background = newBackground(e.core, source, dest, holes, buffers, e.hydration(), e.committer.kick)
+	return nil
+}
+
+// hydratorBuffers is the most background copies in flight.
+const hydratorBuffers = 16
+
+// queueBufferBytes is the most memory for copy buffers of a queue.
+const queueBufferBytes = 16 << 20
+
+// queueBuffers: a copy buffer of a queue holds a region and what a small request adds to it at either side, as
+// long as that is within reason, and there are no more of them than can be used at a time.
+func queueBuffers(regionSize int64, depth int) (n int, size int64) {
+	size = min(max(2*regionSize, 64<<10), 1<<20)
+	return min(depth, int(queueBufferBytes/size)), size
+}
+
+func (e *cloneEngine) buffers(n int, size int64) ([][]byte, error) {
+	m, err := e.allocate(int64(n) * size)
+	if err != nil {
+		return nil, err
+	}
+	buffers := make([][]byte, n)
+	for i := range buffers {
+		from, to := int64(i)*size, int64(i+1)*size
+		buffers[i] = m.Bytes()[from:to:to]
+	}
+	return buffers, nil
+}
+
+// allocate maps memory that freeMemory gives back. Pages are taken when they are touched.
+func (e *cloneEngine) allocate(size int64) (*sys.Mapping, error) {
+	m, err := sys.Map(int(size), false)
+	if err != nil {
+		return nil, fmt.Errorf("allocate: %w", err)
+	}
+	e.memory = append(e.memory, m)
+	return m, nil
+}
+
+func (e *cloneEngine) freeMemory() (err error) {
+	for _, m := range e.memory {
+		err = errors.Join(err, m.Close())
+	}
+	e.memory = nil
+	return err
+}
+
+// beginSession clears the clean mark, and flushes that, before the first request is answered (I6), and
+// starts the committer.
+func (e *cloneEngine) beginSession(context.Context) error {
+	machine, boot, err := identities()
+	if err != nil {
+		return err
+	}
+	err = e.store.Update(func(sb *metadata.Superblock) error {
+		sb.Clean, sb.MachineID, sb.BootID = false, machine, boot
+		sb.Session++
+		sb.Counters.Starts++
+		sb.Source.Path, sb.Dest.Path = shortPath(e.source), shortPath(e.dest)
+		return nil
+	})
+	if err != nil {
+		return metaError("write", e.meta.Path(), err)
+	}
+	e.base = e.store.Superblock().Counters
+	c := e.committer
+	c.core, c.dest, c.store, c.refresh = e.core, flusher{e.dest}, e.store, e.refresh
+	c.complete, c.mode = e.core.Complete(), e.core.Mode()
+	go func() {
+		defer ublk.Guard("committer", ublk.Fatal)
+		c.run()
+	}()
+	e.sampler.start(e)
+	return nil
+}
+
+// flusher flushes the destination through its one description (I7).
+type flusher struct{ dest *blockdev.Device }
+
+func (f flusher) Flush() error { return sys.Fdatasync(int(f.dest.File().Fd())) }
+
+// refresh brings the superblock up to date.
+func (e *cloneEngine) refresh(sb *metadata.Superblock) error {
+	st := e.core.Stats()
+	sb.Counters = e.base
+	sb.Counters.BytesCopied += uint64(st.Copied)
+	sb.Counters.BytesWritten += uint64(st.Written)
+	sb.Counters.BytesDiscarded += uint64(st.Discarded)
+	sb.Counters.ActiveSeconds += e.sampler.active()
+	sb.Mode = max(sb.Mode, metadata.Mode(e.core.Mode()))
+	sb.DestFlushFailed = sb.DestFlushFailed || e.core.FlushLost()
+	sb.Complete = sb.Complete || e.core.Complete()
+	s := e.settings()
+	sb.Settings.Paused, sb.Settings.DiscardPassdown = !s.Hydration, s.DiscardPassdown
+	sb.Settings.Threshold, sb.Settings.Batch = s.Threshold, s.Batch
+	return nil
+}
+
+// endSession is the last commit and, if all of it succeeded, the clean mark. Nobody marks any more.
+func (e *cloneEngine) endSession() error {
+	e.sampler.stop()
+	e.committer.stop()
+	err := e.core.Commit(flusher{e.dest}, e.store)
+	if err == nil {
+		err = e.store.Update(func(sb *metadata.Superblock) error {
+			sb.Clean = true
+			return e.refresh(sb)
+		})
+	}
+	if err != nil {
+		return metaError("commit to", e.meta.Path(), fmt.Errorf("no clean mark is set: %w", err))
+	}
+	return nil
+}
+
+func (e *cloneEngine) startHydration(context.Context) error { return e.background.start(ublk.Fatal) }
+
+func (e *cloneEngine) startDevice(context.Context) error {
+	err := e.dev.Start(func(q *ublk.Queue) ublk.Target { return e.frontends[q.Index()].attach(q) })
+	return driverError("start the block device", err)
+}
+
+// device is the path of the block device, empty before it is added.
+func (e *cloneEngine) device() string {
+	if e.dev == nil {
+		return ""
+	}
+	return e.dev.BlockPath()
+}
+
+// tryStop: a driver that can stop a device only if nobody has it open does so; on others the device is
+// stopped, after holders were looked for.
+func (e *cloneEngine) tryStop(ctx context.Context) error {
+	err := e.control.TryStop(ctx, e.dev.Info().ID)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return &exit.Error{Code: exit.Busy, Doing: "delete", Object: e.device(), Cause: errors.New("somebody has it open"), Next: "End whoever uses it, then try again."}
+	case err != nil && !errors.Is(err, ublk.ErrNotSupported):
+		return driverError("stop the block device", err)
+	}
+	return driverError("stop the block device", e.dev.Stop(drainLimit))
+}

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// openMeta opens the metadata device first: what it holds says whether the clone is new.
+func (e *cloneEngine) openMeta(context.Context) error {
+	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{Force: e.start.Force, Create: !e.start.Open})
+	if err != nil {
+		return err
+	}
+	if e.meta, err = blockdev.NewMetadataFile(d); err != nil {
+		return errors.Join(err, d.Remove(), d.Close())
+	}
+	return nil
+}
+
+func (e *cloneEngine) openSource(context.Context) (err error) {
+	def := &e.start.Definition
+	e.source, err = blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: e.start.Force})
+	return err
+}
+
+// openDest creates a destination file that is missing, with its space.
+func (e *cloneEngine) openDest(context.Context) error {
+	dest, err := blockdev.Open(blockdev.Dest, e.start.Definition.Dest, blockdev.Options{
+		Force: e.start.Force, Create: !e.start.Open, Size: e.source.Size(),
+	})
+	if err != nil {
+		return err
+	}
+	e.dest = dest
+	err = blockdev.Distinct(e.source, dest, e.meta.Device)
+	if err == nil {
+		e.geometry, err = blockdev.Match(e.source, dest, e.start.Force)
+	}
+	if err != nil {
+		return errors.Join(err, dest.Remove(), dest.Close())
+	}
+	return nil
+}
+
+// openStore opens the metadata that are there, or makes new ones where there are none.
+func (e *cloneEngine) openStore(context.Context) error {
+	store, report, err := metadata.Open(e.meta)
+	switch {
+	case errors.Is(err, metadata.ErrEmpty) && !e.start.Open:
+		return e.createStore()
+	case err == nil && e.start.Create && !e.start.Force:
+		return &exit.Error{Code: exit.Refused, Doing: "create metadata on", Object: e.meta.Path(), Cause: errors.New("there are metadata already"),
+			Next: "Leave --create out to go on with them; --force makes new ones and forgets what was hydrated."}
+	case err == nil && e.start.Create:
+		return e.createStore()
+	case err != nil:
+		return metaError("open", e.meta.Path(), err)
+	}
+	e.store = store
+	for _, w := range report.Warnings {
+		e.log.Warn().Str("metadata", e.meta.Path()).Msg(w)
+	}
+	return e.adopt()
+}
+
+// adopt checks that the metadata are of this pair and this machine, and takes what they say.
+func (e *cloneEngine) adopt() error {
+	sb := e.store.Superblock()
+	def := &e.start.Definition
+	if def.RegionSize == 0 {
+		def.RegionSize = sb.RegionSize
+	}
+	want, err := e.superblock()
+	if err != nil {
+		return err
+	}
+	if err := sb.Match(want); err != nil {
+		return metaError("use", e.meta.Path(), err)
+	}
+	if !sb.Clean && sb.MachineID != want.MachineID && !e.start.Force {
+		return &exit.Error{Code: exit.Refused, Doing: "use the metadata", Object: e.meta.Path(),
+			Cause: fmt.Errorf("they are in use on another machine (%s), or were when it died", sb.MachineID),
+			Next:  "Stop the clone there; --force takes them over when that machine is gone."}
+	}
+	e.takeSettings(sb.Settings)
+	return nil
+}
+
+// takeSettings: what was set when the clone last ran holds on, but for what this start asks for.
+func (e *cloneEngine) takeSettings(was metadata.Settings) {
+	def := &e.start.Definition
+	s := settings{Hydration: !was.Paused && !def.NoHydration, DiscardPassdown: was.DiscardPassdown, Threshold: was.Threshold, Batch: was.Batch}
+	if def.Threshold != 0 {
+		s.Threshold = def.Threshold
+	}
+	if def.Batch != 0 {
+		s.Batch = def.Batch
+	}
+	e.mu.settings = s
+}
+
+// createStore makes metadata for a new clone. What the destination carries is looked for first.
+func (e *cloneEngine) createStore() error {
+	def := &e.start.Definition
+	if err := e.dest.Signature(e.start.Force); err != nil {
+		return err
+	}
+	def.fillIn()
+	sb, err := e.superblock()
+	if err != nil {
+		return err
+	}
+	if _, err := rand.Read(sb.UUID[:]); err != nil {
+		return err
+	}
+	sb.Settings = metadata.Settings{Paused: def.NoHydration, DiscardPassdown: true, Threshold: def.Threshold, Batch: def.Batch}
+	if err := e.meta.Grow(metadata.Size(metadata.NrRegions(sb.DeviceSize, sb.RegionSize))); err != nil {
+		return err
+	}
+	e.store, err = metadata.Create(e.meta, sb, metadata.CreateOptions{Force: e.start.Force && e.start.Create})
+	if err != nil {
+		return metaError("create", e.meta.Path(), err)
+	}
+	e.created = true
+	e.takeSettings(sb.Settings)
+	return nil
+}
+
+// eraseStore removes metadata that a failed start has made on a device that was empty.
+func (e *cloneEngine) eraseStore() error {
+	if !e.created || e.meta.Created() {
+		return nil
+	}
+	return errors.Join(e.meta.ZeroRange(0, metadata.Size(0)), e.meta.Flush())
+}
+
+// superblock is what the metadata of this pair, opened here and now, say.
+func (e *cloneEngine) superblock() (*metadata.Superblock, error) {
+	machine, boot, err := identities()
+	if err != nil {
+		return nil, err
+	}
+	source, err := e.source.Identity()
+	if err != nil {
+		return nil, err
+	}
+	dest, err := e.dest.Identity()
+	if err != nil {
+		return nil, err
+	}
+	print, err := e.source.Fingerprint()
+	if err != nil {
+		return nil, err
+	}
+	sb := &metadata.Superblock{
+		CreatedNs: time.Now().UnixNano(), MachineID: machine, BootID: boot,
+		RegionSize: e.start.Definition.RegionSize, DeviceSize: e.geometry.Size, LogicalBlockSize: uint32(e.geometry.LogicalBlock),
+		Source: identity(e.source, source), Dest: identity(e.dest, dest),
+	}
+	sb.Source.Sample, sb.Source.ModTimeNs = print.Sample, print.Mtime
+	return sb, nil
+}
+
+func identity(d *blockdev.Device, id blockdev.Identity) metadata.Identity {
+	kind := metadata.KindFile
+	if d.IsBlock() {
+		kind = metadata.KindBlock
+	}
+	return metadata.Identity{Kind: kind, Size: id.Size, ID: id.ID[:min(len(id.ID), metadata.MaxIDBytes)], Path: shortPath(d)}
+}
+
+// shortPath is for display only.
+func shortPath(d *blockdev.Device) string {
+	return d.Path()[:min(len(d.Path()), metadata.MaxPathBytes)]
+}
+
+// metaError gives an error of package metadata its exit code and the next step.
+func metaError(doing, path string, err error) error {
+	e := &exit.Error{Code: exit.Metadata, Doing: doing + " the metadata", Object: path, Cause: err}
+	switch {
+	case errors.Is(err, metadata.ErrEmpty):
+		e.Next = "Check the path; without --open new metadata are made."
+	case errors.Is(err, metadata.ErrNotEmpty):
+		e.Next = "Check the path. `wipefs -a` or --create --force make room, if nothing on it is needed."
+	case errors.Is(err, metadata.ErrTooSmall):
+		e.Next = "Use a larger device, larger regions, or a file, which grows by itself."
+	case errors.Is(err, metadata.ErrDamaged):
+		e.Next = "Nothing was written. `ublk-clone metadata check` says what is damaged."
+	case errors.Is(err, metadata.ErrVersion):
+		e.Next = "Use the newer version of ublk-clone that made them."
+	case errors.Is(err, metadata.ErrMismatch):
+		e.Next = "Nothing was written. Check that source, destination and metadata belong together; `ublk-clone metadata dump` shows the pair."
+	}
+	return e
+}
+
+// identities reads the machine's and the boot's.
+func identities() (machine, boot metadata.UUID, err error) {
+	if machine, err = readUUID("/etc/machine-id"); errors.Is(err, os.ErrNotExist) {
+		machine, err = metadata.UUID{}, nil // a machine without: all such are one
+	}
+	if err == nil {
+		boot, err = readUUID("/proc/sys/kernel/random/boot_id")
+	}
+	return machine, boot, err
+}
+
+func readUUID(path string) (u metadata.UUID, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return u, err
+	}
+	digits := strings.ReplaceAll(strings.TrimSpace(string(b)), "-", "")
+	if n, err := hex.Decode(u[:], []byte(digits[:min(len(digits), 2*len(u))])); err != nil || n != len(u) {
+		return metadata.UUID{}, nil // "uninitialized", while the first boot is under way
+	}
+	return u, nil
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/hydrate"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+func (e *cloneEngine) settings() settings {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mu.settings
+}
+
+// hydration is the settings as the hydrator takes them.
+func (e *cloneEngine) hydration() hydrate.Settings {
+	s := e.settings()
+	return hydrate.Settings{Enabled: s.Hydration, Threshold: s.Threshold, Batch: s.Batch}
+}
+
+// configure changes the settings, lets the hydrator know and writes them down.
+func (e *cloneEngine) configure(change func(*settings)) error {
+	e.mu.Lock()
+	change(&e.mu.settings)
+	e.mu.Unlock()
+	e.background.Configure(e.hydration())
+	if err := e.committer.save(); err != nil {
+		return metaError("keep the settings in", e.start.Definition.Metadata, err)
+	}
+	return nil
+}
+
+// retry forgets what failed.
+func (e *cloneEngine) retry() { e.background.Resume() }
+
+// status fills in what the engine knows. It changes nothing.
+func (e *cloneEngine) status(st *cloneStatus) {
+	sb, h, geo := e.store.Superblock(), e.background.Status(), e.core.Geometry()
+	st.UUID, st.Mode = sb.UUID.String(), e.core.Mode().String()
+	st.Size, st.RegionSize = geo.Size(), geo.RegionSize()
+	e.countBytes(st)
+	st.Regions.Hydrating = h.InFlight
+	for _, b := range h.Bad {
+		st.BadRanges = append(st.BadRanges, badRange{Offset: geo.Start(b.First), Length: geo.Start(b.End) - geo.Start(b.First), Attempts: b.Attempts})
+	}
+	st.State, st.Reason, st.Action = e.explain(st, h)
+	st.Rate, st.LastRate, st.ActiveSecs = e.sampler.rates()
+	st.ActiveSecs += int64(e.base.ActiveSeconds)
+	st.ETA = eta(st.State, st.Bytes.Remaining, st.Rate)
+	st.Starts = int64(e.base.Starts)
+	st.Settings = e.settings()
+	blocks := metadata.Size(geo.Regions()) / metadata.BlockSize
+	st.MetadataBlocks = blockCounts{Used: blocks, Total: e.meta.Size() / metadata.BlockSize}
+	st.Warnings = append(append(append([]string{}, e.geometry.Warnings...), e.source.Warnings()...), e.dest.Warnings()...)
+	for _, f := range e.frontends {
+		st.Queues = append(st.Queues, queueStatus{Requests: f.lane.Requests()})
+	}
+}
+
+// countBytes: the counters come from different moments, and none may say more than there is.
+func (e *cloneEngine) countBytes(st *cloneStatus) {
+	regions, geo, lanes := e.core.Regions(), e.core.Geometry(), e.core.Stats()
+	done := min(regions.NrHydrated()+regions.NrZero(), geo.Regions())
+	st.Regions.Total = geo.Regions()
+	st.Regions.Hydrated = done
+	if !e.core.Complete() { // I12: not complete before the durable plane is full
+		st.Regions.Hydrated = min(done, geo.Regions()-1)
+	}
+	st.Bytes.Copied = int64(e.base.BytesCopied) + lanes.Copied
+	st.Bytes.Written = int64(e.base.BytesWritten) + lanes.Written
+	st.Bytes.Discarded = int64(e.base.BytesDiscarded) + lanes.Discarded
+	st.Bytes.SourceRead = lanes.SourceRead
+	st.Bytes.Hydrated = min(geo.Size(), int64(done)*geo.RegionSize())
+	if last := geo.Regions() - 1; done < geo.Regions() && regions.State(last) != bitmap.Source {
+		st.Bytes.Hydrated -= int64(geo.Regions())*geo.RegionSize() - geo.Size() // the tail is shorter
+	}
+	st.Bytes.Remaining = geo.Size() - st.Bytes.Hydrated
+}
+
+// explain gives the state, why it is in it and what to do.
+func (e *cloneEngine) explain(st *cloneStatus, h hydrate.Status) (state, reason, action string) {
+	switch {
+	case e.core.FlushLost():
+		return stateFailed, "A flush of the destination failed: what was written since the flush before it may be lost. Hydrated regions are served, no region is marked any more, FLUSH fails.",
+			"Copy what matters off the device, then replace the destination."
+	case e.core.Mode() != clone.ReadWrite:
+		return stateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",
+			"Repair " + e.start.Definition.Metadata + ", then del and add the clone."
+	case e.core.Complete():
+		return stateHydrated, "Everything is in the destination and durable.", "The clone can be deleted; " + e.start.Definition.Dest + " stands alone."
+	}
+	switch h.State {
+	case hydrate.Paused:
+		return statePaused, "Background hydration is switched off.", "`ublk-clone resume " + st.Name + "` switches it on."
+	case hydrate.Yielding:
+		return stateYielding, "Background hydration makes way for requests in flight.", ""
+	case hydrate.Stalled:
+		return stateStalled, stalledReason(h), "Repair the source, then `ublk-clone resume " + st.Name + "`. No write is at risk."
+	case hydrate.Done:
+		return stateHydrating, "Everything is copied; the last commit is under way.", ""
+	}
+	return stateHydrating, "Background hydration is on.", ""
+}
+
+func stalledReason(h hydrate.Status) string {
+	return fmt.Sprintf("%d copies failed, the last at byte %d: %v. What is hydrated is served; reads of what could not be copied fail.",
+		h.Failures, h.LastErrorAt, h.LastError)
+}
+
+// sampler takes the rate of hydration once a second.
+type sampler struct {
+	engine *cloneEngine
+	quit   chan struct{}
+	left   chan struct{}
+
+	mu struct {
+		sync.Mutex
+		meter   rateMeter
+		rate    int64
+		seconds uint64 // in which hydration was active
+	}
+}
+
+func (s *sampler) start(e *cloneEngine) {
+	s.engine, s.quit, s.left = e, make(chan struct{}), make(chan struct{})
+	go s.run()
+}
+
+func (s *sampler) stop() {
+	close(s.quit)
+	<-s.left
+}
+
+func (s *sampler) run() {
+	defer close(s.left)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		s.sample(time.Now())
+		select {
+		case <-tick.C:
+		case <-s.quit:
+			return
+		}
+	}
+}
+
+// sample counts the bytes that have left state Source.
+func (s *sampler) sample(now time.Time) {
+	regions := s.engine.core.Regions()
+	total := int64(regions.NrHydrated()+regions.NrZero()) * s.engine.core.Geometry().RegionSize()
+	state := s.engine.background.Status().State
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.rate = s.mu.meter.add(now, total)
+	if state == hydrate.Hydrating || state == hydrate.Yielding {
+		s.mu.seconds++
+	}
+}
+
+func (s *sampler) rates() (rate, last, active int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.rate, s.mu.meter.last, int64(s.mu.seconds)
+}
+
+func (s *sampler) active() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.seconds
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/ublk"
+	"github.com/ublk-clone/ublk-clone/ublk/uring"
+)
+
+// This file is where the driver's side (package ublk) and the core (package clone) meet: neither knows
+// the other.
+
+// backend gives a lane's I/O to its thread's loop. It is the clone.Backend of queues and of the hydrator.
+type backend struct {
+	loop         *uring.Loop // set on the lane's thread before its first request
+	source, dest *uring.File
+	// data is the memory of a request's bytes. The hydrator has no requests.
+	data func(r *clone.Request) []byte
+}
+
+func (b *backend) bytes(d clone.Data) []byte {
+	if d.Request == nil {
+		return d.Buf
+	}
+	return b.data(d.Request)[d.At : d.At+d.Len]
+}
+
+func (b *backend) ReadSource(token uint32, off int64, data clone.Data) {
+	b.loop.Read(token, b.source, off, b.bytes(data))
+}
+
+func (b *backend) ReadDest(token uint32, off int64, data clone.Data) {
+	b.loop.Read(token, b.dest, off, b.bytes(data))
+}
+
+func (b *backend) WriteDest(token uint32, off int64, data clone.Data, durable bool) {
+	b.loop.Write(token, b.dest, off, b.bytes(data), durable)
+}
+
+func (b *backend) ZeroDest(token uint32, off, length int64, unmap bool) {
+	b.loop.Zero(token, b.dest, off, length, unmap)
+}
+
+func (b *backend) FlushDest(token uint32) { b.loop.Flush(token, b.dest) }
+
+func (b *backend) Fetch(r *clone.Request, at int64, dst []byte) error {
+	copy(dst, b.data(r)[at:])
+	return nil
+}
+
+func (b *backend) Clear(r *clone.Request, at, n int64) error {
+	clear(b.data(r)[at : at+n])
+	return nil
+}
+
+// frontend is the ublk.Target of one queue: it turns the driver's requests into the lane's, and the lane's
+// answers into commits. All of it runs on the queue's thread.
+type frontend struct {
+	queue    *ublk.Queue
+	lane     *clone.Lane
+	backend  *backend
+	requests []clone.Request // by tag
+}
+
+// newFrontend makes the target of a queue of the given depth and its lane. attach follows on the queue's
+// thread.
+func newFrontend(core *clone.Core, source, dest *uring.File, depth int, buffers [][]byte) *frontend {
+	f := &frontend{backend: &backend{source: source, dest: dest}, requests: make([]clone.Request, depth)}
+	for tag := range f.requests {
+		f.requests[tag].Tag = tag
+		f.requests[tag].End = f.end
+	}
+	f.backend.data = func(r *clone.Request) []byte { return f.queue.Data(uint16(r.Tag)) }
+	f.lane = core.NewLane(clone.LaneConfig{
+		Backend: f.backend,
+		Wake:    func() { f.backend.loop.Wake() },
+		Ops:     queueOps(depth),
+		Buffers: buffers,
+	})
+	return f
+}
+
+// queueOps is how many backend I/Os a queue may have: one for each request, and as many again for READs
+// that fall into parts.
+func queueOps(depth int) int { return 2 * depth }
+
+// attach joins the frontend to its queue.
+func (f *frontend) attach(q *ublk.Queue) ublk.Target {
+	f.queue, f.backend.loop = q, q.Loop()
+	return f
+}
+
+// operations of the driver as the core's.
+var operations = [...]clone.Op{
+	ublk.OpRead:        clone.OpRead,
+	ublk.OpWrite:       clone.OpWrite,
+	ublk.OpFlush:       clone.OpFlush,
+	ublk.OpDiscard:     clone.OpDiscard,
+	ublk.OpWriteZeroes: clone.OpWriteZeroes,
+}
+
+// Request is a new request on tag.
+func (f *frontend) Request(tag uint16, d ublk.Desc) {
+	r := &f.requests[tag]
+	r.Op, r.FUA, r.NoUnmap = operations[d.Op], d.FUA(), d.Flags&ublk.FlagNoUnmap != 0
+	r.Off, r.Len = 0, 0
+	if r.Op != clone.OpFlush {
+		r.Off, r.Len = d.Offset(), d.Length()
+	}
+	f.lane.Submit(r)
+}
+
+// end answers the driver. An error without an errno is EIO there.
+func (f *frontend) end(r *clone.Request, err error) { f.queue.Commit(uint16(r.Tag), err) }
+
+// Complete is the end of a backend I/O.
+func (f *frontend) Complete(token uint32, err error) { f.lane.Complete(token, err) }
+
+// Drain is called once a round.
+func (f *frontend) Drain() { f.lane.Drain() }
