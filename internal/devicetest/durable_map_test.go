@@ -1,0 +1,206 @@
+//go:build device
+
+package devicetest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// snapshot is a copy of metadata, as a metadata.Device of its own.
+type snapshot []byte
+
+func (s snapshot) ReadAt(b []byte, off int64) error  { copy(b, s[off:]); return nil }
+func (s snapshot) WriteAt(b []byte, off int64) error { copy(s[off:], b); return nil }
+func (s snapshot) Flush() error                      { return nil }
+func (s snapshot) Size() int64                       { return int64(len(s)) }
+
+func (s snapshot) NextData(off int64) (int64, error) { return off, nil }
+
+// durableMap is the region map that is on the metadata device now, read past the page cache: what a
+// power cut would leave, as the null_blk device has no cache.
+func (m *machine) durableMap(d *disk) *bitmap.Map {
+	m.Helper()
+	var s snapshot
+	m.sweep(d.path, d.size, func(_ int64, b []byte) error {
+		s = append(s, b...)
+		return nil
+	})
+	store, _, err := metadata.Open(s)
+	if err != nil {
+		m.Fatal(err)
+	}
+	nr := store.Superblock().NrRegions
+	regions := bitmap.New(nr, make([]bitmap.Page, bitmap.PagesFor(nr)))
+	if err := store.Load(regions.Load); err != nil {
+		m.Fatal(err)
+	}
+	return regions
+}
+
+// flushBench is a clone whose metadata are on a device that counts.
+type flushBench struct {
+	*clone
+	metadata *disk
+	v        *volume
+	buf      []byte
+}
+
+const flushRegion = 64 * kib
+
+func newFlushBench(t *testing.T) *flushBench {
+	m := newMachine(t)
+	source := m.nullBlk("src", nullOptions{mib: 16})
+	dest := m.nullBlk("dst", nullOptions{mib: 16})
+	b := &flushBench{metadata: m.nullBlk("meta", nullOptions{mib: 1})}
+	m.fillDisk(source, original)
+	b.clone = m.addClone(source, dest, b.metadata, "--region-size", kibText(flushRegion), "--no-hydration")
+	b.v, b.buf = m.open(b.path, os.O_RDWR), m.buffer(int(flushRegion))
+	return b
+}
+
+// write writes into a region: half of it, so that the rest is copied.
+func (b *flushBench) write(region int64) {
+	b.m.Helper()
+	if err := b.v.write(b.buf[:flushRegion/2], region*flushRegion); err != nil {
+		b.m.Fatal(err)
+	}
+}
+
+// expect checks which regions are durably hydrated: these and no others.
+func (b *flushBench) expect(regions ...uint64) {
+	b.m.Helper()
+	if err := b.missing(regions...); err != nil {
+		b.m.Fatal(err)
+	}
+}
+
+func (b *flushBench) missing(regions ...uint64) error {
+	b.m.Helper()
+	durable := b.m.durableMap(b.metadata)
+	for _, r := range regions {
+		if st := durable.State(r); st != bitmap.Hydrated {
+			return fmt.Errorf("region %d is %v in the metadata, not hydrated", r, st)
+		}
+	}
+	if n := durable.NrHydrated(); n != uint64(len(regions)) {
+		return fmt.Errorf("%d regions are hydrated in the metadata, expected %d", n, len(regions))
+	}
+	return nil
+}
+
+// After a write and an fsync the metadata on disk hold the new bit; a second fsync leaves them unwritten.
+func TestFlushCommits(t *testing.T) {
+	b := newFlushBench(t)
+	b.expect()
+	b.write(17)
+	b.write(200)
+	b.flush()
+	b.expect(17, 200)
+	before := b.metadata.traffic()
+	b.flush()
+	if n := b.metadata.traffic().since(before).writes; n != 0 {
+		t.Errorf("an fsync with nothing new wrote the metadata %d times", n)
+	}
+	b.write(17) // hydrated already
+	before = b.metadata.traffic()
+	b.flush()
+	if n := b.metadata.traffic().since(before).writes; n != 0 {
+		t.Errorf("an fsync after a write to a hydrated region wrote the metadata %d times", n)
+	}
+	b.v.close()
+	b.del()
+}
+
+// A write with FUA is answered when its own mark is durable too, also where somebody else made it.
+func TestForceUnitAccessCommits(t *testing.T) {
+	b := newFlushBench(t)
+	if err := b.v.writeDurable(b.buf[:flushRegion/2], 5*flushRegion); err != nil {
+		t.Fatal(err)
+	}
+	b.expect(5)
+	b.write(6)
+	if err := b.v.writeDurable(b.buf[:4*kib], 6*flushRegion+flushRegion/2); err != nil {
+		t.Fatal(err)
+	}
+	b.expect(5, 6)
+	b.v.close()
+	b.del()
+}
+
+func (b *flushBench) flush() {
+	b.m.Helper()
+	if err := b.v.flush(); err != nil {
+		b.m.Fatal(err)
+	}
+}
+
+// commitLimit is the promise: without an fsync a mark is durable after at most so long. guestSlack is
+// for the guest, in which reading the metadata back takes a while.
+const (
+	commitLimit = 2 * time.Second
+	guestSlack  = 500 * time.Millisecond
+)
+
+// Without an fsync the bits are in the metadata within 2 s.
+func TestPeriodicCommit(t *testing.T) {
+	b := newFlushBench(t)
+	rng := b.m.random()
+	var written []uint64
+	for range count(3, 20) {
+		region := rng.Uint64N(256)
+		for slices.Contains(written, region) {
+			region = rng.Uint64N(256)
+		}
+		written = append(written, region)
+		from := time.Now()
+		b.write(int64(region))
+		b.m.waitFor(commitLimit+guestSlack, "the mark in the metadata", func() error { return b.missing(written...) })
+		t.Logf("durable after %v", time.Since(from).Round(time.Millisecond))
+	}
+	b.v.close()
+	b.del()
+}
+
+// A copy of the metadata taken at any moment, in the middle of a commit too, opens and never holds less
+// than an earlier one.
+func TestMetadataOpenAtAnyMoment(t *testing.T) {
+	b := newFlushBench(t)
+	stop := make(chan struct{})
+	failed := make(chan error, 1)
+	go func() {
+		var err error
+		for region := int64(0); err == nil; region = (region + 1) % 256 {
+			select {
+			case <-stop:
+				failed <- nil
+				return
+			default:
+				err = errors.Join(b.v.write(b.buf[:4*kib], region*flushRegion), b.v.flush())
+			}
+		}
+		failed <- err
+	}()
+	var last uint64
+	for range count(20, 200) {
+		n := b.m.durableMap(b.metadata).NrHydrated()
+		if n < last {
+			t.Errorf("%d regions are durable, %d were before", n, last)
+		}
+		last = n
+	}
+	close(stop)
+	if err := <-failed; err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d regions durable in the last look", last)
+	b.v.close()
+	b.del()
+}

@@ -1,0 +1,235 @@
+//go:build device
+
+package devicetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	fullFlag = flag.Bool("full", os.Getenv("FULL") == "1", "the printed counts of rounds and requests")
+	seedFlag = flag.Uint64("seed", 1, "seed of all that is random")
+)
+
+// Limits of what a test waits for.
+const (
+	waitInterval = 20 * time.Millisecond
+	cleanLimit   = 10 * time.Second // for what was given back to be gone
+	hydrateLimit = 3 * time.Minute
+)
+
+// commandLimit is for any command. In the counting guest a wait for the host, as for the pages of a
+// program, passes in leaps to the next timer: there the limit of the whole guest has to do.
+func commandLimit() time.Duration {
+	if os.Getenv("BENCH") == "1" {
+		return 24 * time.Hour
+	}
+	return time.Minute
+}
+
+// count is full with the flag -full, else reduced.
+func count(reduced, full int) int {
+	if *fullFlag {
+		return full
+	}
+	return reduced
+}
+
+// machine is the guest during one test.
+type machine struct {
+	*testing.T
+	dir    string // an empty folder, on tmpfs
+	kernel *kernelLog
+}
+
+// modules that the tests use, with their parameters.
+var modules = [][]string{
+	{"ublk_drv"}, {"null_blk", "nr_devices=0"}, {"loop", "max_loop=0"}, {"dm_mod"},
+}
+
+// newMachine loads the drivers and sees to it that the test leaves nothing.
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	m := &machine{T: t, dir: t.TempDir()}
+	for _, module := range modules {
+		m.run("modprobe", module...)
+	}
+	m.kernel = followKernelLog(t)
+	if left := leftovers(); len(left) > 0 {
+		t.Fatalf("left by an earlier test: %s", strings.Join(left, ", "))
+	}
+	t.Cleanup(func() {
+		m.waitFor(cleanLimit, "nothing to be left behind", func() error {
+			if left := leftovers(); len(left) > 0 {
+				return errors.New(strings.Join(left, ", "))
+			}
+			return nil
+		})
+		m.kernel.check(t)
+	})
+	return m
+}
+
+// random is the test's source of randomness.
+func (m *machine) random() *rand.Rand {
+	m.Logf("seed %d", *seedFlag)
+	return rand.New(rand.NewPCG(*seedFlag, uint64(len(m.Name()))))
+}
+
+// leftovers names what no test may leave behind.
+func leftovers() []string {
+	var left []string
+	for _, pattern := range []string{
+		"/dev/ublkb*", "/dev/ublkc*", "/sys/block/ublkb*", runDir + "/*",
+		"/sys/block/dm-*", "/sys/kernel/config/nullb/null*",
+	} {
+		found, _ := filepath.Glob(pattern)
+		left = append(left, found...)
+	}
+	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	left = append(left, loops...)
+	for _, pid := range daemons() {
+		left = append(left, fmt.Sprintf("ublk-clone, process %d", pid))
+	}
+	return left
+}
+
+// daemons are the processes of ublk-clone.
+func daemons() []int {
+	var pids []int
+	links, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, link := range links {
+		exe, err := os.Readlink(link)
+		var pid int
+		if err == nil && strings.HasPrefix(filepath.Base(exe), command) {
+			fmt.Sscanf(link, "/proc/%d/exe", &pid)
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// outcome of a command.
+type outcome struct {
+	code           int // exit status; -1 = killed, as by its limit
+	stdout, stderr string
+	took           time.Duration
+}
+
+// try runs a command that may fail.
+func (m *machine) try(name string, args ...string) outcome {
+	m.Helper()
+	return m.tryFor(commandLimit(), name, args...)
+}
+
+// tryFor is try with another limit.
+func (m *machine) tryFor(limit time.Duration, name string, args ...string) outcome {
+	m.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = time.Second // a daemon that kept the pipe must not hold the test
+	from := time.Now()
+	err := cmd.Run()
+	o := outcome{stdout: stdout.String(), stderr: stderr.String(), took: time.Since(from)}
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		o.code = exit.ExitCode()
+	case err != nil:
+		m.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, o.stderr)
+	}
+	return o
+}
+
+// run runs a command that must succeed, and returns what it printed.
+func (m *machine) run(name string, args ...string) string {
+	m.Helper()
+	return m.must(m.try(name, args...), name, args...)
+}
+
+// must fails the test unless the command has succeeded.
+func (m *machine) must(o outcome, name string, args ...string) string {
+	m.Helper()
+	if o.code != 0 {
+		m.Fatalf("%s %s: exit status %d after %v\n%s%s", name, strings.Join(args, " "), o.code, o.took.Round(time.Millisecond), o.stdout, o.stderr)
+	}
+	return o.stdout
+}
+
+// waitFor looks until check is content, at most for limit.
+func (m *machine) waitFor(limit time.Duration, what string, check func() error) {
+	m.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			m.Fatalf("waited %v for %s: %v", limit, what, err)
+		}
+		time.Sleep(waitInterval)
+	}
+}
+
+// kernelLog is the kernel's messages since the test began.
+type kernelLog struct{ fd int }
+
+// followKernelLog begins at the end of the log.
+func followKernelLog(t *testing.T) *kernelLog {
+	t.Helper()
+	fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == nil {
+		_, err = unix.Seek(fd, 0, unix.SEEK_END)
+	}
+	if err != nil {
+		t.Fatalf("follow the kernel's log: %v", err)
+	}
+	return &kernelLog{fd}
+}
+
+// complaints are what the kernel says when it or a device has gone wrong.
+var complaints = []string{
+	"BUG", "WARNING:", "Oops", "blocked for more than", "general protection", "soft lockup", "stall on CPU",
+	"I/O error", "EXT4-fs error", "EXT4-fs warning", "lost async page write",
+}
+
+// check fails the test if the kernel has complained.
+func (k *kernelLog) check(t *testing.T) {
+	t.Helper()
+	defer unix.Close(k.fd)
+	record := make([]byte, 8192)
+	for {
+		n, err := unix.Read(k.fd, record)
+		if err == unix.EPIPE { // overwritten meanwhile: go on with the oldest that is left
+			continue
+		}
+		if err != nil || n <= 0 {
+			return
+		}
+		_, text, _ := strings.Cut(string(record[:n]), ";")
+		text, _, _ = strings.Cut(text, "\n")
+		for _, complaint := range complaints {
+			if strings.Contains(text, complaint) {
+				t.Errorf("the kernel says: %s", text)
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,115 @@
+//go:build device
+
+package devicetest
+
+import (
+	"fmt"
+	"testing"
+)
+
+// Random reads, writes, zeroings, discards and flushes of several threads, with hydration running, go
+// through a model of every sector. The destination holds junk before, so that what shows of it is
+// found; the sizes leave a short region at the end.
+
+// shape is what a clone is made from.
+type shape struct {
+	region                  int64
+	size                    int64 // of the source, bytes
+	destExtra               int64 // bytes that the destination is larger
+	sourceBlock, destBlock  int   // logical blocks
+	files                   bool  // source and destination are files
+	destDiscards, loopDisks bool
+	args                    []string
+}
+
+func TestRandomRequests4KiB(t *testing.T) {
+	testRandomRequests(t, shape{region: 4 * kib, size: 20*mib + 3*sector, sourceBlock: 512, destBlock: 512})
+}
+
+func TestRandomRequests64KiB(t *testing.T) {
+	testRandomRequests(t, shape{region: 64 * kib, size: 20*mib + 17*sector, sourceBlock: 512, destBlock: 512, destDiscards: true})
+}
+
+// Regions larger than a copy buffer are copied in pieces.
+func TestRandomRequests4MiB(t *testing.T) {
+	testRandomRequests(t, shape{region: 4 * mib, size: 42*mib + 5*sector, sourceBlock: 512, destBlock: 512})
+}
+
+func TestRandomRequestsSource4096(t *testing.T) {
+	testRandomRequests(t, shape{region: 16 * kib, size: 20*mib + 3*4096, sourceBlock: 4096, destBlock: 512})
+}
+
+func TestRandomRequestsDest4096(t *testing.T) {
+	testRandomRequests(t, shape{region: 16 * kib, size: 20*mib + 3*4096, sourceBlock: 512, destBlock: 4096, args: []string{"--force"}})
+}
+
+func TestRandomRequestsBoth4096(t *testing.T) {
+	testRandomRequests(t, shape{region: 4 * kib, size: 20*mib + 3*4096, sourceBlock: 4096, destBlock: 4096, loopDisks: true})
+}
+
+func TestRandomRequestsLargerDest(t *testing.T) {
+	testRandomRequests(t, shape{region: 64 * kib, size: 20*mib + sector, destExtra: 3*mib + 9*sector, sourceBlock: 512, destBlock: 512})
+}
+
+func TestRandomRequestsFiles(t *testing.T) {
+	testRandomRequests(t, shape{region: 4 * kib, size: 20*mib + 4096, sourceBlock: 512, destBlock: 512, files: true})
+}
+
+// disk makes one side of a clone.
+func (s shape) disk(m *machine, role string, size int64, block int) *disk {
+	m.Helper()
+	switch {
+	case s.files:
+		return m.file(role, size)
+	case s.loopDisks:
+		return m.loop(m.file(role, size).path, block)
+	}
+	under := m.nullBlk(role, nullOptions{mib: size/mib + 1, blocksize: block, discard: s.destDiscards})
+	return m.linear(role, under, size)
+}
+
+func testRandomRequests(t *testing.T, s shape) {
+	m := newMachine(t)
+	rng := m.random()
+	source := s.disk(m, "src", s.size, s.sourceBlock)
+	dest := s.disk(m, "dst", s.size+s.destExtra, s.destBlock)
+	m.fillDisk(source, original)
+	m.fillDisk(dest, junk)
+	c := m.addClone(source, dest, m.file("meta", 0), append(s.args, "--region-size", kibText(s.region), "--no-hydration")...)
+	w := newModel(s.size, s.region)
+	block := int64(max(s.sourceBlock, s.destBlock))
+	if got := m.number(fmt.Sprintf("/sys/block/%s/queue/logical_block_size", m.block(c.path).name)); got != block {
+		t.Errorf("logical blocks of the clone have %d bytes, expected %d", got, block)
+	}
+
+	part := load{threads: 4, requests: count(60, 2000), block: block, kinds: everything}
+	w.run(m, rng, c.path, part) // nothing is hydrated but what the requests hydrate
+	w.check(m, c.path)
+	c.hydrateSlowly()
+	w.run(m, rng, c.path, part)
+	during := c.status()
+	t.Logf("%d of %d regions hydrated after the requests", during.Regions.Hydrated, during.Regions.Total)
+	c.hydrateFast()
+	w.run(m, rng, c.path, part)
+	c.waitHydrated()
+	w.run(m, rng, c.path, part)
+	w.check(m, c.path)
+	c.del()
+
+	w.check(m, dest.path)
+	newModel(s.size, s.region).check(m, source.path)
+	m.checkTail(dest, s.size)
+}
+
+// checkTail: what lies behind the clone's end in a larger destination is not the clone's.
+func (m *machine) checkTail(dest *disk, size int64) {
+	m.Helper()
+	m.sweep(dest.path, dest.size, func(off int64, b []byte) error {
+		for i := max(0, size-off); i < int64(len(b)); i += sector {
+			if !holds(b[i:i+sector], 0, junk) {
+				return fmt.Errorf("sector %d behind the clone's end was overwritten: %s", (off+i)/sector, describe(b[i:i+sector]))
+			}
+		}
+		return nil
+	})
+}
