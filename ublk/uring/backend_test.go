@@ -1,0 +1,280 @@
+package uring
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestLoopReadsAndWritesWhole(t *testing.T) {
+	for name, flags := range map[string]int{"buffered": 0, "direct": unix.O_DIRECT} {
+		t.Run(name, func(t *testing.T) {
+			l, r := newTestLoop(t, LoopOptions{Tokens: 4})
+			f := newTestFile(t, openTestFile(t, t.TempDir(), flags))
+			b := mapTestBuffer(t, 1<<20)
+			for i := range b {
+				b[i] = byte(i >> 8)
+			}
+			l.Write(3, f, 4096, b, true)
+			if e := r.until(t, l, 1)[0]; e != (ended{3, nil}) {
+				t.Fatalf("write: %v", e)
+			}
+			l.Flush(0, f)
+			if e := r.until(t, l, 1)[0]; e != (ended{0, nil}) {
+				t.Fatalf("flush: %v", e)
+			}
+			in := mapTestBuffer(t, 1<<20)
+			l.Read(1, f, 4096, in)
+			if e := r.until(t, l, 1)[0]; e != (ended{1, nil}) {
+				t.Fatalf("read: %v", e)
+			}
+			if !bytes.Equal(in, b) {
+				t.Error("read other bytes than were written")
+			}
+		})
+	}
+}
+
+// TestShortReads reads from a pipe that gives a few bytes at a time.
+func TestShortReads(t *testing.T) {
+	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
+	pr, pw := testPipe(t)
+	b := mapTestBuffer(t, 4096)
+	l.Read(0, newTestFile(t, pr), 0, b[:10])
+	for i, piece := range []string{"abc", "defg", "hi"} {
+		if _, err := pw.WriteString(piece); err != nil {
+			t.Fatal(err)
+		}
+		l.round()
+		if len(r.ends) != 0 {
+			t.Fatalf("ended after %d pieces: %v", i+1, r.ends)
+		}
+	}
+	if _, err := pw.WriteString("jkl"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.one(t, l); err != nil || string(b[:10]) != "abcdefghij" {
+		t.Errorf("read %q, %v", b[:10], err)
+	}
+}
+
+func TestShortWrites(t *testing.T) {
+	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
+	pr, pw := testPipe(t)
+	const length = 1 << 20 // more than a pipe holds
+	b := mapTestBuffer(t, length)
+	for i := range b {
+		b[i] = byte(i >> 12)
+	}
+	got := make(chan []byte)
+	go func() {
+		in := make([]byte, length)
+		_, err := io.ReadFull(pr, in)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- in
+	}()
+	l.Write(0, newTestFile(t, pw), 0, b, false)
+	if err := r.one(t, l); err != nil {
+		t.Fatalf("write: %v", err)
+	}
+	if !bytes.Equal(<-got, b) {
+		t.Error("other bytes arrived than were written")
+	}
+}
+
+func TestReadPastEnd(t *testing.T) {
+	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
+	f := openTestFile(t, t.TempDir(), 0)
+	must(t, f.Truncate(1000))
+	b := mapTestBuffer(t, 4096)
+	l.Read(0, newTestFile(t, f), 0, b)
+	if err := r.one(t, l); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("read past the end: %v", err)
+	}
+}
+
+// TestAdvance is the table of what a result leads to.
+func TestAdvance(t *testing.T) {
+	errno := func(e unix.Errno) int32 { return -int32(e) }
+	for _, c := range []struct {
+		name   string
+		op     operation
+		res    int32
+		again  bool
+		err    error
+		step   step  // afterwards, if again
+		off    int64 // afterwards
+		length int64
+	}{
+		{"read whole", operation{step: stepRead, off: 10, length: 8}, 8, false, nil, 0, 18, 0},
+		{"read part", operation{step: stepRead, off: 10, length: 8}, 3, true, nil, stepRead, 13, 5},
+		{"read at the end", operation{step: stepRead, off: 10, length: 8}, 0, false, io.ErrUnexpectedEOF, 0, 10, 8},
+		{"write part", operation{step: stepWrite, off: 10, length: 8}, 7, true, nil, stepWrite, 17, 1},
+		{"write nothing", operation{step: stepWrite, off: 10, length: 8}, 0, false, io.ErrShortWrite, 0, 10, 8},
+		{"write EIO", operation{step: stepWrite, off: 10, length: 8}, errno(unix.EIO), false, unix.EIO, 0, 10, 8},
+		{"write EINTR", operation{step: stepWrite, off: 10, length: 8}, errno(unix.EINTR), true, nil, stepWrite, 10, 8},
+		{"read EAGAIN", operation{step: stepRead, off: 10, length: 8}, errno(unix.EAGAIN), true, nil, stepRead, 10, 8},
+		{"flush", operation{step: stepFlush, length: 1}, 0, false, nil, 0, 0, 1},
+		{"flush EIO", operation{step: stepFlush, length: 1}, errno(unix.EIO), false, unix.EIO, 0, 0, 1},
+		{"flush EINVAL", operation{step: stepFlush, length: 1}, errno(unix.EINVAL), false, unix.EINVAL, 0, 0, 1},
+		{"punch", operation{step: stepPunch, length: 8}, 0, false, nil, 0, 0, 8},
+		{"punch unknown", operation{step: stepPunch, length: 8}, errno(unix.EOPNOTSUPP), true, nil, stepZeroRange, 0, 8},
+		{"punch EIO", operation{step: stepPunch, length: 8}, errno(unix.EIO), false, unix.EIO, 0, 0, 8},
+		{"zero range unknown", operation{step: stepZeroRange, length: 8}, errno(unix.EOPNOTSUPP), true, nil, stepZeroWrite, 0, 8},
+		{"zero range ENOSPC", operation{step: stepZeroRange, length: 8}, errno(unix.ENOSPC), false, unix.ENOSPC, 0, 0, 8},
+		{"zeros in pieces", operation{step: stepZeroWrite, length: 3 << 20}, 1 << 20, true, nil, stepZeroWrite, 1 << 20, 2 << 20},
+		{"zeros, the last piece", operation{step: stepZeroWrite, off: 5, length: 512}, 512, false, nil, 0, 517, 0},
+		{"zeros unknown", operation{step: stepZeroWrite, length: 8}, errno(unix.EOPNOTSUPP), false, unix.EOPNOTSUPP, 0, 0, 8},
+		{"discard", operation{step: stepDiscard, length: 8}, 0, false, nil, 0, 0, 8},
+		{"discard unknown", operation{step: stepDiscard, length: 8}, errno(unix.EOPNOTSUPP), false, nil, 0, 0, 8},
+		{"discard before 6.12", operation{step: stepDiscard, length: 8}, errno(unix.EINVAL), false, nil, 0, 0, 8},
+		{"discard EIO", operation{step: stepDiscard, length: 8}, errno(unix.EIO), false, unix.EIO, 0, 0, 8},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			op := c.op
+			op.file = &File{}
+			if op.step == stepRead || op.step == stepWrite {
+				op.buf = make([]byte, op.length)
+			}
+			again, err := op.advance(c.res)
+			if again != c.again || !errors.Is(err, c.err) || (c.err == nil) != (err == nil) {
+				t.Errorf("again %v, error %v; want %v, %v", again, err, c.again, c.err)
+			}
+			if op.off != c.off || op.length != c.length {
+				t.Errorf("left %d bytes at %d, want %d at %d", op.length, op.off, c.length, c.off)
+			}
+			if again && op.step != c.step {
+				t.Errorf("goes on with step %d, want %d", op.step, c.step)
+			}
+			if op.buf != nil && int64(len(op.buf)) != op.length {
+				t.Errorf("%d bytes of buffer for %d", len(op.buf), op.length)
+			}
+		})
+	}
+}
+
+// zeroCase is a file of three parts filled with 0xff, of which the middle one is zeroed.
+const zeroPart = 2<<20 + 4096
+
+func zeroCase(t *testing.T, dir string, prepare func(*File), unmap bool) (file *File, blocks int64) {
+	t.Helper()
+	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
+	f := openTestFile(t, dir, 0)
+	must(t, os.WriteFile(f.Name(), fill(make([]byte, 3*zeroPart), 0xff), 0o600))
+	must(t, f.Sync())
+	file = newTestFile(t, f)
+	if prepare != nil {
+		prepare(file)
+	}
+	l.Zero(0, file, zeroPart, zeroPart, unmap)
+	if err := r.one(t, l); err != nil {
+		t.Fatalf("zero: %v", err)
+	}
+	got, err := os.ReadFile(f.Name())
+	must(t, err)
+	want := fill(make([]byte, 3*zeroPart), 0xff)
+	clear(want[zeroPart : 2*zeroPart])
+	if !bytes.Equal(got, want) {
+		t.Error("the file is not zeros in the middle and as it was elsewhere")
+	}
+	must(t, f.Sync())
+	var st unix.Stat_t
+	must(t, unix.Fstat(file.fd, &st))
+	return file, st.Blocks * 512
+}
+
+func TestZero(t *testing.T) {
+	onDisk, inMemory := t.TempDir(), memoryDir(t)
+	for _, c := range []struct {
+		name             string
+		dir              string
+		prepare          func(*File)
+		unmap, allocated bool
+		noPunch, noRange bool
+	}{
+		{"punched", onDisk, nil, true, false, false, false},
+		{"zero range", onDisk, nil, false, true, false, false},
+		{"punch not offered", onDisk, func(f *File) { f.noPunch.Store(true) }, true, true, true, false},
+		{"nothing offered", onDisk, func(f *File) { f.noPunch.Store(true); f.noZeroRange.Store(true) }, true, true, true, true},
+		{"tmpfs punched", inMemory, nil, true, false, false, false},
+		{"tmpfs has no zero range", inMemory, nil, false, true, false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, bytes := zeroCase(t, c.dir, c.prepare, c.unmap)
+			if got := bytes >= 3*zeroPart; got != c.allocated {
+				t.Errorf("the file has %d bytes of space, allocated throughout: %v, want %v", bytes, got, c.allocated)
+			}
+			if f.noPunch.Load() != c.noPunch || f.noZeroRange.Load() != c.noRange {
+				t.Errorf("remembered: no punch %v, no zero range %v; want %v, %v",
+					f.noPunch.Load(), f.noZeroRange.Load(), c.noPunch, c.noRange)
+			}
+		})
+	}
+}
+
+// memoryDir is a folder on tmpfs.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	var st unix.Statfs_t
+	must(t, unix.Statfs("/dev/shm", &st))
+	if st.Type != unix.TMPFS_MAGIC {
+		t.Fatalf("/dev/shm is no tmpfs (type %#x)", st.Type)
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "uring")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func TestDiscard(t *testing.T) {
+	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
+	f := openTestFile(t, t.TempDir(), 0)
+	must(t, os.WriteFile(f.Name(), fill(make([]byte, 1<<20), 1), 0o600))
+	l.Discard(0, newTestFile(t, f), 0, 1<<20)
+	if err := r.one(t, l); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	must(t, unix.Fstat(int(f.Fd()), &st))
+	if st.Blocks*512 >= 1<<20 || st.Size != 1<<20 {
+		t.Errorf("after the discard %d bytes of space and size %d", st.Blocks*512, st.Size)
+	}
+}
+
+// TestNothingToDo: an operation of no length ends, but not within the call.
+func TestNothingToDo(t *testing.T) {
+	l, r := newTestLoop(t, LoopOptions{Tokens: 2})
+	f := newTestFile(t, openTestFile(t, t.TempDir(), 0))
+	l.Read(0, f, 0, nil)
+	l.Zero(1, f, 0, 0, true)
+	if len(r.ends) != 0 {
+		t.Error("ended within the call")
+	}
+	l.round()
+	if len(r.ends) != 2 || r.ends[0] != (ended{0, nil}) || r.ends[1] != (ended{1, nil}) {
+		t.Errorf("ended: %v", r.ends)
+	}
+}
+
+func TestTokenInUse(t *testing.T) {
+	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
+	f := newTestFile(t, openTestFile(t, t.TempDir(), 0))
+	l.Flush(0, f)
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("a second operation on the token was taken")
+			}
+		}()
+		l.Flush(0, f)
+	}()
+	if err := r.one(t, l); err != nil {
+		t.Error(err)
+	}
+}
