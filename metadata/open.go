@@ -32,6 +32,10 @@ func readCopies(dev Device, buf []byte) (copies [2]sbCopy) {
 	b := buf[:BlockSize]
 	for i := range copies {
 		c := &copies[i]
+		if dev.Size() == 0 { // a file just created
+			c.err = errBlank
+			continue
+		}
 		if c.err = dev.ReadAt(b, copyOffset(i)); c.err != nil {
 			continue
 		}
@@ -143,7 +147,8 @@ type loading struct {
 }
 
 // Load reads the region map and calls fn with the current image of each page that is not
-// empty; the image holds until fn returns. If Load fails, what fn was given is void.
+// empty; the image holds until fn returns. fn must not call the Store. If Load fails, what
+// fn was given is void.
 //
 //  1. Read every slot; the higher valid sequence of a page wins (judge).
 //  2. With the clean mark the winners must be those that the map sum was made of, else

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -36,7 +37,7 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	st, err := sys.StatPath(path)
 	missing := errors.Is(err, fs.ErrNotExist)
 	switch {
-	case missing && o.Create && role != Source:
+	case missing && o.Create && role != Source && !inDev(path):
 		return create(role, path, o)
 	case err != nil:
 		return nil, failure(role, openCode(role, err), "open", path, err, openNext(role, missing))

@@ -288,3 +288,17 @@ func TestSignatureOfSwapArea(t *testing.T) {
 		t.Error("force gave no warning")
 	}
 }
+
+// TestOpenMissingDevice: a mistyped device must not become a file in /dev.
+func TestOpenMissingDevice(t *testing.T) {
+	const path = "/dev/ublk-clone-test-no-such-device"
+	for _, role := range []Role{Dest, Metadata} {
+		d, err := Open(role, path, Options{Create: true, Size: 4096})
+		if err == nil {
+			t.Fatalf("%v: made %s: %v", role, path, errors.Join(d.Remove(), d.Close()))
+		}
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%v: %s is there: %v", role, path, err)
+		}
+	}
+}
