@@ -64,12 +64,13 @@ type Hydrator struct {
 	geo     clone.Geometry
 	regions *bitmap.Map
 
-	free    []*batch
-	flying  []*batch
-	inWork  uint64 // regions in flight
-	cursor  uint64
-	split   []span
-	bad     badRanges
+	free   []*batch
+	flying []*batch
+	inWork uint64 // regions in flight
+	cursor uint64
+	split  []span
+	bad    badRanges
+	again  time.Time // not before: a commit comes first
 
 	shared struct {
 		sync.Mutex
@@ -198,7 +199,7 @@ func (h *Hydrator) pump(s Settings) State {
 	if h.cfg.Core.UserInFlight() > 0 {
 		return h.yield(s)
 	}
-	for len(h.free) > 0 {
+	for len(h.free) > 0 && !h.waits() {
 		room := s.Threshold - min(s.Threshold, h.inWork)
 		if room == 0 {
 			return Hydrating
@@ -217,7 +218,7 @@ func (h *Hydrator) pump(s Settings) State {
 // yield keeps one small batch going among users' requests.
 func (h *Hydrator) yield(s Settings) State {
 	h.cfg.After(yieldPause)
-	if len(h.flying) > 0 {
+	if len(h.flying) > 0 || h.waits() {
 		return Yielding
 	}
 	n := max(1, min(s.Batch, yieldBytes/uint64(h.geo.RegionSize())))
@@ -227,6 +228,15 @@ func (h *Hydrator) yield(s Settings) State {
 	}
 	h.start(next, zero)
 	return Yielding
+}
+
+// waits says that a commit has to come first.
+func (h *Hydrator) waits() bool {
+	d := h.again.Sub(h.cfg.Now())
+	if d > 0 {
+		h.cfg.After(d)
+	}
+	return d > 0
 }
 
 // idle: nothing can be started. Batches in flight come back to Pump by themselves, what has failed by
@@ -248,7 +258,8 @@ func (h *Hydrator) idle() State {
 	return Stalled
 }
 
-// start gives a batch to the lane; false when it has no room.
+// start gives a batch to the lane; false when it has no room, or nothing of the batch could be claimed
+// now: going on at once would spin.
 func (h *Hydrator) start(s span, zero bool) bool {
 	b := h.free[len(h.free)-1]
 	b.First, b.End, b.Zero = s.first, s.end, zero
@@ -256,11 +267,16 @@ func (h *Hydrator) start(s span, zero bool) bool {
 	b.at = len(h.flying)
 	h.flying = append(h.flying, b)
 	h.inWork += s.end - s.first
-	if h.cfg.Lane.Hydrate(&b.Hydration) {
-		return true
+	n := len(h.flying)
+	if !h.cfg.Lane.Hydrate(&b.Hydration) {
+		h.land(b)
+		return false
 	}
-	h.land(b)
-	return false
+	if len(h.flying) < n {
+		h.cfg.After(yieldPause)
+		return false
+	}
+	return true
 }
 
 // land takes a batch out of flight.
@@ -280,7 +296,7 @@ func (h *Hydrator) done(b *batch, err error) {
 	case err == nil:
 		h.bad.succeeded(b.First, b.End)
 	case err == clone.ErrCommitFirst:
-		h.cfg.After(commitPause)
+		h.again = h.cfg.Now().Add(commitPause)
 	case err == clone.ErrReadOnly:
 	case b.End-b.First > 1:
 		h.split = append(h.split, span{b.First, b.End})
