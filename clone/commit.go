@@ -28,7 +28,8 @@ type MapStore interface {
 // a second one that succeeds proves nothing about the bytes that the first one lost (H24).
 
 // Commit is one commit, with nothing marked and somebody waiting just a flush of the destination. One
-// caller at a time: the committer. An error has been acted on already and is for the log.
+// caller at a time: the committer. An error has been acted on already and is for the log. While a lane
+// flushes the destination it does nothing: the end of that flush kicks, if somebody waits.
 func (c *Core) Commit(dest Flusher, store MapStore) error {
 	served, work, err := c.freeze()
 	if work {
@@ -44,22 +45,41 @@ func (c *Core) Commit(dest Flusher, store MapStore) error {
 	return err
 }
 
-// freeze is step 1. In a mode that allows no commit whoever waited for one gets ErrReadOnly; work says
-// that there is something to do.
+// freeze is step 1; work says that there is something to do. In a mode that allows no commit of marks
+// whoever waited for one gets the error.
 func (c *Core) freeze() (served requestList, work bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.mu.flushing {
+		return served, false, nil
+	}
 	served = c.mu.waiters.take()
-	if c.mu.mode != ReadWrite {
-		return served, false, ErrReadOnly
+	if err := c.committable(); err != nil {
+		return served, false, err
 	}
 	c.mu.active, c.mu.frozen = c.mu.frozen, c.mu.active
-	return served, c.mu.frozen.Used() > 0 || !served.empty(), nil
+	c.mu.flushing = c.mu.frozen.Used() > 0 || !served.empty()
+	return served, c.mu.flushing, nil
+}
+
+// committable says why a commit cannot succeed, if so. In mode ro there may still be nothing to commit,
+// and then a flush is enough. mu must be held.
+func (c *Core) committable() error {
+	switch {
+	case c.mu.flushLost:
+		return ErrFlushLost
+	case c.mu.mode != ReadWrite && !c.clean():
+		return ErrReadOnly
+	}
+	return nil
 }
 
 // write is steps 2 to 4.
 func (c *Core) write(dest Flusher, store MapStore) error {
 	if err := dest.Flush(); err != nil {
+		c.mu.Lock()
+		c.loseFlush()
+		c.mu.Unlock()
 		return fmt.Errorf("flush destination: %w", err)
 	}
 	if c.mu.frozen.Used() == 0 {
@@ -83,6 +103,7 @@ func (c *Core) write(dest Flusher, store MapStore) error {
 // thaw is step 5 for the set; who waited is answered by Commit.
 func (c *Core) thaw(err error) {
 	c.mu.Lock()
+	c.mu.flushing = false
 	if err != nil {
 		c.setMode(ReadOnly)
 		c.mu.Unlock()
@@ -100,16 +121,16 @@ func (c *Core) thaw(err error) {
 	}
 }
 
-// waitCommit defers r until a commit that begins from now on has ended, or answers refused.
-func (c *Core) waitCommit(r *Request) verdict {
+// waitCommit defers r until a commit that begins from now on has ended, or says why none will.
+func (c *Core) waitCommit(r *Request) error {
 	c.mu.Lock()
-	if c.mu.mode != ReadWrite {
+	if err := c.committable(); err != nil {
 		c.mu.Unlock()
-		return refused
+		return err
 	}
 	r.after = endCommit
 	c.mu.waiters.push(r)
 	c.mu.Unlock()
 	c.kick()
-	return excluded
+	return nil
 }

@@ -86,6 +86,8 @@ type Core struct {
 		// waiters wait for a commit that freezes after they came (H6).
 		waiters requestList
 
+		// flushing: a flush of the destination is in flight, a lane's or a commit's.
+		flushing bool
 		// flushLost: a flush of the destination has failed. It never becomes false again.
 		flushLost bool
 	}
@@ -101,6 +103,9 @@ func New(cfg Config) *Core {
 	c.poolBounds = pages > uint64(pool)
 	c.mu.flushLost = cfg.FlushLost
 	c.setMode(cfg.Mode)
+	if cfg.FlushLost {
+		c.setMode(ReadOnly)
+	}
 	c.complete.Store(c.regions.NrHydrated() == c.geo.Regions())
 	return c
 }

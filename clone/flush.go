@@ -7,27 +7,16 @@ import "errors"
 var ErrFlushLost = errors.New("an earlier flush of the destination failed")
 
 // flush answers when all that was answered before it, and its marks, are durable (I5). With marks that
-// are not committed that is the next commit's end; with none, a flush of the destination from here.
+// are not committed that is a commit's end. With none it is a flush of the destination from here, unless
+// one is in flight already, or somebody waits for a commit's.
 func (l *Lane) flush(r *Request) {
-	c := l.core
-	c.mu.Lock()
-	clean, lost, mode := c.clean(), c.mu.flushLost, c.mu.mode
-	c.mu.Unlock()
-	switch {
-	case lost:
-		l.end(r, ErrFlushLost)
-	case clean:
-		l.flushNow(r)
-	case mode != ReadWrite:
-		l.end(r, ErrReadOnly)
-	default:
-		l.deferToCommit(r)
-	}
-}
-
-func (l *Lane) flushNow(r *Request) {
 	o := l.newOp(r)
 	if o == nil {
+		return
+	}
+	if !l.core.beginFlush() {
+		l.freeOp(o)
+		l.deferToCommit(r)
 		return
 	}
 	o.step = flushDest
@@ -37,19 +26,43 @@ func (l *Lane) flushNow(r *Request) {
 func (l *Lane) flushDestDone(o *op, err error) {
 	r := o.req
 	l.freeOp(o)
-	if err != nil {
-		l.core.loseFlush()
-	}
+	l.core.endFlush(err)
 	l.end(r, err)
 }
 
-// loseFlush: a failed flush of the destination is a metadata failure.
-func (c *Core) loseFlush() {
+// beginFlush says whether a lane may flush the destination by itself now. There are never two flushes in
+// flight, the commit's counted: the kernel reports lost bytes to one of them only, and the other would be
+// answered, or its marks committed, as if they were durable (H24).
+func (c *Core) beginFlush() bool {
 	c.mu.Lock()
-	c.mu.flushLost = true
-	c.setMode(ReadOnly)
+	defer c.mu.Unlock()
+	if c.mu.flushing || c.mu.flushLost || !c.clean() || !c.mu.waiters.empty() {
+		return false
+	}
+	c.mu.flushing = true
+	return true
+}
+
+// endFlush ends a lane's flush, for which a commit may have been put off.
+func (c *Core) endFlush(err error) {
+	c.mu.Lock()
+	c.mu.flushing = false
+	waited := !c.mu.waiters.empty()
+	changed := err != nil && c.loseFlush()
 	c.mu.Unlock()
-	c.tell()
+	if changed {
+		c.tell()
+	}
+	if waited {
+		c.kick()
+	}
+}
+
+// loseFlush: a failed flush of the destination is a metadata failure. It says whether the mode changed;
+// mu must be held.
+func (c *Core) loseFlush() bool {
+	c.mu.flushLost = true
+	return c.setMode(ReadOnly)
 }
 
 // FlushLost says that a flush of the destination has failed.

@@ -194,8 +194,8 @@ func (l *Lane) answer(r *Request, err error) {
 }
 
 func (l *Lane) deferToCommit(r *Request) {
-	if l.core.waitCommit(r) == refused {
-		l.end(r, ErrReadOnly)
+	if err := l.core.waitCommit(r); err != nil {
+		l.end(r, err)
 	}
 }
 

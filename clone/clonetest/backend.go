@@ -1,0 +1,200 @@
+package clonetest
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/ublk-clone/ublk-clone/clone"
+)
+
+// io is one queued backend I/O. It takes effect piece by piece and is then done, which its lane does
+// not know before it is completed.
+type io struct {
+	kind    kind
+	token   uint32
+	off     int64 // bytes
+	length  int64
+	data    clone.Data
+	id      value // of the operation that data belongs to, 0: none
+	durable bool
+	mark    uint64 // flush: what it covers
+
+	at   int64 // bytes that have taken effect
+	done bool
+	err  error
+}
+
+// lane is a clone.Lane with its backend and clients.
+type lane struct {
+	*clone.Lane
+	sim     *sim
+	nr      int
+	due     bool // a round is
+	ios     []*io
+	clients []*client
+}
+
+func (s *sim) newLane(nr, ops int) *lane {
+	l := &lane{sim: s, nr: nr}
+	buffers := make([][]byte, s.cfg.Buffers)
+	for i := range buffers {
+		buffers[i] = make([]byte, s.cfg.BufferSize)
+	}
+	l.Lane = s.core.NewLane(clone.LaneConfig{
+		Backend: l,
+		Wake:    func() { l.due = true },
+		Ops:     ops,
+		Buffers: buffers,
+	})
+	return l
+}
+
+// queue takes an I/O in.
+func (l *lane) queue(q *io) {
+	if r := q.data.Request; r != nil {
+		q.id = l.clients[r.Tag].doing.id
+	}
+	if q.kind != flushDest && (q.length <= 0 || q.off < 0 || q.off+q.length > l.sim.cfg.Size) {
+		l.sim.fail(fmt.Errorf("%v of bytes [%d, %d): empty or outside of the device", q.kind, q.off, q.off+q.length))
+		return
+	}
+	l.ios = append(l.ios, q)
+	l.sim.note("queue "+short[q.kind], l, q.id, q.off, q.length, nil)
+}
+
+var short = [...]string{"rs", "rd", "wd", "zd", "flush", "wm", "flush meta"}
+
+func (l *lane) ReadSource(token uint32, off int64, data clone.Data) {
+	l.queue(&io{kind: readSource, token: token, off: off, length: data.Size(), data: data})
+}
+
+func (l *lane) ReadDest(token uint32, off int64, data clone.Data) {
+	l.queue(&io{kind: readDest, token: token, off: off, length: data.Size(), data: data})
+}
+
+func (l *lane) WriteDest(token uint32, off int64, data clone.Data, durable bool) {
+	l.queue(&io{kind: writeDest, token: token, off: off, length: data.Size(), data: data, durable: durable})
+}
+
+func (l *lane) ZeroDest(token uint32, off, length int64, _ bool) {
+	l.queue(&io{kind: zeroDest, token: token, off: off, length: length})
+}
+
+func (l *lane) FlushDest(token uint32) {
+	l.queue(&io{kind: flushDest, token: token, mark: l.sim.disks.dest.Mark()})
+}
+
+func (l *lane) Fetch(r *clone.Request, at int64, dst []byte) error {
+	copy(dst, l.clients[r.Tag].data[at:r.Len])
+	return nil
+}
+
+func (l *lane) Clear(r *clone.Request, at, n int64) error {
+	clear(l.clients[r.Tag].data[at : at+n])
+	return nil
+}
+
+// bytes gives the bytes [lo, hi) of the I/O's data.
+func (l *lane) bytes(q *io, lo, hi int64) []byte {
+	if r := q.data.Request; r != nil {
+		return l.clients[r.Tag].data[q.data.At+lo : q.data.At+hi]
+	}
+	return q.data.Buf[lo:hi]
+}
+
+// execute makes the next piece of an I/O take effect, or fail.
+func (l *lane) execute(q *io) {
+	s := l.sim
+	if r := q.data.Request; r != nil && (l.clients[r.Tag].doing == nil || l.clients[r.Tag].doing.id != q.id) {
+		s.fail(fmt.Errorf("%v for request #%d, which has been answered", q.kind, q.id))
+		return
+	}
+	if q.kind == flushDest {
+		q.done, q.err = true, s.disks.flush(s.disks.dest, q.mark, s.fails(flushDest, 0, 0))
+		s.note("did flush", l, 0, 0, 0, q.err)
+		return
+	}
+	lo := q.at
+	hi := lo + s.piece(q.length-lo)
+	if err := s.fails(q.kind, q.off+lo, q.off+hi); err != nil {
+		q.done, q.err = true, err
+		hi = err.sector*sectorBytes - q.off
+	}
+	if hi > lo {
+		l.effect(q, lo, hi)
+	}
+	q.at = hi
+	q.done = q.done || hi == q.length
+	s.note("did "+short[q.kind], l, q.id, q.off+lo, hi-lo, q.err)
+}
+
+// effect is that of the bytes [lo, hi) of an I/O.
+func (l *lane) effect(q *io, lo, hi int64) {
+	d := l.sim.disks
+	off := q.off + lo
+	var err error
+	switch q.kind {
+	case readSource:
+		err = d.source.ReadAt(l.bytes(q, lo, hi), off)
+	case readDest:
+		err = d.dest.ReadAt(l.bytes(q, lo, hi), off)
+	case writeDest:
+		err = d.dest.WriteAt(l.bytes(q, lo, hi), off)
+		if q.durable {
+			d.dest.Persist(off, hi-lo)
+		}
+	case zeroDest:
+		err = d.dest.ZeroRange(off, hi-lo)
+	}
+	if err != nil {
+		l.sim.fail(err)
+	}
+}
+
+// complete reports the i-th I/O to the lane.
+func (l *lane) complete(i int) {
+	q := l.ios[i]
+	last := len(l.ios) - 1
+	l.ios[i] = l.ios[last]
+	l.ios = l.ios[:last]
+	l.due = true
+	l.sim.note("end "+short[q.kind], l, q.id, q.off, q.length, q.err)
+	l.Complete(q.token, q.err)
+}
+
+// piece is how many of n bytes take effect together.
+func (s *sim) piece(n int64) int64 {
+	if n <= sectorBytes || s.rng.IntN(2) == 0 {
+		return n
+	}
+	return sectorBytes * (1 + s.rng.Int64N(n/sectorBytes))
+}
+
+// fails draws whether an I/O of the bytes [lo, hi) fails, and where. Sectors before that one have taken
+// effect.
+func (s *sim) fails(k kind, lo, hi int64) *diskError {
+	if s.healed {
+		return nil
+	}
+	if k == readSource && len(s.disks.bad) > 0 {
+		for sector := lo / sectorBytes; sector < hi/sectorBytes; sector++ {
+			if s.disks.bad[sector] {
+				return &diskError{k, sector}
+			}
+		}
+	}
+	if p := s.cfg.Failure[k]; p == 0 || s.rng.Float64() >= p {
+		return nil
+	}
+	if lo == hi {
+		return &diskError{k, -1}
+	}
+	return &diskError{k, lo/sectorBytes + s.rng.Int64N((hi-lo)/sectorBytes)}
+}
+
+// asDiskError gives the injected error behind err, or nil.
+func asDiskError(err error) *diskError {
+	var e *diskError
+	errors.As(err, &e)
+	return e
+}

@@ -1,0 +1,176 @@
+package clonetest
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+)
+
+// client is one tag of a lane: it has one request at a time.
+type client struct {
+	lane  *lane
+	req   clone.Request
+	data  []byte
+	doing *operation
+	// marked: all regions that the operation touches were hydrated when it was issued.
+	marked bool
+}
+
+func (l *lane) addClients(n int) {
+	for tag := range n {
+		c := &client{lane: l, data: make([]byte, l.sim.cfg.MaxIO)}
+		c.req.Tag = tag
+		c.req.End = func(_ *clone.Request, err error) { c.end(err) }
+		l.clients = append(l.clients, c)
+	}
+}
+
+// submit sends a request.
+func (c *client) submit(p *operation) {
+	s := c.lane.sim
+	c.doing = p
+	first, end := s.geo.Touched(p.off, p.length)
+	c.marked = p.op != clone.OpFlush && s.core.Regions().AllHydrated(first, end)
+	switch p.op {
+	case clone.OpRead:
+		for i := range c.data {
+			c.data[i] = 0xa5
+		}
+	case clone.OpWrite:
+		fill(c.data[:p.length], p.off/sectorBytes, p.id)
+	}
+	s.oracle.issue(p)
+	s.note("issue "+p.op.String(), c.lane, p.id, p.off, p.length, nil)
+	r := &c.req
+	r.Op, r.FUA, r.Off, r.Len = p.op, p.fua, p.off, p.length
+	r.NoUnmap = s.rng.IntN(2) == 0
+	s.inFlight++
+	c.lane.Submit(r)
+}
+
+// end takes the answer.
+func (c *client) end(err error) {
+	s, p := c.lane.sim, c.doing
+	if p == nil {
+		s.fail(errors.New("a request was answered twice"))
+		return
+	}
+	s.note("answer "+p.op.String(), c.lane, p.id, p.off, p.length, err)
+	c.doing = nil
+	s.inFlight--
+	if err != nil {
+		s.oracle.end(p, err)
+		if why := c.unexplained(p, err); why != "" {
+			s.fail(fmt.Errorf("%v: %v: %s", p, err, why))
+		}
+		return
+	}
+	if p.op == clone.OpRead {
+		err = s.oracle.endRead(p, c.data)
+	} else {
+		s.oracle.end(p, nil)
+	}
+	if err != nil {
+		s.fail(err)
+	}
+}
+
+// unexplained says why an operation must not have failed with err, or nothing.
+func (c *client) unexplained(p *operation, err error) string {
+	s := c.lane.sim
+	commits := p.fua || p.op == clone.OpFlush
+	e := asDiskError(err)
+	switch {
+	case errors.Is(err, clone.ErrFlushLost):
+		if !commits || !s.core.FlushLost() {
+			return "no flush was lost"
+		}
+	case errors.Is(err, clone.ErrReadOnly):
+		if s.core.Mode() == clone.ReadWrite {
+			return "the mode is rw"
+		}
+		if p.op == clone.OpRead || c.marked && !commits {
+			return "no new mark is needed (I10)"
+		}
+	case e == nil:
+		return "no error was injected"
+	case e.kind == flushDest || e.kind == writeMeta || e.kind == flushMeta:
+		if !commits {
+			return "it needs no commit"
+		}
+	case !c.needs(p, e):
+		return "the sector is none that it needs (I11)"
+	}
+	return ""
+}
+
+// needs says whether an operation needs the I/O that failed at a sector: a READ what it asks for; the
+// others what they change, rounded outward to regions, and the source only beside the bytes that they
+// bring themselves.
+func (c *client) needs(p *operation, e *diskError) bool {
+	geo, off := c.lane.sim.geo, e.sector*sectorBytes
+	inside := p.off <= off && off < p.off+p.length
+	first, end := geo.Touched(p.off, p.length)
+	touched := geo.Start(first) <= off && off < geo.Start(end)
+	switch e.kind {
+	case readSource:
+		return p.op == clone.OpRead && inside || p.op != clone.OpRead && p.op != clone.OpDiscard && touched && !inside
+	case readDest:
+		return p.op == clone.OpRead && inside
+	}
+	return p.op != clone.OpRead && touched
+}
+
+// draw makes up an operation.
+func (s *sim) draw() *operation {
+	s.lastID++
+	p := &operation{id: s.lastID, op: s.drawOp(), fua: false}
+	if p.op == clone.OpFlush {
+		return p
+	}
+	w := s.cfg.Area[s.rng.IntN(len(s.cfg.Area))]
+	region := s.cfg.RegionSize / sectorBytes
+	maxLen := s.cfg.MaxIO / sectorBytes
+	if p.op == clone.OpDiscard || p.op == clone.OpWriteZeroes {
+		maxLen = 4 * maxLen
+	}
+	first := w.first + s.rng.Int64N(w.end-w.first)
+	length := 1 + s.rng.Int64N(maxLen)
+	switch s.rng.IntN(5) {
+	case 0: // a piece of a region
+		length = 1 + s.rng.Int64N(region)
+	case 1: // regions, whole
+		first = max(w.first, first/region*region)
+		length = (length + region - 1) / region * region
+	case 2: // from anywhere to a region's end
+		length = (first+length+region-1)/region*region - first
+	case 3: // 4 KiB
+		first, length = max(w.first, first/8*8), 8
+	}
+	length = min(length, maxLen, w.end-first)
+	p.off, p.length = first*sectorBytes, length*sectorBytes
+	p.fua = p.op != clone.OpRead && p.op != clone.OpDiscard && s.rng.IntN(5) == 0
+	return p
+}
+
+func (s *sim) drawOp() clone.Op {
+	total := 0
+	for _, w := range s.cfg.OpWeight {
+		total += w
+	}
+	n := s.rng.IntN(total)
+	for op, w := range s.cfg.OpWeight {
+		if n < w {
+			return clone.Op(op)
+		}
+		n -= w
+	}
+	panic("unreachable")
+}
+
+// hydrated is for messages.
+func (s *sim) state(sector int64) bitmap.State {
+	return s.core.Regions().State(s.geo.Region(sector * sectorBytes))
+}

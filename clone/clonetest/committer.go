@@ -1,0 +1,100 @@
+package clonetest
+
+import (
+	"iter"
+
+	"github.com/ublk-clone/ublk-clone/internal/fakedisk"
+)
+
+// committer is the goroutine that commits, as a coroutine: pause gives the scheduler its turn, so that
+// anything may happen between two steps of a commit.
+type committer struct {
+	sim    *sim
+	kicked bool
+	idle   bool
+	resume func() (struct{}, bool)
+	stop   func()
+	yield  func(struct{}) bool
+}
+
+// poweredOff ends a committer that is stopped within a commit.
+type poweredOff struct{}
+
+func (s *sim) newCommitter() *committer {
+	c := &committer{sim: s, idle: true}
+	c.resume, c.stop = iter.Pull(c.run)
+	return c
+}
+
+// run commits whenever it is resumed.
+func (c *committer) run(yield func(struct{}) bool) {
+	defer func() {
+		if e := recover(); e != nil && e != (poweredOff{}) {
+			panic(e)
+		}
+	}()
+	c.yield = yield
+	for {
+		c.idle, c.kicked = false, false
+		c.sim.note("commit begins", nil, 0, 0, 0, nil)
+		err := c.sim.core.Commit(c, c.sim.store)
+		c.sim.note("commit ends", nil, 0, 0, 0, err)
+		c.idle = true
+		c.pause()
+	}
+}
+
+func (c *committer) pause() {
+	if !c.yield(struct{}{}) {
+		panic(poweredOff{})
+	}
+}
+
+// Flush is the destination's (clone.Flusher).
+func (c *committer) Flush() error {
+	return c.flush(c.sim.disks.dest, flushDest)
+}
+
+func (c *committer) flush(disk *fakedisk.Disk, k kind) error {
+	mark := disk.Mark()
+	c.pause()
+	err := c.sim.disks.flush(disk, mark, c.sim.fails(k, 0, 0))
+	c.sim.note("did "+short[k], nil, 0, 0, 0, err)
+	c.pause()
+	return err
+}
+
+// metaDevice is the metadata's device: the committer pauses in its calls.
+type metaDevice struct {
+	*fakedisk.Disk
+	sim *sim
+}
+
+func (m metaDevice) WriteAt(b []byte, off int64) error {
+	s := m.sim
+	if s.committer == nil { // opening
+		return m.Disk.WriteAt(b, off)
+	}
+	for at := int64(0); at < int64(len(b)); {
+		s.committer.pause()
+		end := at + s.piece(int64(len(b))-at)
+		if err := s.fails(writeMeta, off+at, off+end); err != nil {
+			s.note("did wm", nil, 0, 0, 0, err)
+			return err
+		}
+		if err := m.Disk.WriteAt(b[at:end], off+at); err != nil {
+			return err
+		}
+		at = end
+	}
+	s.note("did wm", nil, 0, 0, 0, nil)
+	s.committer.pause()
+	return nil
+}
+
+func (m metaDevice) Flush() error {
+	if m.sim.committer == nil {
+		return m.Disk.Flush()
+	}
+	return m.sim.committer.flush(m.Disk, flushMeta)
+}

@@ -1,0 +1,163 @@
+package clonetest
+
+import (
+	"math/rand/v2"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+)
+
+// kind is the kind of a backend I/O, or of a place where an error can be.
+type kind uint8
+
+const (
+	readSource kind = iota
+	readDest
+	writeDest
+	zeroDest
+	flushDest
+	writeMeta
+	flushMeta
+	nrKinds
+)
+
+func (k kind) String() string {
+	return [...]string{"read source", "read destination", "write destination", "zero destination",
+		"flush destination", "write metadata", "flush metadata"}[k]
+}
+
+// background says what hydrates while requests come.
+type background uint8
+
+const (
+	noBackground   background = iota
+	policy                    // package hydrate
+	wildBackground            // runs of regions at random, and holes marked at random
+)
+
+// Config is one run. All that is random in it is drawn from Seed.
+type Config struct {
+	Seed uint64
+
+	Size       int64 // of the device, bytes
+	RegionSize int64 // bytes
+	Area       area
+
+	Lanes      int // of users; the hydrator has one more
+	Depth      int // requests a lane
+	Ops        int
+	Buffers    int
+	BufferSize int64 // bytes
+	DeltaPages int   // 0: the core's own
+	MaxIO      int64 // bytes of a READ or WRITE
+
+	Requests   int
+	OpWeight   [clone.OpWriteZeroes + 1]int
+	PowerCuts  int
+	Background background
+	Threshold  uint64 // of the hydrator
+	Batch      uint64
+	BadSectors int // of the source, until the end
+
+	// Failure is how often an I/O of a kind fails.
+	Failure [nrKinds]float64
+	// Weight is how often an event is picked, and Slow how often an I/O of a kind, once picked, is put
+	// off.
+	Weight [nrEvents]int
+	Slow   [nrKinds]float64
+}
+
+// Random draws a configuration.
+func Random(seed uint64) Config {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	c := Config{Seed: seed, RegionSize: clone.MinRegionSize << rng.IntN(3)}
+	if rng.IntN(8) == 0 {
+		c.large(rng)
+	} else {
+		c.small(rng)
+	}
+	c.pools(rng)
+	c.work(rng)
+	c.faults(rng)
+	c.schedule(rng)
+	return c
+}
+
+// small is a device of a few regions, of which the tail is mostly shorter.
+func (c *Config) small(rng *rand.Rand) {
+	c.Size = c.RegionSize * int64(1+rng.IntN(24))
+	if rng.IntN(4) > 0 {
+		c.Size += sectorBytes * int64(rng.IntN(int(c.RegionSize/sectorBytes)))
+	}
+	c.Area = newArea([2]int64{0, c.Size / sectorBytes})
+}
+
+// large is a sparse device beyond 4 GiB, or of several pages of the region map with a pool that holds
+// two of them. Requests go to windows around the boundaries.
+func (c *Config) large(rng *rand.Rand) {
+	const around = 16 // sectors
+	page := bitmap.RegionsPerPage * c.RegionSize / sectorBytes
+	edges := []int64{page, 2 * page, 3 * page}
+	c.DeltaPages = 2
+	if rng.IntN(2) == 0 {
+		edges = []int64{1 << 32 / sectorBytes, 1 << 32 / sectorBytes * 3 / 2}
+		c.DeltaPages = 0
+	}
+	end := edges[len(edges)-1] + around + int64(rng.IntN(int(c.RegionSize/sectorBytes)))
+	c.Size = end * sectorBytes
+	stretches := [][2]int64{{0, 2 * around}}
+	for _, e := range edges {
+		stretches = append(stretches, [2]int64{e - around, min(end, e+3*around)})
+	}
+	c.Area = newArea(stretches...)
+}
+
+func (c *Config) pools(rng *rand.Rand) {
+	c.Lanes = 1 + rng.IntN(3)
+	c.Depth = 1 + rng.IntN(6)
+	c.Ops = c.Depth + rng.IntN(3)
+	if rng.IntN(3) == 0 {
+		c.Ops = 1
+	}
+	c.Buffers = 1 + rng.IntN(3)
+	c.BufferSize = 4096 << rng.IntN(4)
+	c.MaxIO = c.RegionSize * int64(1+rng.IntN(6))
+}
+
+func (c *Config) work(rng *rand.Rand) {
+	c.Requests = 40 + rng.IntN(160)
+	for i := range c.OpWeight {
+		c.OpWeight[i] = rng.IntN(4)
+	}
+	c.OpWeight[clone.OpRead]++
+	c.OpWeight[clone.OpWrite] += 2
+	c.PowerCuts = max(0, rng.IntN(5)-2)
+	c.Background = background(rng.IntN(3))
+	c.Threshold = 1 + uint64(rng.IntN(8))
+	c.Batch = 1 + uint64(rng.IntN(8))
+}
+
+func (c *Config) faults(rng *rand.Rand) {
+	if rng.IntN(2) == 0 {
+		return
+	}
+	for k := range c.Failure {
+		if rng.IntN(3) == 0 {
+			c.Failure[k] = 0.2 * rng.Float64() * rng.Float64()
+		}
+	}
+	c.BadSectors = max(0, rng.IntN(6)-3)
+}
+
+// schedule draws weights over two orders of magnitude, so that some seeds have a source that never
+// answers, a committer that sleeps, completions that lag.
+func (c *Config) schedule(rng *rand.Rand) {
+	for i := range c.Weight {
+		c.Weight[i] = 1 << rng.IntN(7)
+	}
+	for k := range c.Slow {
+		if rng.IntN(3) == 0 {
+			c.Slow[k] = 1 - 1/float64(int(1)<<rng.IntN(8))
+		}
+	}
+}

@@ -1,0 +1,145 @@
+package clonetest
+
+import (
+	"fmt"
+	"math/rand/v2"
+
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/fakedisk"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// destSpare is how much larger the destination is than the device, bytes: nothing may be written there.
+const destSpare = 64 << 10
+
+// diskError is an error of a fake disk at a sector. A flush has none: -1.
+type diskError struct {
+	kind   kind
+	sector int64
+}
+
+func (e *diskError) Error() string {
+	if e.sector < 0 {
+		return fmt.Sprintf("injected: %v", e.kind)
+	}
+	return fmt.Sprintf("injected: %v at sector %d", e.kind, e.sector)
+}
+
+// disks outlive a core; the power cut replaces dest and meta.
+type disks struct {
+	source, dest, meta *fakedisk.Disk
+	bad                map[int64]bool // sectors of the source
+	failFlush          *diskError     // of the flush that is being executed
+}
+
+// newDisks makes a source with data and holes, a destination full of other content, metadata with
+// nothing in it.
+func newDisks(cfg *Config, rng *rand.Rand) (*disks, error) {
+	d := &disks{bad: map[int64]bool{}}
+	d.source = fakedisk.New(cfg.Size, cfg.Seed)
+	d.dest = fakedisk.New((cfg.Size+destSpare)/4096*4096, cfg.Seed)
+	geo, err := clone.NewGeometry(cfg.Size, cfg.RegionSize)
+	if err != nil {
+		return nil, err
+	}
+	d.meta = fakedisk.New(metadata.Size(geo.Regions()), cfg.Seed)
+	for _, w := range cfg.Area {
+		d.fillSource(w, cfg.RegionSize/sectorBytes, rng)
+		lay(d.dest, w.first, w.end, valueOldDest)
+	}
+	lay(d.dest, cfg.Size/sectorBytes, d.dest.Size()/sectorBytes, valueOldDest)
+	for range cfg.BadSectors {
+		w := cfg.Area[rng.IntN(len(cfg.Area))]
+		d.bad[w.first+rng.Int64N(w.end-w.first)] = true
+	}
+	d.powerOn()
+	sb := metadata.Superblock{UUID: metadata.UUID{1}, RegionSize: cfg.RegionSize, DeviceSize: cfg.Size, LogicalBlockSize: sectorBytes}
+	_, err = metadata.Create(d.meta, &sb, metadata.CreateOptions{})
+	return d, err
+}
+
+// fillSource lays runs of data and holes over a window.
+func (d *disks) fillSource(w window, regionSectors int64, rng *rand.Rand) {
+	for s := w.first; s < w.end; {
+		end := min(w.end, s+1+rng.Int64N(3*regionSectors))
+		if rng.IntN(4) > 0 {
+			lay(d.source, s, end, valueSource)
+		}
+		s = end
+	}
+	if err := d.source.Flush(); err != nil {
+		panic(err)
+	}
+}
+
+// lay writes a value over the sectors [first, end), durably.
+func lay(d *fakedisk.Disk, first, end int64, v value) {
+	buf := make([]byte, (end-first)*sectorBytes)
+	fill(buf, first, v)
+	if err := d.WriteAt(buf, first*sectorBytes); err != nil {
+		panic(err)
+	}
+	if err := d.Flush(); err != nil {
+		panic(err)
+	}
+}
+
+func look(d *fakedisk.Disk, sector int64) (value, error) {
+	var buf [sectorBytes]byte
+	if err := d.ReadAt(buf[:], sector*sectorBytes); err != nil {
+		return 0, err
+	}
+	return decode(buf[:], sector)
+}
+
+// powerOn makes flushes of the destination and metadata fail when failFlush says so.
+func (d *disks) powerOn() {
+	fault := func(c fakedisk.Call) *fakedisk.Fault {
+		if c.Op == fakedisk.OpFlush && d.failFlush != nil {
+			return &fakedisk.Fault{Err: d.failFlush}
+		}
+		return nil
+	}
+	d.dest.SetFault(fault)
+	d.meta.SetFault(fault)
+}
+
+// flush ends a flush that was issued at mark, well or with err.
+func (d *disks) flush(disk *fakedisk.Disk, mark uint64, err *diskError) error {
+	d.failFlush = err
+	defer func() { d.failFlush = nil }()
+	return disk.FlushTo(mark)
+}
+
+// powerCut loses part of what was not flushed: at random, all of it, or nothing.
+func (d *disks) powerCut(rng *rand.Rand) {
+	d.dest = d.dest.CrashClone(keeps(rng))
+	d.meta = d.meta.CrashClone(keeps(rng))
+	d.powerOn()
+}
+
+func keeps(rng *rand.Rand) func(fakedisk.Unflushed) int {
+	switch rng.IntN(4) {
+	case 0:
+		return fakedisk.KeepNone
+	case 1:
+		return fakedisk.KeepAll
+	}
+	return fakedisk.KeepRandom(rng)
+}
+
+// untouched checks the source and the destination behind the device's end.
+func (d *disks) untouched(cfg *Config, initial func(int64) value) error {
+	var first error
+	check := func(disk *fakedisk.Disk, what string, sector int64, want value) {
+		v, err := look(disk, sector)
+		if first == nil && (err != nil || v != want) {
+			first = fmt.Errorf("%s was changed at sector %d: holds %v (%v)", what, sector, v, err)
+		}
+	}
+	cfg.Area.each(func(s int64, _ int) { check(d.source, "source", s, initial(s)) })
+	for s := cfg.Size / sectorBytes; s < d.dest.Size()/sectorBytes; s++ {
+		check(d.dest, "destination behind the device's end", s, valueOldDest)
+	}
+	return first
+}

@@ -1,0 +1,37 @@
+// Package clonetest is a simulator: the real core with its lanes, the hydrator, the committer and the
+// metadata, over fake disks, single-threaded and decided by a seed alone.
+//
+// # Method
+//
+// A scheduler picks one event at a time, at random with weights that the seed draws:
+//
+//	submit     a client sends a request to a lane
+//	execute    a piece of a queued backend I/O takes effect on its fake disk; the last one may fail
+//	complete   an I/O that has taken effect is reported to its lane; so effect and report are apart
+//	round      a lane that was woken, or had completions, drains its inbox; the hydrator's lane pumps
+//	commit     the committer goes on to its next blocking call: it is a coroutine, and each sector run
+//	           that it writes and each issue and end of a flush is an event of its own
+//	clock      time goes on to the hydrator's next timer
+//	power      all of it dies; each sector that was not flushed keeps any version; a new core opens
+//
+// # Faults
+//
+// Reads, writes, zeroings and flushes of all three disks fail with probabilities that are zero in some
+// seeds; some sectors of the source are bad until the end. A failed write has taken effect in part. A
+// failed flush has lost what it should have made durable, and no later one brings it back. An error
+// names its sector, and a request may fail only with an error at a sector that it needs (I11).
+//
+// # What must hold
+//
+//   - Per sector, what is read is what some order of the overlapping operations allows, and what is
+//     found after power loss is durable or newer (oracle).
+//   - When nothing is left to happen, every request has been answered.
+//   - Once errors stop, hydration completes, and the destination alone equals the model, also when
+//     the power goes at that moment.
+//   - The source, and the destination behind the device's end, are as they were.
+//
+// Written sectors carry their number and the operation that wrote them, so a wrong byte names where
+// it comes from. Replay one seed, with the operations that touched the first wrong sector:
+//
+//	go test ./clone/clonetest -run TestSim -seed N
+package clonetest

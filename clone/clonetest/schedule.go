@@ -1,0 +1,269 @@
+package clonetest
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/hydrate"
+)
+
+// The events that the scheduler chooses from.
+const (
+	evSubmit = iota
+	evExecute
+	evComplete
+	evRound
+	evCommit
+	evClock
+	evWild
+	nrEvents
+)
+
+// until runs events until done says so, or something is wrong.
+func (s *sim) until(done func() bool) error {
+	for s.failure == nil && !done() {
+		if s.step++; s.step > maxSteps {
+			return fmt.Errorf("still not done after %d events; %d requests in flight", s.step, s.inFlight)
+		}
+		if !s.event() {
+			return fmt.Errorf("nothing left to happen; %d requests in flight, %d to be issued, %s", s.inFlight, s.left, s.progress())
+		}
+	}
+	return s.failure
+}
+
+// progress is for messages.
+func (s *sim) progress() string {
+	r := s.core.Regions()
+	text := fmt.Sprintf("mode %v, %d of %d regions hydrated, %d durably, %d zero", s.core.Mode(),
+		r.NrHydrated(), s.geo.Regions(), s.core.DurableHydrated(), r.NrZero())
+	if s.hydrator != nil {
+		text += fmt.Sprintf(", hydrator %+v", s.hydrator.Status())
+	}
+	return text
+}
+
+// event picks one event that can happen now, by weight, and lets it.
+func (s *sim) event() bool {
+	weight, total := s.cfg.Weight, 0
+	for ev := range weight {
+		if !s.possible(ev) {
+			weight[ev] = 0
+		}
+		total += weight[ev]
+	}
+	if total == 0 {
+		return false
+	}
+	n := s.rng.IntN(total)
+	for ev, w := range weight {
+		if n < w {
+			s.happen(ev)
+			return true
+		}
+		n -= w
+	}
+	return false
+}
+
+func (s *sim) possible(ev int) bool {
+	switch ev {
+	case evSubmit:
+		return s.left > 0 && s.inFlight < s.cfg.Lanes*s.cfg.Depth
+	case evExecute:
+		return s.queued(false) > 0
+	case evComplete:
+		return s.queued(true) > 0
+	case evRound:
+		return s.dueLanes() > 0
+	case evCommit:
+		return !s.committer.idle || s.committer.kicked || s.core.Dirty()
+	case evClock:
+		return !s.timer.IsZero()
+	}
+	return s.left > 0 && len(s.wild) > 0
+}
+
+// busy says that something is left to happen that neither a timer nor the once-a-second commit does.
+func (s *sim) busy() bool {
+	return s.left > 0 || s.queued(true)+s.queued(false)+s.dueLanes() > 0 || !s.committer.idle || s.committer.kicked
+}
+
+func (s *sim) happen(ev int) {
+	switch ev {
+	case evSubmit:
+		s.left--
+		s.pickClient().submit(s.draw())
+	case evExecute:
+		if l, q := s.pick(false); s.rng.Float64() >= s.cfg.Slow[l.ios[q].kind] {
+			l.execute(l.ios[q])
+		}
+	case evComplete:
+		l, q := s.pick(true)
+		l.complete(q)
+	case evRound:
+		s.round()
+	case evCommit:
+		s.committer.resume()
+	case evClock:
+		s.now, s.timer = s.timer, time.Time{}
+		s.lanes[len(s.lanes)-1].due = true
+	case evWild:
+		s.hydrateWildly()
+	}
+}
+
+// queued counts the I/Os that have, or have not, taken effect.
+func (s *sim) queued(done bool) (n int) {
+	for _, l := range s.lanes {
+		for _, q := range l.ios {
+			if q.done == done {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func (s *sim) pick(done bool) (*lane, int) {
+	n := s.rng.IntN(s.queued(done))
+	for _, l := range s.lanes {
+		for i, q := range l.ios {
+			if q.done != done {
+				continue
+			}
+			if n == 0 {
+				return l, i
+			}
+			n--
+		}
+	}
+	panic("unreachable")
+}
+
+func (s *sim) dueLanes() (n int) {
+	for _, l := range s.lanes {
+		if l.due {
+			n++
+		}
+	}
+	return n
+}
+
+// round is a turn of a lane's loop.
+func (s *sim) round() {
+	n := s.rng.IntN(s.dueLanes())
+	for _, l := range s.lanes {
+		if !l.due {
+			continue
+		}
+		if n == 0 {
+			l.due = false
+			l.Drain()
+			if l == s.lanes[len(s.lanes)-1] && s.hydrator != nil {
+				s.hydrator.Pump()
+			}
+			return
+		}
+		n--
+	}
+}
+
+func (s *sim) pickClient() *client {
+	for {
+		l := s.lanes[s.rng.IntN(s.cfg.Lanes)]
+		if c := l.clients[s.rng.IntN(len(l.clients))]; c.doing == nil {
+			return c
+		}
+	}
+}
+
+// openBackground starts what the configuration has in the background.
+func (s *sim) openBackground() {
+	s.hydrator, s.wild, s.timer = nil, nil, time.Time{}
+	switch s.cfg.Background {
+	case policy:
+		s.newHydrator(hydrate.Settings{Enabled: true, Threshold: s.cfg.Threshold, Batch: s.cfg.Batch})
+		s.lanes[len(s.lanes)-1].due = true
+	case wildBackground:
+		for range 4 {
+			s.wild = append(s.wild, &clone.Hydration{Done: func(h *clone.Hydration, err error) {
+				s.note("hydrated", nil, 0, s.geo.Start(h.First), s.geo.Start(h.End)-s.geo.Start(h.First), err)
+				s.wild = append(s.wild, h)
+			}})
+		}
+	}
+}
+
+func (s *sim) newHydrator(settings hydrate.Settings) {
+	l := s.lanes[len(s.lanes)-1]
+	s.hydrator = hydrate.New(hydrate.Config{
+		Core:     s.core,
+		Lane:     l.Lane,
+		Holes:    holes{s.disks},
+		Batches:  s.cfg.Buffers,
+		Now:      func() time.Time { return s.now },
+		After:    s.after,
+		Wake:     func() { l.due = true },
+		Settings: settings,
+	})
+}
+
+func (s *sim) after(d time.Duration) {
+	if t := s.now.Add(max(d, 1)); s.timer.IsZero() || t.Before(s.timer) {
+		s.timer = t
+	}
+}
+
+// hydrateWildly hydrates some run of regions, or marks a hole, without any policy.
+func (s *sim) hydrateWildly() {
+	l := s.lanes[len(s.lanes)-1]
+	w := s.cfg.Area[s.rng.IntN(len(s.cfg.Area))]
+	first, _ := s.geo.Touched(w.first*sectorBytes, 1)
+	_, end := s.geo.Touched(w.first*sectorBytes, (w.end-w.first)*sectorBytes)
+	first += s.rng.Uint64N(end - first)
+	st, stop := s.core.Regions().Run(first, min(end, first+1+s.rng.Uint64N(12)))
+	h := s.wild[len(s.wild)-1]
+	h.First, h.End, h.Zero = first, stop, st == bitmap.Zero
+	switch {
+	case st == bitmap.Hydrated:
+		return
+	case st == bitmap.Source && s.rng.IntN(4) == 0:
+		s.markHoles(l, first, stop)
+		return
+	case st == bitmap.Source:
+		h.End = min(stop, first+l.CopyRegions())
+	}
+	s.wild = s.wild[:len(s.wild)-1]
+	if !l.Hydrate(h) {
+		s.wild = append(s.wild, h)
+	}
+}
+
+// markHoles marks the regions that are zeros in the source, of [first, end).
+func (s *sim) markHoles(l *lane, first, end uint64) {
+	data, err := holes{s.disks}.NextData(s.geo.Start(first))
+	if err != nil {
+		return
+	}
+	if f, e := s.geo.Covered(s.geo.Start(first), data-s.geo.Start(first)); f < e {
+		s.note("mark holes", l, 0, s.geo.Start(f), s.geo.Start(min(e, end))-s.geo.Start(f), nil)
+		_ = l.MarkHoles(f, min(e, end))
+	}
+}
+
+// holes tells of holes in the source, sector by sector.
+type holes struct{ disks *disks }
+
+func (h holes) NextData(off int64) (int64, error) { return h.disks.source.NextData(off) }
+
+func (h holes) NextHole(off int64) (int64, error) {
+	for ; off < h.disks.source.Size(); off += sectorBytes {
+		if v, _ := look(h.disks.source, off/sectorBytes); v == valueZeros {
+			break
+		}
+	}
+	return off, nil
+}

@@ -1,0 +1,257 @@
+package clonetest
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/hydrate"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// maxSteps is far more than any run takes: one that gets there spins.
+const maxSteps = 1 << 20
+
+// sim is one run.
+type sim struct {
+	cfg    Config
+	rng    *rand.Rand
+	geo    clone.Geometry
+	oracle *oracle
+	disks  *disks
+	trace  trace
+
+	// What dies with the power.
+	core      *clone.Core
+	store     *metadata.Store
+	lanes     []*lane // the last one is the hydrator's
+	committer *committer
+	hydrator  *hydrate.Hydrator
+	wild      []*clone.Hydration // free ones
+	now       time.Time
+	timer     time.Time // the hydrator's next, zero: none
+	wasFull   bool      // Complete was told before the last power loss
+
+	step     int
+	left     int // requests still to be issued
+	inFlight int
+	lastID   value
+	healed   bool // no further errors
+	failure  error
+}
+
+// Run runs one configuration and gives what went wrong, with the history.
+func Run(cfg Config) error {
+	s := &sim{cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 2)), lastID: firstValue, left: cfg.Requests}
+	err := s.run()
+	if s.committer != nil {
+		s.committer.stop()
+	}
+	if err == nil {
+		return nil
+	}
+	var w *wrongSector
+	if errors.As(err, &w) {
+		err = fmt.Errorf("%w\nwhat happened there:\n%s", err, s.trace.around(w.sector))
+	}
+	return fmt.Errorf("%s\n%w", cfg, err)
+}
+
+func (c Config) String() string {
+	return fmt.Sprintf("seed %d: %d bytes in regions of %d, %d lanes of depth %d, %d ops, %d buffers of %d, background %d",
+		c.Seed, c.Size, c.RegionSize, c.Lanes, c.Depth, c.Ops, c.Buffers, c.BufferSize, c.Background)
+}
+
+func (s *sim) run() (err error) {
+	if s.geo, err = clone.NewGeometry(s.cfg.Size, s.cfg.RegionSize); err != nil {
+		return err
+	}
+	if s.disks, err = newDisks(&s.cfg, s.rng); err != nil {
+		return err
+	}
+	initial := make(map[int64]value, s.cfg.Area.sectors())
+	s.cfg.Area.each(func(sector int64, _ int) { initial[sector], _ = look(s.disks.source, sector) })
+	first := func(sector int64) value { return initial[sector] }
+	s.oracle = newOracle(s.geo, s.cfg.Area, first)
+	if err = s.open(); err != nil {
+		return err
+	}
+	for range s.cfg.PowerCuts {
+		s.left = s.cfg.Requests / (s.cfg.PowerCuts + 1)
+		if err = s.until(func() bool { return s.left == 0 && (s.rng.IntN(30) == 0 || !s.busy()) }); err != nil {
+			return err
+		}
+		if err = s.powerCut(); err != nil {
+			return err
+		}
+	}
+	s.left = s.cfg.Requests / (s.cfg.PowerCuts + 1)
+	if err = s.finish(); err != nil {
+		return err
+	}
+	return s.disks.untouched(&s.cfg, first)
+}
+
+// fail keeps the first failure; the run ends with it.
+func (s *sim) fail(err error) {
+	if s.failure == nil {
+		s.failure = err
+	}
+}
+
+func (s *sim) note(what string, l *lane, id value, off, length int64, err error) {
+	nr := -1
+	if l != nil {
+		nr = l.nr
+	}
+	s.trace.events = append(s.trace.events, event{s.step, what, nr, id, off, length, err})
+}
+
+// open starts a core over the disks as they are.
+func (s *sim) open() error {
+	s.committer = nil
+	store, _, err := metadata.Open(metaDevice{s.disks.meta, s})
+	if err != nil {
+		return err
+	}
+	s.store = store
+	regions := bitmap.New(s.geo.Regions(), make([]bitmap.Page, bitmap.PagesFor(s.geo.Regions())))
+	if err := store.Load(regions.Load); err != nil {
+		return err
+	}
+	if err := store.Update(func(sb *metadata.Superblock) error { sb.Clean = false; return nil }); err != nil {
+		return err
+	}
+	s.core = clone.New(clone.Config{
+		Geometry:   s.geo,
+		Map:        regions,
+		Kick:       func() { s.committer.kicked = true },
+		DeltaPages: s.cfg.DeltaPages,
+	})
+	s.lanes = nil
+	for nr := range s.cfg.Lanes {
+		s.lanes = append(s.lanes, s.newLane(nr, s.cfg.Ops))
+		s.lanes[nr].addClients(s.cfg.Depth)
+	}
+	s.lanes = append(s.lanes, s.newLane(s.cfg.Lanes, s.cfg.Buffers+2))
+	s.committer = s.newCommitter()
+	s.openBackground()
+	return nil
+}
+
+// powerCut loses what was not flushed, checks what is left, and starts anew.
+func (s *sim) powerCut() error {
+	s.note("POWER CUT", nil, 0, 0, 0, nil)
+	s.wasFull = s.core.Complete()
+	s.committer.stop()
+	s.disks.powerCut(s.rng)
+	s.inFlight = 0
+	if err := s.open(); err != nil {
+		return fmt.Errorf("open after power loss: %w", err)
+	}
+	if s.wasFull && !s.core.Complete() {
+		return errors.New("hydration was complete before the power loss and is not after it")
+	}
+	return s.oracle.crash(s.peek)
+}
+
+// peek gives what the clone holds in a sector, by its map.
+func (s *sim) peek(sector int64) (value, error) {
+	switch s.state(sector) {
+	case bitmap.Source:
+		return look(s.disks.source, sector)
+	case bitmap.Zero:
+		return valueZeros, nil
+	}
+	return look(s.disks.dest, sector)
+}
+
+// finish answers everything, stops the errors, hydrates the rest, and looks at the destination alone.
+func (s *sim) finish() error {
+	if err := s.dry(); err != nil {
+		return err
+	}
+	s.healed = true
+	s.note("errors stop", nil, 0, 0, 0, nil)
+	if s.core.Mode() != clone.ReadWrite || s.cfg.PowerCuts == 0 && s.rng.IntN(2) == 0 {
+		if err := s.readAll(); err != nil {
+			return err
+		}
+		if err := s.powerCut(); err != nil {
+			return err
+		}
+	}
+	if err := s.readAll(); err != nil {
+		return err
+	}
+	if s.cfg.Size > 1<<30 { // a large one takes too long to hydrate
+		return s.readAll()
+	}
+	if err := s.hydrateAll(); err != nil {
+		return err
+	}
+	return s.destAlone()
+}
+
+// dry runs until every request is answered, which must be before nothing is left to happen but timers.
+func (s *sim) dry() error {
+	if err := s.until(func() bool { return s.left+s.inFlight == 0 || !s.busy() }); err != nil {
+		return err
+	}
+	for _, l := range s.lanes {
+		for _, c := range l.clients {
+			if c.doing != nil {
+				return fmt.Errorf("request never answered: %v, lane %d, mode %v", c.doing, l.nr, s.core.Mode())
+			}
+		}
+	}
+	return nil
+}
+
+// readAll reads the whole area.
+func (s *sim) readAll() error {
+	for _, w := range s.cfg.Area {
+		for first := w.first; first < w.end; {
+			n := min(w.end-first, s.cfg.MaxIO/sectorBytes)
+			s.lastID++
+			p := &operation{id: s.lastID, op: clone.OpRead, off: first * sectorBytes, length: n * sectorBytes}
+			s.lanes[0].clients[0].submit(p)
+			if err := s.dry(); err != nil {
+				return err
+			}
+			first += n
+		}
+	}
+	return nil
+}
+
+// hydrateAll lets the hydrator finish.
+func (s *sim) hydrateAll() error {
+	s.newHydrator(hydrate.Settings{Enabled: true, Threshold: 64, Batch: 8})
+	s.lanes[len(s.lanes)-1].due = true
+	limit := s.step + maxSteps/4
+	err := s.until(func() bool { return s.core.Complete() || s.step > limit })
+	if err == nil && !s.core.Complete() {
+		err = fmt.Errorf("hydration does not complete: %+v, %d of %d regions, %d durable",
+			s.hydrator.Status(), s.core.Regions().NrHydrated(), s.geo.Regions(), s.core.DurableHydrated())
+	}
+	return err
+}
+
+// destAlone compares the destination with the model, now and after a power loss.
+func (s *sim) destAlone() error {
+	var first error
+	s.cfg.Area.each(func(sector int64, _ int) {
+		v, err := look(s.disks.dest, sector)
+		if e := s.oracle.holds(sector, v, err); first == nil {
+			first = e
+		}
+	})
+	if first != nil {
+		return first
+	}
+	return s.powerCut()
+}

@@ -1,0 +1,43 @@
+package clonetest
+
+import (
+	"flag"
+	"os"
+	"strconv"
+	"testing"
+)
+
+var (
+	seedFlag  = flag.Int64("seed", -1, "replay this seed only")
+	seedsFlag = flag.Int("seeds", 0, "how many seeds; default $SIM_SEEDS or 200")
+)
+
+// TestSim runs the simulator: see the package comment for method, invariants and replay.
+func TestSim(t *testing.T) {
+	if *seedFlag >= 0 {
+		if err := Run(Random(uint64(*seedFlag))); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	for seed := range seeds(t) {
+		if err := Run(Random(uint64(seed))); err != nil {
+			t.Fatalf("%v\nreplay: go test ./clone/clonetest -run TestSim -seed %d", err, seed)
+		}
+	}
+}
+
+func seeds(t *testing.T) int {
+	if *seedsFlag > 0 {
+		return *seedsFlag
+	}
+	s := os.Getenv("SIM_SEEDS")
+	if s == "" {
+		return 200
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatalf("SIM_SEEDS: %v", err)
+	}
+	return n
+}
