@@ -109,6 +109,9 @@ func olderCopy(i int, older, newer *sbCopy) string {
 // in a cache only, left by a dead daemon, and is about to be taken for durable (see "The
 // slot that is overwritten" in the package comment).
 func Open(dev Device) (*Store, Report, error) {
+	if dev.Size() == 0 { // a file that was just made
+		return nil, Report{}, fmt.Errorf("open metadata: %w", ErrEmpty)
+	}
 	s := newStore(dev)
 	copies := readCopies(dev, s.scratch)
 	winner, warnings, err := pick(&copies)

@@ -170,7 +170,7 @@ func (d *Disk) FlushTo(mark uint64) error {
 		}
 		d.stats.Flushes++
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrPowerCut) { // a cut tells nobody that the flush failed
 		d.lose(mark)
 	}
 	return err
