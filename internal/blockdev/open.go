@@ -58,6 +58,12 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	return d.setUp(o)
 }
 
+// inDev says that path can only be meant as a device: a file made there would lie in memory.
+func inDev(path string) bool {
+	abs, err := filepath.Abs(path)
+	return err != nil || strings.HasPrefix(abs, "/dev/") && !strings.HasPrefix(abs, "/dev/shm/")
+}
+
 func fileFlags(role Role, o Options) int {
 	if role == Source || o.ReadOnly {
 		return os.O_RDONLY
