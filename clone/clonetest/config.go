@@ -42,6 +42,7 @@ type Config struct {
 	Size       int64 // of the device, bytes
 	RegionSize int64 // bytes
 	Area       area
+	large      bool
 
 	Lanes      int // of users; the hydrator has one more
 	Depth      int // requests a lane
@@ -72,9 +73,9 @@ func Random(seed uint64) Config {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	c := Config{Seed: seed, RegionSize: clone.MinRegionSize << rng.IntN(3)}
 	if rng.IntN(8) == 0 {
-		c.large(rng)
+		c.drawLarge(rng)
 	} else {
-		c.small(rng)
+		c.drawSmall(rng)
 	}
 	c.pools(rng)
 	c.work(rng)
@@ -83,8 +84,8 @@ func Random(seed uint64) Config {
 	return c
 }
 
-// small is a device of a few regions, of which the tail is mostly shorter.
-func (c *Config) small(rng *rand.Rand) {
+// drawSmall: a device of a few regions, of which the tail is mostly shorter.
+func (c *Config) drawSmall(rng *rand.Rand) {
 	c.Size = c.RegionSize * int64(1+rng.IntN(24))
 	if rng.IntN(4) > 0 {
 		c.Size += sectorBytes * int64(rng.IntN(int(c.RegionSize/sectorBytes)))
@@ -92,10 +93,11 @@ func (c *Config) small(rng *rand.Rand) {
 	c.Area = newArea([2]int64{0, c.Size / sectorBytes})
 }
 
-// large is a sparse device beyond 4 GiB, or of several pages of the region map with a pool that holds
+// drawLarge: a sparse device beyond 4 GiB, or of several pages of the region map with a pool that holds
 // two of them. Requests go to windows around the boundaries.
-func (c *Config) large(rng *rand.Rand) {
+func (c *Config) drawLarge(rng *rand.Rand) {
 	const around = 16 // sectors
+	c.large = true
 	page := bitmap.RegionsPerPage * c.RegionSize / sectorBytes
 	edges := []int64{page, 2 * page, 3 * page}
 	c.DeltaPages = 2
@@ -133,6 +135,9 @@ func (c *Config) work(rng *rand.Rand) {
 	c.OpWeight[clone.OpWrite] += 2
 	c.PowerCuts = max(0, rng.IntN(5)-2)
 	c.Background = background(rng.IntN(3))
+	if c.large && rng.IntN(4) > 0 { // the hydrator has much to do there
+		c.Background = wildBackground
+	}
 	c.Threshold = 1 + uint64(rng.IntN(8))
 	c.Batch = 1 + uint64(rng.IntN(8))
 }
