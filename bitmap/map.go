@@ -45,6 +45,9 @@ func (m *Map) NrHydrated() uint64 { return m.hydrated.Load() }
 // NrZero returns how many regions are zero and not hydrated. Any thread.
 func (m *Map) NrZero() uint64 { return uint64(m.zero.Load()) }
 
+// Used says whether any region of the page is zero or hydrated.
+func (m *Map) Used(page uint64) bool { return !m.untouched(page) }
+
 // Full reports whether every region of the page is hydrated. Any thread.
 func (m *Map) Full(page uint64) bool {
 	return uint64(m.marked[PlaneHydrated][page].Load()) == regionsIn(m.nr, page)

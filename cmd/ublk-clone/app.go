@@ -196,8 +196,21 @@ func (p *program) watchCommand() *cli.Command {
 func (p *program) metadataCommand() *cli.Command {
 	output := outputFlag("json")
 	return &cli.Command{
-		Name: "metadata", Usage: "examine metadata", Action: p.noCommand,
+		Name: "metadata", Usage: "make or examine metadata", Action: p.noCommand,
 		Subcommands: []*cli.Command{
+			{
+				Name: "create", Usage: "make the metadata of a clone to come", ArgsUsage: "FILE|DEVICE", Action: p.metadataCreate,
+				Description: "`ublk-clone add` with the same source and destination uses it.",
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone"},
+					&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; a missing file is created"},
+					&cli.StringFlag{Name: "region-size", Usage: "`SIZE` of a region (default: 4KiB)"},
+					&cli.BoolFlag{Name: "no-hydration", Usage: "background hydration is off to begin with"},
+					&cli.BoolFlag{Name: "source-shared", Usage: "do not lock the source"},
+					&cli.BoolFlag{Name: "force", Usage: "overwrite metadata that are not empty"},
+					outputFlag("json (errors)"),
+				},
+			},
 			{
 				Name: "check", Usage: "look for damage", ArgsUsage: "FILE|DEVICE", Action: p.metadataCheck,
 				Description: "Reads all of it and writes nothing. Exit code 10 if it cannot be opened.",

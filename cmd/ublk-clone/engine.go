@@ -64,17 +64,23 @@ func newEngine(st start, log zerolog.Logger) engine {
 // steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then the
 // hydrator, then the last commit and the clean mark, then the device number, then files and locks.
 func (e *cloneEngine) steps() []step {
-	return []step{
-		{name: "open the metadata", do: e.openMeta, undo: func() error { return e.meta.Close() }, revert: func() error { return e.meta.Remove() }},
-		{name: "open the source", do: e.openSource, undo: func() error { return e.source.Close() }},
-		{name: "open the destination", do: e.openDest, undo: func() error { return e.dest.Close() }, revert: func() error { return e.dest.Remove() }},
-		{name: "read the metadata", do: e.openStore, revert: e.eraseStore},
+	return append(e.openSteps(), []step{
 		{name: "open the driver", do: e.openDriver, undo: func() error { return e.control.Close() }},
 		{name: "add the device", do: e.addDevice, undo: func() error { return e.dev.Delete(deleteLimit) }, limit: teardownLimit},
 		{name: "load the region map", do: e.loadMap, undo: e.freeMemory},
 		{name: "begin the session", do: e.beginSession, undo: e.endSession, limit: teardownLimit},
 		{name: "start hydration", do: e.startHydration, undo: func() error { return e.background.stop() }, limit: teardownLimit},
 		{name: "start the device", do: e.startDevice, undo: func() error { return e.dev.Stop(drainLimit) }, limit: teardownLimit},
+	}...)
+}
+
+// openSteps open and lock the three devices and see that they belong together.
+func (e *cloneEngine) openSteps() []step {
+	return []step{
+		{name: "open the metadata", do: e.openMeta, undo: func() error { return e.meta.Close() }, revert: func() error { return e.meta.Remove() }},
+		{name: "open the source", do: e.openSource, undo: func() error { return e.source.Close() }},
+		{name: "open the destination", do: e.openDest, undo: func() error { return e.dest.Close() }, revert: func() error { return e.dest.Remove() }},
+		{name: "read the metadata", do: e.openStore, revert: e.eraseStore},
 	}
 }
 

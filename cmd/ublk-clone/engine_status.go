@@ -54,8 +54,7 @@ func (e *cloneEngine) status(st *cloneStatus) {
 	st.ETA = eta(st.State, st.Bytes.Remaining, st.Rate)
 	st.Starts = int64(e.base.Starts)
 	st.Settings = e.settings()
-	blocks := metadata.Size(geo.Regions()) / metadata.BlockSize
-	st.MetadataBlocks = blockCounts{Used: blocks, Total: e.meta.Size() / metadata.BlockSize}
+	st.MetadataBlocks = e.metadataBlocks()
 	st.Warnings = append(append(append([]string{}, e.geometry.Warnings...), e.source.Warnings()...), e.dest.Warnings()...)
 	for _, f := range e.frontends {
 		st.Queues = append(st.Queues, queueStatus{Requests: f.lane.Requests()})
@@ -80,6 +79,18 @@ func (e *cloneEngine) countBytes(st *cloneStatus) {
 		st.Bytes.Hydrated -= int64(geo.Regions())*geo.RegionSize() - geo.Size() // the tail is shorter
 	}
 	st.Bytes.Remaining = geo.Size() - st.Bytes.Hydrated
+}
+
+// metadataBlocks: two superblocks, and two slots for each page of the map that has a mark.
+func (e *cloneEngine) metadataBlocks() blockCounts {
+	regions := e.core.Regions()
+	used := int64(2)
+	for page := range regions.NrPages() {
+		if regions.Used(page) {
+			used += 2
+		}
+	}
+	return blockCounts{Used: used, Total: metadata.Size(regions.NrRegions()) / metadata.BlockSize}
 }
 
 // explain gives the state, why it is in it and what to do.

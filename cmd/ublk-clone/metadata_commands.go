@@ -4,11 +4,42 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
+
+// metadataCreate does what the start of a daemon does up to the metadata, and closes everything again.
+func (p *program) metadataCreate(c *cli.Context) error {
+	args, err := words(c, 1, 1)
+	if err != nil {
+		return err
+	}
+	def := definition{
+		Name: "metadata", Metadata: args[0], NoHydration: c.Bool("no-hydration"), SourceShared: c.Bool("source-shared"),
+		Queues: defaultQueues, QueueDepth: defaultQueueDepth,
+	}
+	if def.RegionSize, err = sizeFlag(c, "region-size"); err != nil {
+		return err
+	}
+	if def.Source, err = pathFlag(c, "source"); err != nil {
+		return err
+	}
+	if def.Dest, err = pathFlag(c, "dest"); err != nil {
+		return err
+	}
+	if err := def.check(); err != nil {
+		return err
+	}
+	e := &cloneEngine{start: start{Definition: def, Create: true, Force: c.Bool("force")}, log: zerolog.Nop()}
+	var done steps
+	if err := done.run(c.Context, e.openSteps()); err != nil {
+		return err
+	}
+	return done.stop()
+}
 
 // examine opens metadata to read them.
 func examine(c *cli.Context) (*blockdev.MetadataFile, error) {
