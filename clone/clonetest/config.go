@@ -162,7 +162,7 @@ func (c *Config) schedule(rng *rand.Rand) {
 	}
 	for k := range c.Slow {
 		if rng.IntN(3) == 0 {
-			c.Slow[k] = 1 - 1/float64(int(1)<<rng.IntN(8))
+			c.Slow[k] = 1 - 1/float64(int(1)<<rng.IntN(6))
 		}
 	}
 }

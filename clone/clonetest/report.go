@@ -81,6 +81,14 @@ func (e event) String() string {
 // trace keeps what happened; only what concerns the wrong sector is printed.
 type trace struct{ events []event }
 
+func (t *trace) last(n int) string {
+	var b strings.Builder
+	for _, e := range t.events[max(0, len(t.events)-n):] {
+		fmt.Fprintf(&b, "\t%v\n", e)
+	}
+	return b.String()
+}
+
 func (t *trace) around(sector int64) string {
 	var b strings.Builder
 	for _, e := range t.events {

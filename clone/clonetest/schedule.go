@@ -79,7 +79,7 @@ func (s *sim) possible(ev int) bool {
 	case evRound:
 		return s.dueLanes() > 0
 	case evCommit:
-		return !s.committer.idle || s.committer.kicked || s.core.Dirty()
+		return !s.committer.idle || s.committer.kicked || s.core.Dirty() && s.core.Mode() == clone.ReadWrite
 	case evClock:
 		return !s.timer.IsZero()
 	}

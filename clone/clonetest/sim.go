@@ -56,6 +56,8 @@ func Run(cfg Config) error {
 	var w *wrongSector
 	if errors.As(err, &w) {
 		err = fmt.Errorf("%w\nwhat happened there:\n%s", err, s.trace.around(w.sector))
+	} else {
+		err = fmt.Errorf("%w\nwhat happened last:\n%s", err, s.trace.last(40))
 	}
 	return fmt.Errorf("%s\n%w", cfg, err)
 }
