@@ -29,24 +29,22 @@ func (e *cloneEngine) openMeta(context.Context) error {
 
 func (e *cloneEngine) openSource(context.Context) (err error) {
 	def := &e.start.Definition
-	e.source, err = blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: e.start.Force})
+	e.source, err = blockdev.Open(blockdev.Source, def.Source, blockdev.Options{
+		Shared: def.SourceShared, Force: e.start.Force, Others: []*blockdev.Device{e.meta.Device},
+	})
 	return err
 }
 
 // openDest creates a destination file that is missing, with its space.
 func (e *cloneEngine) openDest(context.Context) error {
 	dest, err := blockdev.Open(blockdev.Dest, e.start.Definition.Dest, blockdev.Options{
-		Force: e.start.Force, Create: !e.start.Open, Size: e.source.Size(),
+		Force: e.start.Force, Create: !e.start.Open, Size: e.source.Size(), Others: []*blockdev.Device{e.source, e.meta.Device},
 	})
 	if err != nil {
 		return err
 	}
 	e.dest = dest
-	err = blockdev.Distinct(e.source, dest, e.meta.Device)
-	if err == nil {
-		e.geometry, err = blockdev.Match(e.source, dest, e.start.Force)
-	}
-	if err != nil {
+	if e.geometry, err = blockdev.Match(e.source, dest, e.start.Force); err != nil {
 		return errors.Join(err, dest.Remove(), dest.Close())
 	}
 	return nil

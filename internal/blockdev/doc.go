@@ -19,7 +19,7 @@
 //
 // The clone is as large as the source. Its logical block is the larger of
 // both sides'; sizes are never rounded (Match). No two of the three may overlap,
-// through partitions, loop devices and device-mapper (Distinct). A destination
+// through partitions, loop devices and device-mapper (Options.Others). A destination
 // that carries something known is refused (Signature).
 //
 // Every error is an *exit.Error. Nothing here is used on the I/O path except

@@ -29,10 +29,14 @@ type Options struct {
 	Reserve bool
 	// ReadOnly opens metadata to look at it.
 	ReadOnly bool
+	// Others are open for the same clone: a device that overlaps one of them is
+	// refused, before opening it would only find it busy.
+	Others []*Device
 }
 
 // Open opens and locks path for its role. Exit codes: 5 if it is held, with the
-// holders; 6 without permission; 14 for what Force accepts; else the role's.
+// holders; 6 without permission; 14 for what Force accepts and for an overlap;
+// else the role's.
 func Open(role Role, path string, o Options) (*Device, error) {
 	st, err := sys.StatPath(path)
 	missing := errors.Is(err, fs.ErrNotExist)
@@ -44,6 +48,9 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	case !st.IsBlock() && !st.IsRegular():
 		return nil, failure(role, role.code(), "open", path, errors.New("neither a block device nor a regular file"), "")
 	}
+	if err := host.apart(&Device{path: path, role: role, stat: st, size: host.pathSize(st)}, o.Others); err != nil {
+		return nil, err
+	}
 	flags := fileFlags(role, o)
 	if st.IsBlock() {
 		flags = blockFlags(role, o)
@@ -52,7 +59,7 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.stat.IsBlock() != st.IsBlock() {
+	if d.stat.Dev != st.Dev || d.stat.Inode != st.Inode {
 		return nil, d.abandon(d.fail("open", errors.New("it changed while it was opened"), "Try again."))
 	}
 	return d.setUp(o)

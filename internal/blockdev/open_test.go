@@ -302,3 +302,12 @@ func TestOpenMissingDevice(t *testing.T) {
 		}
 	}
 }
+
+// A path that is one of the clone's other devices is refused as such, not found busy.
+func TestOpenRefusesOthers(t *testing.T) {
+	path := image(t, mib)
+	source := mustOpen(t, Source, path, Options{})
+	_, err := Open(Dest, path, Options{Force: true, Others: []*Device{source}})
+	wantCode(t, "the source as destination", err, exit.Refused, path, "overlap")
+	mustOpen(t, Dest, image(t, mib), Options{Others: []*Device{source}, Force: true})
+}

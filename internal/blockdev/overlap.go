@@ -160,21 +160,27 @@ func (t tree) shared(a, b *Device) string {
 	return ""
 }
 
-// Distinct refuses, with exit code 14 whatever the flags, devices of which two
-// share bytes, directly or through partitions, loop devices and
-// device-mapper.
-func Distinct(devices ...*Device) error {
-	for i, a := range devices {
-		for _, b := range devices[:i] {
-			node := host.shared(a, b)
-			if node == "" {
-				continue
-			}
-			return &exit.Error{
-				Code: exit.Refused, Doing: fmt.Sprintf("use %s %s as the %s and", b.role, b.path, a.role), Object: a.path,
-				Cause: errors.New("they overlap on " + node), Next: "Source, destination and metadata must be three different devices.",
-			}
+// apart refuses, with exit code 14 whatever the flags, a device that shares
+// bytes with one of the others, directly or through partitions, loop devices
+// and device-mapper.
+func (t tree) apart(d *Device, others []*Device) error {
+	for _, other := range others {
+		node := t.shared(d, other)
+		if node == "" {
+			continue
+		}
+		return &exit.Error{
+			Code: exit.Refused, Doing: fmt.Sprintf("use %s %s as the %s and", other.role, other.path, d.role), Object: d.path,
+			Cause: errors.New("they overlap on " + node), Next: "Source, destination and metadata must be three different devices.",
 		}
 	}
 	return nil
+}
+
+// pathSize is the size in bytes of what a path names, which is not open yet.
+func (t tree) pathSize(st sys.Stat) int64 {
+	if dir := t.dir(st.Rdev); st.IsBlock() && dir != "" {
+		return number(dir, "size") * 512
+	}
+	return st.Size
 }
