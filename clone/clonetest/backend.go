@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
@@ -158,8 +159,19 @@ func (l *lane) complete(i int) {
 	l.ios[i] = l.ios[last]
 	l.ios = l.ios[:last]
 	l.due = true
+	if e := asDiskError(q.err); e != nil && q.kind == readSource {
+		st, end := l.sim.stateRun(q)
+		e.stale = st != bitmap.Source || end < q.off+q.length
+	}
 	l.sim.note("end "+short[q.kind], l, q.id, q.off, q.length, q.err)
 	l.Complete(q.token, q.err)
+}
+
+// stateRun gives the state of the region in which an I/O begins and where that state ends, in bytes.
+func (s *sim) stateRun(q *io) (bitmap.State, int64) {
+	first, end := s.geo.Touched(q.off, q.length)
+	st, stop := s.core.Regions().Run(first, end)
+	return st, min(q.off+q.length, s.geo.Start(stop))
 }
 
 // piece is how many of n bytes take effect together.
@@ -179,7 +191,7 @@ func (s *sim) fails(k kind, lo, hi int64) *diskError {
 	if k == readSource && len(s.disks.bad) > 0 {
 		for sector := lo / sectorBytes; sector < hi/sectorBytes; sector++ {
 			if s.disks.bad[sector] {
-				return &diskError{k, sector}
+				return &diskError{kind: k, sector: sector}
 			}
 		}
 	}
@@ -187,9 +199,9 @@ func (s *sim) fails(k kind, lo, hi int64) *diskError {
 		return nil
 	}
 	if lo == hi {
-		return &diskError{k, -1}
+		return &diskError{kind: k, sector: -1}
 	}
-	return &diskError{k, lo/sectorBytes + s.rng.Int64N((hi-lo)/sectorBytes)}
+	return &diskError{kind: k, sector: lo/sectorBytes + s.rng.Int64N((hi-lo)/sectorBytes)}
 }
 
 // asDiskError gives the injected error behind err, or nil.

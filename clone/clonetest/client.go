@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
@@ -100,6 +99,8 @@ func (c *client) unexplained(p *operation, err error) string {
 		if !commits {
 			return "it needs no commit"
 		}
+	case e.stale && p.op == clone.OpRead:
+		return "it may be in the destination by now (I11)"
 	case !c.needs(p, e):
 		return "the sector is none that it needs (I11)"
 	}
@@ -168,9 +169,4 @@ func (s *sim) drawOp() clone.Op {
 		n -= w
 	}
 	panic("unreachable")
-}
-
-// hydrated is for messages.
-func (s *sim) state(sector int64) bitmap.State {
-	return s.core.Regions().State(s.geo.Region(sector * sectorBytes))
 }

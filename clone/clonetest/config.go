@@ -133,7 +133,7 @@ func (c *Config) work(rng *rand.Rand) {
 	}
 	c.OpWeight[clone.OpRead]++
 	c.OpWeight[clone.OpWrite] += 2
-	c.PowerCuts = max(0, rng.IntN(5)-2)
+	c.PowerCuts = rng.IntN(4)
 	c.Background = background(rng.IntN(3))
 	if c.large && rng.IntN(4) > 0 { // the hydrator has much to do there
 		c.Background = wildBackground

@@ -16,6 +16,8 @@ const destSpare = 64 << 10
 type diskError struct {
 	kind   kind
 	sector int64
+	// stale: of a read of the source, some of which was no longer in state Source when it ended.
+	stale bool
 }
 
 func (e *diskError) Error() string {
@@ -111,21 +113,24 @@ func (d *disks) flush(disk *fakedisk.Disk, mark uint64, err *diskError) error {
 	return disk.FlushTo(mark)
 }
 
-// powerCut loses part of what was not flushed: at random, all of it, or nothing.
+// powerCut loses part of what was not flushed: at random, all of it, or nothing. What finds most is a
+// destination that lost all beside metadata that kept all.
 func (d *disks) powerCut(rng *rand.Rand) {
-	d.dest = d.dest.CrashClone(keeps(rng))
-	d.meta = d.meta.CrashClone(keeps(rng))
-	d.powerOn()
-}
-
-func keeps(rng *rand.Rand) func(fakedisk.Unflushed) int {
+	keepDest, keepMeta := fakedisk.KeepRandom(rng), fakedisk.KeepRandom(rng)
 	switch rng.IntN(4) {
-	case 0:
-		return fakedisk.KeepNone
-	case 1:
-		return fakedisk.KeepAll
+	case 0, 1:
+		keepDest = fakedisk.KeepNone
+	case 2:
+		keepDest = fakedisk.KeepAll
 	}
-	return fakedisk.KeepRandom(rng)
+	switch rng.IntN(4) {
+	case 0, 1:
+		keepMeta = fakedisk.KeepAll
+	case 2:
+		keepMeta = fakedisk.KeepNone
+	}
+	d.dest, d.meta = d.dest.CrashClone(keepDest), d.meta.CrashClone(keepMeta)
+	d.powerOn()
 }
 
 // untouched checks the source and the destination behind the device's end.

@@ -162,7 +162,7 @@ func (s *sim) powerCut() error {
 
 // peek gives what the clone holds in a sector, by its map.
 func (s *sim) peek(sector int64) (value, error) {
-	switch s.state(sector) {
+	switch s.core.Regions().State(s.geo.Region(sector * sectorBytes)) {
 	case bitmap.Source:
 		return look(s.disks.source, sector)
 	case bitmap.Zero:
