@@ -161,8 +161,9 @@ func reseal(change func([]byte)) func([]byte) {
 	}
 }
 
-// maxSubsets bounds how many crashes are tried at one step. Up to 10 unflushed sectors
-// all subsets are tried, beyond that as many random ones, by the seed of the step.
+// maxSubsets bounds how many random crashes are tried at one step. Up to 10 unflushed
+// sectors all subsets are tried; beyond that none, all, each of the blocks up to the first
+// slot alone, and random ones, by the seed of the step.
 const maxSubsets = 1 << 9
 
 // crashes calls visit with the disk after each possible power loss at this moment.
@@ -178,6 +179,16 @@ func crashes(d *fakedisk.Disk, visit func(after *fakedisk.Disk, keep string)) {
 	}
 	visit(d.CrashClone(fakedisk.KeepNone), "none")
 	visit(d.CrashClone(fakedisk.KeepAll), "all")
+	for _, first := range unflushed {
+		if off := first.Sector * fakedisk.SectorBytes; off%BlockSize == 0 && off <= slotOffset(0, 0) {
+			visit(d.CrashClone(func(u fakedisk.Unflushed) int {
+				if u.Sector*fakedisk.SectorBytes/BlockSize != off/BlockSize {
+					return 0
+				}
+				return u.Versions
+			}), "one block alone")
+		}
+	}
 	rng := rand.New(rand.NewPCG(uint64(len(unflushed)), 4))
 	for range maxSubsets {
 		visit(d.CrashClone(fakedisk.KeepRandom(rng)), "random")
