@@ -62,7 +62,7 @@ func (c *Core) claimFor(r *Request, k *claim, first, end uint64) verdict {
 		c.mu.Unlock()
 		return nothing
 	}
-	v := c.open(k, first, end)
+	v := c.open(k, first, end, c.mu.active.Cap())
 	switch v {
 	case excluded:
 		r.after = startAgain
@@ -78,8 +78,9 @@ func (c *Core) claimFor(r *Request, k *claim, first, end uint64) verdict {
 	return v
 }
 
-// open puts k into the table, or answers excluded, full or refused. mu must be held.
-func (c *Core) open(k *claim, first, end uint64) verdict {
+// open puts k into the table, or answers excluded, full or refused; room is how many pages of the pool
+// may be taken in all. mu must be held.
+func (c *Core) open(k *claim, first, end uint64, room int) verdict {
 	if c.mu.mode != ReadWrite {
 		return refused
 	}
@@ -87,7 +88,7 @@ func (c *Core) open(k *claim, first, end uint64) verdict {
 		return excluded
 	}
 	pages := int(bitmap.PageOf(end-1)-bitmap.PageOf(first)) + 1
-	if c.poolBounds && c.mu.active.Used()+c.mu.reserved+pages > c.mu.active.Cap() {
+	if c.poolBounds && c.mu.active.Used()+c.mu.reserved+pages > room {
 		return full
 	}
 	c.mu.reserved += pages
@@ -109,7 +110,10 @@ func (c *Core) claimBackground(k *claim, st bitmap.State, from, end uint64) verd
 	return v
 }
 
+// openFree leaves half of the pool to users: a request that finds it full waits for a commit, and would
+// find it full again if the background took what the commit has freed (I8).
 func (c *Core) openFree(k *claim, st bitmap.State, from, end uint64) verdict {
+	room := c.mu.active.Cap() / 2
 	for from < end {
 		s, stop := c.regions.Run(from, end)
 		if s != st {
@@ -118,10 +122,10 @@ func (c *Core) openFree(k *claim, st bitmap.State, from, end uint64) verdict {
 		}
 		other := c.mu.claims.firstIn(from, stop)
 		if other == nil {
-			return c.open(k, from, stop)
+			return c.open(k, from, stop, room)
 		}
 		if other.first > from {
-			return c.open(k, from, other.first)
+			return c.open(k, from, other.first, room)
 		}
 		from = other.end
 	}

@@ -50,7 +50,7 @@ type Config struct {
 	// Event tells of a change of mode or of completion. It must not block. May be nil.
 	Event func()
 	// DeltaPages is how many pages of the region map may hold marks that are not committed yet; 0 is the
-	// default. No request may touch regions of more pages than that.
+	// default. Half of it is the users'; neither a request nor a Hydration may touch more pages than that.
 	DeltaPages int
 }
 

@@ -86,21 +86,21 @@ func Random(seed uint64) Config {
 
 // drawSmall: a device of a few regions, of which the tail is mostly shorter.
 func (c *Config) drawSmall(rng *rand.Rand) {
-	c.Size = c.RegionSize * int64(1+rng.IntN(24))
+	c.Size = c.RegionSize * int64(1+rng.IntN(3<<rng.IntN(4)))
 	if rng.IntN(4) > 0 {
 		c.Size += sectorBytes * int64(rng.IntN(int(c.RegionSize/sectorBytes)))
 	}
 	c.Area = newArea([2]int64{0, c.Size / sectorBytes})
 }
 
-// drawLarge: a sparse device beyond 4 GiB, or of several pages of the region map with a pool that holds
-// two of them. Requests go to windows around the boundaries.
+// drawLarge: a sparse device beyond 4 GiB, or of several pages of the region map with a pool that
+// holds four of them. Requests go to windows around the boundaries.
 func (c *Config) drawLarge(rng *rand.Rand) {
 	const around = 16 // sectors
 	c.large = true
 	page := bitmap.RegionsPerPage * c.RegionSize / sectorBytes
-	edges := []int64{page, 2 * page, 3 * page}
-	c.DeltaPages = 2
+	edges := []int64{page, 2 * page, 3 * page, 4 * page}
+	c.DeltaPages = 4
 	if rng.IntN(2) == 0 {
 		edges = []int64{1 << 32 / sectorBytes, 1 << 32 / sectorBytes * 3 / 2}
 		c.DeltaPages = 0
@@ -127,13 +127,13 @@ func (c *Config) pools(rng *rand.Rand) {
 }
 
 func (c *Config) work(rng *rand.Rand) {
-	c.Requests = 40 + rng.IntN(160)
+	c.Requests = 30 + rng.IntN(30<<rng.IntN(5))
 	for i := range c.OpWeight {
 		c.OpWeight[i] = rng.IntN(4)
 	}
 	c.OpWeight[clone.OpRead]++
 	c.OpWeight[clone.OpWrite] += 2
-	c.PowerCuts = rng.IntN(4)
+	c.PowerCuts = rng.IntN(8)
 	c.Background = background(rng.IntN(3))
 	if c.large && rng.IntN(4) > 0 { // the hydrator has much to do there
 		c.Background = wildBackground
@@ -147,11 +147,11 @@ func (c *Config) faults(rng *rand.Rand) {
 		return
 	}
 	for k := range c.Failure {
-		if rng.IntN(3) == 0 {
+		if rng.IntN(2) == 0 {
 			c.Failure[k] = 0.2 * rng.Float64() * rng.Float64()
 		}
 	}
-	c.BadSectors = max(0, rng.IntN(6)-3)
+	c.BadSectors = rng.IntN(5)
 }
 
 // schedule draws weights over two orders of magnitude, so that some seeds have a source that never
@@ -159,6 +159,9 @@ func (c *Config) faults(rng *rand.Rand) {
 func (c *Config) schedule(rng *rand.Rand) {
 	for i := range c.Weight {
 		c.Weight[i] = 1 << rng.IntN(7)
+	}
+	if rng.IntN(2) == 0 { // much happens within a commit
+		c.Weight[evCommit] = 1 + rng.IntN(4)
 	}
 	for k := range c.Slow {
 		if rng.IntN(3) == 0 {

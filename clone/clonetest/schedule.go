@@ -25,22 +25,33 @@ const (
 func (s *sim) until(done func() bool) error {
 	for s.failure == nil && !done() {
 		if s.step++; s.step > maxSteps {
-			return fmt.Errorf("still not done after %d events; %d requests in flight", s.step, s.inFlight)
+			return fmt.Errorf("still not done after %d events: %s", s.step, s.progress())
 		}
 		if !s.event() {
-			return fmt.Errorf("nothing left to happen; %d requests in flight, %d to be issued, %s", s.inFlight, s.left, s.progress())
+			return fmt.Errorf("nothing left to happen: %s", s.progress())
 		}
 	}
 	return s.failure
 }
 
-// progress is for messages.
+// progress is for messages: what is in flight and how far hydration is.
 func (s *sim) progress() string {
 	r := s.core.Regions()
-	text := fmt.Sprintf("mode %v, %d of %d regions hydrated, %d durably, %d zero", s.core.Mode(),
-		r.NrHydrated(), s.geo.Regions(), s.core.DurableHydrated(), r.NrZero())
+	text := fmt.Sprintf("%d requests to be issued, mode %v, %d of %d regions hydrated, %d durably, %d zero", s.left,
+		s.core.Mode(), r.NrHydrated(), s.geo.Regions(), s.core.DurableHydrated(), r.NrZero())
 	if s.hydrator != nil {
 		text += fmt.Sprintf(", hydrator %+v", s.hydrator.Status())
+	}
+	for _, l := range s.lanes {
+		for _, c := range l.clients {
+			if c.doing != nil {
+				text += fmt.Sprintf("\nlane %d: %v", l.nr, c.doing)
+			}
+		}
+		for _, q := range l.ios {
+			text += fmt.Sprintf("\nlane %d: %v of sectors [%d, %d), %d bytes of it done", l.nr, q.kind,
+				q.off/sectorBytes, (q.off+q.length)/sectorBytes, q.at)
+		}
 	}
 	return text
 }

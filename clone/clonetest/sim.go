@@ -83,7 +83,7 @@ func (s *sim) run() (err error) {
 	}
 	for range s.cfg.PowerCuts {
 		s.left = s.cfg.Requests / (s.cfg.PowerCuts + 1)
-		if err = s.until(func() bool { return s.left == 0 && (s.rng.IntN(30) == 0 || !s.busy()) }); err != nil {
+		if err = s.until(s.cut()); err != nil {
 			return err
 		}
 		if err = s.powerCut(); err != nil {
@@ -142,6 +142,21 @@ func (s *sim) open() error {
 	s.committer = s.newCommitter()
 	s.openBackground()
 	return nil
+}
+
+// cut gives a condition for the power cut: some time after the last request, in half of the cases within
+// a commit.
+func (s *sim) cut() func() bool {
+	within := s.rng.IntN(2) == 0
+	return func() bool {
+		switch {
+		case s.left > 0:
+			return false
+		case !s.busy():
+			return true
+		}
+		return !(within && s.committer.idle) && s.rng.IntN(20) == 0
+	}
 }
 
 // powerCut loses what was not flushed, checks what is left, and starts anew.
@@ -203,12 +218,8 @@ func (s *sim) dry() error {
 	if err := s.until(func() bool { return s.left+s.inFlight == 0 || !s.busy() }); err != nil {
 		return err
 	}
-	for _, l := range s.lanes {
-		for _, c := range l.clients {
-			if c.doing != nil {
-				return fmt.Errorf("request never answered: %v, lane %d, mode %v", c.doing, l.nr, s.core.Mode())
-			}
-		}
+	if s.inFlight > 0 {
+		return fmt.Errorf("request never answered: %s", s.progress())
 	}
 	return nil
 }
@@ -237,8 +248,7 @@ func (s *sim) hydrateAll() error {
 	limit := s.step + maxSteps/4
 	err := s.until(func() bool { return s.core.Complete() || s.step > limit })
 	if err == nil && !s.core.Complete() {
-		err = fmt.Errorf("hydration does not complete: %+v, %d of %d regions, %d durable",
-			s.hydrator.Status(), s.core.Regions().NrHydrated(), s.geo.Regions(), s.core.DurableHydrated())
+		err = fmt.Errorf("hydration does not complete: %s", s.progress())
 	}
 	return err
 }
