@@ -38,15 +38,21 @@ func (r *rig) note(token uint32, off, length int64, read, zero bool) {
 	r.asked = append(r.asked, asked{token, read, zero, uint64(off / regionSize), uint64((off + length) / regionSize)})
 }
 
-func (r *rig) ReadSource(token uint32, off int64, d clone.Data) { r.note(token, off, d.Size(), true, false) }
-func (r *rig) ReadDest(token uint32, off int64, d clone.Data)   { r.note(token, off, d.Size(), true, false) }
+func (r *rig) ReadSource(token uint32, off int64, d clone.Data) {
+	r.note(token, off, d.Size(), true, false)
+}
+func (r *rig) ReadDest(token uint32, off int64, d clone.Data) {
+	r.note(token, off, d.Size(), true, false)
+}
 func (r *rig) WriteDest(token uint32, off int64, d clone.Data, _ bool) {
 	r.note(token, off, d.Size(), false, false)
 }
-func (r *rig) ZeroDest(token uint32, off, length int64, _ bool) { r.note(token, off, length, false, true) }
-func (r *rig) FlushDest(token uint32)                           { r.note(token, 0, 0, false, false) }
-func (r *rig) Fetch(*clone.Request, int64, []byte) error        { return nil }
-func (r *rig) Clear(*clone.Request, int64, int64) error         { return nil }
+func (r *rig) ZeroDest(token uint32, off, length int64, _ bool) {
+	r.note(token, off, length, false, true)
+}
+func (r *rig) FlushDest(token uint32)                    { r.note(token, 0, 0, false, false) }
+func (r *rig) Fetch(*clone.Request, int64, []byte) error { return nil }
+func (r *rig) Clear(*clone.Request, int64, int64) error  { return nil }
 
 type holes struct{ data []span } // regions that are data; all else is hole
 
