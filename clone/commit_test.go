@@ -1,0 +1,192 @@
+package clone
+
+import (
+	"errors"
+	"testing"
+)
+
+// TestFlushWaitsForCommit: with marks a FLUSH is a commit's, and one that comes after the freeze waits
+// for the next (I5, H6).
+func TestFlushWaitsForCommit(t *testing.T) {
+	r := newRig(t, 8, 2)
+	w := r.submit(OpWrite, 0, testRegion)
+	r.endAll()
+	r.want(w, nil)
+	f := r.submit(OpFlush, 0, 0)
+	r.wantQueued()
+	r.wantWaiting(f)
+	if r.kicks == 0 {
+		t.Fatal("the committer was not kicked")
+	}
+	if err := r.commit(); err != nil {
+		t.Fatal(err)
+	}
+	r.lane.Drain()
+	r.want(f, nil)
+	if r.pages != 1 {
+		t.Fatalf("%d pages written", r.pages)
+	}
+}
+
+// TestCommitWritesNothingTwice: with nothing marked a commit for a waiter is a flush only.
+func TestCommitWritesNothingTwice(t *testing.T) {
+	r := newRig(t, 8, 2)
+	r.hydrate(0, 2)
+	if r.core.Dirty() {
+		t.Fatal("dirty after a commit")
+	}
+	if err := r.commit(); err != nil || r.pages != 0 {
+		t.Fatalf("an idle commit wrote %d pages: %v", r.pages, err)
+	}
+}
+
+// TestOneFlushAtATime: while one is in flight, further FLUSHes share a commit after it, and a commit is
+// put off; of two in flight the kernel would report lost bytes to one (H24).
+func TestOneFlushAtATime(t *testing.T) {
+	r := newRig(t, 8, 2)
+	first := r.submit(OpFlush, 0, 0)
+	second, third := r.submit(OpFlush, 0, 0), r.submit(OpFlush, 0, 0)
+	r.wantQueued(queued{what: "flush dest"})
+	if err := r.commit(); err != nil {
+		t.Fatal(err)
+	}
+	r.lane.Drain()
+	r.wantWaiting(second)
+	kicks := r.kicks
+	r.end(nil)
+	r.want(first, nil)
+	if r.kicks == kicks {
+		t.Fatal("the end of the flush did not kick the committer")
+	}
+	if err := r.commit(); err != nil {
+		t.Fatal(err)
+	}
+	r.lane.Drain()
+	r.want(second, nil)
+	r.want(third, nil)
+}
+
+// TestFlushLost: after a failed flush of the destination, a lane's or a commit's, with or without marks,
+// no FLUSH succeeds and no mark is committed (I10, H24).
+func TestFlushLost(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		marks, lanes bool
+	}{
+		{"lane's", false, true}, {"commit's, nothing marked", false, false}, {"commit's, with marks", true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, 8, 2)
+			r.hydrate(7, 8)
+			if c.marks {
+				r.submit(OpWrite, 0, testRegion)
+				r.endAll()
+			}
+			f := r.submit(OpFlush, 0, 0)
+			if c.lanes {
+				r.end(errInjected)
+			} else if !c.marks {
+				g := r.submit(OpFlush, 0, 0) // waits for a commit
+				r.end(nil)
+				r.want(f, nil)
+				f = g
+			}
+			r.flushErr = errInjected
+			err := r.commit()
+			r.lane.Drain()
+			if !c.lanes && !errors.Is(err, errInjected) {
+				t.Fatalf("commit: %v", err)
+			}
+			r.want(f, errInjected)
+			r.flushErr = nil
+			if !r.core.FlushLost() || r.core.Mode() != ReadOnly {
+				t.Fatalf("lost %v, mode %v", r.core.FlushLost(), r.core.Mode())
+			}
+			_ = r.commit()
+			r.want(r.submit(OpFlush, 0, 0), ErrFlushLost)
+			if r.pages != 0 {
+				t.Fatalf("%d pages written after a lost flush", r.pages)
+			}
+			r.want(r.submit(OpWrite, testRegion, testRegion), ErrReadOnly)
+			w := r.submit(OpWrite, 7*testRegion, testRegion)
+			r.endAll()
+			r.want(w, nil)
+		})
+	}
+}
+
+// TestRestartNoBetter: a lost flush and a mode outlive a restart.
+func TestRestartNoBetter(t *testing.T) {
+	r := newRig(t, 8, 2)
+	c := New(Config{Geometry: r.core.Geometry(), Map: r.core.Regions(), FlushLost: true, Kick: func() {}})
+	if c.Mode() != ReadOnly || !c.FlushLost() {
+		t.Fatalf("mode %v, lost %v", c.Mode(), c.FlushLost())
+	}
+	c.SetMode(ReadWrite)
+	if c.Mode() != ReadOnly {
+		t.Fatal("the mode got better")
+	}
+}
+
+// TestMetadataError: mode ro; acknowledged data stay visible, hydrated regions writable; FLUSH fails as
+// marks cannot be committed (I10, H23).
+func TestMetadataError(t *testing.T) {
+	r := newRig(t, 8, 2)
+	r.hydrate(0, 1)
+	w := r.submit(OpWrite, testRegion, testRegion)
+	r.endAll()
+	r.want(w, nil)
+	r.storeErr = errInjected
+	if err := r.commit(); !errors.Is(err, errInjected) {
+		t.Fatalf("commit: %v", err)
+	}
+	r.storeErr = nil
+	read := r.submit(OpRead, 0, 3*testRegion)
+	r.wantQueued(queued{what: "read dest", off: 0, length: 2 * testRegion}, queued{what: "read source", off: 2 * testRegion, length: testRegion})
+	r.endAll()
+	r.want(read, nil)
+	through := r.submit(OpWrite, testRegion+512, 512)
+	durable := r.send(OpWrite, 512, 512, true)
+	r.wantQueued(queued{what: "write dest", off: testRegion + 512, length: 512},
+		queued{what: "write dest", off: 512, length: 512, durable: true})
+	r.endAll()
+	r.want(through, nil)
+	r.want(durable, nil)
+	r.want(r.submit(OpFlush, 0, 0), ErrReadOnly)
+	fua := r.send(OpWrite, testRegion, 512, true)
+	r.endAll()
+	r.want(fua, ErrReadOnly)
+	r.want(r.submit(OpDiscard, 4*testRegion, testRegion), ErrReadOnly)
+}
+
+// TestReadOnlyFlush: in mode ro with nothing to commit a FLUSH still works, also two at once.
+func TestReadOnlyFlush(t *testing.T) {
+	r := newRig(t, 8, 2)
+	r.hydrate(0, 1)
+	r.core.SetMode(ReadOnly)
+	first, second := r.submit(OpFlush, 0, 0), r.submit(OpFlush, 0, 0)
+	r.end(nil)
+	r.want(first, nil)
+	if err := r.commit(); err != nil {
+		t.Fatal(err)
+	}
+	r.lane.Drain()
+	r.want(second, nil)
+}
+
+// TestComplete is told from the durable map (H7).
+func TestComplete(t *testing.T) {
+	r := newRig(t, 4, 2)
+	w := r.submit(OpWrite, 0, 4*testRegion)
+	r.endAll()
+	r.want(w, nil)
+	if r.core.Complete() || r.core.DurableHydrated() != 0 {
+		t.Fatal("complete before a commit")
+	}
+	if err := r.commit(); err != nil {
+		t.Fatal(err)
+	}
+	if !r.core.Complete() || r.core.DurableHydrated() != 4 {
+		t.Fatalf("not complete after the commit, %d regions durable", r.core.DurableHydrated())
+	}
+}

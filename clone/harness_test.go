@@ -1,0 +1,194 @@
+package clone
+
+import (
+	"bytes"
+	"errors"
+	"strconv"
+	"testing"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+)
+
+// A rig is a core with one lane whose backend does nothing by itself: a test looks at what was queued
+// and ends it. Source bytes are 's', the destination's old ones 'd', what a WRITE brings 'w'.
+type rig struct {
+	t            testing.TB
+	core         *Core
+	lane         *Lane
+	source, dest []byte
+	ios          []queued
+	kicks        int
+	flushErr     error // of the committer's flush
+	storeErr     error
+	pages        int // written by commits
+}
+
+// queued is one I/O as the backend got it.
+type queued struct {
+	what    string
+	token   uint32
+	off     int64
+	length  int64
+	data    Data
+	durable bool
+}
+
+const testRegion = 4096
+
+var errInjected = errors.New("injected")
+
+func newRig(t testing.TB, regions uint64, buffers int) *rig {
+	geo, err := NewGeometry(int64(regions)*testRegion, testRegion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t}
+	r.source = bytes.Repeat([]byte{'s'}, int(geo.Size()))
+	r.dest = bytes.Repeat([]byte{'d'}, int(geo.Size()))
+	r.core = New(Config{
+		Geometry: geo,
+		Map:      bitmap.New(regions, make([]bitmap.Page, bitmap.PagesFor(regions))),
+		Kick:     func() { r.kicks++ },
+	})
+	bufs := make([][]byte, buffers)
+	for i := range bufs {
+		bufs[i] = make([]byte, 4*testRegion)
+	}
+	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 16, Buffers: bufs})
+	r.ios = make([]queued, 0, 16)
+	return r
+}
+
+func (r *rig) ReadSource(token uint32, off int64, data Data) {
+	r.ios = append(r.ios, queued{"read source", token, off, data.Size(), data, false})
+}
+
+func (r *rig) ReadDest(token uint32, off int64, data Data) {
+	r.ios = append(r.ios, queued{"read dest", token, off, data.Size(), data, false})
+}
+
+func (r *rig) WriteDest(token uint32, off int64, data Data, durable bool) {
+	r.ios = append(r.ios, queued{"write dest", token, off, data.Size(), data, durable})
+}
+
+func (r *rig) ZeroDest(token uint32, off, length int64, _ bool) {
+	r.ios = append(r.ios, queued{"zero dest", token, off, length, Data{}, false})
+}
+
+func (r *rig) FlushDest(token uint32) {
+	r.ios = append(r.ios, queued{"flush dest", token, 0, 0, Data{}, false})
+}
+
+// All WRITEs bring the same bytes, so that a test needs no data.
+func (r *rig) Fetch(_ *Request, _ int64, dst []byte) error {
+	for i := range dst {
+		dst[i] = 'w'
+	}
+	return nil
+}
+
+func (r *rig) Clear(*Request, int64, int64) error { return nil }
+
+// Flush and WritePage are the committer's.
+func (r *rig) Flush() error { return r.flushErr }
+
+func (r *rig) WritePage(uint64, *bitmap.Page) error {
+	r.pages++
+	return r.storeErr
+}
+
+func (r *rig) commit() error { return r.core.Commit(r, r) }
+
+// answered is a request and what became of it.
+type answered struct {
+	Request
+	times int
+	err   error
+}
+
+func (r *rig) submit(op Op, off, length int64) *answered { return r.send(op, off, length, false) }
+
+func (r *rig) send(op Op, off, length int64, fua bool) *answered {
+	a := &answered{Request: Request{Op: op, Off: off, Len: length, FUA: fua}}
+	a.End = func(_ *Request, err error) { a.times, a.err = a.times+1, err }
+	r.lane.Submit(&a.Request)
+	return a
+}
+
+// end ends the first queued I/O, well if err is nil, and runs the lane's loop once.
+func (r *rig) end(err error) {
+	q := r.ios[0]
+	r.ios = append(r.ios[:0], r.ios[1:]...)
+	if err == nil {
+		r.effect(q)
+	}
+	r.lane.Complete(q.token, err)
+	r.lane.Drain()
+}
+
+// endAll ends everything well.
+func (r *rig) endAll() {
+	for len(r.ios) > 0 {
+		r.end(nil)
+	}
+}
+
+func (r *rig) effect(q queued) {
+	switch {
+	case q.what == "read source" && q.data.Buf != nil:
+		copy(q.data.Buf, r.source[q.off:])
+	case q.what == "write dest" && q.data.Buf != nil:
+		copy(r.dest[q.off:], q.data.Buf)
+	case q.what == "write dest":
+		_ = r.Fetch(nil, 0, r.dest[q.off:q.off+q.length])
+	case q.what == "zero dest":
+		clear(r.dest[q.off : q.off+q.length])
+	}
+}
+
+// wantQueued compares what is queued, in order.
+func (r *rig) wantQueued(want ...queued) {
+	r.t.Helper()
+	ok := len(want) == len(r.ios)
+	for i := 0; ok && i < len(want); i++ {
+		g, w := r.ios[i], want[i]
+		ok = g.what == w.what && g.off == w.off && g.length == w.length && g.durable == w.durable
+	}
+	if !ok {
+		r.t.Fatalf("queued %v, expected %v", r.ios, want)
+	}
+}
+
+func (q queued) String() string {
+	s := q.what
+	if q.durable {
+		s += " durably"
+	}
+	return s + " [" + strconv.FormatInt(q.off, 10) + ", " + strconv.FormatInt(q.off+q.length, 10) + ")"
+}
+
+func (r *rig) want(a *answered, err error) {
+	r.t.Helper()
+	if a.times != 1 || !errors.Is(a.err, err) {
+		r.t.Fatalf("%v was answered %d times, last with %v; expected once with %v", a.Op, a.times, a.err, err)
+	}
+}
+
+func (r *rig) wantWaiting(a *answered) {
+	r.t.Helper()
+	if a.times != 0 {
+		r.t.Fatalf("%v was answered (%v), expected to wait", a.Op, a.err)
+	}
+}
+
+// hydrate writes regions whole and commits.
+func (r *rig) hydrate(first, end uint64) {
+	r.t.Helper()
+	a := r.submit(OpWrite, int64(first)*testRegion, int64(end-first)*testRegion)
+	r.endAll()
+	r.want(a, nil)
+	if err := r.commit(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.pages = 0
+}
