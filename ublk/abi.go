@@ -1,5 +1,7 @@
 package ublk
 
+//lint:file-ignore U1000 the structures are the kernel's, all of their fields
+
 import "unsafe"
 
 // Control commands, to /dev/ublk-control: Linux ioctl numbers of type 'u' and size 32.
