@@ -34,7 +34,8 @@ const (
 	OpWriteZeroes = 5
 )
 
-// Flags of a request, tested on op_flags as it is. (The header's ublksrv_get_flags shifts them by 8, and these constants do not fit its result.)
+// Flags of a request, tested on op_flags as it is. (The header's ublksrv_get_flags shifts them by 8, and
+// these constants do not fit its result.)
 const (
 	FlagMeta    = 1 << 11 // file system metadata: a hint
 	FlagFUA     = 1 << 13 // durable when answered
@@ -163,7 +164,8 @@ type paramsDiscard struct {
 	reserved0             uint16
 }
 
-// kernelParams is struct ublk_params of 7.x, 152 bytes; older kernels take its beginning. The parts that are not used have their place only.
+// kernelParams is struct ublk_params of 7.x, 152 bytes; older kernels take its beginning. The parts that are
+// not used have their place only.
 //
 //	struct ublk_params {
 //		__u32 len; __u32 types;

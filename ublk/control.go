@@ -17,14 +17,16 @@ import (
 
 const controlPath = "/dev/ublk-control"
 
-// Control is the driver's control device. Its methods may be called from any goroutine. Each sends one command and ends at the latest with
-// its context, or after 30 s if that has no deadline, with a TimeoutError; other commands go on beside one that hangs.
+// Control is the driver's control device. Its methods may be called from any goroutine. Each sends one
+// command and ends at the latest with its context, or after 30 s if that has no deadline, with a
+// TimeoutError; other commands go on beside one that hangs.
 type Control struct {
 	file   *os.File
 	thread *controlThread
 }
 
-// OpenControl opens /dev/ublk-control. An error that is ErrNoDriver says which module is missing and how to get it.
+// OpenControl opens /dev/ublk-control. An error that is ErrNoDriver says which module is missing and how to
+// get it.
 func OpenControl() (*Control, error) {
 	file, err := os.OpenFile(controlPath, os.O_RDWR, 0)
 	if err != nil {
@@ -123,8 +125,8 @@ func (c *Control) Features(ctx context.Context) (Features, error) {
 	return decodeFeatures(bits), err
 }
 
-// AddDev adds a device; want says its ID (or AnyID), Queues, Depth, MaxIO, Features.Bits and Private. What the driver made of it is
-// returned: fewer queues, features that it does not know left out.
+// AddDev adds a device; want says its ID (or AnyID), Queues, Depth, MaxIO, Features.Bits and Private. What
+// the driver made of it is returned: fewer queues, features that it does not know left out.
 func (c *Control) AddDev(ctx context.Context, want Info) (Info, error) {
 	k := devInfo{
 		nrHWQueues:    uint16(want.Queues),
@@ -164,8 +166,8 @@ func (c *Control) GetParams(ctx context.Context, id int) (Params, error) {
 	return k.decode(), err
 }
 
-// StartDev makes /dev/ublkbN appear. It returns when all tags of all queues are fetched, and on some kernels after reads of the device, so that no
-// queue's thread may call it.
+// StartDev makes /dev/ublkbN appear. It returns when all tags of all queues are fetched, and on some kernels
+// after reads of the device, so that no queue's thread may call it.
 func (c *Control) StartDev(ctx context.Context, id int) error {
 	return c.simple(ctx, id, "START_DEV", cmdStartDev, uint64(os.Getpid()))
 }
@@ -175,7 +177,8 @@ func (c *Control) StopDev(ctx context.Context, id int) error {
 	return c.simple(ctx, id, "STOP_DEV", cmdStopDev, 0)
 }
 
-// TryStop is StopDev if nobody has the block device open, and EBUSY otherwise. Before 7.0 it is a FeatureError.
+// TryStop is StopDev if nobody has the block device open, and EBUSY otherwise. Before 7.0 it is a
+// FeatureError.
 func (c *Control) TryStop(ctx context.Context, id int) error {
 	err := c.simple(ctx, id, "TRY_STOP_DEV", cmdTryStopDev, 0)
 	if errors.Is(err, unix.EOPNOTSUPP) {
@@ -184,7 +187,8 @@ func (c *Control) TryStop(ctx context.Context, id int) error {
 	return err
 }
 
-// DelDev deletes device id, and returns when its last user has let go: openers of ublkbN and of ublkcN, their mappings, fixed files.
+// DelDev deletes device id, and returns when its last user has let go: openers of ublkbN and of ublkcN, their
+// mappings, fixed files.
 func (c *Control) DelDev(ctx context.Context, id int) error {
 	return c.simple(ctx, id, "DEL_DEV", cmdDelDev, 0)
 }

@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// zeroControl is a Control on /dev/zero, which refuses every command: the way to the kernel and back without a driver.
+// zeroControl is a Control on /dev/zero, which refuses every command: the way to the kernel and back without
+// a driver.
 func zeroControl(t *testing.T) *Control {
 	t.Helper()
 	f, err := os.OpenFile("/dev/zero", os.O_RDWR, 0)
@@ -115,7 +116,8 @@ func TestExplainOpen(t *testing.T) {
 	}
 }
 
-// TestFatal runs itself: the process must say why and be dead by SIGKILL, also when nobody reads its standard error.
+// TestFatal runs itself: the process must say why and be dead by SIGKILL, also when nobody reads its standard
+// error.
 func TestFatal(t *testing.T) {
 	if os.Getenv("UBLK_TEST_FATAL") != "" {
 		defer Guard("queue 5", Fatal)

@@ -26,8 +26,8 @@ type Options struct {
 	// Pin keeps each queue's thread on the CPUs whose requests it gets.
 	Pin bool
 
-	// Fatal is called when a queue cannot go on, by a panic of its target or a failure of its ring; nil = the function Fatal, which ends the
-	// process. If it returns, the queue's requests fail from then on.
+	// Fatal is called when a queue cannot go on, by a panic of its target or a failure of its ring; nil = the
+	// function Fatal, which ends the process. If it returns, the queue's requests fail from then on.
 	Fatal func(error)
 
 	// fail makes a step fail, in tests.
@@ -159,7 +159,8 @@ func (d *Device) compare() error {
 	return missing(flags, d.info.Features.Bits)
 }
 
-// openChar is step 3. The node appears a little later than the device, and udev may be the other opener that it does not allow.
+// openChar is step 3. The node appears a little later than the device, and udev may be the other opener that
+// it does not allow.
 func (d *Device) openChar() error {
 	if err := d.step("open"); err != nil {
 		return err
@@ -204,8 +205,9 @@ func (d *Device) BlockPath() string { return BlockPath(d.info.ID) }
 //  5. for each queue a thread with its ring, descriptors and buffers, then its target; it fetches all its tags
 //  6. START_DEV
 //
-// newTarget makes a queue's target, on the queue's thread, one queue after the other; its queue has a loop already, whose methods it may call. Requests may come before
-// Start returns (some kernels look for partitions meanwhile). If a step fails, the device is deleted.
+// newTarget makes a queue's target, on the queue's thread, one queue after the other; its queue has a loop
+// already, whose methods it may call. Requests may come before Start returns (some kernels look for
+// partitions meanwhile). If a step fails, the device is deleted.
 func (d *Device) Start(newTarget func(q *Queue) Target) error {
 	if d.phase != phaseAdded {
 		return fmt.Errorf("start device %d: %w (%v)", d.info.ID, ErrState, d.phase)
@@ -319,8 +321,8 @@ func (d *Device) keep(err error) {
 //  2. the queues leave, each when the driver has given up all its tags and no backend I/O is left
 //  3. close ublkcN
 //
-// It takes as long as requests take to be answered; after timeout it returns a TimeoutError, with the queues still serving, and may be called
-// again. Without a Start it only closes. Then the device can be deleted.
+// It takes as long as requests take to be answered; after timeout it returns a TimeoutError, with the queues
+// still serving, and may be called again. Without a Start it only closes. Then the device can be deleted.
 func (d *Device) Stop(timeout time.Duration) error {
 	if d.phase >= phaseStopped {
 		return nil
@@ -348,8 +350,9 @@ func (d *Device) Stop(timeout time.Duration) error {
 	return errors.Join(d.mu.errs...)
 }
 
-// Delete deletes a device that was stopped or never started. It waits until everybody has closed ublkbN; after timeout it returns a
-// TimeoutError, and the device goes when they have. After Delete, or a Start that failed, it does nothing.
+// Delete deletes a device that was stopped or never started. It waits until everybody has closed ublkbN;
+// after timeout it returns a TimeoutError, and the device goes when they have. After Delete, or a Start that
+// failed, it does nothing.
 func (d *Device) Delete(timeout time.Duration) error {
 	switch d.phase {
 	case phaseDeleted:

@@ -28,8 +28,8 @@ func TestDriver(t *testing.T) {
 	}
 }
 
-// TestQueues: with 1, 2 and 4 queues, a thread on each CPU writes its own pattern. The requests of a CPU come to the queue whose CPU it is, and with its own data:
-// a wrong descriptor mapping shows another queue's.
+// TestQueues: with 1, 2 and 4 queues, a thread on each CPU writes its own pattern. The requests of a CPU come
+// to the queue whose CPU it is, and with its own data: a wrong descriptor mapping shows another queue's.
 func TestQueues(t *testing.T) {
 	for _, queues := range []int{1, 2, 4} {
 		for _, pin := range []bool{false, true} {

@@ -1,7 +1,9 @@
-// Package ublk makes block devices that are served by this process: /dev/ublkbN, by the kernel's driver ublk_drv.
+// Package ublk makes block devices that are served by this process: /dev/ublkbN, by the kernel's driver
+// ublk_drv.
 //
-// It speaks the driver's protocol (include/uapi/linux/ublk_cmd.h) and knows nothing of what is stored. A [Target] is called with each request and
-// answers it with [Queue.Commit]; backend I/O goes through the same ring as the driver's commands, by [Queue.Loop].
+// It speaks the driver's protocol (include/uapi/linux/ublk_cmd.h) and knows nothing of what is stored. A
+// [Target] is called with each request and answers it with [Queue.Commit]; backend I/O goes through the same
+// ring as the driver's commands, by [Queue.Loop].
 //
 // # A device's life
 //
@@ -31,8 +33,10 @@
 //
 // # Threads
 //
-// One goroutine per queue, locked to its thread, which makes the ring, fetches, and commits: the driver takes a commit only from the thread that
-// fetched the tag. One goroutine for control commands, locked as well and there as long as its Control: the kernel runs these commands on worker
-// threads that belong to the thread that submitted them. START_DEV blocks until all tags of all queues are fetched and on some kernels reads the device,
-// so that it never runs on a queue's thread. Device methods are called from one goroutine at a time. Nothing here takes a lock on a request's way.
+// One goroutine per queue, locked to its thread, which makes the ring, fetches, and commits: the driver takes
+// a commit only from the thread that fetched the tag. One goroutine for control commands, locked as well and
+// there as long as its Control: the kernel runs these commands on worker threads that belong to the thread
+// that submitted them. START_DEV blocks until all tags of all queues are fetched and on some kernels reads
+// the device, so that it never runs on a queue's thread. Device methods are called from one goroutine at a
+// time. Nothing here takes a lock on a request's way.
 package ublk

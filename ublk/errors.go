@@ -9,7 +9,8 @@ import (
 )
 
 var (
-	// ErrNoDriver is wrapped when /dev/ublk-control does not exist: the module ublk_drv is not loaded, or the kernel was built without it.
+	// ErrNoDriver is wrapped when /dev/ublk-control does not exist: the module ublk_drv is not loaded, or the
+	// kernel was built without it.
 	ErrNoDriver = errors.New("ublk driver not available")
 	// ErrClosed is returned by commands of a Control that was closed, or whose ring has failed.
 	ErrClosed = errors.New("ublk control closed")
@@ -47,7 +48,8 @@ func (e *CommandError) Error() string {
 
 func (e *CommandError) Unwrap() error { return e.Errno }
 
-// TimeoutError is a control command that did not return in time. The kernel was asked to give it up and may still be at it.
+// TimeoutError is a control command that did not return in time. The kernel was asked to give it up and may
+// still be at it.
 type TimeoutError struct {
 	Command string
 	Device  int // -1: none yet

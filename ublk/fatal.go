@@ -12,12 +12,13 @@ import (
 const (
 	// messageLimit is what a pipe takes whole when it takes anything (PIPE_BUF).
 	messageLimit = 4096
-	// messageTime is how long the message may take: standard error may lead to the very device that is not served any more.
+	// messageTime is how long the message may take: standard error may lead to the very device that is not
+	// served any more.
 	messageTime = time.Second
 )
 
-// Fatal ends the process at once, with cause on standard error: by SIGKILL, so that neither deferred calls nor a core dump keep descriptors and
-// locks. It does not return.
+// Fatal ends the process at once, with cause on standard error: by SIGKILL, so that neither deferred calls
+// nor a core dump keep descriptors and locks. It does not return.
 func Fatal(cause error) {
 	message := fmt.Appendf(nil, "%s: fatal: %v\n", os.Args[0], cause)
 	written := make(chan struct{})
@@ -42,7 +43,8 @@ func writeIfReady(message []byte) {
 	}
 }
 
-// Guard is deferred by a goroutine that must not end by a panic, such as one that serves a device: it gives the panic, if there is one, to fatal.
+// Guard is deferred by a goroutine that must not end by a panic, such as one that serves a device: it gives
+// the panic, if there is one, to fatal.
 func Guard(name string, fatal func(error)) {
 	if v := recover(); v != nil {
 		fatal(fmt.Errorf("%s: panic: %v\n%s", name, v, debug.Stack()))

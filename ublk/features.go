@@ -56,7 +56,8 @@ var featureNames = []struct {
 	{flagNoAutoPartScan, "UBLK_F_NO_AUTO_PART_SCAN", "7.0"},
 }
 
-// requestFlags is what ADD_DEV is asked for, of what is offered. Data move in copy mode: the driver copies between the request and the tag's buffer.
+// requestFlags is what ADD_DEV is asked for, of what is offered. Data move in copy mode: the driver copies
+// between the request and the tag's buffer.
 func requestFlags(offered Features) (uint64, error) {
 	flags := uint64(flagCmdIoctlEncode)
 	if offered.NoAutoPartScan {
@@ -65,7 +66,8 @@ func requestFlags(offered Features) (uint64, error) {
 	return flags, missing(flags, offered.Bits)
 }
 
-// missing is a FeatureError for the first flag of asked that is not in got. An old driver clears what it does not know and says nothing.
+// missing is a FeatureError for the first flag of asked that is not in got. An old driver clears what it does
+// not know and says nothing.
 func missing(asked, got uint64) error {
 	for _, f := range featureNames {
 		if asked&^got&f.flag != 0 {

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These tests make real devices: they run as root in a guest whose kernel has the driver. They work on a machine of their own, where nobody else makes ublk
-// devices.
+// These tests make real devices: they run as root in a guest whose kernel has the driver. They work on a
+// machine of their own, where nobody else makes ublk devices.
 
 func TestMain(m *testing.M) {
 	for _, module := range []string{"ublk_drv", "null_blk"} {

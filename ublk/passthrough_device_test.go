@@ -71,9 +71,9 @@ func startPassthrough(t testing.TB, o Options, backend *os.File) *Device {
 	return startDevice(t, o, func(q *Queue) Target { return &passthrough{q: q, file: file} })
 }
 
-// TestPassthrough does random operations from several clients, each in its own part of the device, and compares with a model; at the end also
-// the backend by itself. The backends differ in what they offer: block devices with and without discard, files on a file system that knows how to zero and one that
-// does not.
+// TestPassthrough does random operations from several clients, each in its own part of the device, and
+// compares with a model; at the end also the backend by itself. The backends differ in what they offer: block
+// devices with and without discard, files on a file system that knows how to zero and one that does not.
 func TestPassthrough(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -122,8 +122,9 @@ func testPassthrough(t *testing.T, backend *os.File, limit int) {
 	}
 }
 
-// randomClient works on one part of the device; model is its content at the end. Before its first operation it writes the whole part. Discards are left
-// unread until written again, because their content is not defined: they are followed by a write at once.
+// randomClient works on one part of the device; model is its content at the end. Before its first operation
+// it writes the whole part. Discards are left unread until written again, because their content is not
+// defined: they are followed by a write at once.
 func randomClient(t *testing.T, d *Device, random *rand.Rand, base int64, model []byte) {
 	f, err := os.OpenFile(d.BlockPath(), os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Target serves one queue. It is called on the queue's thread only, and each of its requests is answered with one Queue.Commit, from within any of
-// these methods. None of them may block.
+// Target serves one queue. It is called on the queue's thread only, and each of its requests is answered with
+// one Queue.Commit, from within any of these methods. None of them may block.
 type Target interface {
 	// Request is a new request on tag. Its operation is one of the five Op constants.
 	Request(tag uint16, d Desc)
@@ -33,7 +33,8 @@ type Desc struct {
 // Offset is where the request begins, in bytes. Not for FLUSH, which has none (its sector is 2^64-1).
 func (d Desc) Offset() int64 { return int64(d.Sector) << sectorShift }
 
-// Length is the request's size in bytes; 0 for FLUSH. For DISCARD and WRITE_ZEROES it may be larger than any buffer.
+// Length is the request's size in bytes; 0 for FLUSH. For DISCARD and WRITE_ZEROES it may be larger than any
+// buffer.
 func (d Desc) Length() int64 { return int64(d.NrSectors) << sectorShift }
 
 // FUA says that the request is to be durable when it is answered.
@@ -42,7 +43,8 @@ func (d Desc) FUA() bool { return d.Flags&FlagFUA != 0 }
 // hasData: the request's bytes pass through the tag's buffer.
 func (d Desc) hasData() bool { return d.Op == OpRead || d.Op == OpWrite }
 
-// known says whether a target has to do with the request. The driver sends no others to a device without zones.
+// known says whether a target has to do with the request. The driver sends no others to a device without
+// zones.
 func (d Desc) known(maxIO int) bool {
 	switch d.Op {
 	case OpRead, OpWrite:
@@ -53,9 +55,9 @@ func (d Desc) known(maxIO int) bool {
 	return false
 }
 
-// result is what the driver is told: the full length of a READ or WRITE (0 for what carries no data), or an errno. Nothing in between: some kernels take a part for
-// the whole (7.3, __ublk_complete_rq), others send a WRITE answered with 0 again for ever. EAGAIN would be taken for "try without waiting" and
-// is EIO.
+// result is what the driver is told: the full length of a READ or WRITE (0 for what carries no data), or an
+// errno. Nothing in between: some kernels take a part for the whole (7.3, __ublk_complete_rq), others send a
+// WRITE answered with 0 again for ever. EAGAIN would be taken for "try without waiting" and is EIO.
 func (d Desc) result(err error) int32 {
 	if err == nil {
 		if d.hasData() {
@@ -79,7 +81,8 @@ const (
 	gone // the driver has given the tag up
 )
 
-// Queue is one of a device's queues. Its methods are called on its thread, but for Index, Depth and those that its Loop allows.
+// Queue is one of a device's queues. Its methods are called on its thread, but for Index, Depth and those
+// that its Loop allows.
 type Queue struct {
 	dev    *Device
 	index  int
@@ -104,8 +107,8 @@ func (q *Queue) Depth() int { return q.dev.info.Depth }
 // Loop is the queue's event loop, for backend I/O and wake-ups.
 func (q *Queue) Loop() *uring.Loop { return q.loop }
 
-// Data is the memory of the bytes of tag's request, while the target has it: a WRITE's are in it, a READ's are to be there at Commit. Empty for other
-// operations.
+// Data is the memory of the bytes of tag's request, while the target has it: a WRITE's are in it, a READ's
+// are to be there at Commit. Empty for other operations.
 func (q *Queue) Data(tag uint16) []byte {
 	d := q.desc(tag)
 	if !d.hasData() {
@@ -114,8 +117,9 @@ func (q *Queue) Data(tag uint16) []byte {
 	return q.buffer(tag)[:d.Length()]
 }
 
-// Commit answers tag's request: with nil as done whole, otherwise with the errno in err, or EIO if there is none. The tag may be called with its next request
-// from the next round on. It is sent with the next submission.
+// Commit answers tag's request: with nil as done whole, otherwise with the errno in err, or EIO if there is
+// none. The tag may be called with its next request from the next round on. It is sent with the next
+// submission.
 func (q *Queue) Commit(tag uint16, err error) {
 	if q.owners[tag] != withTarget {
 		panic(fmt.Sprintf("commit of tag %d, which the target does not have", tag))
@@ -123,7 +127,8 @@ func (q *Queue) Commit(tag uint16, err error) {
 	q.issue(ioCommitAndFetchReq, tag, q.desc(tag).result(err))
 }
 
-// desc reads tag's descriptor. The driver wrote it before the completion that brought the request and leaves it until the commit.
+// desc reads tag's descriptor. The driver wrote it before the completion that brought the request and leaves
+// it until the commit.
 func (q *Queue) desc(tag uint16) Desc {
 	d := &q.descs[tag]
 	return Desc{Op: uint8(d.opFlags & opMask), Flags: d.opFlags, Sector: d.startSector, NrSectors: d.nrSectors}
@@ -184,8 +189,8 @@ func (q *Queue) abandoned(tag uint16) {
 	}
 }
 
-// run is the queue's goroutine. It sends the outcome of the set-up on ready, then serves until the driver has given up all tags. It stays
-// locked, so that the thread ends with it.
+// run is the queue's goroutine. It sends the outcome of the set-up on ready, then serves until the driver has
+// given up all tags. It stays locked, so that the thread ends with it.
 func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
 	runtime.LockOSThread()
 	defer close(q.left)
@@ -230,8 +235,9 @@ func (q *Queue) setUp(newTarget func(*Queue) Target) error {
 	return nil
 }
 
-// mapDescriptors maps the queue's descriptors. The driver divides the offset by what the deepest possible queue would need (ublk_ch_mmap, ublk_drv.c, 6.12), so
-// that a distance by the real depth would silently map queue 0.
+// mapDescriptors maps the queue's descriptors. The driver divides the offset by what the deepest possible
+// queue would need (ublk_ch_mmap, ublk_drv.c, 6.12), so that a distance by the real depth would silently map
+// queue 0.
 func (q *Queue) mapDescriptors() error {
 	depth := q.dev.info.Depth
 	offset := int64(q.index) * int64(roundToPage(maxDepth*int(unsafe.Sizeof(ioDesc{}))))
@@ -262,8 +268,8 @@ func (q *Queue) pin() error {
 	return nil
 }
 
-// tearDown gives back descriptors, ring and buffers, in this order: nothing refers to ublkcN afterwards. The buffers of a queue whose loop has
-// failed stay: I/O may be under way in them.
+// tearDown gives back descriptors, ring and buffers, in this order: nothing refers to ublkcN afterwards. The
+// buffers of a queue whose loop has failed stay: I/O may be under way in them.
 func (q *Queue) tearDown() {
 	if q.descMap != nil {
 		q.dev.keep(unix.Munmap(q.descMap))

@@ -115,7 +115,8 @@ const (
 	cmdOffset = 48
 )
 
-// Sizes and offsets that the kernel relies on, checked at compile time: a wrong one makes an array length negative.
+// Sizes and offsets that the kernel relies on, checked at compile time: a wrong one makes an array length
+// negative.
 var (
 	_ [sqeSize - unsafe.Sizeof(sqe{})]struct{}
 	_ [unsafe.Sizeof(sqe{}) - sqeSize]struct{}

@@ -20,7 +20,8 @@ const (
 	stepFlush
 )
 
-// operation is one backend I/O, in the loop's table under its token. off and length are what is left to do; short results move them on.
+// operation is one backend I/O, in the loop's table under its token. off and length are what is left to do;
+// short results move them on.
 type operation struct {
 	step    step
 	dsync   bool
@@ -41,14 +42,15 @@ func (l *Loop) Write(token uint32, f *File, off int64, buf []byte, dsync bool) {
 	l.start(token, operation{step: stepWrite, file: f, off: off, buf: buf, length: int64(len(buf)), dsync: dsync})
 }
 
-// Zero makes length bytes at off read as zeros. With unmap their space may be given up; where there is no such way, and where zeroing is not offered at all,
-// zeros are written.
+// Zero makes length bytes at off read as zeros. With unmap their space may be given up; where there is no
+// such way, and where zeroing is not offered at all, zeros are written.
 func (l *Loop) Zero(token uint32, f *File, off, length int64, unmap bool) {
 	l.start(token, operation{step: zeroStep(f, unmap), file: f, off: off, length: length})
 }
 
-// Discard tells the device that length bytes at off are not needed; what they read as afterwards is not defined. It is advice: where the device or kernel
-// (block devices: before 6.12) does not take it, it ends well and nothing was done.
+// Discard tells the device that length bytes at off are not needed; what they read as afterwards is not
+// defined. It is advice: where the device or kernel (block devices: before 6.12) does not take it, it ends
+// well and nothing was done.
 func (l *Loop) Discard(token uint32, f *File, off, length int64) {
 	l.start(token, operation{step: stepDiscard, file: f, off: off, length: length})
 }
@@ -130,7 +132,8 @@ func (l *Loop) issueDiscard(op *operation, user uint64) {
 	l.keep(l.ring.Fallocate(op.file.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
 }
 
-// backendDone is the kernel's answer to issue. The operation goes on if there is something left, otherwise its place goes to the next in line.
+// backendDone is the kernel's answer to issue. The operation goes on if there is something left, otherwise
+// its place goes to the next in line.
 func (l *Loop) backendDone(token uint32, res int32) {
 	op := &l.ops[token]
 	again, err := op.advance(res)
@@ -147,7 +150,8 @@ func (l *Loop) backendDone(token uint32, res int32) {
 	l.end(token, err)
 }
 
-// advance takes the kernel's result. It says whether the operation is to be issued again, for its rest or in another way, or else how it has ended.
+// advance takes the kernel's result. It says whether the operation is to be issued again, for its rest or in
+// another way, or else how it has ended.
 func (op *operation) advance(res int32) (again bool, err error) {
 	if res < 0 {
 		return op.failed(unix.Errno(-res))
@@ -177,7 +181,8 @@ func (op *operation) moved(n int64) (again bool, err error) {
 	return false, io.ErrShortWrite
 }
 
-// failed decides what an errno means: EINTR and EAGAIN nothing, "not supported" another way where there is one.
+// failed decides what an errno means: EINTR and EAGAIN nothing, "not supported" another way where there is
+// one.
 func (op *operation) failed(errno unix.Errno) (again bool, err error) {
 	if errno == unix.EINTR || errno == unix.EAGAIN {
 		return true, nil
@@ -204,8 +209,8 @@ func (l *Loop) end(token uint32, err error) {
 	l.handler.Complete(token, err)
 }
 
-// endDone ends the operations that needed no kernel, those that were there when it began: an operation of no length that starts another would keep
-// the loop here.
+// endDone ends the operations that needed no kernel, those that were there when it began: an operation of no
+// length that starts another would keep the loop here.
 func (l *Loop) endDone() {
 	for n := l.done.n; n > 0; n-- {
 		l.end(l.done.pop(l.ops), nil)

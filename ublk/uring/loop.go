@@ -7,12 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Handler is what a loop calls, always on the loop's thread and never from within one of the loop's own methods.
+// Handler is what a loop calls, always on the loop's thread and never from within one of the loop's own
+// methods.
 type Handler interface {
-	// Complete ends the backend I/O with this token; from here on the token may be used again. err is nil, a unix.Errno, or
-	// io.ErrUnexpectedEOF or io.ErrShortWrite.
+	// Complete ends the backend I/O with this token; from here on the token may be used again. err is nil, a
+	// unix.Errno, or io.ErrUnexpectedEOF or io.ErrShortWrite.
 	Complete(token uint32, err error)
-	// Drain is called once a round, after the completions: work that other threads posted before Wake, and whatever the handler put off.
+	// Drain is called once a round, after the completions: work that other threads posted before Wake, and
+	// whatever the handler put off.
 	Drain()
 }
 
@@ -27,8 +29,9 @@ type CommandHandler interface {
 type LoopOptions struct {
 	// Tokens is the number of backend I/Os that the handler may have: tokens are below it.
 	Tokens int
-	// MaxInFlight is the most backend I/Os that the kernel is given at a time; others wait in order. 0 is no limit. What a device's queue cannot take
-	// is handed to worker threads by the kernel, at a third of the speed: about twice the device's nr_requests is best.
+	// MaxInFlight is the most backend I/Os that the kernel is given at a time; others wait in order. 0 is no
+	// limit. What a device's queue cannot take is handed to worker threads by the kernel, at a third of the
+	// speed: about twice the device's nr_requests is best.
 	MaxInFlight int
 	// Commands is the most commands outstanding. Without a CommandHandler it is 0.
 	Commands int
@@ -53,8 +56,8 @@ type Loop struct {
 	stopped bool
 }
 
-// NewLoop makes a loop for the calling goroutine, which is locked to its thread and stays so until Close. If h is a CommandHandler, it gets
-// the ends of commands.
+// NewLoop makes a loop for the calling goroutine, which is locked to its thread and stays so until Close. If
+// h is a CommandHandler, it gets the ends of commands.
 func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 	if o.Tokens < 0 || o.MaxInFlight < 0 || o.Commands < 0 {
 		return nil, fmt.Errorf("make loop: negative size in %+v", o)
@@ -67,8 +70,8 @@ func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 	if _, err := zeros(); err != nil {
 		return nil, err
 	}
-	// An entry for each thing that can be outstanding, twice for commands because each may be cancelled, and the wake-up: the submission queue
-	// can then never be full, and the completion queue never overflow.
+	// An entry for each thing that can be outstanding, twice for commands because each may be cancelled, and
+	// the wake-up: the submission queue can then never be full, and the completion queue never overflow.
 	entries := l.maxInFlight + 2*o.Commands + 1
 	ring, err := NewRing(Options{Entries: uint32(entries), BigSQE: o.BigSQE})
 	if err != nil {
@@ -82,10 +85,11 @@ func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 	return l, nil
 }
 
-// Run is the loop: it returns nil after Stop, when no backend I/O is left, and an error when the ring has failed. Then requests are lost that nobody
-// can answer any more, and the process should end.
+// Run is the loop: it returns nil after Stop, when no backend I/O is left, and an error when the ring has
+// failed. Then requests are lost that nobody can answer any more, and the process should end.
 //
-// One system call a round. While backend I/O is in flight the wait is short and the thread keeps its processor; see Ring.Enter.
+// One system call a round. While backend I/O is in flight the wait is short and the thread keeps its
+// processor; see Ring.Enter.
 func (l *Loop) Run() error {
 	for !l.finished() {
 		l.round()
@@ -179,23 +183,25 @@ func (l *Loop) keep(err error) {
 	}
 }
 
-// Wake makes the loop do a round soon, with its Drain. It may be called from any thread, does not block and does not allocate; many calls before the
-// loop has woken are one. After Close it does nothing.
+// Wake makes the loop do a round soon, with its Drain. It may be called from any thread, does not block and
+// does not allocate; many calls before the loop has woken are one. After Close it does nothing.
 func (l *Loop) Wake() { l.waker.ring() }
 
-// Stop lets Run return when all backend I/O has completed. Called on the loop's thread. Commands outstanding are not waited for.
+// Stop lets Run return when all backend I/O has completed. Called on the loop's thread. Commands outstanding
+// are not waited for.
 func (l *Loop) Stop() { l.stopped = true }
 
 // Fail ends Run with err, as a failure of the ring does. Called on the loop's thread.
 func (l *Loop) Fail(err error) { l.keep(err) }
 
-// Command issues a driver's command op on the descriptor fd; payload is copied. It ends with one call of CommandHandler.Command with id.
+// Command issues a driver's command op on the descriptor fd; payload is copied. It ends with one call of
+// CommandHandler.Command with id.
 func (l *Loop) Command(id uint32, fd int, op uint32, payload []byte) {
 	l.keep(l.ring.Command(fd, op, payload, userCommand|uint64(id)))
 }
 
-// CancelCommand asks the kernel to give up the command with this id, which ends in any case with its own call of CommandHandler.Command.
-// Once for each command.
+// CancelCommand asks the kernel to give up the command with this id, which ends in any case with its own call
+// of CommandHandler.Command. Once for each command.
 func (l *Loop) CancelCommand(id uint32) {
 	l.keep(l.ring.Cancel(userCommand|uint64(id), userCancel|uint64(id)))
 }

@@ -95,7 +95,8 @@ func testPipe(t *testing.T) (r, w *os.File) {
 	return r, w
 }
 
-// TestInFlightLimit starts more reads of an empty pipe than the limit and counts what the kernel has; then they complete, in order.
+// TestInFlightLimit starts more reads of an empty pipe than the limit and counts what the kernel has; then
+// they complete, in order.
 func TestInFlightLimit(t *testing.T) {
 	const tokens, limit = 10, 3
 	l, r := newTestLoop(t, LoopOptions{Tokens: tokens, MaxInFlight: limit})

@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MapBuffer returns length bytes of zeroed, page-aligned memory outside the Go heap, as I/O buffers have to be. Pages are taken when they are first
-// touched. It is given back whole with UnmapBuffer, and not before the last I/O on it has completed.
+// MapBuffer returns length bytes of zeroed, page-aligned memory outside the Go heap, as I/O buffers have to
+// be. Pages are taken when they are first touched. It is given back whole with UnmapBuffer, and not before
+// the last I/O on it has completed.
 func MapBuffer(length int) ([]byte, error) {
 	return mapAnonymous(length, unix.PROT_READ|unix.PROT_WRITE)
 }
@@ -32,7 +33,8 @@ func UnmapBuffer(b []byte) error {
 	return nil
 }
 
-// zeroSize is the length of a written zeroing's pieces: large enough that an operation costs little beside the copy.
+// zeroSize is the length of a written zeroing's pieces: large enough that an operation costs little beside
+// the copy.
 const zeroSize = 1 << 20
 
 // zeros is zeroSize bytes that cannot be written, shared by all loops and mapped for the life of the process.

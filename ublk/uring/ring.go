@@ -12,10 +12,11 @@ import (
 
 // Errors of making and using a ring.
 var (
-	// ErrTooOld is returned by NewRing on a kernel before 5.5, whose rings are laid out differently and drop completions.
+	// ErrTooOld is returned by NewRing on a kernel before 5.5, whose rings are laid out differently and drop
+	// completions.
 	ErrTooOld = errors.New("io_uring lacks a single mapping or keeps no overflow (kernel before 5.5)")
-	// ErrFull is returned by the prepare methods when the submission queue is full and the kernel takes nothing: its completion queue
-	// is full too. Reap completions first.
+	// ErrFull is returned by the prepare methods when the submission queue is full and the kernel takes
+	// nothing: its completion queue is full too. Reap completions first.
 	ErrFull = errors.New("submission queue full")
 )
 
@@ -34,8 +35,9 @@ type Completion struct {
 
 // Ring is an io_uring. Its methods are called on the thread that made it.
 //
-// tail and head are this side's cursors, sqHead, sqTail, cqHead and cqTail the words shared with the kernel. What the kernel has taken is
-// always read from sqHead and never counted by hand, so that an interrupted submit loses nothing and repeats nothing.
+// tail and head are this side's cursors, sqHead, sqTail, cqHead and cqTail the words shared with the kernel.
+// What the kernel has taken is always read from sqHead and never counted by hand, so that an interrupted
+// submit loses nothing and repeats nothing.
 type Ring struct {
 	fd     int
 	flags  uint32 // accepted by the kernel
@@ -58,7 +60,8 @@ type Ring struct {
 // preferredFlags make completions run on the waiting thread and only there: 3 to 12 % of requests a second.
 const preferredFlags = setupSubmitAll | setupCoopTaskrun | setupSingleIssuer | setupDeferTaskrun
 
-// NewRing makes a ring for the calling thread, which must be locked. Flags that the kernel does not know are left out.
+// NewRing makes a ring for the calling thread, which must be locked. Flags that the kernel does not know are
+// left out.
 func NewRing(o Options) (*Ring, error) {
 	p := params{cqEntries: o.CompletionEntries}
 	if p.cqEntries == 0 {
@@ -94,7 +97,8 @@ func setup(entries, flags uint32, p *params) (int, unix.Errno) {
 	return int(fd), errno
 }
 
-// mapQueues maps the queues and the entries, and makes the submission array the identity: entry i is always at index i.
+// mapQueues maps the queues and the entries, and makes the submission array the identity: entry i is always
+// at index i.
 func (r *Ring) mapQueues(p *params) error {
 	if p.features&featSingleMmap == 0 || p.features&featNoDrop == 0 {
 		return ErrTooOld
@@ -124,8 +128,9 @@ func (r *Ring) mapQueues(p *params) error {
 	return nil
 }
 
-// Close unmaps the ring and closes it. The kernel cancels what is outstanding, some of it after Close has returned: buffers of I/O
-// that has not completed must stay mapped. A second Close does nothing; no other method may follow.
+// Close unmaps the ring and closes it. The kernel cancels what is outstanding, some of it after Close has
+// returned: buffers of I/O that has not completed must stay mapped. A second Close does nothing; no other
+// method may follow.
 func (r *Ring) Close() error {
 	var errs []error
 	if r.sqes != nil {
@@ -156,16 +161,17 @@ func (r *Ring) Ready() uint32 {
 	return atomic.LoadUint32(r.cqTail) - r.head
 }
 
-// Enter submits everything prepared and returns when at least wait completions are ready. It also runs deferred work and brings in
-// completions that the kernel had kept back while the queue was full, so a wait of 0 is a poll. Errors are EAGAIN and EBUSY, after which
-// completions should be reaped and Enter called again (nothing is lost), and those that end the ring.
+// Enter submits everything prepared and returns when at least wait completions are ready. It also runs
+// deferred work and brings in completions that the kernel had kept back while the queue was full, so a wait
+// of 0 is a poll. Errors are EAGAIN and EBUSY, after which completions should be reaped and Enter called
+// again (nothing is lost), and those that end the ring.
 //
-// With raw the runtime is not told that the thread sleeps: it keeps its P, which saves it 3.4 futex calls and 9 us a request when
-// the wait is short, and costs other goroutines a processor when it is long.
+// With raw the runtime is not told that the thread sleeps: it keeps its P, which saves it 3.4 futex calls and
+// 9 us a request when the wait is short, and costs other goroutines a processor when it is long.
 //
-// The runtime interrupts the wait with a signal when it wants the thread to stop; the kernel then answers EINTR, or, if it had taken
-// entries, their number. Both mean: go on, and let the runtime have its way in between. An assembler system call is no place where a goroutine
-// can be stopped, hence the explicit yield.
+// The runtime interrupts the wait with a signal when it wants the thread to stop; the kernel then answers
+// EINTR, or, if it had taken entries, their number. Both mean: go on, and let the runtime have its way in
+// between. An assembler system call is no place where a goroutine can be stopped, hence the explicit yield.
 func (r *Ring) Enter(wait uint32, raw bool) error {
 	r.publish()
 	for ; ; runtime.Gosched() {
@@ -190,14 +196,15 @@ func (r *Ring) enter(submit, wait uint32, raw bool) unix.Errno {
 	return errno
 }
 
-// publish shows the kernel the entries up to tail. The store is a release (paired with the acquire in io_sqring_entries, io_uring.c, 6.12):
-// the entries are written before it.
+// publish shows the kernel the entries up to tail. The store is a release (paired with the acquire in
+// io_sqring_entries, io_uring.c, 6.12): the entries are written before it.
 func (r *Ring) publish() {
 	atomic.StoreUint32(r.sqTail, r.tail)
 }
 
-// Next takes the next completion. It is called until it says false; only then are the places given back to the kernel. The load of
-// the tail is an acquire (paired with the release in io_commit_cqring, io_uring.h, 6.12).
+// Next takes the next completion. It is called until it says false; only then are the places given back to
+// the kernel. The load of the tail is an acquire (paired with the release in io_commit_cqring, io_uring.h,
+// 6.12).
 func (r *Ring) Next() (Completion, bool) {
 	if r.head == r.seen && !r.refill() {
 		return Completion{}, false

@@ -33,7 +33,8 @@ func (r *Ring) makeRoom() error {
 	return errno
 }
 
-// address is where b begins. b is not in the Go heap (see the package comment), so that the number stays right.
+// address is where b begins. b is not in the Go heap (see the package comment), so that the number stays
+// right.
 func address(b []byte) uint64 {
 	return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b))))
 }
@@ -59,7 +60,8 @@ func (r *Ring) Read(fd int, off int64, buf []byte, user uint64) error {
 	return nil
 }
 
-// Write prepares a write of buf at off; rwFlags are RWF_ flags, such as unix.RWF_DSYNC. The completion's result is the number of bytes.
+// Write prepares a write of buf at off; rwFlags are RWF_ flags, such as unix.RWF_DSYNC. The completion's
+// result is the number of bytes.
 func (r *Ring) Write(fd int, off int64, buf []byte, rwFlags uint32, user uint64) error {
 	s, err := r.next()
 	if err != nil {
@@ -101,8 +103,8 @@ func (r *Ring) Fallocate(fd int, mode uint32, off, length int64, user uint64) er
 // cmdDiscard is BLOCK_URING_CMD_DISCARD, _IO(0x12, 0) (include/uapi/linux/blkdev.h, 6.12).
 const cmdDiscard = 0x12 << 8
 
-// BlockDiscard prepares a discard of length bytes at off of a block device (since 6.12). Start and length are where
-// blkdev_uring_cmd reads them (block/ioctl.c, 6.12).
+// BlockDiscard prepares a discard of length bytes at off of a block device (since 6.12). Start and length are
+// where blkdev_uring_cmd reads them (block/ioctl.c, 6.12).
 func (r *Ring) BlockDiscard(fd int, off, length int64, user uint64) error {
 	s, err := r.next()
 	if err != nil {
@@ -113,7 +115,8 @@ func (r *Ring) BlockDiscard(fd int, off, length int64, user uint64) error {
 	return nil
 }
 
-// Command prepares a driver's command op (IORING_OP_URING_CMD); payload is copied into the entry: at most 16 bytes, 80 with BigSQE.
+// Command prepares a driver's command op (IORING_OP_URING_CMD); payload is copied into the entry: at most 16
+// bytes, 80 with BigSQE.
 func (r *Ring) Command(fd int, op uint32, payload []byte, user uint64) error {
 	if len(payload) > int(r.stride)-cmdOffset {
 		return unix.EMSGSIZE
@@ -127,8 +130,8 @@ func (r *Ring) Command(fd int, op uint32, payload []byte, user uint64) error {
 	return nil
 }
 
-// Cancel prepares the cancellation of the entry with user data target. Its own completion says 0, or ENOENT or EALREADY; the target's comes
-// all the same.
+// Cancel prepares the cancellation of the entry with user data target. Its own completion says 0, or ENOENT
+// or EALREADY; the target's comes all the same.
 func (r *Ring) Cancel(target, user uint64) error {
 	s, err := r.next()
 	if err != nil {
