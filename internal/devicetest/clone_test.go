@@ -198,10 +198,10 @@ func (c *clone) hydrateFast() {
 	c.message("enable_hydration")
 }
 
-// waitHydrated is `wait --for hydrated`, and checks that the status says so too.
+// waitHydrated is `wait`, and checks that the status says so too.
 func (c *clone) waitHydrated() status {
 	c.m.Helper()
-	args := []string{"wait", c.name, "--for", "hydrated", "--timeout", hydrateLimit.String()}
+	args := []string{"wait", c.name, "--timeout", hydrateLimit.String()}
 	c.m.must(c.m.tryFor(hydrateLimit+commandLimit(), command, args...), command, args...)
 	s := c.status()
 	if s.State != "hydrated" || s.Regions.Hydrated != s.Regions.Total || s.Bytes.Remaining != 0 || s.Bytes.Hydrated != s.Size {

@@ -30,7 +30,7 @@ type nullOptions struct {
 	mib       int64 // size
 	blocksize int   // 512 if zero
 	discard   bool
-	mbps      int // most MiB a second; 0 = no limit
+	mbps      int // most MB a second; 0 = no limit
 	// latency of a request, depth and a timer instead of at once, as a real disk's.
 	latency time.Duration
 	depth   int
@@ -69,12 +69,28 @@ func (m *machine) nullBlk(role string, o nullOptions) *disk {
 	}
 	if o.mbps > 0 {
 		set("mbps", int64(o.mbps))
+		// The rate is a budget for each tick of 50 ms (drivers/block/null_blk/main.c, v6.12), and a
+		// request that is larger never goes through.
+		set("max_sectors", int64(o.mbps)*mib/20/sector/4)
 	}
 	if o.depth > 0 {
 		set("hw_queue_depth", int64(o.depth))
 	}
 	set("power", 1)
-	return m.block("/dev/" + name)
+	d := m.block("/dev/" + name)
+	if o.mbps > 0 {
+		m.boundRequests(d, o.mbps)
+	}
+	return d
+}
+
+// boundRequests: null_blk grants a limited device the bytes of 20 ms at a time, and a request larger than that
+// never (null_handle_throttled, main.c, 7.3; before, its largest request was 128 KiB).
+func (m *machine) boundRequests(d *disk, mbps int) {
+	m.Helper()
+	attribute := filepath.Join("/sys/block", d.name, "queue/max_sectors_kb")
+	granted := int64(mbps) * kib / 50
+	m.writeFile(attribute, strconv.FormatInt(min(granted/4*4, m.number(attribute)), 10))
 }
 
 // block describes a block device that is there, or about to be.
@@ -132,6 +148,11 @@ func (m *machine) file(name string, size int64) *disk {
 		m.Fatal(err)
 	}
 	return &disk{m: m, path: path, size: size}
+}
+
+// missing is a file that add is to make.
+func (m *machine) missing(name string) *disk {
+	return &disk{m: m, path: filepath.Join(m.dir, name)}
 }
 
 // traffic is what a block device has been asked for since it was made.

@@ -38,20 +38,29 @@ func (m *machine) newExt4(rng *rand.Rand, d *disk, bytes int64) *fileTree {
 	return t
 }
 
-// mount mounts the device; it is unmounted when the test ends, or by unmount.
-func (t *fileTree) mount(path string) { t.mountAs(path, 0, "") }
+// ext4Folder is an empty folder of a file system on a null_blk device of so many MiB. Direct I/O to its
+// files is real, in blocks of 512 bytes.
+func (m *machine) ext4Folder(mib int64) string {
+	m.Helper()
+	backing := m.nullBlk("folder", nullOptions{mib: mib})
+	m.run("mkfs.ext4", "-q", "-F", backing.path)
+	t := &fileTree{m: m}
+	t.mount(backing.path)
+	return t.root
+}
 
-func (t *fileTree) mountAs(path string, flags uintptr, options string) {
+// mount mounts the device; it is unmounted when the test ends, or by unmount.
+func (t *fileTree) mount(path string) {
 	t.m.Helper()
 	root, err := os.MkdirTemp(t.m.dir, "mnt")
 	if err == nil {
-		err = unix.Mount(path, root, "ext4", flags, options)
+		err = unix.Mount(path, root, "ext4", 0, "")
 	}
 	if err != nil {
 		t.m.Fatalf("mount %s: %v", path, err)
 	}
 	t.root = root
-	t.m.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
+	t.m.Cleanup(func() { unix.Unmount(root, 0) })
 }
 
 func (t *fileTree) unmount() {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -23,7 +22,7 @@ func smallClone(t *testing.T, args ...string) (*clone, *fileTree) {
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	files := m.newExt4(m.random(), source, 2*mib)
-	return m.addClone(source, dest, m.file("meta", 0), args...), files
+	return m.addClone(source, dest, m.missing("meta"), args...), files
 }
 
 // expectFailure checks the exit code of a command and that its message says all of that.
@@ -70,7 +69,7 @@ func TestDelWhileMounted(t *testing.T) {
 func TestDelWhileHydrating(t *testing.T) {
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 64, mbps: 8}), m.nullBlk("dst", nullOptions{mib: 64})
-	c := m.addClone(source, dest, m.file("meta", 0))
+	c := m.addClone(source, dest, m.missing("meta"))
 	from := time.Now()
 	c.del()
 	took := time.Since(from)
@@ -117,7 +116,7 @@ func TestTerminate(t *testing.T) {
 func TestForeground(t *testing.T) {
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
-	c := m.newClone(source, dest, m.file("meta", 0), "--foreground")
+	c := m.newClone(source, dest, m.missing("meta"), "--foreground")
 	cmd := exec.Command(command, append([]string{"add", c.name}, c.args...)...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -125,7 +124,7 @@ func TestForeground(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	m.waitFor(cleanLimit, "the clone", func() error {
-		if o := m.try(command, "status", c.name); o.code != 0 {
+		if o := m.try(command, "table", c.name); o.code != 0 {
 			return errors.New(o.stderr)
 		}
 		return nil
@@ -167,7 +166,7 @@ func TestRefusedAdd(t *testing.T) {
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	small, coarse := m.nullBlk("small", nullOptions{mib: 8}), m.nullBlk("coarse", nullOptions{mib: 16, blocksize: 4096})
 	mounted, signed := m.nullBlk("mounted", nullOptions{mib: 16}), m.nullBlk("signed", nullOptions{mib: 16})
-	meta := m.file("meta", 0)
+	meta := m.missing("meta")
 	m.newExt4(m.random(), source, mib)
 	files := m.newExt4(m.random(), mounted, mib)
 	files.mount(mounted.path)
@@ -184,7 +183,7 @@ func TestRefusedAdd(t *testing.T) {
 	}{
 		{"no source", missing, dest, meta, nil, exit.Source, missing.path},
 		{"no destination", source, missing, meta, nil, exit.Dest, missing.path},
-		{"no metadata to open", source, dest, &disk{m: m, path: m.dir + "/missing"}, []string{"--open"}, exit.Metadata, "missing"},
+		{"no metadata to open", source, dest, m.missing("missing"), []string{"--open"}, exit.Metadata, "missing"},
 		{"odd size of the source", odd, dest, meta, nil, exit.Source, odd.path},
 		{"destination too small", source, small, meta, nil, exit.Dest, small.path},
 		{"destination mounted", source, mounted, meta, nil, exit.Busy, files.root},
@@ -226,9 +225,10 @@ const (
 // the files that it made. What was there before is as it was.
 func TestAddFailsAtEachStep(t *testing.T) {
 	m := newMachine(t)
+	m.dir = m.ext4Folder(32)
 	source := m.file("source", 8*mib)
 	m.fillDisk(source, original)
-	dest, metadata := &disk{m: m, path: filepath.Join(m.dir, "dest")}, &disk{m: m, path: filepath.Join(m.dir, "meta")}
+	dest, metadata := m.missing("dest"), m.missing("meta")
 	c := m.newClone(source, dest, metadata)
 	step := 1
 	for ; ; step++ {

@@ -30,7 +30,7 @@ func testQueues(t *testing.T, queues int) {
 	dest := m.nullBlk("dst", nullOptions{mib: size / mib})
 	m.fillDisk(source, original)
 	m.fillDisk(dest, junk)
-	c := m.addClone(source, dest, m.file("meta", 0), "--queues", strconv.Itoa(queues), "--no-hydration")
+	c := m.addClone(source, dest, m.missing("meta"), "--queues", strconv.Itoa(queues), "--no-hydration")
 	owners := c.queueOwners(queues)
 	w := newModel(size, 4*kib)
 

@@ -17,8 +17,8 @@ func TestDeleteDuringHydration(t *testing.T) {
 	m := newMachine(t)
 	rng := m.random()
 	rounds := count(3, 10)
-	size, region := 48*mib, 64*kib
-	source := m.nullBlk("src", nullOptions{mib: size / mib, mbps: 10})
+	size, region := int64(count(32, 128))*mib, 64*kib
+	source := m.nullBlk("src", nullOptions{mib: size / mib, mbps: 6})
 	dest := m.nullBlk("dst", nullOptions{mib: size / mib})
 	m.fillDisk(source, original)
 	m.fillDisk(dest, junk)
@@ -26,7 +26,7 @@ func TestDeleteDuringHydration(t *testing.T) {
 	// Only writes: a read of an unhydrated region would go to the source and be counted.
 	writes := load{threads: 2, requests: 15, block: sector, kinds: mix{write: 1}}
 
-	c := m.newClone(source, dest, m.file("meta", 0), "--region-size", kibText(region))
+	c := m.newClone(source, dest, m.missing("meta"), "--region-size", kibText(region))
 	before, hydrated := source.traffic(), uint64(0)
 	for round := range rounds {
 		c.add()
@@ -35,10 +35,11 @@ func TestDeleteDuringHydration(t *testing.T) {
 			t.Fatalf("round %d: %d regions hydrated after add, %d before del", round, s.Regions.Hydrated, hydrated)
 		}
 		w.run(m, rng, c.path, writes)
-		goal := dest.traffic().writeBytes + rng.Int64N(size/int64(rounds))
+		written := dest.traffic().writeBytes
+		goal := written + rng.Int64N(1+c.status().Bytes.Remaining/2)
 		m.waitFor(hydrateLimit, "the destination to be written", func() error {
-			if n := dest.traffic().writeBytes; n < goal && c.running() {
-				return fmt.Errorf("%d of %d bytes", n, goal)
+			if n := dest.traffic().writeBytes; n < goal {
+				return fmt.Errorf("%d of %d bytes", n-written, goal-written)
 			}
 			return nil
 		})
@@ -59,13 +60,6 @@ func TestDeleteDuringHydration(t *testing.T) {
 	}
 	w.check(m, dest.path)
 	newModel(size, region).check(m, source.path)
-}
-
-// running says whether there is anything left to hydrate.
-func (c *clone) running() bool {
-	c.m.Helper()
-	s := c.status()
-	return s.Regions.Hydrated < s.Regions.Total
 }
 
 // openingReads is how many bytes of the source one add and del read: to know it again. The clone is
@@ -129,7 +123,7 @@ func TestDeleteIdle(t *testing.T) {
 func TestSettingsSurvive(t *testing.T) {
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
-	c := m.addClone(source, dest, m.file("meta", 0), "--region-size", "64KiB")
+	c := m.addClone(source, dest, m.missing("meta"), "--region-size", "64KiB")
 	m.run(command, "pause", c.name)
 	c.message("hydration_threshold", "7")
 	c.message("hydration_batch_size", "3")

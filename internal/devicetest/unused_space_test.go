@@ -21,7 +21,7 @@ func TestDiscardedRegions(t *testing.T) {
 	m.fillDisk(source, original)
 	m.fillDisk(dest, junk)
 	w := newModel(size, region)
-	c := m.addClone(source, dest, m.file("meta", 0), "--region-size", kibText(region), "--no-hydration")
+	c := m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(region), "--no-hydration")
 	v, buf := m.open(c.path, os.O_RDWR), m.buffer(int(region))
 	must := func(err error) {
 		t.Helper()
@@ -70,7 +70,7 @@ func TestFstrim(t *testing.T) {
 	files := m.newExt4(rng, source, 12*mib)
 	dest := m.nullBlk("dst", nullOptions{mib: size, discard: true})
 	m.fillDisk(dest, junk)
-	c := m.addClone(source, dest, m.file("meta", 0), "--no-hydration")
+	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")
 	files.mount(c.path)
 	t.Log(m.run("fstrim", "-v", files.root))
 	trimmed := c.status()
@@ -113,11 +113,8 @@ func (m *machine) zeroWhereJunk(dest *disk, size int64) {
 func TestSparseSource(t *testing.T) {
 	m := newMachine(t)
 	size, islands := 128*mib, int64(8)
-	backing := m.nullBlk("back", nullOptions{mib: 64})
-	m.run("mkfs.ext4", "-q", "-F", backing.path)
-	folder := &fileTree{m: m}
-	folder.mount(backing.path)
-	source := m.sparseFile(folder.root+"/source", size, islands)
+	source := m.sparseFile(m.ext4Folder(64)+"/source", size, islands)
+	backing := m.block("/dev/nullfolder")
 	dest := m.nullBlk("dst", nullOptions{mib: size / mib})
 	m.fillDisk(dest, junk)
 	w := newModel(size, 4*kib)
@@ -126,7 +123,7 @@ func TestSparseSource(t *testing.T) {
 		w.set(i*size/islands, i*size/islands+mib, original)
 	}
 	m.dropCaches()
-	c := m.addClone(source, dest, m.file("meta", 0), "--no-hydration")
+	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")
 	if s := c.status(); s.Regions.Hydrated != 0 {
 		t.Errorf("%d regions are hydrated before hydration has begun: holes are to be found when it comes to them", s.Regions.Hydrated)
 	}
@@ -145,7 +142,6 @@ func TestSparseSource(t *testing.T) {
 	w.check(m, c.path)
 	c.del()
 	w.check(m, dest.path)
-	folder.unmount()
 }
 
 // sparseFile makes a file with so many islands of one MiB of data, evenly spaced.
