@@ -21,15 +21,15 @@ func TestThreads(t *testing.T) {
 	const (
 		lanes, depth = 3, 4
 		regionSize   = 4096
-		nrRegions    = 8192
+		nrRegions    = 4096
 		size         = nrRegions*regionSize - 512
-		requests     = 6000 // a client
+		length       = 1500 * time.Millisecond
 	)
 	geo, err := clone.NewGeometry(size, regionSize)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, source: make([]byte, size), dest: make([]byte, size)}
+	w := &world{t: t, start: time.Now(), length: length, source: make([]byte, size), dest: make([]byte, size)}
 	for i := range w.source {
 		w.source[i] = 's'
 	}
@@ -46,7 +46,7 @@ func TestThreads(t *testing.T) {
 	for nr := range all {
 		all[nr] = w.newLane(nr)
 		for tag := range depth {
-			all[nr].addClient(tag, nr*depth+tag, lanes*depth, requests)
+			all[nr].addClient(tag, nr*depth+tag, lanes*depth)
 		}
 	}
 	background := w.newLane(lanes)
@@ -71,6 +71,8 @@ func TestThreads(t *testing.T) {
 // world is what the threads share.
 type world struct {
 	t            *testing.T
+	start        time.Time
+	length       time.Duration
 	core         *clone.Core
 	source, dest []byte
 	clients      []*threadClient
@@ -155,22 +157,22 @@ func (l *threadLane) Clear(r *clone.Request, at, n int64) error {
 func (l *threadLane) round() {
 	ios := l.ios
 	l.ios = nil
-	for _, q := range ios {
+	for _, q := range ios { // all before the first Complete, whose locks order things and hide races
 		q.do()
+	}
+	for _, q := range ios {
 		l.Complete(q.token, nil)
 	}
 	l.Drain()
 }
 
-// serve is the loop of a lane of users, until its clients are done.
+// serve is the loop of a lane of users, until their time is over.
 func (l *threadLane) serve() {
 	for {
-		left := 0
 		for _, c := range l.clients {
 			c.next()
-			left += c.left
 		}
-		if left+l.busy == 0 {
+		if l.busy == 0 {
 			return
 		}
 		if len(l.ios) == 0 {
@@ -236,31 +238,30 @@ type threadClient struct {
 	data   []byte
 	nr     int64
 	stride int64
-	left   int
 	busy   bool
 	rng    *rand.Rand
 	holds  map[int64]byte // sector: what it wrote
 	sum    byte
 }
 
-func (l *threadLane) addClient(tag, nr, stride, requests int) {
-	c := &threadClient{lane: l, nr: int64(nr), stride: int64(stride), left: requests, data: make([]byte, 512),
+func (l *threadLane) addClient(tag, nr, stride int) {
+	c := &threadClient{lane: l, nr: int64(nr), stride: int64(stride), data: make([]byte, 512),
 		rng: rand.New(rand.NewPCG(uint64(nr), 0)), holds: map[int64]byte{}}
 	c.req = clone.Request{Tag: tag, End: func(_ *clone.Request, err error) { c.end(err) }}
 	l.clients = append(l.clients, c)
 	l.world.clients = append(l.world.clients, c)
 }
 
-// next submits a request, unless one is in flight.
+// next submits a request, unless one is in flight or time is over.
 func (c *threadClient) next() {
-	if c.busy || c.left == 0 {
+	w := c.lane.world
+	progress := float64(time.Since(w.start)) / float64(w.length)
+	if c.busy || progress >= 1 {
 		return
 	}
-	c.left--
 	c.busy = true
 	c.lane.busy++
-	sectors := int64(len(c.lane.world.source)) / 512
-	sector := c.rng.Int64N(sectors/c.stride)*c.stride + c.nr
+	sector := c.pick(progress)*c.stride + c.nr
 	r := &c.req
 	r.Op, r.FUA, r.Off, r.Len = clone.OpWrite, false, sector*512, 512
 	switch n := c.rng.IntN(10); {
@@ -279,6 +280,17 @@ func (c *threadClient) next() {
 		}
 	}
 	c.lane.Submit(r)
+}
+
+// pick gives one of the client's sectors. All clients go through the device together, so that they meet
+// where regions are being hydrated; by the clock, as a counter that they share would order their accesses
+// and hide races.
+func (c *threadClient) pick(progress float64) int64 {
+	mine := int64(len(c.lane.world.source)) / 512 / c.stride
+	if c.rng.IntN(8) == 0 {
+		return c.rng.Int64N(mine)
+	}
+	return (int64(progress*float64(mine)) + c.rng.Int64N(4)) % mine
 }
 
 func (c *threadClient) end(err error) {
