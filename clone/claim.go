@@ -94,6 +94,7 @@ func (c *Core) open(k *claim, first, end uint64, room int) verdict {
 	c.mu.reserved += pages
 	k.first, k.end, k.pages = first, end, pages
 	c.mu.claims.add(k)
+	c.checkClaims()
 	return claimed
 }
 
@@ -165,6 +166,7 @@ func (c *Core) settle(k *claim, marks []mark) (g gain) {
 	}
 	c.mu.reserved -= k.pages
 	c.mu.claims.remove(k)
+	c.checkClaims()
 	woken := k.waiters.take()
 	c.mu.Unlock()
 	c.wake(woken)

@@ -3,6 +3,8 @@ package clone
 import (
 	"errors"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
 // TestFlushWaitsForCommit: with marks a FLUSH is a commit's, and one that comes after the freeze waits
@@ -188,5 +190,46 @@ func TestComplete(t *testing.T) {
 	}
 	if !r.core.Complete() || r.core.DurableHydrated() != 4 {
 		t.Fatalf("not complete after the commit, %d regions durable", r.core.DurableHydrated())
+	}
+}
+
+// TestPoolLeavesRoomForUsers: the background takes at most half of the pool of uncommitted marks; a
+// request that finds it full waits for a commit, and for nothing else (I8, I9).
+func TestPoolLeavesRoomForUsers(t *testing.T) {
+	const pages, page = 8, bitmap.RegionsPerPage * testRegion
+	geo, err := NewGeometry(pages*page, testRegion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	regions := bitmap.New(geo.Regions(), make([]bitmap.Page, pages))
+	q := &quiet{}
+	core := New(Config{Geometry: geo, Map: regions, Kick: func() {}, DeltaPages: 4})
+	lane := core.NewLane(LaneConfig{Backend: q, Wake: func() {}, Ops: 4, Buffers: [][]byte{make([]byte, testRegion)}})
+	for n, want := range []error{nil, nil, ErrCommitFirst} {
+		first := uint64(n) * bitmap.RegionsPerPage
+		if err := lane.MarkHoles(first, first+1); !errors.Is(err, want) {
+			t.Fatalf("holes in page %d: %v, expected %v", n, err, want)
+		}
+	}
+	answers := 0
+	discard := func(n int64) {
+		lane.Submit(&Request{Op: OpDiscard, Off: n * page, Len: testRegion, End: func(_ *Request, err error) {
+			if answers++; err != nil {
+				t.Errorf("discard in page %d: %v", n, err)
+			}
+		}})
+	}
+	for n := range int64(3) {
+		discard(3 + n)
+	}
+	if answers != 2 {
+		t.Fatalf("%d discards answered with room for two pages", answers)
+	}
+	if err := core.Commit(q, q); err != nil {
+		t.Fatal(err)
+	}
+	lane.Drain()
+	if answers != 3 {
+		t.Fatalf("%d discards answered after a commit", answers)
 	}
 }

@@ -26,6 +26,7 @@ func (l *Lane) CopyRegions() uint64 { return max(1, uint64(l.bufSize)>>l.core.ge
 
 // Hydrate starts h, or answers false when the lane has no operation or buffer free.
 func (l *Lane) Hydrate(h *Hydration) bool {
+	h.check(l)
 	n := len(l.freeOps)
 	if n == 0 || !h.Zero && len(l.buffers) == 0 {
 		return false

@@ -205,6 +205,7 @@ func (l *Lane) newOp(r *Request) *op {
 // freeOp gives back an operation and its buffer.
 func (l *Lane) freeOp(o *op) {
 	l.freeBuffer(o)
+	o.checkFree()
 	token := o.token
 	*o = op{token: token}
 	l.freeOps = append(l.freeOps, o)

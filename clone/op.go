@@ -84,6 +84,7 @@ func (p *plan) mark(m mark) {
 // Complete takes the end of a backend I/O: err nil means done whole.
 func (l *Lane) Complete(token uint32, err error) {
 	o := &l.ops[token]
+	o.checkBusy()
 	switch o.step {
 	case readRun:
 		l.readRunDone(o, err)

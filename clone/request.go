@@ -55,6 +55,7 @@ type Request struct {
 
 	lane    *Lane
 	next    *Request // a request is in at most one list
+	listed  listMark
 	after   afterWait
 	err     error
 	pending int   // READ: parts in flight
@@ -73,6 +74,7 @@ const (
 type requestList struct{ head, tail *Request }
 
 func (l *requestList) push(r *Request) {
+	r.listed.enter()
 	r.next = nil
 	if l.tail == nil {
 		l.head = r
@@ -91,6 +93,7 @@ func (l *requestList) pop() *Request {
 		l.tail = nil
 	}
 	r.next = nil
+	r.listed.leave()
 	return r
 }
 

@@ -33,7 +33,6 @@ type sim struct {
 	wild      []*clone.Hydration // free ones
 	now       time.Time
 	timer     time.Time // the hydrator's next, zero: none
-	wasFull   bool      // Complete was told before the last power loss
 
 	step     int
 	left     int // requests still to be issued
@@ -162,15 +161,18 @@ func (s *sim) cut() func() bool {
 // powerCut loses what was not flushed, checks what is left, and starts anew.
 func (s *sim) powerCut() error {
 	s.note("POWER CUT", nil, 0, 0, 0, nil)
-	s.wasFull = s.core.Complete()
+	wasFull, durable := s.core.Complete(), s.core.DurableHydrated()
 	s.committer.stop()
 	s.disks.powerCut(s.rng)
 	s.inFlight = 0
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after power loss: %w", err)
 	}
-	if s.wasFull && !s.core.Complete() {
+	if wasFull && !s.core.Complete() {
 		return errors.New("hydration was complete before the power loss and is not after it")
+	}
+	if n := s.core.Regions().NrHydrated(); n < durable {
+		return fmt.Errorf("%d regions were durably hydrated before the power loss, %d are hydrated after it", durable, n)
 	}
 	return s.oracle.crash(s.peek)
 }
@@ -220,6 +222,9 @@ func (s *sim) dry() error {
 	}
 	if s.inFlight > 0 {
 		return fmt.Errorf("request never answered: %s", s.progress())
+	}
+	if n := s.core.UserInFlight(); n != 0 {
+		return fmt.Errorf("all requests are answered and the core counts %d in flight", n)
 	}
 	return nil
 }

@@ -1,0 +1,50 @@
+package hydrate
+
+import (
+	"testing"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+)
+
+// TestFullPoolDoesNotSpin: when the background's share of the pool of uncommitted marks is used up, Pump
+// gives up until a commit had time, and goes on after it (I12).
+func TestFullPoolDoesNotSpin(t *testing.T) {
+	const pages = 6
+	r := newRig(t, pages*bitmap.RegionsPerPage, on, nil)
+	r.core = clone.New(clone.Config{
+		Geometry:   r.core.Geometry(),
+		Map:        r.core.Regions(),
+		Kick:       func() {},
+		DeltaPages: 4,
+	})
+	r.lane = r.core.NewLane(clone.LaneConfig{Backend: r, Wake: func() {}, Ops: 8, Buffers: [][]byte{make([]byte, regionSize)}})
+	r.h.cfg.Core, r.h.cfg.Lane = r.core, r.lane
+	for page := range uint64(pages) {
+		first := page * bitmap.RegionsPerPage
+		if err := r.lane.MarkHoles(first, first+8); err != nil {
+			if err != clone.ErrCommitFirst || page != 2 {
+				t.Fatalf("holes of page %d: %v", page, err)
+			}
+			break
+		}
+	}
+	r.h.Pump()
+	if len(r.asked) != 0 || r.wait <= 0 || r.wait > commitPause {
+		t.Fatalf("asked %v with the pool full, Pump again in %v", r.asked, r.wait)
+	}
+	if err := r.core.Commit(nowhere{}, nowhere{}); err != nil {
+		t.Fatal(err)
+	}
+	r.now = r.now.Add(commitPause)
+	r.h.Pump()
+	if len(r.asked) == 0 {
+		t.Fatal("nothing asked after the commit")
+	}
+}
+
+// nowhere is a destination and metadata that need not be kept.
+type nowhere struct{}
+
+func (nowhere) Flush() error                         { return nil }
+func (nowhere) WritePage(uint64, *bitmap.Page) error { return nil }
