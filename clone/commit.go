@@ -29,7 +29,7 @@ type MapStore interface {
 
 // Commit is one commit, with nothing marked and somebody waiting just a flush of the destination. One
 // caller at a time: the committer. An error has been acted on already and is for the log. While a lane
-// flushes the destination it does nothing: the end of that flush kicks, if somebody waits.
+// flushes the destination it is ErrCommitPutOff: the end of that flush kicks, if somebody waits.
 func (c *Core) Commit(dest Flusher, store MapStore) error {
 	served, work, err := c.freeze()
 	if work {
@@ -51,7 +51,7 @@ func (c *Core) freeze() (served requestList, work bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.mu.flushing {
-		return served, false, nil
+		return served, false, ErrCommitPutOff
 	}
 	served = c.mu.waiters.take()
 	if err := c.committable(); err != nil {

@@ -27,8 +27,8 @@ func (m Mode) String() string {
 	return "Fail"
 }
 
-// MaxSpan is the most bytes that a DISCARD or WRITE_ZEROES may cover; the frontend advertises it. It
-// bounds how many pages of the map one claim may mark (18 at 4 KiB regions), and with them the pools (I9).
+// MaxSpan is the most bytes that a request may cover; the frontend advertises it. It bounds how many
+// pages of the map one claim may mark (18 at 4 KiB regions), and with them the pools (I9).
 const MaxSpan = MaxRegionSize
 
 // deltaPages is how many pages of the region map may hold marks that are not committed yet. At 4 KiB

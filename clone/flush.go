@@ -1,11 +1,5 @@
 package clone
 
-import "errors"
-
-// ErrFlushLost answers every FLUSH after a flush of the destination failed: the kernel reports lost
-// bytes once, and a later flush that succeeds proves nothing about them (I10, H24).
-var ErrFlushLost = errors.New("an earlier flush of the destination failed")
-
 // flush answers when all that was answered before it, and its marks, are durable (I5). With marks that
 // are not committed that is a commit's end. With none it is a flush of the destination from here, unless
 // one is in flight already, or somebody waits for a commit's.

@@ -1,7 +1,6 @@
 package clone
 
 import (
-	"errors"
 	"fmt"
 	"math/bits"
 )
@@ -11,9 +10,6 @@ const (
 	MinRegionSize = 4 << 10
 	MaxRegionSize = 1 << 30
 )
-
-// ErrGeometry says that sizes do not fit together; the wrapping error has the figures.
-var ErrGeometry = errors.New("bad geometry")
 
 // Geometry is all region arithmetic of the clone. Offsets and lengths are bytes, regions are
 // numbers; everything is 64-bit (H20). The last region, the tail, may be shorter than the others and

@@ -1,14 +1,6 @@
 package clone
 
-import (
-	"errors"
-
-	"github.com/ublk-clone/ublk-clone/bitmap"
-)
-
-// ErrCommitFirst ends a background hydration that found the pool of uncommitted pages full. A commit
-// has been asked for; the regions may be tried again after it.
-var ErrCommitFirst = errors.New("too many uncommitted marks: a commit comes first")
+import "github.com/ublk-clone/ublk-clone/bitmap"
 
 // Hydration is one background hydration, preallocated by the hydrator: the regions [First, End), all in
 // state Source when it began (Zero false) or all in state Zero. A copy of more than one region must fit

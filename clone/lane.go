@@ -121,7 +121,7 @@ func (l *Lane) Submit(r *Request) {
 		return
 	}
 	add(&l.stats.ops[r.Op], 1)
-	if r.Op != OpFlush && !l.core.geo.Valid(r.Off, r.Len) {
+	if r.Op != OpFlush && (!l.core.geo.Valid(r.Off, r.Len) || r.Len > MaxSpan) {
 		l.end(r, ErrRange)
 		return
 	}

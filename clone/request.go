@@ -1,18 +1,5 @@
 package clone
 
-import "errors"
-
-// Errors that the core itself ends a request with; every other error is the backend's, as it came.
-// A frontend turns each of them into EIO.
-var (
-	// ErrReadOnly: the request needs a new mark, or a commit of marks, and the mode is not rw (I10).
-	ErrReadOnly = errors.New("metadata are read-only: no region can be marked")
-	// ErrRange: the request is empty or reaches beyond the device's end.
-	ErrRange = errors.New("request outside of the device")
-	// ErrOp: the operation is none of the core's.
-	ErrOp = errors.New("unknown operation")
-)
-
 // Op is what a request asks for, as in the block layer.
 type Op uint8
 
