@@ -155,11 +155,14 @@ type lines struct {
 }
 
 func (l *lines) see(st *cloneStatus) error {
-	now := time.Now()
-	if st.State == l.state && now.Before(l.next) {
+	now, state := time.Now(), st.State
+	if state == stateYielding { // comes and goes with the users' requests
+		state = stateHydrating
+	}
+	if state == l.state && now.Before(l.next) {
 		return nil
 	}
-	l.state, l.next = st.State, now.Add(l.pause)
+	l.state, l.next = state, now.Add(l.pause)
 	return l.print(st)
 }
 
