@@ -136,6 +136,9 @@ func (d *daemon) bringUp(signals <-chan os.Signal) error {
 	if err := sys.DieQuickly(); err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "prepare the process", Cause: err}
 	}
+	if err := sys.SetIOFlusher(); err != nil {
+		d.log.Warn().Err(err).Msg("the kernel may wait for this daemon while it frees memory for it")
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {

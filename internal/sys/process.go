@@ -20,12 +20,6 @@ func DieQuickly() error {
 	return wrap("set core limit", unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}))
 }
 
-// KillSelf ends the process by SIGKILL. It does not return.
-func KillSelf() {
-	_ = unix.Kill(unix.Getpid(), unix.SIGKILL)
-	select {}
-}
-
 // SetIOFlusher tells the kernel, for every thread of this process, that memory
 // reclaim may not wait for I/O to a device that we serve ourselves
 // (PR_SET_IO_FLUSHER; later threads inherit it). It needs CAP_SYS_RESOURCE and
@@ -36,17 +30,6 @@ func SetIOFlusher() error {
 		return fmt.Errorf("prctl PR_SET_IO_FLUSHER: %w", errno)
 	}
 	return nil
-}
-
-// LockMemory keeps every page, present and future, out of swap.
-func LockMemory() error {
-	return wrap("lock memory", unix.Mlockall(unix.MCL_CURRENT|unix.MCL_FUTURE|unix.MCL_ONFAULT))
-}
-
-// Alive says whether a process with this id exists.
-func Alive(pid int) bool {
-	err := unix.Kill(pid, 0)
-	return err == nil || errors.Is(err, syscall.EPERM)
 }
 
 // PeerUID is the user id of the process at the other end of a unix socket
