@@ -41,7 +41,11 @@ func (d runDir) spawn(st start) (string, error) {
 		return "", spawnError(name, err)
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe", daemonCommand)
+	program, err := os.Executable() // not /proc/self/exe: the process would be called "exe"
+	if err != nil {
+		return "", spawnError(name, err)
+	}
+	cmd := exec.Command(program, daemonCommand)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles, cmd.Dir = log, log, []*os.File{w}, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = startWith(cmd, st)
