@@ -20,14 +20,26 @@ func TestFlushWaitsForCommit(t *testing.T) {
 	if r.kicks == 0 {
 		t.Fatal("the committer was not kicked")
 	}
+	var late *answered
+	r.onFlush = func() {
+		if late == nil {
+			late = r.submit(OpFlush, 0, 0)
+		}
+	}
 	if err := r.commit(); err != nil {
 		t.Fatal(err)
 	}
 	r.lane.Drain()
 	r.want(f, nil)
+	r.wantWaiting(late)
 	if r.pages != 1 {
 		t.Fatalf("%d pages written", r.pages)
 	}
+	if err := r.commit(); err != nil {
+		t.Fatal(err)
+	}
+	r.lane.Drain()
+	r.want(late, nil)
 }
 
 // TestCommitWritesNothingTwice: with nothing marked a commit for a waiter is a flush only.

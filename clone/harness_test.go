@@ -18,7 +18,8 @@ type rig struct {
 	source, dest []byte
 	ios          []queued
 	kicks        int
-	flushErr     error // of the committer's flush
+	flushErr     error  // of the committer's flush
+	onFlush      func() // during it
 	storeErr     error
 	pages        int // written by commits
 }
@@ -90,7 +91,12 @@ func (r *rig) Fetch(_ *Request, _ int64, dst []byte) error {
 func (r *rig) Clear(*Request, int64, int64) error { return nil }
 
 // Flush and WritePage are the committer's.
-func (r *rig) Flush() error { return r.flushErr }
+func (r *rig) Flush() error {
+	if r.onFlush != nil {
+		r.onFlush()
+	}
+	return r.flushErr
+}
 
 func (r *rig) WritePage(uint64, *bitmap.Page) error {
 	r.pages++

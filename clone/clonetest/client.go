@@ -127,7 +127,7 @@ func (c *client) needs(p *operation, e *diskError) bool {
 // draw makes up an operation.
 func (s *sim) draw() *operation {
 	s.lastID++
-	p := &operation{id: s.lastID, op: s.drawOp(), fua: false}
+	p := &operation{id: s.lastID, op: s.drawOp()}
 	if p.op == clone.OpFlush {
 		return p
 	}

@@ -43,8 +43,14 @@ type sim struct {
 }
 
 // Run runs one configuration and gives what went wrong, with the history.
-func Run(cfg Config) error {
-	s := &sim{cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 2)), lastID: firstValue, left: cfg.Requests}
+func Run(cfg Config) error { return newSim(cfg).report() }
+
+func newSim(cfg Config) *sim {
+	return &sim{cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 2)), lastID: firstValue, left: cfg.Requests}
+}
+
+// report runs and describes what went wrong.
+func (s *sim) report() error {
 	err := s.run()
 	if s.committer != nil {
 		s.committer.stop()
@@ -58,7 +64,7 @@ func Run(cfg Config) error {
 	} else {
 		err = fmt.Errorf("%w\nwhat happened last:\n%s", err, s.trace.last(40))
 	}
-	return fmt.Errorf("%s\n%w", cfg, err)
+	return fmt.Errorf("%s\n%w", s.cfg, err)
 }
 
 func (c Config) String() string {

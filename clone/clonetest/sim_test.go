@@ -1,6 +1,7 @@
 package clonetest
 
 import (
+	"errors"
 	"flag"
 	"os"
 	"strconv"
@@ -23,6 +24,21 @@ func TestSim(t *testing.T) {
 	for seed := range seeds(t) {
 		if err := Run(Random(uint64(seed))); err != nil {
 			t.Fatalf("%v\nreplay: go test ./clone/clonetest -run TestSim -seed %d", err, seed)
+		}
+	}
+}
+
+// TestDeterministic: a seed decides everything, else a replay shows something else.
+func TestDeterministic(t *testing.T) {
+	for seed := range uint64(20) {
+		a, b := newSim(Random(seed)), newSim(Random(seed))
+		if err := errors.Join(a.report(), b.report()); err != nil {
+			t.Fatal(err)
+		}
+		for i, e := range a.trace.events {
+			if i >= len(b.trace.events) || e.String() != b.trace.events[i].String() {
+				t.Fatalf("seed %d: event %d differs: first run %v", seed, i, e)
+			}
 		}
 	}
 }
