@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
@@ -208,24 +207,4 @@ func (c *clone) waitHydrated() status {
 		c.m.Fatalf("wait has returned with status %+v", s)
 	}
 	return s
-}
-
-// waitCopied waits until the hydrated share of the regions is at least that, and returns the status.
-func (c *clone) waitCopied(share float64) status {
-	c.m.Helper()
-	var s status
-	c.m.waitFor(hydrateLimit, fmt.Sprintf("%.0f %% to be hydrated", share*100), func() error {
-		s = c.status()
-		if float64(s.Regions.Hydrated) < share*float64(s.Regions.Total) {
-			return fmt.Errorf("%d of %d regions", s.Regions.Hydrated, s.Regions.Total)
-		}
-		return nil
-	})
-	return s
-}
-
-// took logs how long something took in the guest.
-func (m *machine) took(what string, from time.Time) {
-	m.Helper()
-	m.Logf("%s took %v", what, time.Since(from).Round(10*time.Millisecond))
 }
