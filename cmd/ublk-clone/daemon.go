@@ -69,8 +69,9 @@ func newDaemon(dir runDir, st start, e engine, log zerolog.Logger) *daemon {
 // list is the start-up in order:
 //
 //	1    lock the name: one daemon for each
-//	2    write the definition
-//	3..  the engine's: devices, region map, core, block device
+//	2    remove the block device that a dead daemon of that name has left
+//	3    write the definition
+//	4..  the engine's: devices, region map, core, block device
 //	     note the device in the definition, for whoever finds the daemon dead
 //	last control socket
 //
@@ -83,6 +84,7 @@ func (d *daemon) list() []step {
 			do:   func(context.Context) (err error) { d.lock, err = d.dir.acquire(def.Name); return err },
 			undo: func() error { return d.lock.release() },
 		},
+		{name: "clear up after a dead daemon", do: func(context.Context) error { return d.clearUp(def.Name) }},
 		{
 			name: "write the definition",
 			do:   func(context.Context) error { return d.dir.store(def) },
@@ -108,6 +110,18 @@ func (d *daemon) list() []step {
 		},
 		undo: func() error { return d.server.listener.Close() },
 	})
+}
+
+// clearUp holds the name's lock: whoever wrote a definition that is there is dead.
+func (d *daemon) clearUp(name string) error {
+	old, err := d.dir.load(name)
+	if exit.Code(err) == exit.NoClone {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return removeDead(old)
 }
 
 func (d *daemon) serve() {

@@ -112,6 +112,32 @@ func TestTerminate(t *testing.T) {
 	c.del()
 }
 
+// A daemon that was killed takes its device with it. The commands say so, and the same add goes on with what
+// was flushed, with no device of the dead one left (newMachine checks that).
+func TestKilledDaemon(t *testing.T) {
+	c, files := smallClone(t)
+	c.waitHydrated()
+	if err := syscall.Kill(c.status().PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	c.m.waitFor(cleanLimit, "the daemon to end", func() error {
+		if len(daemons()) > 0 {
+			return errors.New("it is there")
+		}
+		return nil
+	})
+	c.path = ""
+	c.m.expectFailure(c.m.try(command, "wait", c.name), exit.NoAnswer, "dead")
+	c.add()
+	if s := c.status(); s.Regions.Hydrated != s.Regions.Total {
+		t.Errorf("%d of %d regions are hydrated", s.Regions.Hydrated, s.Regions.Total)
+	}
+	files.mount(c.path)
+	files.check(nil)
+	files.unmount()
+	c.del()
+}
+
 // In the foreground the command is the daemon, and ends by del with exit status 0.
 func TestForeground(t *testing.T) {
 	m := newMachine(t)
