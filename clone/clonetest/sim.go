@@ -201,6 +201,9 @@ func (s *sim) finish() error {
 	}
 	s.healed = true
 	s.note("errors stop", nil, 0, 0, 0, nil)
+	if err := s.until(func() bool { return s.committer.idle }); err != nil { // a commit may have failed already
+		return err
+	}
 	if s.core.Mode() != clone.ReadWrite || s.cfg.PowerCuts == 0 && s.rng.IntN(2) == 0 {
 		if err := s.readAll(); err != nil {
 			return err
