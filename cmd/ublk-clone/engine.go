@@ -163,7 +163,7 @@ func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
 func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 	sb := e.store.Superblock()
 	e.core = clone.New(clone.Config{
-		Geometry: geo, Map: regions, Mode: clone.Mode(sb.Mode), FlushLost: sb.DestFlushFailed,
+		Geometry: geo, Map: regions, Mode: clone.Mode(sb.Mode), FlushLost: sb.DestFlushFailed, // I10
 		Kick: e.committer.kick, Event: e.committer.kick,
 	})
 	source, errSource := uring.NewFile(e.source.File())

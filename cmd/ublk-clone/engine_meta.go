@@ -91,6 +91,27 @@ func (e *cloneEngine) adopt() error {
 			Next:  "Stop the clone there; --force takes them over when that machine is gone."}
 	}
 	e.takeSettings(sb.Settings)
+	return e.recoverMode(sb.Mode)
+}
+
+// recoverMode: a clone whose metadata or destination failed starts no better than it was left; force is the
+// explicit word that ends it (I10).
+func (e *cloneEngine) recoverMode(mode metadata.Mode) error {
+	if mode == metadata.ModeReadWrite {
+		return nil
+	}
+	if !e.start.Force {
+		e.log.Warn().Stringer("mode", mode).Msg("metadata or destination have failed before: no region can be marked")
+		return nil
+	}
+	e.log.Warn().Stringer("mode", mode).Msg("--force: metadata and destination are taken to be repaired")
+	err := e.store.Update(func(sb *metadata.Superblock) error {
+		sb.Mode, sb.DestFlushFailed = metadata.ModeReadWrite, false
+		return nil
+	})
+	if err != nil {
+		return metaError("repair", e.meta.Path(), err)
+	}
 	return nil
 }
 

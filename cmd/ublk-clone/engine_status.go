@@ -98,10 +98,10 @@ func (e *cloneEngine) explain(st *cloneStatus, h hydrate.Status) (state, reason,
 	switch {
 	case e.core.FlushLost():
 		return stateFailed, "A flush of the destination failed: what was written since the flush before it may be lost. Hydrated regions are served, no region is marked any more, FLUSH fails.",
-			"Copy what matters off the device, then replace the destination."
+			"Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."
 	case e.core.Mode() != clone.ReadWrite:
 		return stateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",
-			"Repair " + e.start.Definition.Metadata + ", then del and add the clone."
+			"Copy what was written since the last FLUSH. Repair " + e.start.Definition.Metadata + ", then `ublk-clone del` and `add --force` go on from the last commit."
 	case e.core.Complete():
 		return stateHydrated, "Everything is in the destination and durable.", "The clone can be deleted; " + e.start.Definition.Dest + " stands alone."
 	}

@@ -1,0 +1,85 @@
+//go:build device
+
+package devicetest
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"testing"
+)
+
+// What a clone does when its metadata fail (I10).
+
+// fails turns a device-mapper device into one that fails all I/O, works makes it what it was; both while it
+// is open.
+func (m *machine) fails(name string, size int64) {
+	m.Helper()
+	m.reload(name, fmt.Sprintf("0 %d error", size/sector))
+}
+
+func (m *machine) works(name string, size int64, under *disk) {
+	m.Helper()
+	m.reload(name, fmt.Sprintf("0 %d linear %s 0", size/sector, under.path))
+}
+
+func (m *machine) reload(name, table string) {
+	m.Helper()
+	m.run("dmsetup", "suspend", "--noflush", name)
+	m.run("dmsetup", "load", name, "--table", table)
+	m.run("dmsetup", "resume", name)
+}
+
+// Metadata that cannot be written make the clone read-only. What was acknowledged stays visible, what needs
+// no mark works, FLUSH fails; del sets no clean mark; and what was flushed before is there afterwards.
+func TestMetadataFail(t *testing.T) {
+	m := newMachine(t)
+	m.kernel.expect("I/O error")
+	source, dest, under := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16}), m.nullBlk("meta", nullOptions{mib: 16})
+	m.fillDisk(source, original)
+	const size = 8 * mib
+	c := m.addClone(source, dest, m.linear("meta", under, size), "--no-hydration")
+	v, buf := m.open(c.path, os.O_RDWR), m.buffer(4096)
+	write := func(region int64, b byte) error {
+		copy(buf, bytes.Repeat([]byte{b}, len(buf)))
+		return v.write(buf, region*int64(len(buf)))
+	}
+	must := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	mustNot := func(what string, err error) {
+		t.Helper()
+		if err == nil {
+			t.Errorf("%s succeeds", what)
+		}
+	}
+	must("write", write(0, 1))
+	must("flush", v.flush())
+	m.fails("meta", size)
+	must("write, acknowledged and never committed", write(1, 2))
+	mustNot("FLUSH without metadata", v.flush())
+	if s := c.status(); s.Mode != "ro" || s.State != "failed" {
+		t.Errorf("status is %+v", s)
+	}
+	must("write of a hydrated region", write(1, 3))
+	mustNot("a write that needs a mark", write(2, 4))
+	must("read", v.read(buf, int64(len(buf))))
+	if buf[0] != 3 {
+		t.Errorf("what was acknowledged reads as %d", buf[0])
+	}
+	v.close()
+	m.works("meta", size, under)
+	m.expectFailure(m.try(command, "del", c.name), 10, "no clean mark")
+	c.path = ""
+	c.add()
+	v = m.open(c.path, os.O_RDWR)
+	must("read", v.read(buf, 0))
+	if buf[0] != 1 {
+		t.Errorf("what was flushed reads as %d", buf[0])
+	}
+	v.close()
+	c.del()
+}
