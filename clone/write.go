@@ -14,34 +14,48 @@ import "github.com/ublk-clone/ublk-clone/bitmap"
 // comes back to here.
 func (l *Lane) write(r *Request) {
 	first, end := l.core.geo.Touched(r.Off, r.Len)
-	hydrated := l.core.regions.AllHydrated(first, end)
-	o := l.newOp(r)
-	if o == nil {
+	if l.core.regions.AllHydrated(first, end) {
+		if o := l.newOp(r); o != nil {
+			l.writeThrough(o, first, end)
+		}
 		return
 	}
-	if hydrated {
-		l.writeThrough(o, first, end)
-		return
-	}
-	if l.ragged(r) && !l.takeBuffer(o) {
-		l.freeOp(o)
-		l.starved.push(r)
-		return
-	}
-	switch l.core.claimFor(r, &o.claim, first, end) {
-	case claimed:
-		o.holds = true
+	o := l.claimOp(r, first, end)
+	switch {
+	case o == nil:
+	case o.holds:
 		l.planWrite(o)
 		l.nextSegment(o)
-	case nothing:
+	default: // hydrated meanwhile
 		l.freeBuffer(o)
 		l.writeThrough(o, first, end)
+	}
+}
+
+// claimOp takes an operation for r, a buffer if r covers a region in part, and a claim of what in [first,
+// end) is not hydrated; without one when all of it is. nil: r waits, or has been refused.
+func (l *Lane) claimOp(r *Request, first, end uint64) *op {
+	o := l.newOp(r)
+	if o == nil {
+		return nil
+	}
+	if r.Op != OpDiscard && l.ragged(r) && !l.takeBuffer(o) {
+		l.freeOp(o)
+		l.starved.push(r)
+		return nil
+	}
+	v := l.core.claimFor(r, &o.claim, first, end)
+	switch v {
+	case claimed, nothing:
+		o.holds = v == claimed
+		return o
 	case refused:
 		l.freeOp(o)
 		l.end(r, ErrReadOnly)
 	case excluded, full: // r is in a list already, and perhaps woken
 		l.freeOp(o)
 	}
+	return nil
 }
 
 // ragged says whether r covers a region in part.

@@ -11,41 +11,22 @@ func (l *Lane) discard(r *Request) {
 		l.end(r, nil)
 		return
 	}
-	l.zero(r, first, end, false)
+	l.zero(r, first, end)
 }
 
 // writeZeroes covers every byte: whole regions as discard does, ragged edges like a partial write.
 func (l *Lane) writeZeroes(r *Request) {
 	first, end := l.core.geo.Touched(r.Off, r.Len)
-	l.zero(r, first, end, l.ragged(r))
+	l.zero(r, first, end)
 }
 
 // zero claims the regions of [first, end) that are not hydrated. The claim stays, and the request
 // unanswered, until all zeroing of the destination has ended (I3): the hydrated regions among and
 // beside them cannot come to be otherwise meanwhile.
-func (l *Lane) zero(r *Request, first, end uint64, ragged bool) {
-	o := l.newOp(r)
-	if o == nil {
-		return
-	}
-	if ragged && !l.takeBuffer(o) {
-		l.freeOp(o)
-		l.starved.push(r)
-		return
-	}
-	switch l.core.claimFor(r, &o.claim, first, end) {
-	case claimed:
-		o.holds = true
+func (l *Lane) zero(r *Request, first, end uint64) {
+	if o := l.claimOp(r, first, end); o != nil {
 		l.planZero(o)
 		l.nextSegment(o)
-	case nothing:
-		l.planZero(o)
-		l.nextSegment(o)
-	case refused:
-		l.freeOp(o)
-		l.end(r, ErrReadOnly)
-	case excluded, full:
-		l.freeOp(o)
 	}
 }
 
