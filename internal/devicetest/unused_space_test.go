@@ -15,9 +15,10 @@ import (
 // other data.
 func TestDiscardedRegions(t *testing.T) {
 	m := newMachine(t)
-	size, region := 32*mib, 64*kib
-	source := m.nullBlk("src", nullOptions{mib: size / mib})
-	dest := m.nullBlk("dst", nullOptions{mib: size / mib})
+	region, tail := 64*kib, int64(5*sector)
+	size := 32*mib + tail
+	source := m.linear("src", m.nullBlk("src", nullOptions{mib: 33}), size)
+	dest := m.linear("dst", m.nullBlk("dst", nullOptions{mib: 33}), size)
 	m.fillDisk(source, original)
 	m.fillDisk(dest, junk)
 	w := newModel(size, region)
@@ -30,18 +31,18 @@ func TestDiscardedRegions(t *testing.T) {
 		}
 	}
 	before := source.traffic()
-	must(w.discard(v, 0, 8*mib))                              // whole regions
-	must(w.discard(v, 10*mib+sector, 2*mib))                  // both ends ragged: 31 regions
-	must(w.discard(v, 14*mib+sector, region-2*sector))        // nothing whole
-	must(w.write(v, buf[:4*sector], 16*mib, false))           // hydrated by a write
-	must(w.discard(v, 16*mib, region))                        // and zeroed in place
-	must(w.write(v, buf[:4*sector], 4*mib+sector, false))     // into a discarded region: merged with zeros
-	must(w.discard(v, size-3*region-sector, 3*region+sector)) // to the end
+	must(w.discard(v, 0, 8*mib))                                        // whole regions
+	must(w.discard(v, 10*mib+sector, 2*mib))                            // both ends ragged: 31 regions
+	must(w.discard(v, 14*mib+sector, region-2*sector))                  // nothing whole
+	must(w.write(v, buf[:4*sector], 16*mib, false))                     // hydrated by a write
+	must(w.discard(v, 16*mib, region))                                  // and zeroed in place
+	must(w.write(v, buf[:4*sector], 4*mib+sector, false))               // into a discarded region: merged with zeros
+	must(w.discard(v, size-tail-3*region+sector, 3*region+tail-sector)) // to the end: 2 regions and the tail
 	must(w.zero(v, 20*mib, 2*mib))
 	if n := source.traffic().since(before).readBytes; n > region {
 		t.Errorf("discards and one small write read %d bytes of the source", n)
 	}
-	spared := 8*mib + 31*region + 3*region + 2*mib
+	spared := 8*mib + 31*region + 2*region + tail + 2*mib
 	discarded := source.traffic()
 	w.check(m, c.path)
 	checked := source.traffic()
