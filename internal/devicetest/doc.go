@@ -20,8 +20,5 @@
 // passed. Limits are those of the command where it promises one, and generous
 // otherwise: the guests run ten times slower than the metal.
 //
-// # Flags
-//
-//	-full    the printed counts of rounds and requests; without it fewer, for every change
-//	-seed N  the seed of all that is random; each test prints the one that it used
+// FULL and SEED in the environment set how much is tried and with what (scripts/device-tests).
 package devicetest

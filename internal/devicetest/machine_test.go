@@ -6,22 +6,17 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
-)
-
-var (
-	fullFlag = flag.Bool("full", os.Getenv("FULL") == "1", "the printed counts of rounds and requests")
-	seedFlag = flag.Uint64("seed", 1, "seed of all that is random")
 )
 
 // Limits of what a test waits for.
@@ -40,9 +35,9 @@ func commandLimit() time.Duration {
 	return time.Minute
 }
 
-// count is full with the flag -full, else reduced.
+// count is full with FULL=1, else reduced.
 func count(reduced, full int) int {
-	if *fullFlag {
+	if os.Getenv("FULL") == "1" {
 		return full
 	}
 	return reduced
@@ -83,10 +78,19 @@ func newMachine(t *testing.T) *machine {
 	return m
 }
 
+// seed is SEED, or 1.
+func seed() uint64 {
+	n, err := strconv.ParseUint(os.Getenv("SEED"), 10, 64)
+	if err != nil {
+		return 1
+	}
+	return n
+}
+
 // random is the test's source of randomness.
 func (m *machine) random() *rand.Rand {
-	m.Logf("seed %d", *seedFlag)
-	return rand.New(rand.NewPCG(*seedFlag, uint64(len(m.Name()))))
+	m.Logf("seed %d", seed())
+	return rand.New(rand.NewPCG(seed(), uint64(len(m.Name()))))
 }
 
 // leftovers names what no test may leave behind.

@@ -136,7 +136,7 @@ func (c *clone) verifyWithFio(jobs int) {
 	}
 	args := []string{
 		"--name=verify", "--filename=" + c.path, "--direct=1", "--ioengine=libaio", "--iodepth=16", "--rw=randwrite",
-		"--bsrange=512-1m", "--verify=crc32c", "--verify_fatal=1", "--randseed=" + strconv.FormatUint(*seedFlag, 10),
+		"--bsrange=512-1m", "--verify=crc32c", "--verify_fatal=1", "--randseed=" + strconv.FormatUint(seed(), 10),
 		fmt.Sprintf("--size=%d", share), fmt.Sprintf("--offset_increment=%d", share),
 		fmt.Sprintf("--io_size=%d", min(share, int64(count(8, 256))*mib)), fmt.Sprintf("--numjobs=%d", jobs),
 		"--cpus_allowed=" + strings.Join(cpus, ","), "--cpus_allowed_policy=split", "--group_reporting",
