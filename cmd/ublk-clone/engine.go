@@ -177,7 +177,7 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 		if err != nil {
 			return err
 		}
-		e.frontends = append(e.frontends, newFrontend(e.core, source, dest, depth, buffers))
+		e.frontends = append(e.frontends, newFrontend(e.core, source, dest, depth, buffers, e.log))
 	}
 	buffers, err := e.buffers(hydratorBuffers, defaultBatchBytes)
 	if err != nil {

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"time"
+
+	"github.com/rs/zerolog"
+
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/ublk"
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
@@ -59,12 +63,20 @@ type frontend struct {
 	lane     *clone.Lane
 	backend  *backend
 	requests []clone.Request // by tag
+	log      zerolog.Logger  // of failed requests; never blocks
 }
+
+// failureBurst bounds the failed requests that a queue logs in a second.
+const failureBurst = 10
 
 // newFrontend makes the target of a queue of the given depth and its lane. attach follows on the queue's
 // thread.
-func newFrontend(core *clone.Core, source, dest *uring.File, depth int, buffers [][]byte) *frontend {
-	f := &frontend{backend: &backend{source: source, dest: dest}, requests: make([]clone.Request, depth)}
+func newFrontend(core *clone.Core, source, dest *uring.File, depth int, buffers [][]byte, log zerolog.Logger) *frontend {
+	f := &frontend{
+		backend:  &backend{source: source, dest: dest},
+		requests: make([]clone.Request, depth),
+		log:      log.Sample(&zerolog.BurstSampler{Burst: failureBurst, Period: time.Second}),
+	}
 	for tag := range f.requests {
 		f.requests[tag].Tag = tag
 		f.requests[tag].End = f.end
@@ -110,7 +122,12 @@ func (f *frontend) Request(tag uint16, d ublk.Desc) {
 }
 
 // end answers the driver. An error without an errno is EIO there.
-func (f *frontend) end(r *clone.Request, err error) { f.queue.Commit(uint16(r.Tag), err) }
+func (f *frontend) end(r *clone.Request, err error) {
+	if err != nil {
+		f.log.Warn().Err(err).Stringer("op", r.Op).Int64("offset", r.Off).Int64("length", r.Len).Msg("request failed")
+	}
+	f.queue.Commit(uint16(r.Tag), err)
+}
 
 // Complete is the end of a backend I/O.
 func (f *frontend) Complete(token uint32, err error) { f.lane.Complete(token, err) }
