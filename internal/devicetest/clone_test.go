@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -89,7 +90,10 @@ func (c *clone) del() {
 // abandon deletes the clone if the test did not get so far: by the command, else by ending the daemon
 // and the device, so that later tests find a clean machine.
 func (c *clone) abandon() {
-	if c.path == "" && !c.m.Failed() {
+	if c.m.Failed() { // del removes the log
+		log, err := os.ReadFile(filepath.Join(runDir, c.name+".log"))
+		c.m.Logf("the daemon's log (%v):\n%s", err, log)
+	} else if c.path == "" {
 		return
 	}
 	o := c.m.try(command, "del", c.name)
