@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -220,26 +221,47 @@ var complaints = []string{
 	"I/O error", "EXT4-fs error", "EXT4-fs warning", "lost async page write",
 }
 
+// traceLines is how much of what follows a complaint is shown: its registers and stack.
+const traceLines = 40
+
 // check fails the test if the kernel has complained.
 func (k *kernelLog) check(t *testing.T) {
 	t.Helper()
 	defer unix.Close(k.fd)
-	record := make([]byte, 8192)
+	show := 0
 	for {
-		n, err := unix.Read(k.fd, record)
-		if err == unix.EPIPE { // overwritten meanwhile: go on with the oldest that is left
-			continue
-		}
-		if err != nil || n <= 0 {
+		text, ok := k.next()
+		switch {
+		case !ok:
 			return
-		}
-		_, text, _ := strings.Cut(string(record[:n]), ";")
-		text, _, _ = strings.Cut(text, "\n")
-		for _, complaint := range complaints {
-			if complaint != k.expected && strings.Contains(text, complaint) {
-				t.Errorf("the kernel says: %s", text)
-				break
-			}
+		case k.complains(text):
+			t.Errorf("the kernel says: %s", text)
+			show = traceLines
+		case show > 0:
+			t.Logf("                 %s", text)
+			show--
 		}
 	}
+}
+
+// next is the next message, false at the end.
+func (k *kernelLog) next() (string, bool) {
+	record := make([]byte, 8192)
+	n, err := unix.Read(k.fd, record)
+	for err == unix.EPIPE { // overwritten meanwhile: on with the oldest that is left
+		n, err = unix.Read(k.fd, record)
+	}
+	if err != nil || n <= 0 {
+		return "", false
+	}
+	_, text, _ := strings.Cut(string(record[:n]), ";")
+	text, _, _ = strings.Cut(text, "\n")
+	return text, true
+}
+
+// complains says whether the message is a complaint that the test does not expect.
+func (k *kernelLog) complains(text string) bool {
+	return slices.ContainsFunc(complaints, func(complaint string) bool {
+		return complaint != k.expected && strings.Contains(text, complaint)
+	})
 }
