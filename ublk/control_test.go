@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
 // zeroControl is a Control on /dev/zero, which refuses every command: the way to the kernel and back without
@@ -53,6 +56,29 @@ func TestCommandsFromManyGoroutines(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestGivenUpCommand: a command that the kernel gave up before it began is issued again, one that was
+// cancelled here is not.
+func TestGivenUpCommand(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for _, cancelled := range []bool{false, true} {
+		c := &command{name: "STOP_DEV", done: make(chan int32, 1), cancelled: cancelled}
+		th := &controlThread{scratch: make([]byte, controlSlots*slotSize)}
+		loop, err := uring.NewLoop(th, uring.LoopOptions{Commands: controlSlots, BigSQE: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer loop.Close()
+		th.loop, th.slots[3] = loop, c
+		th.Command(3, -int32(unix.ECANCELED))
+		again := th.slots[3] == c && c.given == 1 && len(c.done) == 0
+		ended := th.slots[3] == nil && len(c.done) == 1
+		if again == cancelled || ended != cancelled {
+			t.Errorf("cancelled %v: issued again %v, ended %v", cancelled, again, ended)
+		}
+	}
 }
 
 func TestUnsupported(t *testing.T) {

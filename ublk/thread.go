@@ -27,6 +27,9 @@ type command struct {
 	data []byte // in and out; nil: none
 	slot int    // noSlot while it is not with the kernel
 	done chan int32
+
+	cancelled bool // because nobody waits for it any more
+	given     int  // how often the kernel has given it up
 }
 
 const noSlot = -1
@@ -140,6 +143,7 @@ func (t *controlThread) Drain() {
 // giveUp cancels c if the kernel has it, and forgets it if it waits. mu must be held.
 func (t *controlThread) giveUp(c *command) {
 	if c.slot != noSlot && t.slots[c.slot] == c {
+		c.cancelled = true
 		t.loop.CancelCommand(uint32(c.slot))
 		return
 	}
@@ -169,6 +173,11 @@ func (t *controlThread) room(slot int) []byte {
 // Command is the kernel's answer to issue.
 func (t *controlThread) Command(id uint32, res int32) {
 	c := t.slots[id]
+	if !c.cancelled && uring.GivenUp(res, c.given) {
+		c.given++
+		t.issue(int(id), c)
+		return
+	}
 	t.slots[id] = nil
 	copy(c.data, t.room(int(id)))
 	c.done <- res

@@ -30,6 +30,7 @@ type operation struct {
 	off     int64
 	length  int64
 	nextOne uint32 // in a fifo
+	given   uint16 // how often the kernel has given it up
 }
 
 // Read fills buf from off. A file that ends before is io.ErrUnexpectedEOF.
@@ -181,10 +182,14 @@ func (op *operation) moved(n int64) (again bool, err error) {
 	return false, io.ErrShortWrite
 }
 
-// failed decides what an errno means: EINTR and EAGAIN nothing, "not supported" another way where there is
-// one.
+// failed decides what an errno means: EINTR and EAGAIN nothing, ECANCELED that the kernel has given it up
+// (GivenUp), "not supported" another way where there is one.
 func (op *operation) failed(errno unix.Errno) (again bool, err error) {
-	if errno == unix.EINTR || errno == unix.EAGAIN {
+	switch {
+	case errno == unix.EINTR || errno == unix.EAGAIN:
+		return true, nil
+	case GivenUp(-int32(errno), int(op.given)):
+		op.given++
 		return true, nil
 	}
 	unsupported := errno == unix.EOPNOTSUPP

@@ -120,6 +120,8 @@ func TestAdvance(t *testing.T) {
 		{"write EIO", operation{step: stepWrite, off: 10, length: 8}, errno(unix.EIO), false, unix.EIO, 0, 10, 8},
 		{"write EINTR", operation{step: stepWrite, off: 10, length: 8}, errno(unix.EINTR), true, nil, stepWrite, 10, 8},
 		{"read EAGAIN", operation{step: stepRead, off: 10, length: 8}, errno(unix.EAGAIN), true, nil, stepRead, 10, 8},
+		{"flush given up", operation{step: stepFlush, length: 1}, errno(unix.ECANCELED), true, nil, stepFlush, 0, 1},
+		{"flush given up for good", operation{step: stepFlush, length: 1, given: 1000}, errno(unix.ECANCELED), false, unix.ECANCELED, 0, 0, 1},
 		{"flush", operation{step: stepFlush, length: 1}, 0, false, nil, 0, 0, 1},
 		{"flush EIO", operation{step: stepFlush, length: 1}, errno(unix.EIO), false, unix.EIO, 0, 0, 1},
 		{"flush EINVAL", operation{step: stepFlush, length: 1}, errno(unix.EINVAL), false, unix.EINVAL, 0, 0, 1},

@@ -168,12 +168,22 @@ func (l *Loop) classify(c Completion) {
 
 // woken arms the wake-up again. The flag is cleared before the round's Drain.
 func (l *Loop) woken(res int32) {
-	if res < 0 && res != -int32(unix.EINTR) && res != -int32(unix.EAGAIN) {
+	if res < 0 && res != -int32(unix.EINTR) && res != -int32(unix.EAGAIN) && res != -int32(unix.ECANCELED) {
 		l.keep(fmt.Errorf("read eventfd: %w", unix.Errno(-res)))
 		return
 	}
 	l.waker.rung.Store(false)
 	l.keep(l.waker.arm(l.ring))
+}
+
+// GivenUp says that an entry with this result never began, that nobody has asked for that, and that it should
+// be issued again; times counts how often it was. An entry that would block goes to a thread that the kernel
+// makes for it. If the submitter has a signal pending just then, the thread cannot be made, and after three
+// attempts the kernel cancels everything that waits for it (io_should_retry_thread, io-wq.c, 6.10 to 6.18);
+// the Go runtime signals its threads all the time. Where threads are not to be had at all (a limit of a
+// control group) it ends after a thousand times.
+func GivenUp(res int32, times int) bool {
+	return res == -int32(unix.ECANCELED) && times < 1000
 }
 
 // keep remembers the first failure of the ring; Run ends with it.
