@@ -69,6 +69,9 @@ type Core struct {
 	mode     atomic.Uint32 // a copy of mu.mode, to be read without the lock
 	complete atomic.Bool   // the durable H plane is full (I12)
 
+	readThrough atomic.Bool // what users read from the source is kept
+	passdown    atomic.Bool // the destination is told of discards
+
 	// mu is held for a few map operations, never across an I/O or a callback into a frontend or
 	// backend. A lane's inbox lock may be taken under it (a leaf).
 	mu struct {
@@ -141,6 +144,14 @@ func (c *Core) setMode(m Mode) bool {
 	c.mode.Store(uint32(m))
 	return true
 }
+
+// SetReadThrough says whether what users read from the source is kept in the destination. At any time,
+// from any thread.
+func (c *Core) SetReadThrough(on bool) { c.readThrough.Store(on) }
+
+// SetDiscardPassdown says whether the destination is told of discards, and may give up the space. At any
+// time, from any thread.
+func (c *Core) SetDiscardPassdown(on bool) { c.passdown.Store(on) }
 
 func (c *Core) tell() {
 	if c.event != nil {

@@ -30,6 +30,11 @@ type Settings struct {
 	Threshold uint64
 	// Batch is the most contiguous regions in one copy; one larger than Threshold is cut to it.
 	Batch uint64
+	// Rate is the most that is copied, MinRate what is copied also under steady requests of users, where
+	// the devices can; bytes a second, 0 = none. The smaller one holds.
+	Rate, MinRate int64
+	// Retries is how often a region is tried before it waits for a Resume; 0 = as often as the default.
+	Retries uint32
 }
 
 // Holes tells of holes in the source, in bytes. NextData gives the first offset from off on that is not
