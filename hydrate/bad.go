@@ -11,8 +11,8 @@ const (
 	// firstBackoff and lastBackoff bound the time until a failed region is tried again.
 	firstBackoff = 250 * time.Millisecond
 	lastBackoff  = 30 * time.Second
-	// maxAttempts is how often a region is tried before it waits for a Resume.
-	maxAttempts = 6
+	// defaultRetries is how often a region is tried before it waits for a Resume: for 8 s.
+	defaultRetries = 6
 	// awayAfter failures of single regions in a row mean that the source as a whole is away.
 	awayAfter = 64
 )
@@ -34,6 +34,7 @@ type badRegion struct {
 // than successes have been in between, so the list stays short when a whole source is away.
 type badRanges struct {
 	now     func() time.Time
+	limit   int // attempts for each region
 	regions []badRegion
 	row     int  // failures in a row
 	changed bool // since the last publish
@@ -64,7 +65,7 @@ func (b *badRanges) failed(region uint64) {
 		b.regions = slices.Insert(b.regions, i, badRegion{region: region})
 	}
 	x := &b.regions[i]
-	x.again = b.now().Add(min(lastBackoff, firstBackoff<<x.attempts))
+	x.again = b.now().Add(min(lastBackoff, firstBackoff<<min(x.attempts, 16)))
 	x.attempts++
 }
 
@@ -88,7 +89,7 @@ func (b *badRanges) forget() {
 func (b *badRanges) due() (uint64, bool) {
 	now := b.now()
 	for i := range b.regions {
-		if x := &b.regions[i]; x.attempts < maxAttempts && !now.Before(x.again) {
+		if x := &b.regions[i]; x.attempts < b.limit && !now.Before(x.again) {
 			x.again = now.Add(lastBackoff)
 			return x.region, true
 		}
@@ -109,7 +110,7 @@ func (b *badRanges) prune(regions *bitmap.Map) {
 func (b *badRanges) nextTry() (wait time.Duration, ok bool) {
 	now := b.now()
 	for _, x := range b.regions {
-		if x.attempts >= maxAttempts {
+		if x.attempts >= b.limit {
 			continue
 		}
 		if d := max(0, x.again.Sub(now)); !ok || d < wait {

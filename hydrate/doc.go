@@ -8,7 +8,7 @@
 //	                                      are asked for when the cursor comes to them, and only marked.
 //
 // A batch that fails is split: its regions are tried one by one (I11). A region that fails alone is
-// bad: it is left out and tried again after a back-off that doubles, at most maxAttempts times; then it
+// bad: it is left out and tried again after a back-off that doubles, at most Settings.Retries times; then it
 // waits for Resume. When too many fail in a row the whole source is taken to be away, and one batch
 // probes it at the pace of the same back-off. So an error never makes it spin (I12).
 //
@@ -16,8 +16,10 @@
 //
 //	Paused     switched off, or threshold 0
 //	Hydrating  copies are in flight, or about to be
-//	Yielding   users' requests are in flight: one small batch at a time, which is the floor (I12)
-//	Stalled    what is left has failed; a later try or Resume goes on
+//	Yielding   users' requests are in flight: one small batch at a time, more where that is less than
+//	           Settings.MinRate (I12)
+//	Stalled    what is left has failed as often as is tried, or the source is away; a write of all of it,
+//	           a probe that succeeds or Resume goes on
 //	Done       every region is hydrated in the live map (clone.Core.Complete tells of the durable one)
 //
 // # Threads and locks

@@ -1,6 +1,7 @@
 package hydrate
 
 import (
+	"cmp"
 	"sync"
 	"time"
 
@@ -19,6 +20,8 @@ const (
 	stallPause = time.Second
 	// yieldBytes is the size of a batch among users' requests.
 	yieldBytes = 256 << 10
+	// batchesASecond bounds a batch under a cap: a slow cap is not kept by a long copy every few seconds.
+	batchesASecond = 8
 	// commitPause is the time given to a commit that has to come first.
 	commitPause = 10 * time.Millisecond
 )
@@ -75,7 +78,10 @@ type Hydrator struct {
 	cursor uint64
 	split  []span
 	bad    badRanges
-	again  time.Time // not before: a commit comes first
+	again  time.Time     // not before: a commit comes first
+	cap    pace          // no more than that is copied
+	floor  pace          // no less than that, where the devices can
+	nap    time.Duration // until the next Pump, as far as this one has found; 0: none needed
 
 	shared struct {
 		sync.Mutex
@@ -172,7 +178,11 @@ func (h *Hydrator) InFlight() int { return len(h.flying) }
 // Pump starts what may be started now. On the lane's thread, after completions.
 func (h *Hydrator) Pump() {
 	s := h.take()
+	h.nap = 0
 	state := h.pump(s)
+	if h.nap > 0 {
+		h.cfg.After(h.nap)
+	}
 	h.publish(state)
 }
 
@@ -186,6 +196,10 @@ func (h *Hydrator) take() Settings {
 		h.bad.forget()
 		h.cursor = 0
 	}
+	now := h.cfg.Now()
+	h.cap.set(s.Rate, now)
+	h.floor.set(s.MinRate, now)
+	h.bad.limit = int(cmp.Or(s.Retries, defaultRetries))
 	if !s.Enabled || h.cfg.Core.Mode() != clone.ReadWrite {
 		s.Threshold = 0
 	}
@@ -201,65 +215,98 @@ func (h *Hydrator) pump(s Settings) State {
 	if s.Threshold == 0 {
 		return Paused
 	}
+	state := Hydrating
 	if h.cfg.Core.UserInFlight() > 0 {
-		return h.yield(s)
+		state = Yielding
+		h.sleep(yieldPause)
 	}
 	for len(h.free) > 0 && !h.waits() {
-		room := s.Threshold - min(s.Threshold, h.inWork)
-		if room == 0 {
-			return Hydrating
+		room := h.room(s)
+		n := h.batchRegions(s, state, room)
+		if n == 0 {
+			return state
 		}
-		next, zero, ok := h.next(min(s.Batch, room), room)
+		if state == Yielding {
+			room = n
+		}
+		next, zero, ok := h.next(n, room)
 		if !ok {
-			return h.idle()
+			return h.idle(state)
 		}
 		if !h.start(next, zero) {
-			return Hydrating
+			return state
 		}
 	}
-	return Hydrating
+	return state
 }
 
-// yield keeps one small batch going among users' requests.
-func (h *Hydrator) yield(s Settings) State {
-	h.cfg.After(yieldPause)
-	if len(h.flying) > 0 || h.waits() {
-		return Yielding
+// room is how many regions may be started in all.
+func (h *Hydrator) room(s Settings) uint64 { return s.Threshold - min(s.Threshold, h.inWork) }
+
+// batchRegions is how many regions the next batch may copy, 0 = none now. Among users' requests it is a small
+// batch at a time, and more where that is less than the floor (I12).
+func (h *Hydrator) batchRegions(s Settings, state State, room uint64) uint64 {
+	now := h.cfg.Now()
+	if room == 0 {
+		return 0
 	}
-	n := max(1, min(s.Batch, yieldBytes/uint64(h.geo.RegionSize())))
-	next, zero, ok := h.next(n, n)
-	if !ok {
-		return h.idle()
+	if debt := h.cap.debt(now); debt > 0 {
+		h.sleep(debt)
+		return 0
 	}
-	h.start(next, zero)
-	return Yielding
+	n := min(s.Batch, room)
+	if h.cap.rate > 0 {
+		n = min(n, h.nrIn(h.cap.rate/batchesASecond))
+	}
+	if state == Yielding {
+		n = min(n, h.nrIn(yieldBytes))
+		if len(h.flying) > 0 && !h.floor.behind(h.bytes(n), now) {
+			return 0
+		}
+	}
+	return n
 }
+
+// nrIn is how many regions bytes are, at least 1.
+func (h *Hydrator) nrIn(bytes int64) uint64 { return max(1, uint64(bytes/h.geo.RegionSize())) }
+
+func (h *Hydrator) bytes(regions uint64) uint64 { return regions * uint64(h.geo.RegionSize()) }
 
 // waits says that a commit has to come first.
 func (h *Hydrator) waits() bool {
 	d := h.again.Sub(h.cfg.Now())
 	if d > 0 {
-		h.cfg.After(d)
+		h.sleep(d)
 	}
 	return d > 0
 }
 
+// sleep asks for another Pump after d, at the latest.
+func (h *Hydrator) sleep(d time.Duration) {
+	if h.nap == 0 || d < h.nap {
+		h.nap = max(d, time.Microsecond)
+	}
+}
+
 // idle: nothing can be started. Batches in flight come back to Pump by themselves, what has failed by
 // its back-off.
-func (h *Hydrator) idle() State {
+func (h *Hydrator) idle(state State) State {
 	if len(h.flying) > 0 {
-		return Hydrating
+		return state
 	}
 	h.bad.prune(h.regions)
 	if h.bad.empty() { // claimed by users just now, or done
-		h.cfg.After(yieldPause)
-		return Hydrating
+		h.sleep(yieldPause)
+		return state
 	}
-	wait, ok := h.bad.nextTry()
-	if !ok {
+	wait, tries := h.bad.nextTry()
+	if !tries {
 		wait = stallPause
 	}
-	h.cfg.After(min(wait, stallPause))
+	h.sleep(min(wait, stallPause))
+	if tries && !h.bad.away() {
+		return state
+	}
 	return Stalled
 }
 
@@ -277,11 +324,22 @@ func (h *Hydrator) start(s span, zero bool) bool {
 		h.land(b)
 		return false
 	}
+	if !zero {
+		h.spend(s)
+	}
 	if len(h.flying) < n {
-		h.cfg.After(yieldPause)
+		h.sleep(yieldPause)
 		return false
 	}
 	return true
+}
+
+// spend books a copy to cap and floor.
+func (h *Hydrator) spend(s span) {
+	n, now := h.bytes(s.end-s.first), h.cfg.Now()
+	h.cap.take(n, now)
+	h.floor.take(n, now)
+	h.floor.advance()
 }
 
 // land takes a batch out of flight.

@@ -180,7 +180,7 @@ func TestBadRegionHurtsOnlyItself(t *testing.T) {
 	}
 	r.finish(answer)
 	st := r.h.Status()
-	if st.State != Stalled || r.core.Regions().NrHydrated() != 99 || !errors.Is(st.LastError, errBad) {
+	if st.State != Hydrating || r.core.Regions().NrHydrated() != 99 || !errors.Is(st.LastError, errBad) {
 		t.Fatalf("status %+v, %d hydrated", st, r.core.Regions().NrHydrated())
 	}
 	if want := []BadRange{{42, 43, 1}}; !slices.Equal(st.Bad, want) {
@@ -193,8 +193,11 @@ func TestBadRegionHurtsOnlyItself(t *testing.T) {
 		r.now = r.now.Add(time.Minute)
 		r.finish(answer)
 	}
-	if reads != 1+maxAttempts { // the batch, then the region alone
-		t.Errorf("%d reads of the bad region, want %d", reads, 1+maxAttempts)
+	if reads != 1+defaultRetries { // the batch, then the region alone
+		t.Errorf("%d reads of the bad region, want %d", reads, 1+defaultRetries)
+	}
+	if st := r.h.Status(); st.State != Stalled {
+		t.Errorf("after the last try: %+v", st)
 	}
 	r.h.Resume()
 	r.finish(good)
