@@ -29,9 +29,12 @@ type Backend interface {
 	WriteDest(token uint32, off int64, data Data, durable bool)
 	// ZeroDest makes the bytes read as zeros, whatever was there; unmap allows to give their space back.
 	ZeroDest(token uint32, off, length int64, unmap bool)
+	// DiscardDest tells the destination that nobody needs the bytes, which then may read as anything.
+	DiscardDest(token uint32, off, length int64)
 	FlushDest(token uint32)
 
-	// Fetch copies data of a WRITE, from its byte at on, to dst. It does not wait.
+	// Fetch copies data of a WRITE, or what a READ has got so far, from its byte at on, to dst. It does not
+	// wait.
 	Fetch(r *Request, at int64, dst []byte) error
 	// Clear zeroes n bytes of a READ's data from its byte at on. It does not wait.
 	Clear(r *Request, at, n int64) error

@@ -32,6 +32,7 @@ type queued struct {
 	length  int64
 	data    Data
 	durable bool
+	unmap   bool
 }
 
 const testRegion = 4096
@@ -61,23 +62,27 @@ func newRig(t testing.TB, regions uint64, buffers int) *rig {
 }
 
 func (r *rig) ReadSource(token uint32, off int64, data Data) {
-	r.ios = append(r.ios, queued{"read source", token, off, data.Size(), data, false})
+	r.ios = append(r.ios, queued{"read source", token, off, data.Size(), data, false, false})
 }
 
 func (r *rig) ReadDest(token uint32, off int64, data Data) {
-	r.ios = append(r.ios, queued{"read dest", token, off, data.Size(), data, false})
+	r.ios = append(r.ios, queued{"read dest", token, off, data.Size(), data, false, false})
 }
 
 func (r *rig) WriteDest(token uint32, off int64, data Data, durable bool) {
-	r.ios = append(r.ios, queued{"write dest", token, off, data.Size(), data, durable})
+	r.ios = append(r.ios, queued{"write dest", token, off, data.Size(), data, durable, false})
 }
 
-func (r *rig) ZeroDest(token uint32, off, length int64, _ bool) {
-	r.ios = append(r.ios, queued{"zero dest", token, off, length, Data{}, false})
+func (r *rig) ZeroDest(token uint32, off, length int64, unmap bool) {
+	r.ios = append(r.ios, queued{"zero dest", token, off, length, Data{}, false, unmap})
+}
+
+func (r *rig) DiscardDest(token uint32, off, length int64) {
+	r.ios = append(r.ios, queued{"discard dest", token, off, length, Data{}, false, false})
 }
 
 func (r *rig) FlushDest(token uint32) {
-	r.ios = append(r.ios, queued{"flush dest", token, 0, 0, Data{}, false})
+	r.ios = append(r.ios, queued{"flush dest", token, 0, 0, Data{}, false, false})
 }
 
 // All WRITEs bring the same bytes, so that a test needs no data.
@@ -158,7 +163,7 @@ func (r *rig) wantQueued(want ...queued) {
 	ok := len(want) == len(r.ios)
 	for i := 0; ok && i < len(want); i++ {
 		g, w := r.ios[i], want[i]
-		ok = g.what == w.what && g.off == w.off && g.length == w.length && g.durable == w.durable
+		ok = g.what == w.what && g.off == w.off && g.length == w.length && g.durable == w.durable && g.unmap == w.unmap
 	}
 	if !ok {
 		r.t.Fatalf("queued %v, expected %v", r.ios, want)

@@ -92,9 +92,9 @@ func (l *Lane) landed(o *op, err error) {
 }
 
 func (l *Lane) hydrationDone(o *op, err error) {
-	h := o.bg
+	h, done := o.bg, o.bg.Done // h may lie in o
 	l.freeOp(o)
-	h.Done(h, err)
+	done(h, err)
 }
 
 // MarkHoles turns the regions of [first, end) that are in state Source and nobody's into Zero: they are

@@ -33,7 +33,9 @@ type Lane struct {
 	ops     []op
 	freeOps []*op
 	buffers [][]byte // free ones
-	bufSize int64
+	// nrBuffers is how many there are in all, each of bufSize bytes.
+	nrBuffers int
+	bufSize   int64
 	// starved requests wait for an operation or a buffer of this lane and hold nothing.
 	starved requestList
 
@@ -74,7 +76,7 @@ func (c *Core) NewLane(cfg LaneConfig) *Lane {
 		l.freeOps = append(l.freeOps, &l.ops[i])
 	}
 	l.buffers = append(l.buffers, cfg.Buffers...)
-	l.bufSize = int64(len(cfg.Buffers[0]))
+	l.nrBuffers, l.bufSize = len(cfg.Buffers), int64(len(cfg.Buffers[0]))
 	c.lanes = append(c.lanes, l)
 	c.mu.claims.grow(cfg.Ops)
 	return l

@@ -64,7 +64,7 @@ func TestHydratedIO(t *testing.T) {
 		{OpRead, false, queued{what: "read dest", off: 512, length: 5 * R}},
 		{OpWrite, false, queued{what: "write dest", off: 512, length: 5 * R}},
 		{OpWrite, true, queued{what: "write dest", off: 512, length: 5 * R, durable: true}},
-		{OpWriteZeroes, false, queued{what: "zero dest", off: 512, length: 5 * R}},
+		{OpWriteZeroes, false, queued{what: "zero dest", off: 512, length: 5 * R, unmap: true}},
 		{OpDiscard, false, queued{what: "zero dest", off: R, length: 4 * R}},
 	} {
 		r := newRig(t, 8, 2)

@@ -13,6 +13,7 @@ const (
 	copyWrite
 	dataWrite
 	zeroWrite
+	passDown
 	earlyRead // background: before the claim
 	earlyWrite
 )
@@ -27,9 +28,12 @@ type op struct {
 	narrow  bool // merge: the wide read failed, the two edges are read alone
 	// fromSource: the run of a READ that is being read was in state Source.
 	fromSource bool
+	// passdown: a DISCARD is passed down where regions are not hydrated.
+	passdown bool
 
-	req *Request
-	bg  *Hydration
+	req  *Request
+	bg   *Hydration
+	kept Hydration // bg, if that is what a READ got from the source
 
 	off, end int64 // bytes: what is left of a READ's part; of a merge or piece, what is being read
 	at       int64 // bytes: end of the run that is being read; progress in a segment
@@ -46,7 +50,7 @@ const (
 	segCopy                     // source to destination through the buffer, in pieces
 	segData                     // the request's own bytes
 	segZero                     // zeros
-	segRuns                     // zeros, but only where regions are hydrated: in place
+	segRuns                     // zeros, but only where regions are hydrated: in place; elsewhere a discard is passed down
 	segEarly                    // background: what was read before the claim
 )
 
@@ -102,6 +106,8 @@ func (l *Lane) Complete(token uint32, err error) {
 		l.segmentDone(o, err)
 	case zeroWrite:
 		l.zeroWriteDone(o, err)
+	case passDown:
+		l.zeroWriteDone(o, nil) // advice: an error fails nothing (H14)
 	case earlyRead:
 		l.earlyReadDone(o, err)
 	}

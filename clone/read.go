@@ -83,6 +83,9 @@ func (l *Lane) readRun(o *op) bool {
 func (l *Lane) readRunDone(o *op, err error) {
 	r := o.req
 	if err == nil {
+		if o.fromSource && l.core.readThrough.Load() {
+			l.keep(r, o.off, o.at)
+		}
 		o.off = o.at
 	} else if !o.fromSource || !l.left(o.off, o.at) {
 		if r.err == nil {

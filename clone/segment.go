@@ -33,7 +33,7 @@ func (l *Lane) nextSegment(o *op) {
 		case segZero:
 			o.step = zeroWrite
 			o.at = s.hi
-			l.backend.ZeroDest(o.token, s.lo, s.hi-s.lo, false)
+			l.backend.ZeroDest(o.token, s.lo, s.hi-s.lo, o.bg != nil && l.core.passdown.Load())
 			return
 		case segEarly:
 			o.step = earlyWrite
@@ -139,8 +139,9 @@ func (l *Lane) copyWriteDone(o *op, err error) {
 	l.copyPiece(o, s)
 }
 
-// zeroRun zeroes the next run of hydrated regions in [o.at, s.hi), or says that there is none. The
-// states stand still meanwhile: H is final, and what is not H is in our claim.
+// zeroRun zeroes the next run of hydrated regions in [o.at, s.hi), or passes a discard of others down, whose
+// bytes in the destination nobody reads; false: there is no such run. The states stand still meanwhile: H is
+// final, and what is not H is in our claim.
 func (l *Lane) zeroRun(o *op, s *segment) bool {
 	geo := l.core.geo
 	_, end := geo.Touched(s.lo, s.hi-s.lo)
@@ -148,9 +149,14 @@ func (l *Lane) zeroRun(o *op, s *segment) bool {
 		st, stop := l.core.regions.Run(geo.Region(o.at), end)
 		lo, hi := o.at, min(s.hi, geo.Start(stop))
 		o.at = hi
-		if st == bitmap.Hydrated {
+		switch {
+		case st == bitmap.Hydrated:
 			o.step = zeroWrite
-			l.backend.ZeroDest(o.token, lo, hi-lo, !o.req.NoUnmap)
+			l.backend.ZeroDest(o.token, lo, hi-lo, o.passdown || o.req.Op == OpWriteZeroes && !o.req.NoUnmap)
+			return true
+		case o.passdown:
+			o.step = passDown
+			l.backend.DiscardDest(o.token, lo, hi-lo)
 			return true
 		}
 	}

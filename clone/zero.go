@@ -2,9 +2,10 @@ package clone
 
 import "github.com/ublk-clone/ublk-clone/bitmap"
 
-// discard rounds inward: ragged ends keep their data. What is in state Source becomes Zero at no cost,
-// what is hydrated is zeroed in place before the answer; never by a discard whose zeros nobody
-// promises (dm-clone shows the destination's old content there).
+// discard rounds inward: ragged ends keep their data. What is in state Source becomes Zero without a copy,
+// what is hydrated is zeroed in place before the answer; never by a discard whose zeros nobody promises
+// (dm-clone shows the destination's old content there). With passdown the space is given up: by the zeroing,
+// and by a discard of what is not hydrated, before its claim ends.
 func (l *Lane) discard(r *Request) {
 	first, end := l.core.geo.Covered(r.Off, r.Len)
 	if first == end {
@@ -36,6 +37,7 @@ func (l *Lane) planZero(o *op) {
 	off, end := r.Off, r.Off+r.Len
 	first, stop := geo.Covered(off, r.Len)
 	if r.Op == OpDiscard {
+		o.passdown = l.core.passdown.Load()
 		p.work(segRuns, geo.Start(first), geo.Start(stop))
 	} else {
 		p.work(segRuns, off, end)

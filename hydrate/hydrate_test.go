@@ -50,6 +50,9 @@ func (r *rig) WriteDest(token uint32, off int64, d clone.Data, _ bool) {
 func (r *rig) ZeroDest(token uint32, off, length int64, _ bool) {
 	r.note(token, off, length, false, true)
 }
+func (r *rig) DiscardDest(token uint32, off, length int64) {
+	r.note(token, off, length, false, false)
+}
 func (r *rig) FlushDest(token uint32)                    { r.note(token, 0, 0, false, false) }
 func (r *rig) Fetch(*clone.Request, int64, []byte) error { return nil }
 func (r *rig) Clear(*clone.Request, int64, int64) error  { return nil }

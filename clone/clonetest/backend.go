@@ -63,7 +63,7 @@ func (l *lane) queue(q *io) {
 	l.sim.note("queue "+short[q.kind], l, q.id, q.off, q.length, nil)
 }
 
-var short = [...]string{"rs", "rd", "wd", "zd", "flush", "wm", "flush meta"}
+var short = [...]string{"rs", "rd", "wd", "zd", "dd", "flush", "wm", "flush meta"}
 
 func (l *lane) ReadSource(token uint32, off int64, data clone.Data) {
 	l.queue(&io{kind: readSource, token: token, off: off, length: data.Size(), data: data})
@@ -79,6 +79,10 @@ func (l *lane) WriteDest(token uint32, off int64, data clone.Data, durable bool)
 
 func (l *lane) ZeroDest(token uint32, off, length int64, _ bool) {
 	l.queue(&io{kind: zeroDest, token: token, off: off, length: length})
+}
+
+func (l *lane) DiscardDest(token uint32, off, length int64) {
+	l.queue(&io{kind: discardDest, token: token, off: off, length: length})
 }
 
 func (l *lane) FlushDest(token uint32) {
@@ -146,6 +150,8 @@ func (l *lane) effect(q *io, lo, hi int64) {
 		}
 	case zeroDest:
 		err = d.dest.ZeroRange(off, hi-lo)
+	case discardDest:
+		err = d.dest.Discard(off, hi-lo)
 	}
 	if err != nil {
 		l.sim.fail(err)

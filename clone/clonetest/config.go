@@ -15,6 +15,7 @@ const (
 	readDest
 	writeDest
 	zeroDest
+	discardDest
 	flushDest
 	writeMeta
 	flushMeta
@@ -22,7 +23,7 @@ const (
 )
 
 func (k kind) String() string {
-	return [...]string{"read source", "read destination", "write destination", "zero destination",
+	return [...]string{"read source", "read destination", "write destination", "zero destination", "discard destination",
 		"flush destination", "write metadata", "flush metadata"}[k]
 }
 
@@ -58,7 +59,9 @@ type Config struct {
 	Background background
 	Threshold  uint64 // of the hydrator
 	Batch      uint64
-	BadSectors int // of the source, until the end
+	// ReadThrough and Passdown are the core's switches, turned over now and then if Switch.
+	ReadThrough, Passdown, Switch bool
+	BadSectors                    int // of the source, until the end
 
 	// Failure is how often an I/O of a kind fails.
 	Failure [nrKinds]float64
@@ -140,6 +143,7 @@ func (c *Config) work(rng *rand.Rand) {
 	}
 	c.Threshold = 1 + uint64(rng.IntN(8))
 	c.Batch = 1 + uint64(rng.IntN(8))
+	c.ReadThrough, c.Passdown, c.Switch = rng.IntN(2) == 0, rng.IntN(2) == 0, rng.IntN(4) == 0
 }
 
 func (c *Config) faults(rng *rand.Rand) {

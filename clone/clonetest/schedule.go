@@ -106,6 +106,7 @@ func (s *sim) happen(ev int) {
 	switch ev {
 	case evSubmit:
 		s.left--
+		s.turnSwitches()
 		s.pickClient().submit(s.draw())
 	case evExecute:
 		if l, q := s.pick(false); s.rng.Float64() >= s.cfg.Slow[l.ios[q].kind] {
@@ -123,6 +124,13 @@ func (s *sim) happen(ev int) {
 		s.lanes[len(s.lanes)-1].due = true
 	case evWild:
 		s.hydrateWildly()
+	}
+}
+
+func (s *sim) turnSwitches() {
+	if s.cfg.Switch {
+		s.core.SetReadThrough(s.rng.IntN(2) == 0)
+		s.core.SetDiscardPassdown(s.rng.IntN(2) == 0)
 	}
 }
 

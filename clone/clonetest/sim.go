@@ -138,6 +138,8 @@ func (s *sim) open() error {
 		Kick:       func() { s.committer.kicked = true },
 		DeltaPages: s.cfg.DeltaPages,
 	})
+	s.core.SetReadThrough(s.cfg.ReadThrough)
+	s.core.SetDiscardPassdown(s.cfg.Passdown)
 	s.lanes = nil
 	for nr := range s.cfg.Lanes {
 		s.lanes = append(s.lanes, s.newLane(nr, s.cfg.Ops))
