@@ -44,6 +44,10 @@ func (b *backend) ZeroDest(token uint32, off, length int64, unmap bool) {
 	b.loop.Zero(token, b.dest, off, length, unmap)
 }
 
+func (b *backend) DiscardDest(token uint32, off, length int64) {
+	b.loop.Discard(token, b.dest, off, length)
+}
+
 func (b *backend) FlushDest(token uint32) { b.loop.Flush(token, b.dest) }
 
 func (b *backend) Fetch(r *clone.Request, at int64, dst []byte) error {
