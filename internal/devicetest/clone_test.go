@@ -50,9 +50,17 @@ type status struct {
 		Total     uint64 `json:"total"`
 		Hydrating uint64 `json:"hydrating"`
 	} `json:"regions"`
-	Queues []struct {
+	BadRanges []badRange `json:"bad_ranges"`
+	Warnings  []string   `json:"warnings"`
+	Queues    []struct {
 		Requests uint64 `json:"requests"`
 	} `json:"queues"`
+}
+
+// badRange is one that could not be copied, in bytes.
+type badRange struct {
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
 }
 
 // newClone names a clone that add starts; it is deleted when the test ends.

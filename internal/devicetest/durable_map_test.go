@@ -129,7 +129,7 @@ func TestJournalCommits(t *testing.T) {
 	metadata := m.nullBlk("meta", nullOptions{mib: 1})
 	m.run("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0", source.path)
 	c := m.addClone(source, dest, metadata, "--region-size", "4KiB", "--no-hydration")
-	files := &fileTree{m: m}
+	files := &fileTree{m: m, kind: ext4}
 	files.mount(c.path)
 	f, err := os.Create(filepath.Join(files.root, "file"))
 	if err != nil {

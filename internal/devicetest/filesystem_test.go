@@ -13,19 +13,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// fsKind is a kind of file system, small ones included.
+type fsKind struct {
+	name  string   // as mount knows it, and the kernel's module
+	mkfs  []string // before the device
+	check []string // before the device; finds nothing to mend, or fails
+}
+
+var (
+	ext4  = fsKind{"ext4", []string{"mkfs.ext4", "-q", "-F"}, []string{"e2fsck", "-f", "-n"}}
+	xfs   = fsKind{"xfs", []string{"mkfs.xfs", "-q", "-f", "--unsupported"}, []string{"xfs_repair", "-n"}}
+	btrfs = fsKind{"btrfs", []string{"mkfs.btrfs", "-q", "-f", "--mixed"}, []string{"btrfs", "check", "--readonly"}}
+)
+
 // fileTree is a mounted file system with files and the checksum that each must have.
 type fileTree struct {
 	m    *machine
+	kind fsKind
 	root string
 	sums map[string]uint64 // by path below root
 	size map[string]int64
 }
 
-// newExt4 makes a file system with files of so many bytes together on a device, and leaves it unmounted.
+// newExt4 is newFiles on ext4.
 func (m *machine) newExt4(rng *rand.Rand, d *disk, bytes int64) *fileTree {
 	m.Helper()
-	m.run("mkfs.ext4", "-q", "-F", d.path)
-	t := &fileTree{m: m, sums: map[string]uint64{}, size: map[string]int64{}}
+	return m.newFiles(ext4, rng, d, bytes)
+}
+
+// newFiles makes a file system with files of so many bytes together on a device, and leaves it unmounted.
+func (m *machine) newFiles(kind fsKind, rng *rand.Rand, d *disk, bytes int64) *fileTree {
+	m.Helper()
+	m.run(kind.mkfs[0], append(kind.mkfs[1:], d.path)...)
+	t := &fileTree{m: m, kind: kind, sums: map[string]uint64{}, size: map[string]int64{}}
 	t.mount(d.path)
 	for i := 0; t.bytes() < bytes; i++ {
 		size := rng.Int64N(64 * kib)
@@ -44,7 +64,7 @@ func (m *machine) ext4Folder(mib int64) string {
 	m.Helper()
 	backing := m.nullBlk("folder", nullOptions{mib: mib})
 	m.run("mkfs.ext4", "-q", "-F", backing.path)
-	t := &fileTree{m: m}
+	t := &fileTree{m: m, kind: ext4}
 	t.mount(backing.path)
 	return t.root
 }
@@ -52,9 +72,10 @@ func (m *machine) ext4Folder(mib int64) string {
 // mount mounts the device; it is unmounted when the test ends, or by unmount.
 func (t *fileTree) mount(path string) {
 	t.m.Helper()
+	t.m.try("modprobe", t.kind.name) // where it is not built in
 	root, err := os.MkdirTemp(t.m.dir, "mnt")
 	if err == nil {
-		err = unix.Mount(path, root, "ext4", 0, "")
+		err = unix.Mount(path, root, t.kind.name, 0, "")
 	}
 	if err != nil {
 		t.m.Fatalf("mount %s: %v", path, err)
@@ -191,8 +212,8 @@ func (t *fileTree) check(between func(done, of int)) {
 	}
 }
 
-// checkExt4 is e2fsck, which may find nothing to mend.
-func (m *machine) checkExt4(path string) {
-	m.Helper()
-	m.run("e2fsck", "-f", "-n", path)
+// examine lets the file system's own tool look for damage.
+func (t *fileTree) examine(path string) {
+	t.m.Helper()
+	t.m.run(t.kind.check[0], append(t.kind.check[1:], path)...)
 }

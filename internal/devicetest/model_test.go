@@ -199,6 +199,13 @@ func (w *model) check(m *machine, path string) {
 	m.sweep(path, w.size, func(off int64, b []byte) error { return w.compare(b, off) })
 }
 
+// checkBut is check without the range [off, end), which need not be readable.
+func (w *model) checkBut(m *machine, path string, off, end int64) {
+	m.Helper()
+	m.sweepRange(path, 0, off, func(at int64, b []byte) error { return w.compare(b, at) })
+	m.sweepRange(path, end, w.size, func(at int64, b []byte) error { return w.compare(b, at) })
+}
+
 // write writes a new version.
 func (w *model) write(v *volume, buf []byte, off int64, durable bool) error {
 	w.enter(off, int64(len(buf)))
@@ -261,9 +268,8 @@ type mix struct{ write, read, zero, discard, flush int }
 
 var everything = mix{write: 50, read: 35, zero: 5, discard: 5, flush: 5}
 
-// request makes one random request in units of block bytes.
-func (w *model) request(rng *rand.Rand, v *volume, buf []byte, block int64, kinds mix) error {
-	off, length := w.place(rng, block)
+// request makes one random request in the range.
+func (w *model) request(rng *rand.Rand, v *volume, buf []byte, off, length int64, kinds mix) error {
 	pick := rng.IntN(kinds.write + kinds.read + kinds.zero + kinds.discard + kinds.flush)
 	for _, kind := range []struct {
 		weight int
@@ -299,12 +305,23 @@ func (w *model) place(rng *rand.Rand, block int64) (off, length int64) {
 	return at * block, n * block
 }
 
+// after is place for a thread whose requests follow each other: the range begins at off, or at the beginning
+// where the device ends.
+func (w *model) after(rng *rand.Rand, block, off int64) (from, length int64) {
+	_, length = w.place(rng, block)
+	if off >= w.size {
+		off = 0
+	}
+	return off, min(length, w.size-off)
+}
+
 // load makes random requests from several threads.
 type load struct {
-	threads  int
-	requests int // of each thread
-	block    int64
-	kinds    mix
+	threads    int
+	sequential int // of the threads, whose requests follow each other, from different places on
+	requests   int // of each thread
+	block      int64
+	kinds      mix
 }
 
 // run carries out the load and returns when every thread has ended; the first error stops its thread.
@@ -319,9 +336,10 @@ func (w *model) run(m *machine, rng *rand.Rand, path string, l load) {
 func (w *model) start(m *machine, rng *rand.Rand, path string, l load, stop <-chan struct{}) (wait func()) {
 	m.Helper()
 	var group sync.WaitGroup
-	for range l.threads {
+	for thread := range l.threads {
 		v, buf := m.open(path, os.O_RDWR), m.buffer(ioSize)
 		own := rand.New(rand.NewPCG(rng.Uint64(), rng.Uint64()))
+		next := w.size / l.block * int64(thread) / int64(l.threads) * l.block
 		group.Go(func() {
 			defer v.f.Close()
 			for i := 0; i < l.requests || stop != nil; i++ {
@@ -330,7 +348,12 @@ func (w *model) start(m *machine, rng *rand.Rand, path string, l load, stop <-ch
 					return
 				default:
 				}
-				if err := w.request(own, v, buf, l.block, l.kinds); err != nil {
+				off, length := w.place(own, l.block)
+				if thread < l.sequential {
+					off, length = w.after(own, l.block, next)
+					next = off + length
+				}
+				if err := w.request(own, v, buf, off, length, l.kinds); err != nil {
 					m.Errorf("%s: request %d: %v", path, i, err)
 					return
 				}

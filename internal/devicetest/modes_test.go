@@ -4,31 +4,11 @@ package devicetest
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"testing"
 )
 
 // What a clone does when its metadata fail (I10).
-
-// fails turns a device-mapper device into one that fails all I/O, works makes it what it was; both while it
-// is open.
-func (m *machine) fails(name string, size int64) {
-	m.Helper()
-	m.reload(name, fmt.Sprintf("0 %d error", size/sector))
-}
-
-func (m *machine) works(name string, size int64, under *disk) {
-	m.Helper()
-	m.reload(name, fmt.Sprintf("0 %d linear %s 0", size/sector, under.path))
-}
-
-func (m *machine) reload(name, table string) {
-	m.Helper()
-	m.run("dmsetup", "suspend", "--noflush", name)
-	m.run("dmsetup", "load", name, "--table", table)
-	m.run("dmsetup", "resume", name)
-}
 
 // Metadata that cannot be written make the clone read-only. What was acknowledged stays visible, what needs
 // no mark works, FLUSH fails; del sets no clean mark; and what was flushed before is there afterwards.

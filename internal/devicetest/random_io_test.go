@@ -4,11 +4,13 @@ package devicetest
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 )
 
-// Random reads, writes, zeroings, discards and flushes of several threads, with hydration running, go
-// through a model of every sector. The destination holds junk before, so that what shows of it is
+// Reads, writes, zeroings, discards and flushes of four threads, two at random places and two in sequence,
+// with hydration running, go through a model of every sector. The destination holds junk before, so that what shows of it is
 // found; the sizes leave a short region at the end.
 
 // shape is what a clone is made from.
@@ -28,6 +30,15 @@ func TestRandomRequests4KiB(t *testing.T) {
 
 func TestRandomRequests64KiB(t *testing.T) {
 	testRandomRequests(t, shape{region: 64 * kib, size: 12*mib + 17*sector, sourceBlock: 512, destBlock: 512, destDiscards: true})
+}
+
+func TestRandomRequests1MiB(t *testing.T) {
+	testRandomRequests(t, shape{region: mib, size: 12*mib + 29*sector, sourceBlock: 512, destBlock: 512, destDiscards: true})
+}
+
+// One region is the whole device.
+func TestRandomRequestsWholeDevice(t *testing.T) {
+	testRandomRequests(t, shape{region: 8 * mib, size: 8 * mib, sourceBlock: 512, destBlock: 512})
 }
 
 // Regions larger than a copy buffer are copied in pieces.
@@ -85,7 +96,7 @@ func testRandomRequests(t *testing.T, s shape) {
 		t.Errorf("logical blocks of the clone have %d bytes, expected %d", got, block)
 	}
 
-	part := load{threads: 4, requests: count(60, 2000), block: block, kinds: everything}
+	part := load{threads: 4, sequential: 2, requests: count(60, 2000), block: block, kinds: everything}
 	w.run(m, rng, c.path, part) // nothing is hydrated but what the requests hydrate
 	w.check(m, c.path)
 	c.hydrateSlowly()
@@ -102,6 +113,27 @@ func testRandomRequests(t *testing.T, s shape) {
 	w.check(m, dest.path)
 	newModel(s.size, s.region).check(m, source.path)
 	m.checkTail(dest, s.size)
+}
+
+// fio trims blocks and writes them again in four jobs, with a checksum in each, while the clone hydrates; then
+// it reads them.
+func TestTrimWriteByFio(t *testing.T) {
+	m := newMachine(t)
+	source, dest := m.nullBlk("src", nullOptions{mib: 32, mbps: 30}), m.nullBlk("dst", nullOptions{mib: 32, discard: true})
+	m.fillDisk(dest, junk)
+	c := m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(16*kib))
+	share := c.status().Size / 4
+	out := m.run("fio", "--name=trim", "--filename="+c.path, "--direct=1", "--ioengine=libaio", "--iodepth=8", "--rw=randtrimwrite",
+		"--bsrange=4k-64k", "--blockalign=4k", "--verify=crc32c", "--verify_fatal=1", "--randseed="+strconv.FormatUint(seed(), 10),
+		fmt.Sprintf("--size=%d", share), fmt.Sprintf("--offset_increment=%d", share),
+		fmt.Sprintf("--io_size=%d", int64(count(2, 8))*mib), "--numjobs=4", "--thread", "--group_reporting")
+	for line := range strings.SplitSeq(out, "\n") {
+		if strings.Contains(line, "IOPS=") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+	c.waitHydrated()
+	c.del()
 }
 
 // checkTail: what lies behind the clone's end in a larger destination is not the clone's.

@@ -92,7 +92,7 @@ func TestFstrim(t *testing.T) {
 	files.unmount()
 	m.zeroWhereJunk(dest, s.Size)
 	c.del()
-	m.checkExt4(dest.path)
+	files.examine(dest.path)
 	files.mount(dest.path)
 	files.check(nil)
 	files.unmount()

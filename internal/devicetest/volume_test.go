@@ -90,11 +90,17 @@ const ioSize = 1 << 20
 // sweep reads the first size bytes of a device or file in order.
 func (m *machine) sweep(path string, size int64, visit func(off int64, b []byte) error) {
 	m.Helper()
+	m.sweepRange(path, 0, size, visit)
+}
+
+// sweepRange reads the bytes [first, end) of a device or file in order.
+func (m *machine) sweepRange(path string, first, end int64, visit func(off int64, b []byte) error) {
+	m.Helper()
 	v := m.open(path, os.O_RDONLY)
 	defer v.close()
 	buf := m.buffer(ioSize)
-	for off := int64(0); off < size; off += ioSize {
-		b := buf[:min(ioSize, size-off)]
+	for off := first; off < end; off += ioSize {
+		b := buf[:min(ioSize, end-off)]
 		if err := v.read(b, off); err != nil {
 			m.Fatalf("%s: %v", path, err)
 		}

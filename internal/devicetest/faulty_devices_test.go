@@ -1,0 +1,96 @@
+//go:build device
+
+package devicetest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Device-mapper devices that change while they are open.
+
+// reload gives a device another table, a target a line.
+func (m *machine) reload(name, table string) {
+	m.Helper()
+	path := filepath.Join(m.dir, name+".table")
+	if err := os.WriteFile(path, []byte(table), 0o644); err != nil {
+		m.Fatal(err)
+	}
+	m.run("dmsetup", "suspend", "--noflush", name)
+	m.run("dmsetup", "load", name, path)
+	m.run("dmsetup", "resume", name)
+}
+
+// fails turns a device into one that fails all I/O, works makes it what it was.
+func (m *machine) fails(name string, size int64) {
+	m.Helper()
+	m.reload(name, fmt.Sprintf("0 %d error", size/sector))
+}
+
+func (m *machine) works(name string, size int64, under *disk) {
+	m.Helper()
+	m.reload(name, fmt.Sprintf("0 %d linear %s 0", size/sector, under.path))
+}
+
+// faultyDisk is a device whose pace and faults change while it is in use.
+type faultyDisk struct {
+	*disk
+	mapper string // its name in device-mapper
+	under  *disk
+}
+
+// faultyDisk makes one of so many MiB, sound and quick to begin with.
+func (m *machine) faultyDisk(role string, mib int64) *faultyDisk {
+	m.Helper()
+	under := m.nullBlk(role, nullOptions{mib: mib})
+	return &faultyDisk{disk: m.linear(role, under, under.size), mapper: role, under: under}
+}
+
+// set makes requests take delay, and those that touch bytes [bad, end) fail.
+func (d *faultyDisk) set(delay time.Duration, bad, end int64) {
+	d.m.Helper()
+	sound := func(first, end int64) string {
+		switch {
+		case first == end:
+			return ""
+		case delay == 0:
+			return fmt.Sprintf("%d %d linear %s %d\n", first/sector, (end-first)/sector, d.under.path, first/sector)
+		}
+		return fmt.Sprintf("%d %d delay %s %d %d\n", first/sector, (end-first)/sector, d.under.path, first/sector, delay.Milliseconds())
+	}
+	table := sound(0, bad)
+	if bad < end {
+		table += fmt.Sprintf("%d %d error\n", bad/sector, (end-bad)/sector)
+	}
+	d.m.reload(d.mapper, table+sound(end, d.size))
+}
+
+// reading is how many reads are in flight.
+func (d *disk) reading() int {
+	d.m.Helper()
+	var reads, writes int
+	text := d.m.readFile(filepath.Join("/sys/block", d.name, "inflight"))
+	if _, err := fmt.Sscan(text, &reads, &writes); err != nil {
+		d.m.Fatalf("requests in flight of %s: %q", d.name, text)
+	}
+	return reads
+}
+
+// waitReading waits until so many reads are in flight.
+func (d *disk) waitReading(n int) {
+	d.m.Helper()
+	d.m.waitFor(cleanLimit, "reads of the source", func() error {
+		if got := d.reading(); got < n {
+			return fmt.Errorf("%d are in flight, not %d", got, n)
+		}
+		return nil
+	})
+}
+
+// badBlocks makes a null_blk device fail requests that touch bytes [first, end).
+func (d *disk) badBlocks(first, end int64) {
+	d.m.Helper()
+	d.m.writeFile(filepath.Join(nullBlkFolder, d.name, "badblocks"), fmt.Sprintf("+%d-%d", first/sector, end/sector-1))
+}
