@@ -219,8 +219,15 @@ func TestPoolLeavesRoomForUsers(t *testing.T) {
 	lane := core.NewLane(LaneConfig{Backend: q, Wake: func() {}, Ops: 4, Buffers: [][]byte{make([]byte, testRegion)}})
 	for n, want := range []error{nil, nil, ErrCommitFirst} {
 		first := uint64(n) * bitmap.RegionsPerPage
-		if err := lane.MarkHoles(first, first+1); !errors.Is(err, want) {
-			t.Fatalf("holes in page %d: %v, expected %v", n, err, want)
+		h := &Hydration{First: first, End: first + 1, Kind: ZeroHole, Done: func(_ *Hydration, err error) {
+			if !errors.Is(err, want) {
+				t.Fatalf("hydration in page %d: %v, expected %v", n, err, want)
+			}
+		}}
+		lane.Hydrate(h)
+		if q.busy {
+			q.busy = false
+			lane.Complete(q.token, nil)
 		}
 	}
 	answers := 0

@@ -2,16 +2,25 @@ package clone
 
 import "github.com/ublk-clone/ublk-clone/bitmap"
 
-// Hydration is one background hydration, preallocated by the hydrator: the regions [First, End), all in
-// state Source when it began (Zero false) or all in state Zero. A copy of more than one region must fit
-// a copy buffer. Regions that others claim or settle meanwhile are left out (I8).
+// Hydration is one background hydration, preallocated by the hydrator: the regions [First, End), all in the
+// state that Kind says when it began. A copy of more than one region must fit a copy buffer. Regions that
+// others claim or settle meanwhile are left out (I8).
 type Hydration struct {
 	First, End uint64
-	Zero       bool
+	Kind       HydrationKind
 	// Done is called once, on the lane's thread. An error is that of the first I/O that failed; the
 	// regions that it left unhydrated can be told from the map.
 	Done func(*Hydration, error)
 }
+
+// HydrationKind is where the bytes of a Hydration come from.
+type HydrationKind uint8
+
+const (
+	CopySource HydrationKind = iota // regions in state Source are copied
+	ZeroHole                        // the same, but they are a hole of the source: zeros are written
+	ZeroZero                        // regions in state Zero: zeros are written
+)
 
 // CopyRegions is how many regions one Hydration may copy, at least 1.
 func (l *Lane) CopyRegions() uint64 { return max(1, uint64(l.bufSize)>>l.core.geo.shift) }
@@ -20,13 +29,13 @@ func (l *Lane) CopyRegions() uint64 { return max(1, uint64(l.bufSize)>>l.core.ge
 func (l *Lane) Hydrate(h *Hydration) bool {
 	h.check(l)
 	n := len(l.freeOps)
-	if n == 0 || !h.Zero && len(l.buffers) == 0 {
+	if n == 0 || h.Kind == CopySource && len(l.buffers) == 0 {
 		return false
 	}
 	o := l.freeOps[n-1]
 	l.freeOps = l.freeOps[:n-1]
 	o.bg = h
-	if h.Zero {
+	if h.Kind != CopySource {
 		l.land(o, h.First)
 		return true
 	}
@@ -51,7 +60,7 @@ func (l *Lane) earlyReadDone(o *op, err error) {
 // land claims the next stretch from region on and writes it.
 func (l *Lane) land(o *op, region uint64) {
 	st := bitmap.Source
-	if o.bg.Zero {
+	if o.bg.Kind == ZeroZero {
 		st = bitmap.Zero
 	}
 	switch l.core.claimBackground(&o.claim, st, region, o.bg.End) {
@@ -73,7 +82,7 @@ func (l *Lane) land(o *op, region uint64) {
 func (l *Lane) planLanding(o *op) {
 	lo, hi := l.core.geo.Start(o.claim.first), l.core.geo.Start(o.claim.end)
 	o.plan = plan{}
-	if o.bg.Zero {
+	if o.bg.Kind != CopySource {
 		o.plan.work(segZero, lo, hi)
 	} else {
 		o.plan.work(segEarly, lo, min(hi, o.off+l.bufSize))
@@ -95,24 +104,4 @@ func (l *Lane) hydrationDone(o *op, err error) {
 	h, done := o.bg, o.bg.Done // h may lie in o
 	l.freeOp(o)
 	done(h, err)
-}
-
-// MarkHoles turns the regions of [first, end) that are in state Source and nobody's into Zero: they are
-// known to be a hole of the source. The others are left as they are.
-func (l *Lane) MarkHoles(first, end uint64) error {
-	var k claim
-	for {
-		switch l.core.claimBackground(&k, bitmap.Source, first, end) {
-		case claimed:
-			first = k.end
-			g := l.core.settle(&k, []mark{{bitmap.PlaneZero, k.first, k.end}})
-			add(&l.stats.discarded, g.zero)
-		case full:
-			return ErrCommitFirst
-		case refused:
-			return ErrReadOnly
-		default:
-			return nil
-		}
-	}
 }

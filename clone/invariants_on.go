@@ -40,9 +40,9 @@ func (c *Core) checkClaims() {
 // check: what a caller of Hydrate must keep.
 func (h *Hydration) check(l *Lane) {
 	nr := h.End - h.First
-	if h.First >= h.End || h.End > l.core.geo.Regions() || !h.Zero && nr > l.CopyRegions() {
-		panic(fmt.Sprintf("clone: hydration of [%d, %d), zero %v, of %d regions, at most %d in a copy",
-			h.First, h.End, h.Zero, l.core.geo.Regions(), l.CopyRegions()))
+	if h.First >= h.End || h.End > l.core.geo.Regions() || h.Kind == CopySource && nr > l.CopyRegions() {
+		panic(fmt.Sprintf("clone: hydration of [%d, %d), kind %d, of %d regions, at most %d in a copy",
+			h.First, h.End, h.Kind, l.core.geo.Regions(), l.CopyRegions()))
 	}
 }
 

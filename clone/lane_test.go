@@ -276,20 +276,25 @@ func TestStats(t *testing.T) {
 	}
 }
 
-// TestMarkHoles: state Source only, and nobody's.
-func TestMarkHoles(t *testing.T) {
+// TestHole: zeros are written to regions in state Source that are nobody's, and counted as discarded.
+func TestHole(t *testing.T) {
 	const R = testRegion
 	r := newRig(t, 8, 2)
 	r.hydrate(1, 2)
 	w := r.submit(OpWrite, 3*R+512, 512)
-	if err := r.lane.MarkHoles(0, 5); err != nil {
-		t.Fatal(err)
-	}
-	r.wantStates(bitmap.Zero, bitmap.Hydrated, bitmap.Zero, bitmap.Source, bitmap.Zero, bitmap.Source)
+	var ended error = errBackend
+	h := &Hydration{First: 0, End: 5, Kind: ZeroHole, Done: func(_ *Hydration, err error) { ended = err }}
+	r.lane.Hydrate(h)
+	r.wantQueued(queued{what: "read source", off: 3 * R, length: R}, queued{what: "zero dest", off: 0, length: R})
 	r.endAll()
 	r.want(w, nil)
+	r.wantStates(bitmap.Hydrated, bitmap.Hydrated, bitmap.Hydrated, bitmap.Hydrated, bitmap.Hydrated, bitmap.Source)
+	if s := r.core.Stats(); ended != nil || s.Discarded != 3*R || s.SourceRead != R {
+		t.Errorf("ended with %v, %+v", ended, s)
+	}
 	r.core.SetMode(ReadOnly)
-	if err := r.lane.MarkHoles(5, 6); !errors.Is(err, ErrReadOnly) {
-		t.Fatalf("MarkHoles in mode ro: %v", err)
+	h.First, h.End = 5, 6
+	if r.lane.Hydrate(h); !errors.Is(ended, ErrReadOnly) {
+		t.Errorf("in mode ro it ended with %v", ended)
 	}
 }

@@ -207,6 +207,9 @@ func (l *Lane) deferToCommit(r *Request) {
 
 // count books the bytes that left state Source to what made them leave.
 func (l *Lane) count(o *op, g gain) {
+	if o.bg != nil && o.bg.Kind == ZeroHole {
+		g = gain{zero: g.hydrated}
+	}
 	add(&l.stats.discarded, g.zero)
 	copied := g.hydrated
 	if o.req != nil {

@@ -4,8 +4,8 @@
 // # What is next
 //
 //	cursor ----->                         runs of regions in state Source, at most a batch each; in
-//	|--H--|--S--|--Z--|--S--|--H--|       state Zero, at most zeroSpan bytes each. Holes of the source
-//	                                      are asked for when the cursor comes to them, and only marked.
+//	|--H--|--S--|--Z--|--S--|--H--|       state Zero or in a hole of the source, at most zeroSpan bytes
+//	                                      each; holes are asked for when the cursor comes to them.
 //
 // A batch that fails is split: its regions are tried one by one (I11). A region that fails alone is
 // bad: it is left out and tried again after a back-off that doubles, at most Settings.Retries times; then it

@@ -229,11 +229,11 @@ func (h *Hydrator) pump(s Settings) State {
 		if state == Yielding {
 			room = n
 		}
-		next, zero, ok := h.next(n, room)
+		next, ok := h.next(n, room)
 		if !ok {
 			return h.idle(state)
 		}
-		if !h.start(next, zero) {
+		if !h.start(next) {
 			return state
 		}
 	}
@@ -312,20 +312,20 @@ func (h *Hydrator) idle(state State) State {
 
 // start gives a batch to the lane; false when it has no room, or nothing of the batch could be claimed
 // now: going on at once would spin.
-func (h *Hydrator) start(s span, zero bool) bool {
+func (h *Hydrator) start(w work) bool {
 	b := h.free[len(h.free)-1]
-	b.First, b.End, b.Zero = s.first, s.end, zero
+	b.First, b.End, b.Kind = w.first, w.end, w.kind
 	h.free = h.free[:len(h.free)-1]
 	b.at = len(h.flying)
 	h.flying = append(h.flying, b)
-	h.inWork += s.end - s.first
+	h.inWork += w.end - w.first
 	n := len(h.flying)
 	if !h.cfg.Lane.Hydrate(&b.Hydration) {
 		h.land(b)
 		return false
 	}
-	if !zero {
-		h.spend(s)
+	if w.kind == clone.CopySource {
+		h.spend(w.span)
 	}
 	if len(h.flying) < n {
 		h.sleep(yieldPause)

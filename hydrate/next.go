@@ -1,40 +1,61 @@
 package hydrate
 
-import "github.com/ublk-clone/ublk-clone/bitmap"
+import (
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+)
+
+// work is the regions [first, end) and what is to be done with them.
+type work struct {
+	span
+	kind clone.HydrationKind
+}
 
 // next chooses the regions of the next batch: what was split off first, then from the cursor on, then
 // once more from the start. At most copyMax regions to copy, or zeroMax to zero.
-func (h *Hydrator) next(copyMax, zeroMax uint64) (s span, zero, ok bool) {
+func (h *Hydrator) next(copyMax, zeroMax uint64) (w work, ok bool) {
 	if h.bad.away() {
 		return h.probe()
 	}
-	if s, zero, ok = h.nextSplit(); ok {
-		return s, zero, ok
+	if w, ok = h.nextSplit(); ok {
+		return w, true
 	}
 	if due, found := h.bad.due(); found {
-		return span{due, due + 1}, h.regions.State(due) == bitmap.Zero, true
+		return h.single(due), true
 	}
-	if s, zero, ok = h.scan(h.cursor, h.geo.Regions(), copyMax, zeroMax); !ok && h.cursor > 0 {
+	if w, ok = h.scan(h.cursor, h.geo.Regions(), copyMax, zeroMax); !ok && h.cursor > 0 {
 		h.cursor = 0
-		s, zero, ok = h.scan(0, h.geo.Regions(), copyMax, zeroMax)
+		w, ok = h.scan(0, h.geo.Regions(), copyMax, zeroMax)
 	}
 	if ok {
-		h.cursor = s.end
+		h.cursor = w.end
 	}
-	return s, zero, ok
+	return w, ok
+}
+
+// single is a region that has failed, alone; one in a hole is read all the same.
+func (h *Hydrator) single(region uint64) work {
+	w := work{span: span{region, region + 1}}
+	if h.regions.State(region) == bitmap.Zero {
+		w.kind = clone.ZeroZero
+	}
+	return w
 }
 
 // probe tries one region when the source seems to be away.
-func (h *Hydrator) probe() (s span, zero, ok bool) {
+func (h *Hydrator) probe() (w work, ok bool) {
 	if len(h.flying) > 0 {
-		return s, false, false
+		return w, false
 	}
 	due, found := h.bad.due()
-	return span{due, due + 1}, false, found
+	if !found {
+		return w, false
+	}
+	return h.single(due), true
 }
 
 // nextSplit takes the next single region of a batch that failed.
-func (h *Hydrator) nextSplit() (s span, zero, ok bool) {
+func (h *Hydrator) nextSplit() (w work, ok bool) {
 	for n := len(h.split); n > 0; n = len(h.split) {
 		last := &h.split[n-1]
 		r, found := h.regions.NextUnhydrated(last.first, last.end)
@@ -46,63 +67,59 @@ func (h *Hydrator) nextSplit() (s span, zero, ok bool) {
 			h.split = h.split[:n-1]
 		}
 		if h.inFlight(r, r+1) == nil {
-			return span{r, r + 1}, h.regions.State(r) == bitmap.Zero, true
+			return h.single(r), true
 		}
 	}
-	return s, false, false
+	return w, false
 }
 
 // scan looks in [from, end) for a run that nobody works on and that has not failed.
-func (h *Hydrator) scan(from, end, copyMax, zeroMax uint64) (s span, zero, ok bool) {
+func (h *Hydrator) scan(from, end, copyMax, zeroMax uint64) (w work, ok bool) {
+	zeroMax = min(zeroMax, h.nrIn(zeroSpan))
 	for from < end {
 		r, found := h.regions.NextUnhydrated(from, end)
 		if !found {
-			return s, false, false
+			return w, false
 		}
 		if skip := h.taken(r); skip > r {
 			from = skip
 			continue
 		}
-		st, stop := h.regions.Run(r, end)
+		st, stop := h.regions.Run(r, min(end, r+max(copyMax, zeroMax)))
 		stop = h.untaken(r, stop)
 		if st == bitmap.Zero {
-			n := max(1, min(zeroMax, zeroSpan/uint64(h.geo.RegionSize())))
-			return span{r, min(stop, r+n)}, true, true
+			return work{span{r, min(stop, r+zeroMax)}, clone.ZeroZero}, true
 		}
-		stop = h.dataRun(r, min(stop, r+copyMax))
-		if stop > r {
-			return span{r, stop}, false, true
+		hole, stop := h.extent(r, stop)
+		if hole {
+			return work{span{r, min(stop, r+zeroMax)}, clone.ZeroHole}, true
 		}
-		from = r // a hole, and now in state Zero: look again
+		return work{span{r, min(stop, r+copyMax)}, clone.CopySource}, true
 	}
-	return s, false, false
+	return w, false
 }
 
-// dataRun gives the end of the regions from r on, at most stop, that are to be copied. Where the source
-// has a hole at r the regions that lie in it whole are marked, and the answer is r. A failed look at the
-// source is no hole.
-func (h *Hydrator) dataRun(r, stop uint64) uint64 {
+// extent says whether the regions from r on lie whole in a hole of the source, or hold data, and where that
+// ends, at most at stop. A failed look at the source is no hole.
+func (h *Hydrator) extent(r, stop uint64) (hole bool, end uint64) {
 	if h.cfg.Holes == nil {
-		return stop
+		return false, stop
 	}
 	off := h.geo.Start(r)
 	data, err := h.cfg.Holes.NextData(off)
 	if err != nil {
-		return stop
+		return false, stop
 	}
 	data = min(data, h.geo.Size())
 	if first, end := h.geo.Covered(off, data-off); first < end {
-		if h.cfg.Lane.MarkHoles(first, end) == nil && h.regions.State(r) != bitmap.Source {
-			return r
-		}
-		return stop
+		return true, min(stop, end)
 	}
-	hole, err := h.cfg.Holes.NextHole(data)
-	if err != nil || hole <= data {
-		return stop
+	next, err := h.cfg.Holes.NextHole(data)
+	if err != nil || next <= data {
+		return false, stop
 	}
-	_, end := h.geo.Touched(data, min(hole, h.geo.Size())-data)
-	return min(stop, end)
+	_, end = h.geo.Touched(data, min(next, h.geo.Size())-data)
+	return false, min(stop, end)
 }
 
 // taken gives the region behind what is being worked on or has failed at region r, r if it is free.

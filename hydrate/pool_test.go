@@ -11,7 +11,7 @@ import (
 // gives up until a commit had time, and goes on after it (I12).
 func TestFullPoolDoesNotSpin(t *testing.T) {
 	const pages = 6
-	r := newRig(t, pages*bitmap.RegionsPerPage, on, nil)
+	r := newRig(t, pages*bitmap.RegionsPerPage, on, holes{})
 	r.core = clone.New(clone.Config{
 		Geometry:   r.core.Geometry(),
 		Map:        r.core.Regions(),
@@ -22,9 +22,15 @@ func TestFullPoolDoesNotSpin(t *testing.T) {
 	r.h.cfg.Core, r.h.cfg.Lane = r.core, r.lane
 	for page := range uint64(pages) {
 		first := page * bitmap.RegionsPerPage
-		if err := r.lane.MarkHoles(first, first+8); err != nil {
-			if err != clone.ErrCommitFirst || page != 2 {
-				t.Fatalf("holes of page %d: %v", page, err)
+		var ended error
+		r.lane.Hydrate(&clone.Hydration{First: first, End: first + 8, Kind: clone.ZeroHole, Done: func(_ *clone.Hydration, err error) { ended = err }})
+		for _, a := range r.asked {
+			r.lane.Complete(a.token, nil)
+		}
+		r.asked = nil
+		if ended != nil {
+			if ended != clone.ErrCommitFirst || page != 2 {
+				t.Fatalf("holes of page %d: %v", page, ended)
 			}
 			break
 		}

@@ -33,7 +33,7 @@ type background uint8
 const (
 	noBackground   background = iota
 	policy                    // package hydrate
-	wildBackground            // runs of regions at random, and holes marked at random
+	wildBackground            // runs of regions at random
 )
 
 // Config is one run. All that is random in it is drawn from Seed.

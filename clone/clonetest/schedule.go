@@ -236,7 +236,7 @@ func (s *sim) after(d time.Duration) {
 	}
 }
 
-// hydrateWildly hydrates some run of regions, or marks a hole, without any policy.
+// hydrateWildly hydrates some run of regions without any policy.
 func (s *sim) hydrateWildly() {
 	l := s.lanes[len(s.lanes)-1]
 	w := s.cfg.Area[s.rng.IntN(len(s.cfg.Area))]
@@ -245,15 +245,16 @@ func (s *sim) hydrateWildly() {
 	first += s.rng.Uint64N(end - first)
 	st, stop := s.core.Regions().Run(first, min(end, first+1+s.rng.Uint64N(12)))
 	h := s.wild[len(s.wild)-1]
-	h.First, h.End, h.Zero = first, stop, st == bitmap.Zero
+	h.First, h.End, h.Kind = first, stop, clone.ZeroZero
 	switch {
 	case st == bitmap.Hydrated:
 		return
 	case st == bitmap.Source && s.rng.IntN(4) == 0:
-		s.markHoles(l, first, stop)
-		return
+		if h.Kind = clone.ZeroHole; !s.hole(h) {
+			return
+		}
 	case st == bitmap.Source:
-		h.End = min(stop, first+l.CopyRegions())
+		h.Kind, h.End = clone.CopySource, min(stop, first+l.CopyRegions())
 	}
 	s.wild = s.wild[:len(s.wild)-1]
 	if !l.Hydrate(h) {
@@ -261,16 +262,16 @@ func (s *sim) hydrateWildly() {
 	}
 }
 
-// markHoles marks the regions that are zeros in the source, of [first, end).
-func (s *sim) markHoles(l *lane, first, end uint64) {
-	data, err := holes{s.disks}.NextData(s.geo.Start(first))
+// hole cuts h to the regions from its first on that lie in a hole of the source; false: there are none.
+func (s *sim) hole(h *clone.Hydration) bool {
+	from := s.geo.Start(h.First)
+	data, err := holes{s.disks}.NextData(from)
 	if err != nil {
-		return
+		return false
 	}
-	if f, e := s.geo.Covered(s.geo.Start(first), data-s.geo.Start(first)); f < e {
-		s.note("mark holes", l, 0, s.geo.Start(f), s.geo.Start(min(e, end))-s.geo.Start(f), nil)
-		_ = l.MarkHoles(f, min(e, end))
-	}
+	first, end := s.geo.Covered(from, data-from)
+	h.End = min(h.End, end)
+	return first == h.First && first < h.End
 }
 
 // holes tells of holes in the source, sector by sector.
