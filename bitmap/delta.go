@@ -62,6 +62,9 @@ func (d *Delta) Has(p Plane, region uint64) bool { return d.Any(p, region, regio
 
 // Any reports whether any region of [first, end) is in the set.
 func (d *Delta) Any(p Plane, first, end uint64) bool {
+	if d.Used() == 0 {
+		return false
+	}
 	for first < end {
 		pg := d.Page(PageOf(first))
 		if pg == nil {
@@ -92,6 +95,9 @@ func (d *Delta) Pages() []uint64 { return d.pages }
 
 // Page returns the marks in a page, or nil if there are none. Not to be changed.
 func (d *Delta) Page(page uint64) *Page {
+	if d.Used() == 0 {
+		return nil
+	}
 	if slot := d.index[page]; slot != 0 {
 		return &d.pool[slot-1]
 	}
@@ -112,6 +118,9 @@ func (d *Delta) Missing(first, end uint64) int {
 	}
 	return n
 }
+
+// Drop gives the memory of an empty set up: nothing will be marked any more.
+func (d *Delta) Drop() { d.index, d.pool, d.pages = nil, nil, nil }
 
 // Reset empties the set. It costs what was used, not the capacity.
 func (d *Delta) Reset() {

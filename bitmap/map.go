@@ -195,8 +195,9 @@ func (m *Map) DurableImage(page uint64, active *Delta, out *Page) {
 
 // Release hands the memory of a full page to give, which may make it read as zeros, and
 // reports whether it did: a page that is not full is left alone. The caller knows that
-// the page is durably hydrated throughout: no bit of it is in the active or in the frozen
-// Delta. The core's lock must be held; readers need not have stopped.
+// the page is durably hydrated throughout: no bit of it is in the active Delta, and the
+// frozen one has been written and flushed. The core's lock must be held; readers need not
+// have stopped.
 func (m *Map) Release(page uint64, give func(mem *Page)) bool {
 	if !m.Full(page) {
 		return false

@@ -97,7 +97,22 @@ func (c *Core) write(dest Flusher, store MapStore) error {
 	if err := store.Flush(); err != nil {
 		return fmt.Errorf("flush metadata: %w", err)
 	}
+	c.releasePages()
 	return nil
+}
+
+// releasePages gives back the memory of the pages that this commit has made durably hydrated throughout (I9).
+func (c *Core) releasePages() {
+	if c.release == nil {
+		return
+	}
+	for _, page := range c.mu.frozen.Pages() {
+		c.mu.Lock()
+		if c.mu.active.Page(page) == nil {
+			c.regions.Release(page, c.release)
+		}
+		c.mu.Unlock()
+	}
 }
 
 // thaw is step 5 for the set; who waited is answered by Commit.
@@ -112,8 +127,10 @@ func (c *Core) thaw(err error) {
 	}
 	c.mu.frozen.Reset()
 	done := !c.complete.Load() && c.durableHydrated() == c.geo.Regions()
-	if done {
+	if done { // every region is hydrated: no claim will be opened any more
 		c.complete.Store(true)
+		c.mu.active.Drop()
+		c.mu.frozen.Drop()
 	}
 	c.mu.Unlock()
 	if done {

@@ -252,3 +252,55 @@ func TestPoolLeavesRoomForUsers(t *testing.T) {
 		t.Fatalf("%d discards answered after a commit", answers)
 	}
 }
+
+// TestReleasePages: the memory of a page is given back by the commit that makes it durably hydrated throughout,
+// once, and not while a mark in it waits for a commit or any region is missing (I9).
+func TestReleasePages(t *testing.T) {
+	const nr = bitmap.RegionsPerPage + 8
+	r := newRig(t, nr, 2)
+	mem := map[*bitmap.Page]int{}
+	r.core.release = func(p *bitmap.Page) { mem[p]++; *p = bitmap.Page{} }
+	want := func(when string, pages, times int) {
+		t.Helper()
+		n := 0
+		for _, k := range mem {
+			n += k
+		}
+		if len(mem) != pages || n != times {
+			t.Fatalf("%s: %d pages released %d times, want %d and %d", when, len(mem), n, pages, times)
+		}
+	}
+	hydrate := func(first, end uint64) {
+		r.submit(OpWrite, int64(first)*testRegion, int64(end-first)*testRegion)
+		r.endAll()
+	}
+	commit := func() {
+		t.Helper()
+		if err := r.commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hydrate(0, bitmap.RegionsPerPage-2)
+	commit()
+	want("two regions short", 0, 0)
+	hydrate(bitmap.RegionsPerPage-2, bitmap.RegionsPerPage-1)
+	r.onFlush = func() { // while a commit of another page's marks is under way
+		r.onFlush = nil
+		hydrate(bitmap.RegionsPerPage-1, bitmap.RegionsPerPage)
+	}
+	hydrate(bitmap.RegionsPerPage, nr-1)
+	commit()
+	want("marked during the commit", 0, 0)
+	commit()
+	want("committed", 1, 1)
+	hydrate(0, 8)
+	hydrate(nr-1, nr)
+	commit()
+	want("all", 2, 2)
+	if !r.core.Complete() || !r.core.Regions().AllHydrated(0, nr) || r.core.mu.active.Cap() != 0 {
+		t.Errorf("complete %v, pool of %d", r.core.Complete(), r.core.mu.active.Cap())
+	}
+	a := r.send(OpWrite, 0, testRegion, true)
+	r.endAll()
+	r.want(a, nil)
+}

@@ -49,6 +49,10 @@ type Config struct {
 	Kick func()
 	// Event tells of a change of mode or of completion. It must not block. May be nil.
 	Event func()
+	// Release gives the memory of a page of the map back, which may read as zeros from then on: all of its
+	// regions are durably hydrated, and it is not looked at again. Called under the core's lock; it must not
+	// block for long. May be nil.
+	Release func(*bitmap.Page)
 	// DeltaPages is how many pages of the region map may hold marks that are not committed yet; 0 is the
 	// default. Half of it is the users'; neither a request nor a Hydration may touch more pages than that.
 	DeltaPages int
@@ -60,6 +64,7 @@ type Core struct {
 	regions *bitmap.Map
 	kick    func()
 	event   func()
+	release func(*bitmap.Page)
 	// poolBounds: the map has more pages than the pool, which can therefore be full.
 	poolBounds bool
 
@@ -100,7 +105,7 @@ type Core struct {
 func New(cfg Config) *Core {
 	pages := bitmap.PagesFor(cfg.Geometry.Regions())
 	pool := int(min(cmp.Or(uint64(cfg.DeltaPages), deltaPages), pages))
-	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event}
+	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event, release: cfg.Release}
 	c.mu.active = bitmap.NewDelta(pages, pool)
 	c.mu.frozen = bitmap.NewDelta(pages, pool)
 	c.poolBounds = pages > uint64(pool)

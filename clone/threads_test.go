@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ func TestThreads(t *testing.T) {
 		Map:      bitmap.New(nrRegions, make([]bitmap.Page, bitmap.PagesFor(nrRegions))),
 		Kick:     func() { signal(kick) },
 		Event:    func() { signal(event) },
+		Release:  zeroPage,
 	})
 	var users, others sync.WaitGroup
 	stop := make(chan struct{})
@@ -92,6 +94,13 @@ type threadLane struct {
 type threadIO struct {
 	token uint32
 	do    func()
+}
+
+// zeroPage is what becomes of a released page.
+func zeroPage(p *bitmap.Page) {
+	for w := range p {
+		atomic.StoreUint64(&p[w], 0)
+	}
 }
 
 func signal(c chan struct{}) {

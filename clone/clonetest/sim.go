@@ -137,6 +137,7 @@ func (s *sim) open() error {
 		Map:        regions,
 		Kick:       func() { s.committer.kicked = true },
 		DeltaPages: s.cfg.DeltaPages,
+		Release:    func(p *bitmap.Page) { *p = bitmap.Page{} },
 	})
 	s.core.SetReadThrough(s.cfg.ReadThrough)
 	s.core.SetDiscardPassdown(s.cfg.Passdown)
