@@ -17,11 +17,12 @@ type Mapping struct {
 
 // Map maps at least size bytes of zeros, rounded up to pages, shared so that a
 // fork cannot separate them from the ring that uses them. populate faults every
-// page in now, so that a later first touch cannot fail or wait.
+// page in now, so that a later first touch cannot fail or wait; without it only
+// what is touched counts as used.
 func Map(size int, populate bool) (*Mapping, error) {
 	page := os.Getpagesize()
 	size = (size + page - 1) / page * page
-	flags := unix.MAP_SHARED | unix.MAP_ANONYMOUS
+	flags := unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
 	if populate {
 		flags |= unix.MAP_POPULATE
 	}
@@ -51,4 +52,15 @@ func As[T any](m *Mapping) []T {
 	var t T
 	n := len(m.bytes) / int(unsafe.Sizeof(t))
 	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(m.bytes))), n)
+}
+
+// GiveBack gives the memory of v, which lies in a Mapping, back to the system: it reads as zeros from then on,
+// and takes memory again when it is written. Where v is no whole number of pages, as on machines with large
+// ones, it is left as it is.
+func GiveBack[T any](v *T) error {
+	size, page := int(unsafe.Sizeof(*v)), os.Getpagesize()
+	if size%page != 0 || uintptr(unsafe.Pointer(v))%uintptr(page) != 0 {
+		return nil
+	}
+	return wrap("give back memory", unix.Madvise(unsafe.Slice((*byte)(unsafe.Pointer(v)), size), unix.MADV_REMOVE))
 }

@@ -187,3 +187,28 @@ func TestFSIDAndDirectAlign(t *testing.T) {
 		t.Errorf("alignment %d and %d are not powers of two", mem, off)
 	}
 }
+
+func TestGiveBack(t *testing.T) {
+	page := os.Getpagesize()
+	m, err := Map(4*page, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	for i := range m.Bytes() {
+		m.Bytes()[i] = 1
+	}
+	pages := As[[4096]byte](m)
+	if err := GiveBack(&pages[1]); err != nil {
+		t.Fatal(err)
+	}
+	if page != len(pages[1]) {
+		t.Skipf("pages of %d bytes: nothing is given back", page)
+	}
+	if pages[0][4095] != 1 || pages[1] != [4096]byte{} || pages[2][0] != 1 {
+		t.Error("page 1 does not read as zeros, or another does")
+	}
+	if err := GiveBack(&m.Bytes()[7]); err != nil || m.Bytes()[7] != 1 {
+		t.Errorf("a byte: %v, now %d", err, m.Bytes()[7])
+	}
+}
