@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"fmt"
+	"math"
 	"os"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
@@ -57,6 +58,15 @@ func (d *Device) LogicalBlock() int { return d.logical }
 
 // PhysicalBlock is the unit that is written without being read first, in bytes.
 func (d *Device) PhysicalBlock() int { return d.physic }
+
+// MaxDiscard is the largest discard that the device takes at a time, in bytes;
+// 0 if it takes none. Of a file any part can be given back.
+func (d *Device) MaxDiscard() int64 {
+	if !d.IsBlock() {
+		return math.MaxInt64
+	}
+	return queue(host.dir(d.stat.Rdev), "discard_max_bytes")
+}
 
 // Direct says whether I/O bypasses the page cache.
 func (d *Device) Direct() bool { return d.direct }

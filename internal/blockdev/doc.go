@@ -17,7 +17,7 @@
 // again for I/O, and every descriptor is close-on-exec, so no helper inherits
 // one. Close gives the lock back once the last request through it has ended.
 //
-// The clone is as large as the source. Its logical block is the larger of
+// The clone is as large as the source, or shorter. Its logical block is the larger of
 // both sides'; sizes are never rounded (Match). No two of the three may overlap,
 // through partitions, loop devices and device-mapper (Options.Others). A destination
 // that carries something known is refused (Signature).

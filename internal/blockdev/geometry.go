@@ -73,35 +73,52 @@ func (d *Device) directAlign() (int, error) {
 
 // Geometry is what the clone inherits from its two sides.
 type Geometry struct {
-	Size          int64 // bytes: the source's
+	Size          int64 // bytes
 	LogicalBlock  int   // bytes: the larger of both
 	PhysicalBlock int   // bytes: the larger of both
 	Warnings      []string
 }
 
-// Match checks that the destination can take the source, and sets the source's
-// direct I/O to what the clone's block size allows. Exit codes: 8 for a source
-// whose size is no multiple of the clone's logical block (never rounded), 9 for
-// a destination that is too small, 14 for a 512-byte source under a 4096-byte
-// clone without force.
-func Match(source, dest *Device, force bool) (Geometry, error) {
+// maxLogicalBlock is the largest logical block of a clone, in bytes: a region is a multiple of it.
+const maxLogicalBlock = 4096
+
+// Match checks that the destination can take the first size bytes of the source, and sets the source's
+// direct I/O to what the clone's block size allows. Exit codes: 8 for a source that is too small or
+// whose blocks are too large, 9 for such a destination, 14 for a 512-byte source under a 4096-byte
+// clone without force. A size that is no multiple of the clone's logical block is never rounded: 8
+// where it is the source's, else 2.
+func Match(source, dest *Device, size int64, force bool) (Geometry, error) {
 	g := Geometry{
-		Size:          source.size,
+		Size:          size,
 		LogicalBlock:  max(source.logical, dest.logical),
 		PhysicalBlock: max(source.physic, dest.physic),
 	}
-	if source.size == 0 || source.size%int64(g.LogicalBlock) != 0 {
-		return g, source.fail("clone", fmt.Errorf("its size, %d bytes, is no multiple of the clone's logical block, %d bytes",
-			source.size, g.LogicalBlock), "Sizes are never rounded; use a destination with smaller blocks, or resize the source.")
+	for _, d := range []*Device{source, dest} {
+		if d.logical > maxLogicalBlock {
+			return g, d.fail("use", fmt.Errorf("it has logical blocks of %d bytes", d.logical), fmt.Sprintf("At most %d are possible.", maxLogicalBlock))
+		}
+		if d.size < size {
+			return g, d.fail("use", fmt.Errorf("it has %d bytes, the clone %d", d.size, size), fmt.Sprintf("Make it at least %d bytes.", size))
+		}
 	}
-	if dest.size < source.size {
-		return g, dest.fail("use", fmt.Errorf("it has %d bytes, the source %d", dest.size, source.size),
-			fmt.Sprintf("Make it at least %d bytes.", source.size))
+	if size == 0 || size%int64(g.LogicalBlock) != 0 {
+		return g, g.ragged(source)
 	}
 	if err := g.checkBlocks(source, dest, force); err != nil {
 		return g, err
 	}
 	return g, source.chooseDirect(g.LogicalBlock)
+}
+
+// ragged is the error of a size that is no multiple of the logical block.
+func (g *Geometry) ragged(source *Device) error {
+	if g.Size != source.size {
+		return &exit.Error{Code: exit.Usage, Doing: "clone", Object: source.path,
+			Cause: fmt.Errorf("the length, %d bytes, is no multiple of the clone's logical block, %d bytes", g.Size, g.LogicalBlock),
+			Next:  "Sizes are never rounded; give another length."}
+	}
+	return source.fail("clone", fmt.Errorf("its size, %d bytes, is no multiple of the clone's logical block, %d bytes",
+		source.size, g.LogicalBlock), "Sizes are never rounded; use a destination with smaller blocks, or resize the source.")
 }
 
 // checkBlocks warns of, or without force refuses, a clone with larger blocks

@@ -58,6 +58,21 @@ func (t tree) identifyBlock(rdev uint64) string {
 	return ownName(dir)
 }
 
+// Birth is when the file was made, or the one behind a loop device, in
+// nanoseconds since 1970; 0 where nobody knows. It tells a file from a later
+// one with the same number.
+func (d *Device) Birth() int64 {
+	if !d.IsBlock() {
+		return d.stat.Birth
+	}
+	if dir := host.dir(d.stat.Rdev); dir != "" {
+		if st, err := host.backing(dir); err == nil {
+			return st.Birth
+		}
+	}
+	return 0
+}
+
 // ownName is what a disk, given its sysfs folder, says of itself.
 func ownName(dir string) string {
 	for _, attr := range []struct{ kind, path string }{
@@ -83,17 +98,18 @@ type Fingerprint struct {
 // bytes.
 const sample = 1 << 20
 
-// Fingerprint reads the first and the last MiB. The size must be a multiple of
-// the alignment, which Match has checked.
+// Fingerprint reads the first and the last MiB, but for what direct I/O cannot
+// read behind the last aligned byte.
 func (d *Device) Fingerprint() (Fingerprint, error) {
 	m, err := sys.Map(sample, false)
 	if err != nil {
 		return Fingerprint{}, d.fail("read", err, "")
 	}
 	defer m.Close()
-	n := min(sample, d.size)
+	end := d.size - d.size%int64(d.Align())
+	n := min(sample, end)
 	sum := sha256.New()
-	for _, off := range []int64{0, d.size - n} {
+	for _, off := range []int64{0, end - n} {
 		p := m.Bytes()[:n]
 		if err := sys.ReadFullAt(d.fd(), p, off); err != nil {
 			return Fingerprint{}, d.fail("read", err, "Check the source device.")

@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"os"
 	"path/filepath"
@@ -140,23 +141,33 @@ func TestMatch(t *testing.T) {
 	for _, c := range []struct {
 		name         string
 		source, dest *Device
+		size         int64 // 0: the source's
 		force        bool
 		code, block  int
 	}{
-		{"same", device(mib, 512), device(mib, 512), false, 0, 512},
-		{"larger destination", device(mib, 512), device(2*mib, 512), false, 0, 512},
-		{"smaller destination", device(mib, 512), device(mib-512, 512), true, exit.Dest, 0},
-		{"4096 source", device(mib, 4096), device(mib, 512), false, 0, 4096},
-		{"4096 destination", device(mib, 512), device(mib, 4096), false, exit.Refused, 0},
-		{"4096 destination, force", device(mib, 512), device(mib, 4096), true, 0, 4096},
-		{"ragged source", device(mib+512, 512), device(2*mib, 4096), true, exit.Source, 0},
-		{"ragged file", device(mib+1, 512), device(2*mib, 512), true, exit.Source, 0},
-		{"empty source", device(0, 512), device(mib, 512), true, exit.Source, 0},
+		{"same", device(mib, 512), device(mib, 512), 0, false, 0, 512},
+		{"larger destination", device(mib, 512), device(2*mib, 512), 0, false, 0, 512},
+		{"smaller destination", device(mib, 512), device(mib-512, 512), 0, true, exit.Dest, 0},
+		{"smaller destination for a shorter clone", device(mib, 512), device(mib-512, 512), mib - 512, false, 0, 512},
+		{"shorter clone", device(mib, 512), device(mib, 512), 4096, false, 0, 512},
+		{"longer clone", device(mib, 512), device(2*mib, 512), mib + 512, false, exit.Source, 0},
+		{"longer clone than the destination", device(mib, 512), device(mib-4096, 512), mib - 512, false, exit.Dest, 0},
+		{"ragged length", device(mib, 512), device(mib, 4096), mib - 512, true, exit.Usage, 0},
+		{"4096 source", device(mib, 4096), device(mib, 512), 0, false, 0, 4096},
+		{"4096 destination", device(mib, 512), device(mib, 4096), 0, false, exit.Refused, 0},
+		{"4096 destination, force", device(mib, 512), device(mib, 4096), 0, true, 0, 4096},
+		{"ragged source", device(mib+512, 512), device(2*mib, 4096), 0, true, exit.Source, 0},
+		{"ragged source, shorter clone", device(mib+512, 512), device(2*mib, 4096), mib, true, 0, 4096},
+		{"ragged file", device(mib+1, 512), device(2*mib, 512), 0, true, exit.Source, 0},
+		{"empty source", device(0, 512), device(mib, 512), 0, true, exit.Source, 0},
+		{"large blocks on the source", device(mib, 16384), device(mib, 512), 0, true, exit.Source, 0},
+		{"large blocks on the destination", device(mib, 4096), device(mib, 16384), 0, true, exit.Dest, 0},
 	} {
 		c.dest.role = Dest
-		g, err := Match(c.source, c.dest, c.force)
+		size := cmp.Or(c.size, c.source.size)
+		g, err := Match(c.source, c.dest, size, c.force)
 		wantCode(t, c.name, err, c.code)
-		if c.code == 0 && (g.LogicalBlock != c.block || g.Size != c.source.size) {
+		if c.code == 0 && (g.LogicalBlock != c.block || g.Size != size) {
 			t.Errorf("%s: %+v", c.name, g)
 		}
 		if warned := len(g.Warnings) > 0; c.code == 0 && warned != c.force {

@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -37,6 +38,30 @@ func (t tree) dir(rdev uint64) string {
 // devName is a device number as sysfs writes it, MAJOR:MINOR.
 func devName(dev uint64) string { return fmt.Sprintf("%d:%d", sys.Major(dev), sys.Minor(dev)) }
 
+// NumberedPath gives the path of a block device that is named by its number,
+// MAJOR:MINOR, as device-mapper does. A word of another form is no number.
+func NumberedPath(role Role, word string) (path string, isNumber bool, err error) {
+	return host.numberedPath(role, word)
+}
+
+func (t tree) numberedPath(role Role, word string) (path string, isNumber bool, err error) {
+	dev, ok := parseDev(word)
+	if !ok {
+		return "", false, nil
+	}
+	dir := t.dir(dev)
+	if dir == "" {
+		return "", true, failure(role, role.code(), "find", word, errors.New("no block device has this number"), "`lsblk` shows the numbers.")
+	}
+	name := filepath.Base(dir)
+	for line := range strings.Lines(text(dir, "uevent")) {
+		if node, found := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); found {
+			name = node // the folder has '!' where the node has '/'
+		}
+	}
+	return filepath.Join("/dev", name), true, nil
+}
+
 // parseDev reads MAJOR:MINOR.
 func parseDev(s string) (uint64, bool) {
 	major, minor, _ := strings.Cut(strings.TrimSpace(s), ":")
@@ -61,6 +86,15 @@ func number(elem ...string) int64 {
 		return 0
 	}
 	return n
+}
+
+// queue is an attribute of the queue of the device at dir, a number; a
+// partition has its disk's.
+func queue(dir, attribute string) int64 {
+	if isPartition(dir) {
+		dir = filepath.Dir(dir)
+	}
+	return number(dir, "queue", attribute)
 }
 
 // isPartition says whether a sysfs folder is that of a partition; its disk is

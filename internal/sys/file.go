@@ -104,6 +104,7 @@ type Stat struct {
 	Inode uint64
 	Size  int64 // bytes
 	Mtime int64 // nanoseconds since 1970
+	Birth int64 // when it was made, nanoseconds since 1970; 0 where the file system does not say
 }
 
 // IsBlock and IsRegular tell the kinds of file that can be cloned.
@@ -111,29 +112,26 @@ func (s Stat) IsBlock() bool   { return s.Mode&unix.S_IFMT == unix.S_IFBLK }
 func (s Stat) IsRegular() bool { return s.Mode&unix.S_IFMT == unix.S_IFREG }
 
 // Fstat describes an open file.
-func Fstat(fd int) (Stat, error) {
-	var st unix.Stat_t
-	err := retry(func() error { return unix.Fstat(fd, &st) })
-	return Stat{
-		Mode: st.Mode, Dev: uint64(st.Dev), Rdev: uint64(st.Rdev), Inode: st.Ino,
-		Size: st.Size, Mtime: st.Mtim.Nano(),
-	}, wrap("stat", err)
-}
+func Fstat(fd int) (Stat, error) { return statx(fd, "", unix.AT_EMPTY_PATH) }
 
 // StatPath describes what path names, symbolic links followed, from what the
 // kernel has at hand: it does not wait for the server of a network file system
 // (AT_STATX_DONT_SYNC).
-func StatPath(path string) (Stat, error) {
+func StatPath(path string) (Stat, error) { return statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC) }
+
+func statx(dir int, path string, flags int) (Stat, error) {
 	var st unix.Statx_t
 	err := retry(func() error {
-		return unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st)
+		return unix.Statx(dir, path, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
 	})
 	return Stat{
 		Mode: uint32(st.Mode), Dev: unix.Mkdev(st.Dev_major, st.Dev_minor),
 		Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor), Inode: st.Ino,
-		Size: int64(st.Size), Mtime: st.Mtime.Sec*1e9 + int64(st.Mtime.Nsec),
+		Size: int64(st.Size), Mtime: nanoseconds(st.Mtime), Birth: nanoseconds(st.Btime),
 	}, wrap("stat", err)
 }
+
+func nanoseconds(t unix.StatxTimestamp) int64 { return t.Sec*1e9 + int64(t.Nsec) }
 
 // Major and Minor split a device number; Mkdev joins one.
 func Major(dev uint64) uint32                { return unix.Major(dev) }
