@@ -44,7 +44,7 @@ func newApp(p *program) *cli.App {
 		Action:          p.noCommand,
 		Commands: []*cli.Command{
 			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
-			p.pauseCommand(), p.resumeCommand(), p.waitCommand(), p.watchCommand(), p.metadataCommand(), p.versionCommand(),
+			p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(), p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.versionCommand(),
 			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.runSpawned() }},
 		},
 	}
@@ -87,6 +87,9 @@ missing metadata the clone is new; DEST must then carry no file system or other
 known signature, and one that is a missing file is created. Otherwise
 the clone goes on where it was. The same command again says "unchanged".
 
+Settings (rates, threshold, batch, read-through, passdown, retries, hydration)
+are kept over a restart; one that a later add names changes.
+
 A region is the unit of hydration. With the default of 4KiB nearly every write
 covers its regions whole and needs no copy; larger regions make the map smaller.`,
 		Flags: []cli.Flag{
@@ -94,9 +97,15 @@ covers its regions whole and needs no copy; larger regions make the map smaller.
 			&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; at least as large"},
 			&cli.StringFlag{Name: "metadata", Usage: "`DEVICE|FILE` that keeps the map"},
 			&cli.StringFlag{Name: "region-size", Usage: "`SIZE` of a region, a power of two from 4KiB to 1GiB (default: 4KiB, or what the metadata says)"},
-			&cli.BoolFlag{Name: "no-hydration", Usage: "start with background hydration off"},
-			&cli.Uint64Flag{Name: "hydration-threshold", Usage: "most `REGIONS` copied at a time in the background (default: 4 batches)"},
-			&cli.Uint64Flag{Name: "hydration-batch-size", Usage: "contiguous `REGIONS` in one copy (default: 1 MiB)"},
+			&cli.StringFlag{Name: "table", Usage: "all of these and the core arguments in dm-clone's `LINE`: \"" + tableForm + "\", in 512-byte sectors"},
+			&cli.BoolFlag{Name: noHydrationFlag, Usage: "start with background hydration off"},
+			&cli.StringFlag{Name: "hydration-threshold", Usage: "most `REGIONS` copied at a time in the background (default: 4 batches)"},
+			&cli.StringFlag{Name: "hydration-batch-size", Usage: "contiguous `REGIONS` in one copy (default: 1 MiB)"},
+			&cli.StringFlag{Name: "rate", Usage: "most that is copied in the background, `SIZE/s` or none (default: none)"},
+			&cli.StringFlag{Name: "min-rate", Usage: "least, also under steady requests of users, `SIZE/s` or none (default: 1MiB/s)"},
+			&cli.StringFlag{Name: "retries", Usage: "`N` attempts for a region before it waits for resume (default: 6)"},
+			&cli.StringFlag{Name: "read-through", Usage: "`on|off`: keep in DEST what is read from SOURCE (default: on, with --table off)"},
+			&cli.BoolFlag{Name: noPassdownFlag, Usage: "do not tell DEST of discards"},
 			&cli.IntFlag{Name: "queues", Value: defaultQueues, Usage: "`N` queues, each with a thread"},
 			&cli.IntFlag{Name: "queue-depth", Value: defaultQueueDepth, Usage: "`N` requests in flight for each queue"},
 			&cli.BoolFlag{Name: "source-shared", Usage: "several clones use the source: do not lock it"},
@@ -156,6 +165,14 @@ func (p *program) messageCommand() *cli.Command {
 	}
 }
 
+func (p *program) setCommand() *cli.Command {
+	return &cli.Command{
+		Name: "set", Usage: "change settings of a clone", ArgsUsage: "NAME KEY=VALUE...", Action: p.set,
+		Description: "Keys: " + keyList() + ".\nAll of them are changed or none. Kept over a restart. Prints nothing.",
+		Flags:       []cli.Flag{outputFlag("json (errors)")},
+	}
+}
+
 func (p *program) pauseCommand() *cli.Command {
 	return &cli.Command{
 		Name: "pause", Usage: "stop background hydration", ArgsUsage: "NAME", Description: "Kept over a restart.",
@@ -173,9 +190,13 @@ func (p *program) resumeCommand() *cli.Command {
 
 func (p *program) waitCommand() *cli.Command {
 	return &cli.Command{
-		Name: "wait", Usage: "wait until a clone is hydrated", ArgsUsage: "NAME", Action: p.wait,
-		Description: "Returns at once, with exit code 8, when hydration is stalled, and with 11 when the\ntime is up.",
+		Name: "wait", Usage: "wait until a clone is hydrated, or for its next event", ArgsUsage: "NAME", Action: p.wait,
+		Description: `For hydration: returns at once, with exit code 8, when it is stalled. For an
+event: prints it; with --after none is missed since the status whose last_event
+that was. Exit code 11 when the time is up.`,
 		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "for", Value: "hydrated", Usage: "wait for `WHAT`: hydrated or event"},
+			&cli.StringFlag{Name: "after", Usage: "the event behind number `N` (default: the next)"},
 			&cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME`, such as 90s or 2h (default: as long as it takes)"},
 			outputFlag("json"),
 		},
@@ -205,7 +226,7 @@ func (p *program) metadataCommand() *cli.Command {
 					&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone"},
 					&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; a missing file is created"},
 					&cli.StringFlag{Name: "region-size", Usage: "`SIZE` of a region (default: 4KiB)"},
-					&cli.BoolFlag{Name: "no-hydration", Usage: "background hydration is off to begin with"},
+					&cli.BoolFlag{Name: noHydrationFlag, Usage: "background hydration is off to begin with"},
 					&cli.BoolFlag{Name: "source-shared", Usage: "do not lock the source"},
 					&cli.BoolFlag{Name: "force", Usage: "overwrite metadata that are not empty"},
 					outputFlag("json (errors)"),
@@ -213,7 +234,7 @@ func (p *program) metadataCommand() *cli.Command {
 			},
 			{
 				Name: "check", Usage: "look for damage", ArgsUsage: "FILE|DEVICE", Action: p.metadataCheck,
-				Description: "Reads all of it and writes nothing. Exit code 10 if it cannot be opened.",
+				Description: "Reads all of it and writes nothing. Exit code 10 if anything is wrong, also what the\nnext add repairs, such as one of the two copies of the superblock.",
 				Flags:       []cli.Flag{output},
 			},
 			{

@@ -3,11 +3,20 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
+
+// TestMain ends a test binary that add has started as a daemon: it would run the tests again.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == daemonCommand {
+		os.Exit(exit.Other)
+	}
+	os.Exit(m.Run())
+}
 
 // command runs a command line over an empty run folder.
 func command(t *testing.T, line string) (code int, out, errs string) {
@@ -51,12 +60,43 @@ func TestCommandLines(t *testing.T) {
 		{"message x enable_hydration", exit.NoClone, "x"},
 		{"add", exit.Usage, "NAME"},
 		{"add x", exit.Usage, "--source is missing"},
-		{"add x" + parts + " --region-size 5000", exit.Usage, "power of two"},
+		{"add x" + parts + " --region-size 0", exit.Usage, "--region-size 0: a power of two from 4KiB to 1GiB"},
+		{"add x" + parts + " --region-size 3s", exit.Usage, "--region-size 3s: a power of two"},
+		{"add x" + parts + " --region-size 2KiB", exit.Usage, "--region-size 2KiB: a power of two"},
+		{"add x" + parts + " --region-size 2GiB", exit.Usage, "--region-size 2GiB: a power of two"},
+		{"add x" + parts + " --region-size 5000", exit.Usage, "--region-size 5000: a power of two"},
+		{"add x" + parts + " --region-size abc", exit.Usage, `"abc"`},
 		{"add x" + parts + " --region-size 4k", exit.Usage, "unknown unit"},
+		{"add x --dest /d --metadata /m --source", exit.Usage, "source"},
+		{"--region-size 5000 add x" + parts, exit.Usage, "--region-size 5000"},
+		{"add --queues x y" + parts, exit.Usage, "queues"},
+		{"add x y" + parts, exit.Usage, `"y" is too much`},
+		{"add x" + parts + " --sauce /s", exit.Usage, "sauce"},
 		{"add x" + parts + " --queues 0", exit.Usage, "--queues"},
 		{"add x" + parts + " --create --open", exit.Usage, "exclude"},
 		{"add x" + parts + " --wait never", exit.Usage, "ready or hydrated"},
-		{"add x" + parts + " --rate 1M", exit.Usage, "rate"},
+		{"add x" + parts + " --rate fast", exit.Usage, `--rate: "fast" is not possible: SIZE a second, or none`},
+		{"add x" + parts + " --min-rate -1", exit.Usage, "--min-rate"},
+		{"add x" + parts + " --retries 0", exit.Usage, "1 to 1000"},
+		{"add x" + parts + " --read-through=maybe", exit.Usage, "on or off"},
+		{"add x" + parts + " --hydration-batch-size 0", exit.Usage, "--hydration-batch-size"},
+		{"add x" + parts + " --hydration-threshold -1", exit.Usage, "--hydration-threshold"},
+		{"add x" + parts + " --table 0", exit.Usage, "--table and --source exclude each other"},
+		{"add x --table 0 --no-hydration", exit.Usage, "--table and --no-hydration"},
+		{"add x --table 1", exit.Usage, `word 1, the start "1": it must be 0`},
+		{"add x --table=", exit.Usage, "word 1, the start, is missing"},
+		{"set", exit.Usage, "NAME"},
+		{"set x", exit.Usage, "read-through (on or off)"},
+		{"set x speed=1", exit.Usage, "Keys are: rate (SIZE a second, or none)"},
+		{"set ../x rate=1", exit.Usage, "letters"},
+		{"set x rate=1 retries=0", exit.Usage, "Nothing was changed"},
+		{"set x rate=1", exit.NoClone, "x"},
+		{"events x", exit.NoClone, "x"},
+		{"events x -o yaml", exit.Usage, "json is possible"},
+		{"wait x --for rain", exit.Usage, "hydrated or event"},
+		{"wait x --for event --after x", exit.Usage, "--after x"},
+		{"wait x --after 1", exit.Usage, "--for event"},
+		{"wait x --for event", exit.NoClone, "x"},
 		{"metadata check /nonexistent/file", exit.Metadata, "/nonexistent/file"},
 	} {
 		code, out, errs := command(t, c.line)

@@ -17,12 +17,12 @@ func flagsFirst(app *cli.App, args []string) []string {
 	}
 	takesValue := map[string]bool{}
 	flagsOf(takesValue, app.Flags, app.Commands)
-	flags, words := split(takesValue, args[1:])
+	flags, words, complete := split(takesValue, args[1:])
 
 	n := commandWords(app.Commands, words)
 	out := append([]string{args[0]}, words[:n]...)
 	out = append(out, flags...)
-	if n < len(words) {
+	if n < len(words) && complete { // else the last flag would take the next word for its value
 		out = append(append(out, "--"), words[n:]...)
 	}
 	return out
@@ -43,12 +43,13 @@ func flagsOf(takesValue map[string]bool, flags []cli.Flag, commands []*cli.Comma
 	}
 }
 
-// split separates flags, with their values, from the other words.
-func split(takesValue map[string]bool, args []string) (flags, words []string) {
+// split separates flags, with their values, from the other words. It is complete unless the last
+// flag lacks its value.
+func split(takesValue map[string]bool, args []string) (flags, words []string, complete bool) {
 	for i := 0; i < len(args); i++ {
 		arg := args[i]
 		if arg == "--" {
-			return flags, append(words, args[i+1:]...)
+			return flags, append(words, args[i+1:]...), true
 		}
 		if len(arg) < 2 || arg[0] != '-' {
 			words = append(words, arg)
@@ -56,12 +57,15 @@ func split(takesValue map[string]bool, args []string) (flags, words []string) {
 		}
 		flags = append(flags, arg)
 		name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		if takesValue[name] && !hasValue && i+1 < len(args) {
-			i++
-			flags = append(flags, args[i])
+		if !takesValue[name] || hasValue {
+			continue
 		}
+		if i++; i == len(args) {
+			return flags, words, false
+		}
+		flags = append(flags, args[i])
 	}
-	return flags, words
+	return flags, words, true
 }
 
 // commandWords is how many of the words name a command and its subcommand.

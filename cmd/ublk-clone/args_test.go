@@ -26,6 +26,7 @@ func TestFlagsFirst(t *testing.T) {
 		{"p status -", "p status -- -"},
 		{"p add --unknown x NAME", "p add --unknown -- x NAME"},
 		{"p nonsense --force x", "p --force -- nonsense x"},
+		{"p add NAME --source", "p add --source"},
 		{"p add --source --dest NAME", "p add --source --dest -- NAME"},
 	} {
 		got := strings.Join(flagsFirst(app, strings.Fields(c.in)), " ")

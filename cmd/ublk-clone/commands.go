@@ -3,8 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -49,138 +47,6 @@ func form(c *cli.Context, forms ...string) (string, error) {
 		}
 	}
 	return "", usage(fmt.Sprintf("-o %s: %s is possible", got, strings.Join(forms, " or ")))
-}
-
-func (p *program) add(c *cli.Context) error {
-	st, err := startFrom(c)
-	if err != nil {
-		return err
-	}
-	asJSON, err := form(c, "json")
-	if err != nil {
-		return err
-	}
-	until := c.String("wait")
-	if until != "ready" && until != "hydrated" {
-		return usage("--wait " + until + ": ready or hydrated is possible")
-	}
-	if os.Geteuid() != 0 {
-		return &exit.Error{Code: exit.Denied, Doing: "add clone", Object: st.Definition.Name, Cause: errors.New("not root"), Next: "Run it as root."}
-	}
-	if err := p.dir.create(); err != nil {
-		return err
-	}
-	there, err := p.unchanged(&st.Definition)
-	if err != nil {
-		return err
-	}
-	switch {
-	case there:
-	case c.Bool("foreground"):
-		return p.runForeground(st)
-	default:
-		if _, err = p.dir.spawn(st); err != nil {
-			return err
-		}
-	}
-	return p.added(st.Definition.Name, there, until, asJSON)
-}
-
-// startFrom reads the flags of add.
-func startFrom(c *cli.Context) (start, error) {
-	name, err := named(c)
-	if err != nil {
-		return start{}, err
-	}
-	def := definition{
-		Name: name, NoHydration: c.Bool("no-hydration"), Threshold: c.Uint64("hydration-threshold"), Batch: c.Uint64("hydration-batch-size"),
-		Queues: c.Int("queues"), QueueDepth: c.Int("queue-depth"), SourceShared: c.Bool("source-shared"),
-	}
-	if def.RegionSize, err = sizeFlag(c, "region-size"); err != nil {
-		return start{}, err
-	}
-	for _, f := range []struct {
-		flag string
-		to   *string
-	}{{"source", &def.Source}, {"dest", &def.Dest}, {"metadata", &def.Metadata}} {
-		if *f.to, err = pathFlag(c, f.flag); err != nil {
-			return start{}, err
-		}
-	}
-	st := start{Definition: def, Create: c.Bool("create"), Open: c.Bool("open"), Force: c.Bool("force")}
-	if st.Create && st.Open {
-		return st, usage("--create and --open exclude each other")
-	}
-	return st, def.check()
-}
-
-// pathFlag makes a path absolute: the daemon runs in another folder.
-func pathFlag(c *cli.Context, name string) (string, error) {
-	path := c.String(name)
-	if path == "" {
-		return "", nil
-	}
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return "", usage(fmt.Sprintf("--%s %s: %v", name, path, err))
-	}
-	return abs, nil
-}
-
-func sizeFlag(c *cli.Context, name string) (int64, error) {
-	if !c.IsSet(name) {
-		return 0, nil
-	}
-	n, err := parseSize(c.String(name))
-	if err != nil {
-		return 0, usage(fmt.Sprintf("--%s: %v", name, err))
-	}
-	return n, nil
-}
-
-// unchanged says whether the clone is up as defined; another definition is exit
-// code 4. What a dead daemon has left is no obstacle.
-func (p *program) unchanged(def *definition) (bool, error) {
-	if !p.dir.alive(def.Name) {
-		return false, nil
-	}
-	there, err := p.dir.load(def.Name)
-	if exit.Code(err) == exit.NoClone {
-		return false, nil // just ending; the lock will tell
-	}
-	if err != nil {
-		return false, err
-	}
-	if diff := there.differences(def); diff != "" {
-		return false, &exit.Error{Code: exit.Exists, Doing: "add clone", Object: def.Name, Cause: errors.New("it exists, and its " + diff),
-			Next: "`ublk-clone del " + def.Name + "` first, or use another name."}
-	}
-	return true, nil
-}
-
-// added waits for what was asked for and prints the device.
-func (p *program) added(name string, there bool, until, asJSON string) error {
-	if until == "hydrated" {
-		if err := p.waitHydrated(name, 0, func(*cloneStatus) error { return nil }); err != nil {
-			return err
-		}
-	}
-	st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
-	if err != nil {
-		return err
-	}
-	for _, w := range st.Warnings {
-		fmt.Fprintln(p.errs, "ublk-clone: warning:", w)
-	}
-	if asJSON != "" {
-		return p.printJSON([]cloneStatus{*st})
-	}
-	note := ""
-	if there {
-		note = " unchanged"
-	}
-	_, err = fmt.Fprintln(p.out, st.Device+note)
-	return err
 }
 
 func (p *program) del(c *cli.Context) error {
@@ -361,14 +227,11 @@ func (p *program) table(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
-		if err != nil {
-			return err
-		}
+		line := def.asTable()
 		if len(args) == 0 {
-			fmt.Fprintf(p.out, "%s: ", name)
+			line = name + ": " + line
 		}
-		if err := writeDMTable(p.out, def, st); err != nil {
+		if _, err := fmt.Fprintln(p.out, line); err != nil {
 			return err
 		}
 	}
@@ -385,6 +248,25 @@ func (p *program) message(c *cli.Context) error {
 		return err
 	}
 	_, err = p.dir.ask(all[0], request{Verb: verbMessage, Message: &m}, askLimit)
+	return err
+}
+
+func (p *program) set(c *cli.Context) error {
+	all, err := words(c, 1, 1<<10)
+	if err != nil {
+		return err
+	}
+	if err := checkName(all[0]); err != nil {
+		return err
+	}
+	if _, err := form(c, "json"); err != nil {
+		return err
+	}
+	ch, err := parseChange(all[1:])
+	if err != nil {
+		return err
+	}
+	_, err = p.dir.ask(all[0], request{Verb: verbSet, Change: &ch}, askLimit)
 	return err
 }
 

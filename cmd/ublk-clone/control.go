@@ -38,6 +38,8 @@ const (
 const (
 	verbStatus  = "status"
 	verbMessage = "message"
+	verbSet     = "set"
+	verbEvents  = "events"
 	verbPause   = "pause"
 	verbResume  = "resume"
 	verbStop    = "stop"
@@ -47,15 +49,22 @@ const (
 type request struct {
 	Verb    string   `json:"verb"`
 	Message *message `json:"message,omitempty"`
-	// WaitMS is how long a stop may wait for the device to be closed, in
-	// milliseconds.
+	Change  *change  `json:"change,omitempty"`
+	// After is the sequence number behind which events are asked for; without one
+	// only the last number is told.
+	After *uint64 `json:"after,omitempty"`
+	// WaitMS is how long a stop may wait for the device to be closed, or events for
+	// the next one, in milliseconds.
 	WaitMS int64 `json:"wait_ms,omitempty"`
 }
 
-// answer is the daemon's: an error, or a status where one was asked for.
+// answer is the daemon's: an error, or a status or events where they were asked
+// for.
 type answer struct {
 	Error  *wireError   `json:"error,omitempty"`
 	Status *cloneStatus `json:"status,omitempty"`
+	Events []event      `json:"events,omitempty"`
+	Last   uint64       `json:"last,omitempty"` // sequence number of the last event
 	// sent is closed when the answer is on its way; the connection then stays
 	// open until the process ends, which is how a command sees that end.
 	sent chan struct{}
@@ -224,17 +233,23 @@ func writeLine(conn net.Conn, v any) error {
 	return err
 }
 
-// ask sends a request to the daemon of a clone and waits at most limit for the
+// ask sends a request to the daemon of a clone and gives the status that
+// answers it.
+func (d runDir) ask(name string, req request, limit time.Duration) (*cloneStatus, error) {
+	ans, err := d.call(name, req, limit)
+	return ans.Status, err
+}
+
+// call sends a request to the daemon of a clone and waits at most limit for the
 // answer. Exit codes: 3 if there is no such clone, 13 if its daemon is dead or
 // silent, else the daemon's own.
-func (d runDir) ask(name string, req request, limit time.Duration) (*cloneStatus, error) {
+func (d runDir) call(name string, req request, limit time.Duration) (ans answer, err error) {
 	path := d.socket(name)
 	conn, err := net.DialTimeout("unix", path, lineLimit)
 	if err != nil {
-		return nil, d.noDaemon(name, err)
+		return ans, d.noDaemon(name, err)
 	}
 	defer conn.Close()
-	var ans answer
 	err = writeLine(conn, req)
 	if err == nil {
 		err = readLine(conn, time.Now().Add(limit), &ans)
@@ -243,10 +258,10 @@ func (d runDir) ask(name string, req request, limit time.Duration) (*cloneStatus
 		_, err = io.Copy(io.Discard, conn) // until the process is gone, or the deadline
 	}
 	if err != nil {
-		return nil, &exit.Error{Code: exit.NoAnswer, Doing: req.Verb + " clone", Object: name, Cause: fmt.Errorf("its daemon does not answer: %w", err),
+		return answer{}, &exit.Error{Code: exit.NoAnswer, Doing: req.Verb + " clone", Object: name, Cause: fmt.Errorf("its daemon does not answer: %w", err),
 			Next: "See " + d.log(name) + "."}
 	}
-	return ans.Status, ans.Error.err()
+	return ans, ans.Error.err()
 }
 
 // noDaemon says why nobody answers on the socket.

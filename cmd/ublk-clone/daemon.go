@@ -23,18 +23,20 @@ type engine interface {
 	// steps bring the clone up, from opening its devices to a usable block
 	// device, and take it down.
 	steps() []step
-	// device is the path of the block device, once the steps are done, and mark
-	// what the driver keeps to know it by.
+	// device is the path of the block device, once the steps are done.
 	device() string
-	mark() uint64
+	// note adds to the definition what the daemon knows by then.
+	note(*definition)
 	// tryStop makes the device go away unless somebody has it open: then it fails
 	// with exit code 5. On a driver that cannot tell it stops the device; holders
 	// have been looked for before.
 	tryStop(context.Context) error
 	// status fills in all but name, process and definition.
 	status(*cloneStatus)
-	// configure changes the settings and makes them last.
-	configure(func(*settings)) error
+	// configure changes settings, all or none, and makes them last.
+	configure(change) error
+	// events are what has happened to the clone.
+	events() *eventLog
 	// retry forgets what failed and tries again.
 	retry()
 }
@@ -72,7 +74,7 @@ func newDaemon(dir runDir, st start, e engine, log zerolog.Logger) *daemon {
 //	2    remove the block device that a dead daemon of that name has left
 //	3    write the definition
 //	4..  the engine's: devices, region map, core, block device
-//	     note the device in the definition, for whoever finds the daemon dead
+//	     complete the definition, for whoever finds the daemon dead
 //	last control socket
 //
 // A stop takes them back in reverse.
@@ -93,9 +95,9 @@ func (d *daemon) list() []step {
 	}
 	list = append(list, d.engine.steps()...)
 	list = append(list, step{
-		name: "note the device in the definition",
+		name: "complete the definition",
 		do: func(context.Context) error {
-			def.Device, def.Mark = d.engine.device(), d.engine.mark()
+			d.engine.note(def)
 			return d.dir.store(def)
 		},
 	})
@@ -256,11 +258,14 @@ func (d *daemon) answer(_ context.Context, req request) answer {
 		st := d.status()
 		return answer{Status: &st}
 	case verbPause:
-		err = d.engine.configure(func(s *settings) { s.Hydration = false })
+		err = d.engine.configure(hydration(false))
 	case verbResume:
-		err = d.resume()
-	case verbMessage:
-		err = d.message(req.Message)
+		d.engine.retry() // before it is on: what had failed is not to be tried as that
+		err = d.engine.configure(hydration(true))
+	case verbMessage, verbSet:
+		err = d.change(req)
+	case verbEvents:
+		return d.engine.events().answer(req.After, time.Duration(req.WaitMS)*time.Millisecond)
 	case verbStop:
 		r := stopRequest{wait: time.Duration(req.WaitMS) * time.Millisecond, reply: make(chan error, 1), sent: make(chan struct{})}
 		d.stops <- r
@@ -273,28 +278,15 @@ func (d *daemon) answer(_ context.Context, req request) answer {
 	return answer{Error: toWire(err)}
 }
 
-// resume turns hydration on and tries again what failed.
-func (d *daemon) resume() error {
-	d.engine.retry()
-	return d.engine.configure(func(s *settings) { s.Hydration = true })
-}
-
-func (d *daemon) message(m *message) error {
-	if m == nil {
-		return usage("a message is missing")
+// change makes the change that a request asks for.
+func (d *daemon) change(req request) error {
+	switch {
+	case req.Message != nil:
+		return d.engine.configure(req.Message.change())
+	case req.Change != nil:
+		return d.engine.configure(*req.Change)
 	}
-	return d.engine.configure(func(s *settings) {
-		switch m.Word {
-		case enableHydration:
-			s.Hydration = true
-		case disableHydration:
-			s.Hydration = false
-		case hydrationThreshold:
-			s.Threshold = m.Regions
-		case hydrationBatchSize:
-			s.Batch = m.Regions
-		}
-	})
+	return usage("what is to be changed is missing")
 }
 
 // status is what the commands print.

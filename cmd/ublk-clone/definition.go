@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
 // namePattern is what a clone may be called: it becomes a file name.
@@ -20,17 +21,19 @@ type definition struct {
 	Source       string `json:"source"`
 	Dest         string `json:"dest"`
 	Metadata     string `json:"metadata"`
+	Size         int64  `json:"size"`        // bytes; 0: the source's
 	RegionSize   int64  `json:"region_size"` // bytes
-	Threshold    uint64 `json:"hydration_threshold"`
-	Batch        uint64 `json:"hydration_batch_size"`
-	NoHydration  bool   `json:"no_hydration"`
+	Settings     change `json:"settings"`    // those that were named
 	Queues       int    `json:"queues"`
 	QueueDepth   int    `json:"queue_depth"`
 	SourceShared bool   `json:"source_shared"`
+	// Table is dm-clone's line if the clone was defined by one: as it was given,
+	// but for paths, which are absolute.
+	Table string `json:"table,omitempty"`
 
-	// What the daemon adds once it knows: the block device, and the mark that the
-	// driver keeps for its server, by which a left-over device is known as this
-	// clone's.
+	// What the daemon adds once it knows, beside the sizes: the block device, and
+	// the mark that the driver keeps for its server, by which a left-over device is
+	// known as this clone's.
 	Device string `json:"device,omitempty"`
 	Mark   uint64 `json:"mark,omitempty"`
 }
@@ -54,14 +57,17 @@ const (
 //
 // Regions of 4 KiB: a file system writes in such blocks, so nearly every write
 // covers its regions whole and needs no copy, while the map costs 64 MiB for
-// 1 TiB at most, kept sparse. Background copies do not get smaller with the
-// regions: threshold and batch are set from bytes.
+// 1 TiB at most, kept sparse.
 const (
 	defaultRegionSize = 4 << 10
 	defaultQueues     = 1
 	defaultQueueDepth = 128
-	defaultBatchBytes = 1 << 20 // a copy: long enough for a disk to stream
-	defaultBatches    = 4       // copies at a time: enough to keep a disk busy, few enough not to fill its queue
+)
+
+// Bounds of a region, in bytes.
+const (
+	minRegionSize = metadata.MinRegionSize
+	maxRegionSize = metadata.MaxRegionSize
 )
 
 // check refuses what no clone can be.
@@ -74,10 +80,7 @@ func (d *definition) check() error {
 			return usage(p.flag + " is missing")
 		}
 	}
-	power := d.RegionSize&(d.RegionSize-1) == 0
 	switch {
-	case d.RegionSize != 0 && (!power || d.RegionSize < 4<<10 || d.RegionSize > 1<<30):
-		return usage(fmt.Sprintf("--region-size %d: a power of two from 4KiB to 1GiB is needed", d.RegionSize))
 	case d.Queues < 1 || d.Queues > maxQueues:
 		return usage(fmt.Sprintf("--queues %d: 1 to %d are possible", d.Queues, maxQueues))
 	case d.QueueDepth < 1 || d.QueueDepth > maxQueueDepth:
@@ -96,37 +99,55 @@ func checkName(name string) error {
 	return usage(fmt.Sprintf("name %q: letters, digits and ._- are allowed, 64 at most, a letter or digit first", name))
 }
 
-// differences names what another definition of the same clone says otherwise.
+// regionSizePossible: a power of two within the bounds.
+func regionSizePossible(n int64) bool {
+	return n&(n-1) == 0 && n >= minRegionSize && n <= maxRegionSize
+}
+
+// differences names what another definition of the same clone says otherwise;
+// what it leaves open is no difference.
 func (d *definition) differences(other *definition) string {
 	var all []string
+	differ := func(what string, here, other any) {
+		all = append(all, fmt.Sprintf("%s is %v, not %v", what, here, other))
+	}
 	for _, f := range []struct {
-		name        string
+		what        string
 		here, other any
 	}{
 		{"source", d.Source, other.Source}, {"dest", d.Dest, other.Dest}, {"metadata", d.Metadata, other.Metadata},
-		{"region size", d.RegionSize, other.RegionSize}, {"no hydration", d.NoHydration, other.NoHydration},
-		{"hydration threshold", d.Threshold, other.Threshold}, {"hydration batch size", d.Batch, other.Batch},
 		{"queues", d.Queues, other.Queues}, {"queue depth", d.QueueDepth, other.QueueDepth},
 		{"source shared", d.SourceShared, other.SourceShared},
 	} {
 		if f.here != f.other {
-			all = append(all, fmt.Sprintf("%s is %v, not %v", f.name, f.here, f.other))
+			differ(f.what, f.here, f.other)
+		}
+	}
+	if other.Size != 0 && other.Size != d.Size {
+		differ("size", exactSize(d.Size), exactSize(other.Size))
+	}
+	if other.RegionSize != 0 && other.RegionSize != d.RegionSize {
+		differ("region size", exactSize(d.RegionSize), exactSize(other.RegionSize))
+	}
+	for _, k := range allKeys {
+		here, named := k.get(&d.Settings)
+		if !named {
+			here = "not set"
+		}
+		if there, named := k.get(&other.Settings); named && there != here {
+			differ(k.name, here, there)
 		}
 	}
 	return strings.Join(all, "; ")
 }
 
-// fillIn sets what was left to the defaults, once the region size is known.
-func (d *definition) fillIn() {
-	if d.RegionSize == 0 {
-		d.RegionSize = defaultRegionSize
-	}
-	if d.Batch == 0 {
-		d.Batch = uint64(max(1, defaultBatchBytes/d.RegionSize))
-	}
-	if d.Threshold == 0 {
-		d.Threshold = d.Batch * defaultBatches
-	}
+// firstSettings are those of a new clone; the region size is known. A clone by dm-clone's line behaves as
+// dm-clone's would: no read-through.
+func (d *definition) firstSettings() settings {
+	s := defaultSettings(d.RegionSize)
+	s.ReadThrough = d.Table == ""
+	d.Settings.apply(&s)
+	return s
 }
 
 // usage is a complaint about the command line.

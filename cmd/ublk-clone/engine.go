@@ -32,12 +32,16 @@ const (
 // cloneEngine is the clone itself: devices, region map, core, hydrator, committer and block device. Its
 // fields are set by the steps and not changed afterwards, but for what mu guards.
 type cloneEngine struct {
-	start start
-	log   zerolog.Logger
+	start   start
+	log     zerolog.Logger
+	records recordDir
 
 	meta         *blockdev.MetadataFile
 	source, dest *blockdev.Device
 	geometry     blockdev.Geometry
+	use          use
+	warnings     []string // for the user, of the start
+	noPassdown   string   // why discards cannot be passed down
 	store        *metadata.Store
 	created      bool // the metadata, by this start
 	base         metadata.Counters
@@ -50,6 +54,8 @@ type cloneEngine struct {
 	background *background
 	frontends  []*frontend
 	sampler    sampler
+	happened   *eventLog
+	watcher    *watcher
 
 	mu struct {
 		sync.Mutex
@@ -58,7 +64,23 @@ type cloneEngine struct {
 }
 
 func newEngine(st start, log zerolog.Logger) engine {
-	return &cloneEngine{start: st, log: log, committer: newCommitter(log)}
+	e := &cloneEngine{start: st, log: log, records: theRecordDir(), committer: newCommitter(log)}
+	e.happened = newEventLog(st.Definition.Name, log)
+	e.watcher = newWatcher(e.happened, e.condition, e.closeUse)
+	return e
+}
+
+// warn notes what the user should know, for the log and the status. During the start only.
+func (e *cloneEngine) warn(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	e.warnings = append(e.warnings, text)
+	e.log.Warn().Msg(text)
+}
+
+// changed tells committer and watcher that something has changed. It never blocks.
+func (e *cloneEngine) changed() {
+	e.committer.kick()
+	e.watcher.kick()
 }
 
 // steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then the
@@ -69,6 +91,8 @@ func (e *cloneEngine) steps() []step {
 		{name: "add the device", do: e.addDevice, undo: func() error { return e.dev.Delete(deleteLimit) }, limit: teardownLimit},
 		{name: "load the region map", do: e.loadMap, undo: e.freeMemory},
 		{name: "begin the session", do: e.beginSession, undo: e.endSession, limit: teardownLimit},
+		{name: "record the use of the destination", do: e.recordUse},
+		{name: "watch for events", do: e.startWatcher, undo: func() error { e.watcher.stop(); return nil }, limit: teardownLimit},
 		{name: "start hydration", do: e.startHydration, undo: func() error { return e.background.stop() }, limit: teardownLimit},
 		{name: "start the device", do: e.startDevice, undo: func() error { return e.dev.Stop(drainLimit) }, limit: teardownLimit},
 	}...)
@@ -80,7 +104,7 @@ func (e *cloneEngine) openSteps() []step {
 		{name: "open the metadata", do: e.openMeta, undo: func() error { return e.meta.Close() }, revert: func() error { return e.meta.Remove() }},
 		{name: "open the source", do: e.openSource, undo: func() error { return e.source.Close() }},
 		{name: "open the destination", do: e.openDest, undo: func() error { return e.dest.Close() }, revert: func() error { return e.dest.Remove() }},
-		{name: "read the metadata", do: e.openStore, revert: e.eraseStore},
+		{name: "read the metadata", do: e.openStore, revert: e.revertStore},
 	}
 }
 
@@ -114,6 +138,8 @@ func (e *cloneEngine) addDevice(context.Context) (err error) {
 		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: e.mark(), Tokens: queueOps(def.QueueDepth),
 		Params: ublk.Params{
 			Size: geo.Size, LogicalBlockSize: geo.LogicalBlock, PhysicalBlockSize: geo.PhysicalBlock, IOMin: hint, IOOpt: hint,
+			// Passdown or not: a discard of a part of a region does nothing, so nobody is to be told that
+			// it might (dm-clone shows the destination's granularity and ignores such discards).
 			DiscardGranularity: def.RegionSize, MaxDiscard: clone.MaxSpan, MaxWriteZeroes: clone.MaxSpan,
 			VolatileCache: true, FUA: true,
 		},
@@ -164,7 +190,7 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 	sb := e.store.Superblock()
 	e.core = clone.New(clone.Config{
 		Geometry: geo, Map: regions, Mode: clone.Mode(sb.Mode), FlushLost: sb.DestFlushFailed, // I10
-		Kick: e.committer.kick, Event: e.committer.kick,
+		Kick: e.committer.kick, Event: e.changed, Release: e.givePageBack,
 	})
 	source, errSource := uring.NewFile(e.source.File())
 	dest, errDest := uring.NewFile(e.dest.File())
@@ -177,7 +203,7 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 		if err != nil {
 			return err
 		}
-		e.frontends = append(e.frontends, newFrontend(e.core, source, dest, depth, buffers, e.log))
+		e.frontends = append(e.frontends, newFrontend(e.core, source, dest, depth, buffers, e.log, e.requestFailed))
 	}
 	buffers, err := e.buffers(hydratorBuffers, defaultBatchBytes)
 	if err != nil {
@@ -187,7 +213,10 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 	if !e.source.IsBlock() {
 		holes = e.source
 	}
-	e.background = newBackground(e.core, source, dest, holes, buffers, e.hydration(), e.committer.kick)
+	s := e.settings()
+	e.checkPassdown(s)
+	e.background = newBackground(e.core, source, dest, holes, buffers, s.forHydrator(), e.changed)
+	e.tellCore(s)
 	return nil
 }
 
@@ -227,6 +256,13 @@ func (e *cloneEngine) allocate(size int64) (*sys.Mapping, error) {
 	return m, nil
 }
 
+// givePageBack is of a page of the region map that nobody looks at any more.
+func (e *cloneEngine) givePageBack(p *bitmap.Page) {
+	if err := sys.GiveBack(p); err != nil {
+		e.log.Debug().Err(err).Msg("a page of the region map stays in memory")
+	}
+}
+
 func (e *cloneEngine) freeMemory() (err error) {
 	for _, m := range e.memory {
 		err = errors.Join(err, m.Close())
@@ -247,6 +283,7 @@ func (e *cloneEngine) beginSession(context.Context) error {
 		sb.Session++
 		sb.Counters.Starts++
 		sb.Source.Path, sb.Dest.Path = shortPath(e.source), shortPath(e.dest)
+		sb.Settings = e.settings().toMetadata()
 		return nil
 	})
 	if err != nil {
@@ -280,9 +317,7 @@ func (e *cloneEngine) refresh(sb *metadata.Superblock) error {
 	sb.Mode = max(sb.Mode, metadata.Mode(e.core.Mode()))
 	sb.DestFlushFailed = sb.DestFlushFailed || e.core.FlushLost()
 	sb.Complete = sb.Complete || e.core.Complete()
-	s := e.settings()
-	sb.Settings.Paused, sb.Settings.DiscardPassdown = !s.Hydration, s.DiscardPassdown
-	sb.Settings.Threshold, sb.Settings.Batch = s.Threshold, s.Batch
+	sb.Settings = e.settings().toMetadata()
 	return nil
 }
 
@@ -297,9 +332,17 @@ func (e *cloneEngine) endSession() error {
 			return e.refresh(sb)
 		})
 	}
+	e.closeUse()
 	if err != nil {
 		return metaError("commit to", e.meta.Path(), fmt.Errorf("no clean mark is set: %w", err))
 	}
+	return nil
+}
+
+// startWatcher begins with the condition as it is: what was so before is no event.
+func (e *cloneEngine) startWatcher(context.Context) error {
+	e.watcher.was = e.condition()
+	go e.watcher.run()
 	return nil
 }
 
@@ -307,7 +350,11 @@ func (e *cloneEngine) startHydration(context.Context) error { return e.backgroun
 
 func (e *cloneEngine) startDevice(context.Context) error {
 	err := e.dev.Start(func(q *ublk.Queue) ublk.Target { return e.frontends[q.Index()].attach(q) })
-	return driverError("start the block device", err)
+	if err != nil {
+		return driverError("start the block device", err)
+	}
+	e.happened.add(eventStarted, fmt.Sprintf("%s is up, %s", e.device(), modeText(e.condition())))
+	return nil
 }
 
 // device is the path of the block device, empty before it is added.
@@ -316,6 +363,12 @@ func (e *cloneEngine) device() string {
 		return ""
 	}
 	return e.dev.BlockPath()
+}
+
+// note adds to the definition what is known by now.
+func (e *cloneEngine) note(def *definition) {
+	def.Device, def.Mark = e.device(), e.mark()
+	def.Size, def.RegionSize = e.geometry.Size, e.start.Definition.RegionSize
 }
 
 // tryStop: a driver that can stop a device only if nobody has it open does so; on others the device is

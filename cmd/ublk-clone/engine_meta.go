@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -37,14 +38,18 @@ func (e *cloneEngine) openSource(context.Context) (err error) {
 
 // openDest creates a destination file that is missing, with its space.
 func (e *cloneEngine) openDest(context.Context) error {
+	size := cmp.Or(e.start.Definition.Size, e.source.Size())
 	dest, err := blockdev.Open(blockdev.Dest, e.start.Definition.Dest, blockdev.Options{
-		Force: e.start.Force, Create: !e.start.Open, Size: e.source.Size(), Others: []*blockdev.Device{e.source, e.meta.Device},
+		Force: e.start.Force, Create: !e.start.Open, Size: size, Others: []*blockdev.Device{e.source, e.meta.Device},
 	})
 	if err != nil {
 		return err
 	}
 	e.dest = dest
-	if e.geometry, err = blockdev.Match(e.source, dest, e.start.Force); err != nil {
+	if e.geometry, err = blockdev.Match(e.source, dest, size, e.start.Force); err == nil {
+		e.use, err = readUse(e.records, dest)
+	}
+	if err != nil {
 		return errors.Join(err, dest.Remove(), dest.Close())
 	}
 	return nil
@@ -52,6 +57,9 @@ func (e *cloneEngine) openDest(context.Context) error {
 
 // openStore opens the metadata that are there, or makes new ones where there are none.
 func (e *cloneEngine) openStore(context.Context) error {
+	if err := e.roomForMetadata(); err != nil {
+		return err
+	}
 	store, report, err := metadata.Open(e.meta)
 	switch {
 	case errors.Is(err, metadata.ErrEmpty) && !e.start.Open:
@@ -66,9 +74,20 @@ func (e *cloneEngine) openStore(context.Context) error {
 	}
 	e.store = store
 	for _, w := range report.Warnings {
-		e.log.Warn().Str("metadata", e.meta.Path()).Msg(w)
+		e.warn("metadata %s: %s", e.meta.Path(), w)
 	}
 	return e.adopt()
+}
+
+// roomForMetadata refuses a block device that is too small for any metadata of the clone, before a copy of
+// the superblock that cannot be there looks damaged.
+func (e *cloneEngine) roomForMetadata() error {
+	size := cmp.Or(e.start.Definition.RegionSize, maxRegionSize)
+	need := metadata.Size(metadata.NrRegions(e.geometry.Size, size))
+	if !e.meta.IsBlock() || e.meta.Size() >= need {
+		return nil
+	}
+	return metaError("use", e.meta.Path(), fmt.Errorf("%w: %d bytes, need %d", metadata.ErrTooSmall, e.meta.Size(), need))
 }
 
 // adopt checks that the metadata are of this pair and this machine, and takes what they say.
@@ -77,6 +96,11 @@ func (e *cloneEngine) adopt() error {
 	def := &e.start.Definition
 	if def.RegionSize == 0 {
 		def.RegionSize = sb.RegionSize
+	}
+	if def.RegionSize != sb.RegionSize {
+		return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.meta.Path(),
+			Cause: fmt.Errorf("their region size is %s, not %s", exactSize(sb.RegionSize), exactSize(def.RegionSize)),
+			Next:  "Leave --region-size out, or give " + exactSize(sb.RegionSize) + ": the size of a region is fixed when metadata are made."}
 	}
 	want, err := e.superblock()
 	if err != nil {
@@ -90,7 +114,11 @@ func (e *cloneEngine) adopt() error {
 			Cause: fmt.Errorf("they are in use on another machine (%s), or were when it died", sb.MachineID),
 			Next:  "Stop the clone there; --force takes them over when that machine is gone."}
 	}
-	e.takeSettings(sb.Settings)
+	if err := e.use.outdated(e.meta.Path(), &sb, e.start.Force); err != nil {
+		return err
+	}
+	e.mu.settings = fromMetadata(sb.Settings)
+	def.Settings.apply(&e.mu.settings) // what this start asks for
 	return e.recoverMode(sb.Mode)
 }
 
@@ -115,26 +143,19 @@ func (e *cloneEngine) recoverMode(mode metadata.Mode) error {
 	return nil
 }
 
-// takeSettings: what was set when the clone last ran holds on, but for what this start asks for.
-func (e *cloneEngine) takeSettings(was metadata.Settings) {
-	def := &e.start.Definition
-	s := settings{Hydration: !was.Paused && !def.NoHydration, DiscardPassdown: was.DiscardPassdown, Threshold: was.Threshold, Batch: was.Batch}
-	if def.Threshold != 0 {
-		s.Threshold = def.Threshold
-	}
-	if def.Batch != 0 {
-		s.Batch = def.Batch
-	}
-	e.mu.settings = s
-}
-
 // createStore makes metadata for a new clone. What the destination carries is looked for first.
 func (e *cloneEngine) createStore() error {
 	def := &e.start.Definition
+	if err := e.use.vanished(e.meta.Path(), e.start.Force); err != nil {
+		return err
+	}
 	if err := e.dest.Signature(e.start.Force); err != nil {
 		return err
 	}
-	def.fillIn()
+	if def.RegionSize == 0 {
+		def.RegionSize = defaultRegionSize
+	}
+	e.mu.settings = def.firstSettings()
 	sb, err := e.superblock()
 	if err != nil {
 		return err
@@ -142,7 +163,7 @@ func (e *cloneEngine) createStore() error {
 	if _, err := rand.Read(sb.UUID[:]); err != nil {
 		return err
 	}
-	sb.Settings = metadata.Settings{Paused: def.NoHydration, DiscardPassdown: true, Threshold: def.Threshold, Batch: def.Batch}
+	sb.Settings = e.mu.settings.toMetadata()
 	if err := e.meta.Grow(metadata.Size(metadata.NrRegions(sb.DeviceSize, sb.RegionSize))); err != nil {
 		return err
 	}
@@ -151,16 +172,51 @@ func (e *cloneEngine) createStore() error {
 		return metaError("create", e.meta.Path(), err)
 	}
 	e.created = true
-	e.takeSettings(sb.Settings)
 	return nil
 }
 
-// eraseStore removes metadata that a failed start has made on a device that was empty.
-func (e *cloneEngine) eraseStore() error {
+// revertStore removes metadata that a failed start has made on a device that was empty, and what it has
+// recorded of the destination.
+func (e *cloneEngine) revertStore() error {
+	err := e.use.restore()
 	if !e.created || e.meta.Created() {
-		return nil
+		return err
 	}
-	return errors.Join(e.meta.ZeroRange(0, metadata.Size(0)), e.meta.Flush())
+	return errors.Join(err, e.meta.ZeroRange(0, metadata.Size(0)), e.meta.Flush())
+}
+
+// recordUse notes that the destination is about to be hydrated by these metadata. The record is a second
+// guard: a machine on which it cannot be written, as one that was started from a read-only medium to
+// rescue data, is not kept from its clone.
+func (e *cloneEngine) recordUse(context.Context) error {
+	if e.use.id.ID == "" {
+		e.log.Info().Str("destination", e.dest.Path()).Msg("it has nothing to be known by: metadata that vanish would not be noticed")
+	}
+	if err := e.updateUse(); err != nil {
+		e.warn("metadata that vanish would not be noticed: %v", err)
+	}
+	return nil
+}
+
+// updateUse brings the record up to date.
+func (e *cloneEngine) updateUse() error {
+	if e.core.Complete() {
+		return e.use.forget()
+	}
+	var st cloneStatus
+	e.countBytes(&st)
+	sb := e.store.Superblock()
+	return e.use.write(&record{
+		Dest: e.dest.Path(), Birth: e.dest.Birth(), Source: e.source.Path(), Metadata: e.meta.Path(),
+		UUID: sb.UUID.String(), Session: sb.Session, Size: e.geometry.Size, Hydrated: st.Bytes.Hydrated, Written: time.Now().UTC(),
+	})
+}
+
+// closeUse is updateUse when the clone is up or ends: an error costs nothing but the guard's precision.
+func (e *cloneEngine) closeUse() {
+	if err := e.updateUse(); err != nil {
+		e.log.Warn().Err(err).Msg("bring the record of the destination up to date")
+	}
 }
 
 // superblock is what the metadata of this pair, opened here and now, say.

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -17,22 +21,70 @@ func (e *cloneEngine) settings() settings {
 	return e.mu.settings
 }
 
-// hydration is the settings as the hydrator takes them.
-func (e *cloneEngine) hydration() hydrate.Settings {
-	s := e.settings()
-	return hydrate.Settings{Enabled: s.Hydration, Threshold: s.Threshold, Batch: s.Batch}
+// tellCore lets the core know the settings.
+func (e *cloneEngine) tellCore(s settings) {
+	e.core.SetReadThrough(s.ReadThrough)
+	e.core.SetDiscardPassdown(e.passdown(s))
 }
 
-// configure changes the settings, lets the hydrator know and writes them down.
-func (e *cloneEngine) configure(change func(*settings)) error {
+// passdown says whether discards are passed down: if that is wanted and possible.
+func (e *cloneEngine) passdown(s settings) bool { return s.DiscardPassdown && e.noPassdown == "" }
+
+// checkPassdown finds, as dm-clone does, whether the destination can discard whole regions; if not, it is
+// no failure.
+func (e *cloneEngine) checkPassdown(s settings) {
+	limit, region := e.dest.MaxDiscard(), e.core.Geometry().RegionSize()
+	switch {
+	case limit == 0:
+		e.noPassdown = "the destination cannot discard"
+	case limit < region:
+		e.noPassdown = fmt.Sprintf("the destination discards at most %s at a time, a region has %s", formatSize(limit), formatSize(region))
+	}
+	if s.DiscardPassdown && e.noPassdown != "" {
+		e.warn("discards are not passed down: %s", e.noPassdown)
+	}
+}
+
+// configure makes a change of the settings, or refuses it as a whole, and writes it down.
+func (e *cloneEngine) configure(c change) error {
+	if c.DiscardPassdown != nil && *c.DiscardPassdown && e.noPassdown != "" {
+		return &exit.Error{Code: exit.Dest, Doing: "switch on discard passdown to", Object: e.dest.Path(), Cause: errors.New(e.noPassdown),
+			Next: "Nothing was changed."}
+	}
 	e.mu.Lock()
-	change(&e.mu.settings)
+	was := e.mu.settings
+	c.apply(&e.mu.settings)
+	different := e.mu.settings != was
+	e.tellCore(e.mu.settings)
+	e.background.Configure(e.mu.settings.forHydrator())
 	e.mu.Unlock()
-	e.background.Configure(e.hydration())
+	if different {
+		e.happened.add(eventSettings, c.String())
+	}
 	if err := e.committer.save(); err != nil {
 		return metaError("keep the settings in", e.start.Definition.Metadata, err)
 	}
 	return nil
+}
+
+// events are what has happened to the clone.
+func (e *cloneEngine) events() *eventLog { return e.happened }
+
+// condition is what the watcher compares.
+func (e *cloneEngine) condition() condition {
+	return condition{mode: e.core.Mode(), flushLost: e.core.FlushLost(), complete: e.core.Complete(), hydration: e.background.Status()}
+}
+
+// requestFailed is told of every request that the core could not serve, on the queue's thread. Where the
+// region is not hydrated it was the source, or else the core's own refusal, which is no news.
+func (e *cloneEngine) requestFailed(r *clone.Request, err error) {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) || r.Off >= e.geometry.Size {
+		return
+	}
+	if e.core.Regions().State(e.core.Geometry().Region(r.Off)) == bitmap.Source {
+		e.happened.sourceError(time.Now(), r.Off, err)
+	}
 }
 
 // retry forgets what failed.
@@ -54,8 +106,10 @@ func (e *cloneEngine) status(st *cloneStatus) {
 	st.ETA = eta(st.State, st.Bytes.Remaining, st.Rate)
 	st.Starts = int64(e.base.Starts)
 	st.Settings = e.settings()
+	st.Settings.DiscardPassdown = e.passdown(st.Settings)
+	st.LastEvent = e.happened.lastSeq()
 	st.MetadataBlocks = e.metadataBlocks()
-	st.Warnings = append(append(append([]string{}, e.geometry.Warnings...), e.source.Warnings()...), e.dest.Warnings()...)
+	st.Warnings = slices.Concat(e.geometry.Warnings, e.source.Warnings(), e.dest.Warnings(), e.warnings)
 	for _, f := range e.frontends {
 		st.Queues = append(st.Queues, queueStatus{Requests: f.lane.Requests()})
 	}

@@ -68,18 +68,21 @@ type frontend struct {
 	backend  *backend
 	requests []clone.Request // by tag
 	log      zerolog.Logger  // of failed requests; never blocks
+	failed   func(*clone.Request, error)
 }
 
 // failureBurst bounds the failed requests that a queue logs in a second.
 const failureBurst = 10
 
-// newFrontend makes the target of a queue of the given depth and its lane. attach follows on the queue's
-// thread.
-func newFrontend(core *clone.Core, source, dest *uring.File, depth int, buffers [][]byte, log zerolog.Logger) *frontend {
+// newFrontend makes the target of a queue of the given depth and its lane; failed is told of requests that
+// fail. attach follows on the queue's thread.
+func newFrontend(core *clone.Core, source, dest *uring.File, depth int, buffers [][]byte, log zerolog.Logger,
+	failed func(*clone.Request, error)) *frontend {
 	f := &frontend{
 		backend:  &backend{source: source, dest: dest},
 		requests: make([]clone.Request, depth),
 		log:      log.Sample(&zerolog.BurstSampler{Burst: failureBurst, Period: time.Second}),
+		failed:   failed,
 	}
 	for tag := range f.requests {
 		f.requests[tag].Tag = tag
@@ -129,6 +132,7 @@ func (f *frontend) Request(tag uint16, d ublk.Desc) {
 func (f *frontend) end(r *clone.Request, err error) {
 	if err != nil {
 		f.log.Warn().Err(err).Stringer("op", r.Op).Int64("offset", r.Off).Int64("length", r.Len).Msg("request failed")
+		f.failed(r, err)
 	}
 	f.queue.Commit(uint16(r.Tag), err)
 }

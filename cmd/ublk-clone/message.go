@@ -64,6 +64,17 @@ func (m message) withRegions(words []string) (message, error) {
 	return m, nil
 }
 
+// change is what the message asks for.
+func (m message) change() change {
+	switch m.Word {
+	case hydrationThreshold:
+		return change{Threshold: &m.Regions}
+	case hydrationBatchSize:
+		return change{Batch: &m.Regions}
+	}
+	return hydration(m.Word == enableHydration)
+}
+
 func messageError(words []string, why string) error {
 	return &exit.Error{
 		Code: exit.Usage, Doing: "send message", Object: fmt.Sprintf("%q", strings.Join(words, " ")),

@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -18,10 +19,13 @@ func (p *program) metadataCreate(c *cli.Context) error {
 		return err
 	}
 	def := definition{
-		Name: "metadata", Metadata: args[0], NoHydration: c.Bool("no-hydration"), SourceShared: c.Bool("source-shared"),
+		Name: "metadata", Metadata: args[0], SourceShared: c.Bool("source-shared"),
 		Queues: defaultQueues, QueueDepth: defaultQueueDepth,
 	}
-	if def.RegionSize, err = sizeFlag(c, "region-size"); err != nil {
+	if err := settingFlags(c, &def.Settings); err != nil {
+		return err
+	}
+	if def.RegionSize, err = regionSizeFlag(c); err != nil {
 		return err
 	}
 	if def.Source, err = pathFlag(c, "source"); err != nil {
@@ -33,12 +37,13 @@ func (p *program) metadataCreate(c *cli.Context) error {
 	if err := def.check(); err != nil {
 		return err
 	}
-	e := &cloneEngine{start: start{Definition: def, Create: true, Force: c.Bool("force")}, log: zerolog.Nop()}
+	e := &cloneEngine{start: start{Definition: def, Create: true, Force: c.Bool("force")}, log: zerolog.Nop(), records: theRecordDir()}
 	var done steps
 	if err := done.run(c.Context, e.openSteps()); err != nil {
 		return err
 	}
-	return done.stop()
+	err = e.use.forget() // what there was is overridden by --force, and nothing is hydrated by these yet
+	return errors.Join(err, done.stop())
 }
 
 // examine opens metadata to read them.
@@ -77,10 +82,20 @@ func (p *program) metadataCheck(c *cli.Context) error {
 	} else {
 		err = p.printCheck(&r)
 	}
-	if err == nil && !r.OK() {
-		err = metaError("check", m.Path(), metadata.ErrDamaged)
+	if err == nil && len(r.Problems) > 0 {
+		err = problems(m.Path(), &r)
 	}
 	return err
+}
+
+// problems is the error of metadata in which something is wrong, if only what the next start repairs.
+func problems(path string, r *metadata.CheckReport) error {
+	if !r.OK() {
+		return metaError("check", path, metadata.ErrDamaged)
+	}
+	return &exit.Error{Code: exit.Metadata, Doing: "check the metadata", Object: path,
+		Cause: errors.New(plural(int64(len(r.Problems)), "problem") + ", the first: " + r.Problems[0].What),
+		Next:  "They can be used: the next `ublk-clone add` repairs this."}
 }
 
 func (p *program) printCheck(r *metadata.CheckReport) error {

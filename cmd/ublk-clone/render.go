@@ -38,11 +38,13 @@ func writeDetails(w io.Writer, s *cloneStatus, bytes bool) error {
 	}
 	fmt.Fprintf(&b, "done    %s  %s of %s = copied %s + written %s + discarded %s    left %s\n", s.doneText(" "),
 		size(s.Bytes.Hydrated), size(s.Size), size(s.Bytes.Copied), size(s.Bytes.Written), size(s.Bytes.Discarded), size(s.Bytes.Remaining))
-	fmt.Fprintf(&b, "rate    %s    eta %s    active %s over %s\n", s.rateLine(), s.etaLine(),
+	fmt.Fprintf(&b, "rate    %s    cap %s, floor %s    eta %s    active %s over %s\n", s.rateLine(),
+		limitText(s.Settings.Rate), limitText(s.Settings.MinRate), s.etaLine(),
 		duration(time.Duration(s.ActiveSecs)*time.Second), plural(s.Starts, "start"))
 	fmt.Fprintf(&b, "parts   source %s   dest %s   metadata %s (%s)\n", s.Source, s.Dest, s.Metadata, s.Mode)
-	fmt.Fprintf(&b, "set     region %s   threshold %s   batch %s\n", size(s.RegionSize),
-		plural(int64(s.Settings.Threshold), "region"), plural(int64(s.Settings.Batch), "region"))
+	fmt.Fprintf(&b, "set     region %s   threshold %s   batch %s   retries %d   read-through %s   discard-passdown %s\n", size(s.RegionSize),
+		plural(int64(s.Settings.Threshold), "region"), plural(int64(s.Settings.Batch), "region"), s.Settings.Retries,
+		formatSwitch(s.Settings.ReadThrough), formatSwitch(s.Settings.DiscardPassdown))
 	for _, r := range s.BadRanges {
 		fmt.Fprintf(&b, "bad     %s at offset %d, %s\n", size(r.Length), r.Offset, plural(int64(r.Attempts), "attempt"))
 	}
@@ -64,43 +66,15 @@ func writeDM(w io.Writer, s *cloneStatus) error {
 	}
 	features := []string{}
 	if !s.Settings.Hydration {
-		features = append(features, "no_hydration")
+		features = append(features, noHydration)
 	}
 	if !s.Settings.DiscardPassdown {
-		features = append(features, "no_discard_passdown")
+		features = append(features, noDiscardPassdown)
 	}
 	fields := append([]string{fmt.Sprint(len(features))}, features...)
 	_, err := fmt.Fprintf(w, "%s 8 %d/%d %d %d/%d %d %s 4 hydration_threshold %d hydration_batch_size %d %s\n", head,
 		s.MetadataBlocks.Used, s.MetadataBlocks.Total, s.RegionSize/512, s.Regions.Hydrated, s.Regions.Total, s.Regions.Hydrating,
 		strings.Join(fields, " "), s.Settings.Threshold, s.Settings.Batch, s.Mode)
-	return err
-}
-
-// writeDMTable prints the line that makes such a clone in device-mapper: as it
-// was defined, not as it is set now.
-func writeDMTable(w io.Writer, def *definition, s *cloneStatus) error {
-	line := fmt.Sprintf("0 %d clone %s %s %s %d", s.Size/512, def.Metadata, def.Dest, def.Source, s.RegionSize/512)
-	features := 0
-	if def.NoHydration {
-		features = 1
-	}
-	var core []string
-	if def.Threshold != 0 {
-		core = append(core, hydrationThreshold, fmt.Sprint(def.Threshold))
-	}
-	if def.Batch != 0 {
-		core = append(core, hydrationBatchSize, fmt.Sprint(def.Batch))
-	}
-	if features > 0 || len(core) > 0 {
-		line += fmt.Sprintf(" %d", features)
-	}
-	if features > 0 {
-		line += " no_hydration"
-	}
-	if len(core) > 0 {
-		line += fmt.Sprintf(" %d %s", len(core), strings.Join(core, " "))
-	}
-	_, err := fmt.Fprintln(w, line)
 	return err
 }
 
@@ -136,6 +110,14 @@ func rateText(rate int64) string {
 		return "-"
 	}
 	return formatSize(rate) + "/s"
+}
+
+// limitText is a cap or floor, of which 0 is none.
+func limitText(rate int64) string {
+	if rate == 0 {
+		return "none"
+	}
+	return rateText(rate)
 }
 
 func etaText(seconds *int64) string {

@@ -39,7 +39,7 @@ func sampleClones() []cloneStatus {
 			Bytes:   byteCounts{Hydrated: 231404830720, Copied: 200 << 30, Written: 15 << 30, Discarded: 231404830720 - 215<<30, Remaining: 500<<30 - 231404830720},
 			Regions: regions{Hydrated: 56495320, Total: 131072000, Hydrating: 512}, Rate: 212 << 20, LastRate: 212 << 20, ETA: &left,
 			BadRanges: []badRange{}, ActiveSecs: 1000, Starts: 1,
-			Settings: settings{Hydration: true, Threshold: 1024, Batch: 256}, MetadataBlocks: blockCounts{Used: 40, Total: 8200},
+			Settings: settings{Hydration: true, ReadThrough: true, MinRate: 1 << 20, Threshold: 1024, Batch: 256, Retries: 6}, MetadataBlocks: blockCounts{Used: 40, Total: 8200},
 		},
 		{
 			Name: "root", UUID: "3f1c9a00-0000-4000-8000-000000000002", Device: "/dev/ublkb1", PID: 4712,
@@ -49,7 +49,7 @@ func sampleClones() []cloneStatus {
 			Bytes:   byteCounts{Hydrated: 19692493635, Copied: 9771050598, Written: 2147483648, Discarded: 7773959389, Remaining: 1782342845},
 			Regions: regions{Hydrated: 300483, Total: 327680}, LastRate: 88 << 20,
 			BadRanges: []badRange{{Offset: 8160437862, Length: 65536, Attempts: 6}}, ActiveSecs: 208, Starts: 2,
-			Settings: settings{Hydration: false, DiscardPassdown: true, Threshold: 64, Batch: 16}, MetadataBlocks: blockCounts{Used: 3, Total: 24},
+			Settings: settings{Hydration: false, DiscardPassdown: true, Rate: 50 << 20, Threshold: 64, Batch: 16, Retries: 3}, LastEvent: 7, MetadataBlocks: blockCounts{Used: 3, Total: 24},
 			Warnings: []string{"the source /dev/nbd0 is not locked (--source-shared): nobody may mount or write it"},
 		},
 	}

@@ -50,10 +50,11 @@ type cloneStatus struct {
 	ActiveSecs int64      `json:"active_seconds"`
 	Starts     int64      `json:"starts"`
 
-	Settings       settings      `json:"settings"`
+	Settings       settings      `json:"settings"`        // in effect
 	MetadataBlocks blockCounts   `json:"metadata_blocks"` // of 4 KiB
 	Warnings       []string      `json:"warnings,omitempty"`
 	Queues         []queueStatus `json:"queues"`
+	LastEvent      uint64        `json:"last_event"` // sequence number; 0: none yet
 }
 
 // queueStatus is one queue of the block device.
@@ -82,14 +83,6 @@ type regions struct {
 type blockCounts struct {
 	Used  int64 `json:"used"`
 	Total int64 `json:"total"`
-}
-
-// settings are what can be changed while the clone runs.
-type settings struct {
-	Hydration       bool   `json:"hydration"` // background hydration is on
-	DiscardPassdown bool   `json:"discard_passdown"`
-	Threshold       uint64 `json:"hydration_threshold"`  // regions
-	Batch           uint64 `json:"hydration_batch_size"` // regions
 }
 
 // badRange could not be copied.

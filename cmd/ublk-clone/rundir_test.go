@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -22,7 +23,7 @@ func TestDefinitionsAreKept(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("folder: %v, %v", info, err)
 	}
-	want := definition{Name: "b", Source: "/dev/s", Queues: 2, RegionSize: 8192}
+	want := definition{Name: "b", Source: "/dev/s", Queues: 2, RegionSize: 8192, Settings: hydration(false), Table: "0 8 clone"}
 	for _, def := range []*definition{&want, {Name: "a"}} {
 		if err := dir.store(def); err != nil {
 			t.Fatal(err)
@@ -35,7 +36,7 @@ func TestDefinitionsAreKept(t *testing.T) {
 		t.Errorf("names: %q, %v", names, err)
 	}
 	got, err := dir.load("b")
-	if err != nil || *got != want {
+	if err != nil || !reflect.DeepEqual(*got, want) {
 		t.Errorf("load: %+v, %v", got, err)
 	}
 	if _, err := dir.load("c"); exit.Code(err) != exit.NoClone {
@@ -85,9 +86,6 @@ func TestDefinitionCheck(t *testing.T) {
 		"no source":       func(d *definition) { d.Source = "" },
 		"no dest":         func(d *definition) { d.Dest = "" },
 		"no metadata":     func(d *definition) { d.Metadata = "" },
-		"odd region":      func(d *definition) { d.RegionSize = 4097 },
-		"small region":    func(d *definition) { d.RegionSize = 2048 },
-		"large region":    func(d *definition) { d.RegionSize = 2 << 30 },
 		"no queue":        func(d *definition) { d.Queues = 0 },
 		"too many queues": func(d *definition) { d.Queues = maxQueues + 1 },
 		"no depth":        func(d *definition) { d.QueueDepth = 0 },
@@ -102,26 +100,36 @@ func TestDefinitionCheck(t *testing.T) {
 }
 
 func TestDifferences(t *testing.T) {
-	a := definition{Name: "c", Source: "/s", Queues: 1}
-	b := a
-	if diff := a.differences(&b); diff != "" {
-		t.Errorf("equal definitions differ: %s", diff)
-	}
-	b.Source, b.Queues = "/t", 2
-	if diff := a.differences(&b); diff != "source is /s, not /t; queues is 1, not 2" {
-		t.Errorf("differences: %s", diff)
+	rate, other := int64(1<<20), int64(3<<10)
+	here := definition{Name: "c", Source: "/s", Queues: 1, Size: 1 << 30, RegionSize: 4096, Settings: change{Rate: &rate}}
+	for _, c := range []struct {
+		name  string
+		there func(*definition)
+		want  string
+	}{
+		{"equal", func(*definition) {}, ""},
+		{"left open", func(d *definition) { d.Size, d.RegionSize, d.Settings = 0, 0, change{} }, ""},
+		{"another source", func(d *definition) { d.Source, d.Queues = "/t", 2 }, "source is /s, not /t; queues is 1, not 2"},
+		{"another size", func(d *definition) { d.Size, d.RegionSize = 1<<20, 8192 }, "size is 1GiB, not 1MiB; region size is 4KiB, not 8KiB"},
+		{"another rate", func(d *definition) { d.Settings = change{Rate: &other} }, "rate is 1MiB/s, not 3KiB/s"},
+		{"one more setting", func(d *definition) { d.Settings = hydration(false) }, "hydration is not set, not off"},
+	} {
+		there := here
+		c.there(&there)
+		if diff := here.differences(&there); diff != c.want {
+			t.Errorf("%s: %q, want %q", c.name, diff, c.want)
+		}
 	}
 }
 
-func TestDefaults(t *testing.T) {
-	d := definition{}
-	d.fillIn()
-	if d.RegionSize != 4096 || d.Batch != 256 || d.Threshold != 1024 {
-		t.Errorf("defaults: %+v", d)
+func TestFirstSettings(t *testing.T) {
+	d := definition{RegionSize: 4096}
+	if s := d.firstSettings(); s.Batch != 256 || s.Threshold != 1024 || !s.Hydration || !s.ReadThrough || !s.DiscardPassdown || s.Retries != 6 || s.MinRate != 1<<20 || s.Rate != 0 {
+		t.Errorf("defaults: %+v", s)
 	}
-	d = definition{RegionSize: 1 << 30, Threshold: 3}
-	d.fillIn()
-	if d.Batch != 1 || d.Threshold != 3 {
-		t.Errorf("defaults of large regions: %+v", d)
+	threshold := uint64(3)
+	d = definition{RegionSize: 1 << 30, Table: "0 8 clone", Settings: change{Threshold: &threshold}}
+	if s := d.firstSettings(); s.Batch != 1 || s.Threshold != 3 || s.ReadThrough {
+		t.Errorf("large regions by a table: %+v", s)
 	}
 }

@@ -55,6 +55,19 @@ func formatSize(n int64) string {
 	return threeDigits(v) + " " + iec[unit]
 }
 
+// exactSize prints a size in bytes with the largest unit that divides it: 64KiB,
+// 4097. parseSize reads it.
+func exactSize(n int64) string {
+	unit := 0
+	for n != 0 && n%1024 == 0 && unit < 4 { // TiB is the largest that parseSize knows
+		n, unit = n/1024, unit+1
+	}
+	if unit == 0 {
+		return strconv.FormatInt(n, 10)
+	}
+	return strconv.FormatInt(n, 10) + iec[unit]
+}
+
 // threeDigits prints v below 1000 without trailing zeros.
 func threeDigits(v float64) string {
 	decimals := 2

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -35,12 +36,42 @@ func (p *program) wait(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	after, err := afterFlag(c)
+	if err != nil {
+		return err
+	}
+	switch what := c.String("for"); what {
+	case "hydrated":
+		return p.waitAndPrint(name, limit, output)
+	case "event":
+		return p.waitEvent(c.Context, name, after, limit, func(ev event) error { return p.printEvent(ev, output) })
+	default:
+		return usage("--for " + what + ": hydrated or event is possible")
+	}
+}
+
+func (p *program) waitAndPrint(name string, limit time.Duration, output string) error {
 	var last *cloneStatus
-	err = p.waitHydrated(name, limit, func(st *cloneStatus) error { last = st; return nil })
+	err := p.waitHydrated(name, limit, func(st *cloneStatus) error { last = st; return nil })
 	if err == nil && output != "" {
 		err = p.printJSON([]cloneStatus{*last})
 	}
 	return err
+}
+
+// afterFlag is --after, nil for none.
+func afterFlag(c *cli.Context) (*uint64, error) {
+	if !c.IsSet("after") {
+		return nil, nil
+	}
+	if c.String("for") != "event" {
+		return nil, usage("--after goes with --for event")
+	}
+	n, err := strconv.ParseUint(c.String("after"), 10, 64)
+	if err != nil {
+		return nil, usage(fmt.Sprintf("--after %s: not the number of an event", c.String("after")))
+	}
+	return &n, nil
 }
 
 // limitFlag is --timeout, 0 for none.

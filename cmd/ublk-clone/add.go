@@ -1,0 +1,232 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+func (p *program) add(c *cli.Context) error {
+	st, err := startFrom(c)
+	if err != nil {
+		return err
+	}
+	asJSON, err := form(c, "json")
+	if err != nil {
+		return err
+	}
+	until := c.String("wait")
+	if until != "ready" && until != "hydrated" {
+		return usage("--wait " + until + ": ready or hydrated is possible")
+	}
+	if os.Geteuid() != 0 {
+		return &exit.Error{Code: exit.Denied, Doing: "add clone", Object: st.Definition.Name, Cause: errors.New("not root"), Next: "Run it as root."}
+	}
+	if err := p.dir.create(); err != nil {
+		return err
+	}
+	there, err := p.unchanged(&st.Definition)
+	if err != nil {
+		return err
+	}
+	switch {
+	case there:
+	case c.Bool("foreground"):
+		return p.runForeground(st)
+	default:
+		if _, err = p.dir.spawn(st); err != nil {
+			return err
+		}
+	}
+	return p.added(st.Definition.Name, there, until, asJSON)
+}
+
+// startFrom reads the flags of add.
+func startFrom(c *cli.Context) (start, error) {
+	name, err := named(c)
+	if err != nil {
+		return start{}, err
+	}
+	def := definition{Name: name, Queues: c.Int("queues"), QueueDepth: c.Int("queue-depth"), SourceShared: c.Bool("source-shared")}
+	take := def.takeParts
+	if c.IsSet("table") {
+		take = def.takeTable
+	}
+	if err := take(c); err != nil {
+		return start{}, err
+	}
+	if err := settingFlags(c, &def.Settings); err != nil {
+		return start{}, err
+	}
+	st := start{Definition: def, Create: c.Bool("create"), Open: c.Bool("open"), Force: c.Bool("force")}
+	if st.Create && st.Open {
+		return st, usage("--create and --open exclude each other")
+	}
+	return st, def.check()
+}
+
+// settingFlags adds the settings that the command line names.
+func settingFlags(c *cli.Context, to *change) error {
+	for _, k := range keys {
+		for _, flag := range []string{k.name, k.alias} {
+			if flag == "" || !c.IsSet(flag) {
+				continue
+			}
+			if err := k.set(to, c.String(flag)); err != nil {
+				return usage(fmt.Sprintf("--%s: %v", flag, err))
+			}
+		}
+	}
+	for flag, to := range map[string]**bool{noHydrationFlag: &to.Hydration, noPassdownFlag: &to.DiscardPassdown} {
+		if c.IsSet(flag) {
+			on := !c.Bool(flag)
+			*to = &on
+		}
+	}
+	return nil
+}
+
+// Flags that switch a setting off.
+const (
+	noHydrationFlag = "no-hydration"
+	noPassdownFlag  = "no-discard-passdown"
+)
+
+// takeParts reads what makes a clone from flags of their own.
+func (d *definition) takeParts(c *cli.Context) (err error) {
+	if d.RegionSize, err = regionSizeFlag(c); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		flag string
+		to   *string
+	}{{"source", &d.Source}, {"dest", &d.Dest}, {"metadata", &d.Metadata}} {
+		if *f.to, err = pathFlag(c, f.flag); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inTable are the flags for what dm-clone's line says itself.
+var inTable = []string{"source", "dest", "metadata", "region-size", noHydrationFlag, noPassdownFlag, "hydration-threshold", "hydration-batch-size"}
+
+// takeTable reads what makes a clone from dm-clone's line.
+func (d *definition) takeTable(c *cli.Context) error {
+	for _, flag := range inTable {
+		if c.IsSet(flag) {
+			return usage("--table and --" + flag + " exclude each other: the table says it")
+		}
+	}
+	t, err := parseTable(c.String("table"))
+	if err != nil {
+		e := usage("--table: " + err.Error()).(*exit.Error)
+		e.Next = "The line is: " + tableForm + "."
+		return e
+	}
+	d.Size, d.RegionSize, d.Settings = t.size, t.regionSize, t.settings
+	for _, part := range []struct {
+		role blockdev.Role
+		word *string
+		to   *string
+	}{{blockdev.Source, &t.source, &d.Source}, {blockdev.Dest, &t.dest, &d.Dest}, {blockdev.Metadata, &t.metadata, &d.Metadata}} {
+		if *part.word, *part.to, err = tableDevice(part.role, *part.word); err != nil {
+			return err
+		}
+	}
+	d.Table = t.String()
+	return nil
+}
+
+// tableDevice gives a device of a table as the table is to be kept, and its path. MAJOR:MINOR, as
+// `dmsetup table` prints it, is a block device; another path is made absolute.
+func tableDevice(role blockdev.Role, word string) (kept, path string, err error) {
+	path, isNumber, err := blockdev.NumberedPath(role, word)
+	if isNumber || err != nil {
+		return word, path, err
+	}
+	if path, err = filepath.Abs(word); err != nil {
+		return "", "", usage(fmt.Sprintf("--table: %s device %s: %v", role, word, err))
+	}
+	return path, path, nil
+}
+
+// pathFlag makes a path absolute: the daemon runs in another folder.
+func pathFlag(c *cli.Context, name string) (string, error) {
+	path := c.String(name)
+	if path == "" {
+		return "", nil
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", usage(fmt.Sprintf("--%s %s: %v", name, path, err))
+	}
+	return abs, nil
+}
+
+// regionSizeFlag is in bytes, 0 where there is none.
+func regionSizeFlag(c *cli.Context) (int64, error) {
+	if !c.IsSet("region-size") {
+		return 0, nil
+	}
+	text := c.String("region-size")
+	n, err := parseSize(text)
+	if err != nil {
+		return 0, usage(fmt.Sprintf("--region-size: %v", err))
+	}
+	if !regionSizePossible(n) {
+		return 0, usage(fmt.Sprintf("--region-size %s: a power of two from 4KiB to 1GiB is needed", text))
+	}
+	return n, nil
+}
+
+// unchanged says whether the clone is up as defined; another definition is exit
+// code 4. What a dead daemon has left is no obstacle.
+func (p *program) unchanged(def *definition) (bool, error) {
+	if !p.dir.alive(def.Name) {
+		return false, nil
+	}
+	there, err := p.dir.load(def.Name)
+	if exit.Code(err) == exit.NoClone {
+		return false, nil // just ending; the lock will tell
+	}
+	if err != nil {
+		return false, err
+	}
+	if diff := there.differences(def); diff != "" {
+		return false, &exit.Error{Code: exit.Exists, Doing: "add clone", Object: def.Name, Cause: errors.New("it exists, and its " + diff),
+			Next: "`ublk-clone del " + def.Name + "` first, or use another name."}
+	}
+	return true, nil
+}
+
+// added waits for what was asked for and prints the device.
+func (p *program) added(name string, there bool, until, asJSON string) error {
+	if until == "hydrated" {
+		if err := p.waitHydrated(name, 0, func(*cloneStatus) error { return nil }); err != nil {
+			return err
+		}
+	}
+	st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+	if err != nil {
+		return err
+	}
+	for _, w := range st.Warnings {
+		fmt.Fprintln(p.errs, "ublk-clone: warning:", w)
+	}
+	if asJSON != "" {
+		return p.printJSON([]cloneStatus{*st})
+	}
+	note := ""
+	if there {
+		note = " unchanged"
+	}
+	_, err = fmt.Fprintln(p.out, st.Device+note)
+	return err
+}

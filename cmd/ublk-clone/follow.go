@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+func (p *program) eventsCommand() *cli.Command {
+	return &cli.Command{
+		Name: "events", Usage: "print what happens to clones, as it happens", ArgsUsage: "[NAME]", Action: p.events,
+		Description: `One line for each event, until interrupted or the clone is deleted. Kinds: started,
+settings, source-error (the first of a burst), stalled, resumed, mode, hydrated.`,
+		Flags: []cli.Flag{outputFlag("json, an object a line")},
+	}
+}
+
+func (p *program) events(c *cli.Context) error {
+	output, err := form(c, "json")
+	if err != nil {
+		return err
+	}
+	args, err := words(c, 0, 1)
+	if err != nil {
+		return err
+	}
+	show := func(ev event) error { return p.printEvent(ev, output) }
+	if len(args) == 1 {
+		if err := checkName(args[0]); err != nil {
+			return err
+		}
+		return p.follow(c.Context, args[0], nil, show)
+	}
+	return p.followAll(c.Context, show)
+}
+
+func (p *program) printEvent(ev event, output string) error {
+	if output != "" {
+		return encodeLine(p.out, struct {
+			Schema string `json:"schema"`
+			event
+		}{schema, ev})
+	}
+	_, err := fmt.Fprintf(p.out, "%s  %s  %s  %s\n", ev.Time.Local().Format(time.DateTime), ev.Clone, ev.Kind, ev.Text)
+	return err
+}
+
+// follow shows the events of a clone behind number after, nil for those to come, until ctx ends or show
+// or the clone does.
+func (p *program) follow(ctx context.Context, name string, after *uint64, show func(event) error) error {
+	for ctx.Err() == nil {
+		wait := pollLimit
+		if end, ok := ctx.Deadline(); ok {
+			wait = max(0, min(wait, time.Until(end)))
+		}
+		ans, err := p.dir.call(name, request{Verb: verbEvents, After: after, WaitMS: wait.Milliseconds()}, askLimit)
+		if err != nil {
+			return err
+		}
+		for _, ev := range ans.Events {
+			if err := show(ev); err != nil {
+				return err
+			}
+		}
+		if after != nil && len(ans.Events) == 0 {
+			pause(ctx, pollPause) // too many wait at that daemon
+		}
+		after = &ans.Last
+	}
+	return ctx.Err()
+}
+
+// pause ends early if ctx does.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// followAll shows the events of all clones, also of those to come, until ctx ends or show fails.
+func (p *program) followAll(ctx context.Context, show func(event) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var mu sync.Mutex // one line at a time; following is under it, too
+	following := map[string]bool{}
+	one := func(ev event) error {
+		mu.Lock()
+		defer mu.Unlock()
+		err := show(ev)
+		if err != nil {
+			cancel(err)
+		}
+		return err
+	}
+	for after := (*uint64)(nil); ctx.Err() == nil; after = new(uint64) { // all of those that come later
+		names, err := p.dir.names()
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		for _, name := range names {
+			if following[name] || !p.dir.alive(name) {
+				continue
+			}
+			following[name] = true
+			go func() {
+				_ = p.follow(ctx, name, after, one) // it ends with the clone
+				mu.Lock()
+				defer mu.Unlock()
+				delete(following, name)
+			}()
+		}
+		mu.Unlock()
+		pause(ctx, pollPause)
+	}
+	return context.Cause(ctx)
+}
+
+// errSeen ends a follow.
+var errSeen = errors.New("event seen")
+
+// waitEvent shows the events of a clone behind number after, nil for those to come, as soon as there is one.
+func (p *program) waitEvent(ctx context.Context, name string, after *uint64, limit time.Duration, show func(event) error) error {
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	err := p.follow(ctx, name, after, func(ev event) error {
+		if err := show(ev); err != nil {
+			return err
+		}
+		return errSeen
+	})
+	switch {
+	case errors.Is(err, errSeen):
+		return nil
+	case errors.Is(err, context.DeadlineExceeded):
+		return &exit.Error{Code: exit.Timeout, Doing: "wait for an event of clone", Object: name, Cause: fmt.Errorf("none within %s", limit)}
+	}
+	return err
+}

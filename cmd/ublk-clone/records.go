@@ -1,0 +1,223 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// recordDirEnv names another folder than the default, for tests.
+const recordDirEnv = "UBLK_CLONE_STATE_DIR"
+
+const defaultRecordDir = "/var/lib/ublk-clone"
+
+// recordDir is the folder that holds a record for each destination that is partly hydrated: a file named
+// after the destination's identity. A destination has no room for a stamp of ours, and its metadata can
+// vanish: without the record, the same add would then take it for an empty one and show the source's old
+// bytes where the user has written.
+//
+//	there      since a daemon first used the destination with these metadata
+//	rewritten  at every start and stop; never while the device is served, on which this folder may lie
+//	removed    when everything is durably hydrated: then the destination stands alone. Nothing else removes
+//	           it; add --force replaces it
+type recordDir string
+
+func theRecordDir() recordDir {
+	if path := os.Getenv(recordDirEnv); path != "" {
+		return recordDir(path)
+	}
+	return defaultRecordDir
+}
+
+// record says by which metadata a destination is partly hydrated. Paths are for display only.
+type record struct {
+	Dest     string    `json:"dest"`
+	DestID   string    `json:"dest_id"`
+	Birth    int64     `json:"dest_birth"` // of a file, nanoseconds since 1970; 0 = unknown
+	Source   string    `json:"source"`
+	Metadata string    `json:"metadata"`
+	UUID     string    `json:"uuid"`
+	Session  uint64    `json:"session"`
+	Size     int64     `json:"size"`     // bytes
+	Hydrated int64     `json:"hydrated"` // bytes, at Written
+	Written  time.Time `json:"written"`
+}
+
+// path is that of the record of a destination.
+func (d recordDir) path(id blockdev.Identity) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", id.ID, id.Size))
+	return filepath.Join(string(d), hex.EncodeToString(sum[:16])+".json")
+}
+
+// load reads a record; nil if there is none.
+func (d recordDir) load(id blockdev.Identity) (*record, error) {
+	b, err := os.ReadFile(d.path(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	r := &record{}
+	if err == nil {
+		err = json.Unmarshal(b, r)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read record %s: %w", d.path(id), err)
+	}
+	return r, nil
+}
+
+// store writes a record, durably, whole or not at all.
+func (d recordDir) store(id blockdev.Identity, r *record) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err == nil {
+		err = os.MkdirAll(string(d), 0o700)
+	}
+	next := d.path(id) + ".new"
+	if err == nil {
+		err = writeDurable(next, append(b, '\n'))
+	}
+	if err == nil {
+		err = os.Rename(next, d.path(id))
+	}
+	if err == nil {
+		err = syncFolder(string(d))
+	}
+	if err != nil {
+		return fmt.Errorf("write record %s: %w", d.path(id), err)
+	}
+	return nil
+}
+
+// remove forgets a destination.
+func (d recordDir) remove(id blockdev.Identity) error {
+	err := os.Remove(d.path(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = syncFolder(string(d))
+	}
+	if err != nil {
+		return fmt.Errorf("remove record %s: %w", d.path(id), err)
+	}
+	return nil
+}
+
+func writeDurable(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// syncFolder makes renamed and removed names durable.
+func syncFolder(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// use is the engine's record of its destination.
+type use struct {
+	dir recordDir
+	id  blockdev.Identity
+	was *record // before this start
+	err error   // why was could not be read
+	// written: this start has written the record.
+	written bool
+}
+
+// readUse looks for what is known of the destination. A destination without an identity has no record, and
+// what is recorded of a file that had this one's number before it is nothing.
+func readUse(dir recordDir, dest *blockdev.Device) (use, error) {
+	id, err := dest.Identity()
+	u := use{dir: dir, id: id}
+	if err != nil || id.ID == "" {
+		return u, err
+	}
+	u.was, u.err = dir.load(id)
+	if u.was != nil && (dest.Created() || u.was.Birth != dest.Birth()) {
+		u.was = nil
+	}
+	return u, nil
+}
+
+// vanished refuses, with exit code 14, to make new metadata for a destination that others say is partly
+// hydrated.
+func (u *use) vanished(path string, force bool) error {
+	if force || u.was == nil && u.err == nil {
+		return nil
+	}
+	return &exit.Error{Code: exit.Refused, Doing: "create metadata on", Object: path, Cause: u.conflict(),
+		Next: "Find those metadata and name them with --metadata. --force begins anew: what was written to the clone before is then lost."}
+}
+
+// outdated refuses, with exit code 14, metadata that are not those by which the destination was last
+// hydrated, or are an old copy of them.
+func (u *use) outdated(path string, sb *metadata.Superblock, force bool) error {
+	if force || u.was == nil || u.was.UUID == sb.UUID.String() && u.was.Session <= sb.Session {
+		return nil
+	}
+	cause := u.conflict()
+	if u.was.UUID == sb.UUID.String() {
+		cause = fmt.Errorf("they are an old copy, of session %d: %w in session %d", sb.Session, cause, u.was.Session)
+	}
+	return &exit.Error{Code: exit.Refused, Doing: "use the metadata", Object: path, Cause: cause,
+		Next: "Name the newest metadata with --metadata. --force goes back to these: what was written to the clone since is then lost."}
+}
+
+// conflict says what is recorded.
+func (u *use) conflict() error {
+	if u.was == nil {
+		return u.err
+	}
+	r := u.was
+	return fmt.Errorf("the destination %s is partly hydrated by metadata %s, last at %s, with %s of %s on %s",
+		r.Dest, r.UUID, r.Metadata, formatSize(r.Hydrated), formatSize(r.Size), r.Written.Local().Format(time.DateTime))
+}
+
+// write records the use, unless the destination cannot be told from others.
+func (u *use) write(r *record) error {
+	if u.id.ID == "" {
+		return nil
+	}
+	r.DestID = u.id.ID
+	err := u.dir.store(u.id, r)
+	u.written = u.written || err == nil
+	return err
+}
+
+// forget removes the record.
+func (u *use) forget() error {
+	if u.id.ID == "" {
+		return nil
+	}
+	return u.dir.remove(u.id)
+}
+
+// restore is for a start that failed: what is recorded is what was before it.
+func (u *use) restore() error {
+	switch {
+	case !u.written:
+		return nil
+	case u.was == nil:
+		return u.forget()
+	}
+	return u.dir.store(u.id, u.was)
+}
