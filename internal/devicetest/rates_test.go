@@ -1,0 +1,116 @@
+//go:build device
+
+package devicetest
+
+import (
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// measured is the time over which a rate is taken.
+const measured = 4 * time.Second
+
+// copyRate is how many bytes a second are copied, taken from the status.
+func (c *clone) copyRate() int64 {
+	c.m.Helper()
+	from, before := time.Now(), c.status().Bytes.Copied
+	time.Sleep(measured)
+	copied := c.status().Bytes.Copied - before
+	return int64(float64(copied) / time.Since(from).Seconds())
+}
+
+// setting is `set`.
+func (c *clone) setting(words ...string) {
+	c.m.Helper()
+	if out := c.m.run(command, append([]string{"set", c.name}, words...)...); out != "" {
+		c.m.Errorf("set %s prints %q", strings.Join(words, " "), out)
+	}
+}
+
+// TestRate: the cap is kept to within 10 %, as given to add and as set later, and over a restart; without a
+// cap it is left behind (I12).
+func TestRate(t *testing.T) {
+	const cap, lower = 8 * mib, 2 * mib
+	m := newMachine(t)
+	source, dest := m.nullBlk("src", nullOptions{mib: 192}), m.nullBlk("dst", nullOptions{mib: 192})
+	c := m.addClone(source, dest, m.missing("meta"), "--rate", "8MiB/s")
+	within := func(when string, want int64) {
+		t.Helper()
+		got := c.copyRate()
+		t.Logf("%s: %d KiB/s under a cap of %d", when, got/kib, want/kib)
+		if got < want*9/10 || got > want*11/10 {
+			t.Errorf("%s: %d bytes a second, the cap is %d", when, got, want)
+		}
+	}
+	within("as added", cap)
+	c.setting("rate=2MiB/s")
+	within("as set", lower)
+	c.del()
+	c.args = c.args[:len(c.args)-2]
+	c.add()
+	within("after a restart", lower)
+	left := c.status().Bytes.Remaining
+	c.setting("rate=none")
+	from := time.Now()
+	c.waitHydrated()
+	rate := int64(float64(left) / time.Since(from).Seconds())
+	t.Logf("without a cap: %d KiB/s", rate/kib)
+	if rate < 2*cap {
+		t.Errorf("%d bytes a second without a cap", rate)
+	}
+}
+
+// TestMinRate: four readers that never pause, on a source that takes 20 ms for whatever it is asked. One small
+// copy at a time is far below the floor, which is reached all the same (I12); the clone becomes complete.
+func TestMinRate(t *testing.T) {
+	const floor = 2 * mib
+	m := newMachine(t)
+	source := m.nullBlk("src", nullOptions{mib: 16, latency: 20 * time.Millisecond, depth: 16})
+	dest := m.nullBlk("dst", nullOptions{mib: 16})
+	c := m.addClone(source, dest, m.missing("meta"), "--read-through=off", "--hydration-batch-size", "4", "--hydration-threshold", "64",
+		"--min-rate", "0", "--no-hydration")
+	stop := c.readers(4)
+	defer stop()
+	c.message("enable_hydration")
+	alone := c.copyRate()
+	c.setting("min-rate=2MiB/s")
+	got := c.copyRate()
+	t.Logf("among four readers: %d KiB/s without a floor, %d with one of %d", alone/kib, got/kib, int64(floor/kib))
+	if alone > floor*8/10 {
+		t.Errorf("%d bytes a second without a floor: the test shows nothing", alone)
+	}
+	if got < floor*9/10 {
+		t.Errorf("%d bytes a second, the floor is %d", got, floor)
+	}
+	c.waitHydrated()
+}
+
+// readers read blocks of 4 KiB in random order, each one at a time, until stop is called.
+func (c *clone) readers(n int) (stop func()) {
+	c.m.Helper()
+	end := make(chan struct{})
+	var wait sync.WaitGroup
+	for i := range n {
+		v, rng := c.m.open(c.path, 0), rand.New(rand.NewPCG(seed(), uint64(i)))
+		buf := c.m.buffer(4096)
+		blocks := c.status().Size / 4096
+		wait.Go(func() {
+			defer v.close()
+			for {
+				select {
+				case <-end:
+					return
+				default:
+				}
+				if err := v.read(buf, 4096*rng.Int64N(blocks)); err != nil {
+					c.m.Error(err)
+					return
+				}
+			}
+		})
+	}
+	return sync.OnceFunc(func() { close(end); wait.Wait() })
+}

@@ -1,0 +1,58 @@
+//go:build device
+
+package devicetest
+
+import (
+	"encoding/json"
+	"testing"
+)
+
+// TestBenchReadThrough measures what keeping the bytes that are read from the source costs the reads, and
+// what it gives to the next ones: the default of --read-through follows from it. It judges nothing.
+func TestBenchReadThrough(t *testing.T) {
+	m := newMachine(t)
+	m.cachePrograms(command, "blkid", "fio", "dmsetup")
+	const size = 64
+	dest, metadata := m.nullBlk("dest", ssd.sized(size)), m.nullBlk("meta", ssd.sized(16))
+	for _, kind := range []struct {
+		name   string
+		source *disk
+	}{{"HDD", m.nullBlk("hdd", hdd.sized(size))}, {"SSD", m.nullBlk("ssd", ssd.sized(size))}} {
+		for _, readThrough := range []string{"off", "on"} {
+			for _, depth := range []string{"1", "32"} {
+				m.erase(metadata)
+				c := m.addClone(kind.source, dest, metadata, "--no-hydration", "--force", "--read-through="+readThrough)
+				first := m.readResult(c.path, depth)
+				second := m.readResult(c.path, depth)
+				t.Logf("source %s, read-through %s, depth %s: first reads %.0f a second, %.0f us; again %.0f, %.0f us; %d KiB kept",
+					kind.name, readThrough, depth, first.IOPS, first.Latency.Mean/1e3, second.IOPS, second.Latency.Mean/1e3, c.status().Bytes.Hydrated/kib)
+				c.del()
+			}
+		}
+	}
+}
+
+// readResult of fio.
+type readResult struct {
+	IOPS    float64 `json:"iops"`
+	Latency struct {
+		Mean float64 `json:"mean"` // nanoseconds
+	} `json:"lat_ns"`
+}
+
+// readResult reads the first 2 MiB in random order, each block of 4 KiB once.
+func (m *machine) readResult(path, depth string) readResult {
+	m.Helper()
+	out := m.run("fio", "--name=read", "--filename="+path, "--rw=randread", "--bs=4k", "--iodepth="+depth, "--ioengine=libaio",
+		"--direct=1", "--thread", "--size=2m", "--randrepeat=1", "--output-format=json")
+	var report struct {
+		Jobs []struct {
+			Error int        `json:"error"`
+			Read  readResult `json:"read"`
+		} `json:"jobs"`
+	}
+	if err := json.Unmarshal([]byte(out), &report); err != nil || len(report.Jobs) != 1 || report.Jobs[0].Error != 0 {
+		m.Fatalf("fio: %v: %s", err, out)
+	}
+	return report.Jobs[0].Read
+}
