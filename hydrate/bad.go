@@ -13,7 +13,7 @@ const (
 	lastBackoff  = 30 * time.Second
 	// defaultRetries is how often a region is tried before it waits for a Resume: for 8 s.
 	defaultRetries = 6
-	// awayAfter failures of single regions in a row mean that the source as a whole is away.
+	// awayAfter failures in a row, of batches and single regions, mean that the source as a whole is away.
 	awayAfter = 64
 )
 

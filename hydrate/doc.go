@@ -7,7 +7,7 @@
 //	|--H--|--S--|--Z--|--S--|--H--|       state Zero or in a hole of the source, at most zeroSpan bytes
 //	                                      each; holes are asked for when the cursor comes to them.
 //
-// A batch that fails is split: its regions are tried one by one (I11). A region that fails alone is
+// A batch that fails is split: its regions are tried one by one, never two at a time (I11). A region that fails alone is
 // bad: it is left out and tried again after a back-off that doubles, at most Settings.Retries times; then it
 // waits for Resume. When too many fail in a row the whole source is taken to be away, and one batch
 // probes it at the pace of the same back-off. So an error never makes it spin (I12).

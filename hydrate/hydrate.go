@@ -77,11 +77,13 @@ type Hydrator struct {
 	inWork uint64 // regions in flight
 	cursor uint64
 	split  []span
-	bad    badRanges
-	again  time.Time     // not before: a commit comes first
-	cap    pace          // no more than that is copied
-	floor  pace          // no less than that, where the devices can
-	nap    time.Duration // until the next Pump, as far as this one has found; 0: none needed
+	// retrying: a region that has failed before is in flight.
+	retrying bool
+	bad      badRanges
+	again    time.Time     // not before: a commit comes first
+	cap      pace          // no more than that is copied
+	floor    pace          // no less than that, where the devices can
+	nap      time.Duration // until the next Pump, as far as this one has found; 0: none needed
 
 	shared struct {
 		sync.Mutex
@@ -123,7 +125,8 @@ type span struct{ first, end uint64 }
 // batch is one Hydration in flight.
 type batch struct {
 	clone.Hydration
-	at int // place in flying
+	at    int // place in flying
+	retry bool
 }
 
 // New makes a hydrator; nothing happens before the first Pump.
@@ -316,6 +319,8 @@ func (h *Hydrator) start(w work) bool {
 	b := h.free[len(h.free)-1]
 	b.First, b.End, b.Kind = w.first, w.end, w.kind
 	h.free = h.free[:len(h.free)-1]
+	b.retry = w.retry
+	h.retrying = h.retrying || w.retry
 	b.at = len(h.flying)
 	h.flying = append(h.flying, b)
 	h.inWork += w.end - w.first
@@ -349,6 +354,7 @@ func (h *Hydrator) land(b *batch) {
 	last.at = b.at
 	h.flying = h.flying[:len(h.flying)-1]
 	h.inWork -= b.End - b.First
+	h.retrying = h.retrying && !b.retry
 	h.free = append(h.free, b)
 }
 
@@ -363,6 +369,7 @@ func (h *Hydrator) done(b *batch, err error) {
 	case err == clone.ErrReadOnly:
 	case b.End-b.First > 1:
 		h.split = append(h.split, span{b.First, b.End})
+		h.bad.row++
 		h.note(b, err)
 	default:
 		h.bad.failed(b.First)

@@ -209,6 +209,40 @@ func TestBadRegionHurtsOnlyItself(t *testing.T) {
 	}
 }
 
+// TestRetriesAreAlone: a device that fails a request whole fails all reads that the kernel has merged into it,
+// which are those of neighbours in flight together. Only the bad region stays bad all the same (I11).
+func TestRetriesAreAlone(t *testing.T) {
+	r := newRig(t, 100, on, nil)
+	merged := func(a asked) bool { // into the one that touches region 42
+		first, next := a.first, a.next
+		for range r.asked {
+			for _, b := range r.asked {
+				if b.read && b.first <= next && first <= b.next {
+					first, next = min(first, b.first), max(next, b.next)
+				}
+			}
+		}
+		return first <= 42 && 42 < next
+	}
+	for range 100 {
+		r.h.Pump()
+		fail := map[uint32]bool{}
+		for _, a := range r.asked {
+			fail[a.token] = a.read && merged(a)
+		}
+		r.finish(func(a asked) error {
+			if fail[a.token] || a.read && merged(a) {
+				return errBad
+			}
+			return nil
+		})
+		r.now = r.now.Add(time.Minute)
+	}
+	if st := r.h.Status(); len(st.Bad) != 1 || st.Bad[0] != (BadRange{42, 43, defaultRetries}) {
+		t.Errorf("bad ranges %v, want region 42 alone", st.Bad)
+	}
+}
+
 // TestSourceAway: a source of which nothing can be read costs a bounded number of tries.
 func TestSourceAway(t *testing.T) {
 	r := newRig(t, 100000, on, nil)

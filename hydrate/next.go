@@ -9,6 +9,8 @@ import (
 type work struct {
 	span
 	kind clone.HydrationKind
+	// retry: it has failed before, alone or in a batch.
+	retry bool
 }
 
 // next chooses the regions of the next batch: what was split off first, then from the cursor on, then
@@ -17,11 +19,8 @@ func (h *Hydrator) next(copyMax, zeroMax uint64) (w work, ok bool) {
 	if h.bad.away() {
 		return h.probe()
 	}
-	if w, ok = h.nextSplit(); ok {
+	if w, ok = h.nextRetry(); ok {
 		return w, true
-	}
-	if due, found := h.bad.due(); found {
-		return h.single(due), true
 	}
 	if w, ok = h.scan(h.cursor, h.geo.Regions(), copyMax, zeroMax); !ok && h.cursor > 0 {
 		h.cursor = 0
@@ -35,7 +34,7 @@ func (h *Hydrator) next(copyMax, zeroMax uint64) (w work, ok bool) {
 
 // single is a region that has failed, alone; one in a hole is read all the same.
 func (h *Hydrator) single(region uint64) work {
-	w := work{span: span{region, region + 1}}
+	w := work{span: span{region, region + 1}, retry: true}
 	if h.regions.State(region) == bitmap.Zero {
 		w.kind = clone.ZeroZero
 	}
@@ -47,11 +46,29 @@ func (h *Hydrator) probe() (w work, ok bool) {
 	if len(h.flying) > 0 {
 		return w, false
 	}
+	if h.bad.empty() {
+		return h.nextSplit()
+	}
 	due, found := h.bad.due()
 	if !found {
 		return w, false
 	}
 	return h.single(due), true
+}
+
+// nextRetry takes a region that has failed. One at a time: the kernel merges reads of neighbours that are
+// issued together, and a bad region would take the good ones beside it along, again and again.
+func (h *Hydrator) nextRetry() (w work, ok bool) {
+	if h.retrying {
+		return w, false
+	}
+	if w, ok = h.nextSplit(); ok {
+		return w, true
+	}
+	if due, found := h.bad.due(); found {
+		return h.single(due), true
+	}
+	return w, false
 }
 
 // nextSplit takes the next single region of a batch that failed.
@@ -88,13 +105,13 @@ func (h *Hydrator) scan(from, end, copyMax, zeroMax uint64) (w work, ok bool) {
 		st, stop := h.regions.Run(r, min(end, r+max(copyMax, zeroMax)))
 		stop = h.untaken(r, stop)
 		if st == bitmap.Zero {
-			return work{span{r, min(stop, r+zeroMax)}, clone.ZeroZero}, true
+			return work{span: span{r, min(stop, r+zeroMax)}, kind: clone.ZeroZero}, true
 		}
 		hole, stop := h.extent(r, stop)
 		if hole {
-			return work{span{r, min(stop, r+zeroMax)}, clone.ZeroHole}, true
+			return work{span: span{r, min(stop, r+zeroMax)}, kind: clone.ZeroHole}, true
 		}
-		return work{span{r, min(stop, r+copyMax)}, clone.CopySource}, true
+		return work{span: span{r, min(stop, r+copyMax)}, kind: clone.CopySource}, true
 	}
 	return w, false
 }
@@ -127,11 +144,21 @@ func (h *Hydrator) taken(r uint64) uint64 {
 	if b := h.inFlight(r, r+1); b != nil {
 		return b.End
 	}
+	for _, s := range h.split {
+		if s.first <= r && r < s.end {
+			return s.end
+		}
+	}
 	return h.bad.behind(r)
 }
 
 // untaken gives the first region in (r, stop] that is being worked on or has failed.
 func (h *Hydrator) untaken(r, stop uint64) uint64 {
+	for _, s := range h.split {
+		if s.first > r {
+			stop = min(stop, s.first)
+		}
+	}
 	for _, b := range h.flying {
 		if b.First > r {
 			stop = min(stop, b.First)
