@@ -60,6 +60,22 @@ func (d *Delta) use(page uint64) int32 {
 // Has reports whether a region is in the set.
 func (d *Delta) Has(p Plane, region uint64) bool { return d.Any(p, region, region+1) }
 
+// growFor makes room for another page, if that is what page is.
+func (d *Delta) growFor(page uint64) {
+	if d.index[page] == 0 && d.Used() == d.Cap() {
+		d.Reserve(max(64, 2*d.Cap()))
+	}
+}
+
+// Reserve makes the pool capacity slots large, if it is smaller. It allocates: not on a
+// write's way.
+func (d *Delta) Reserve(capacity int) {
+	if capacity > d.Cap() {
+		d.pool = append(make([]Page, 0, capacity), d.pool...)[:capacity]
+		d.pages = append(make([]uint64, 0, capacity), d.pages...)
+	}
+}
+
 // Any reports whether any region of [first, end) is in the set.
 func (d *Delta) Any(p Plane, first, end uint64) bool {
 	if d.Used() == 0 {

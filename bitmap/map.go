@@ -19,8 +19,9 @@ type Map struct {
 	zero     atomic.Int64 // Z and not H
 }
 
-// New returns an empty map of nrRegions regions over mem, which must be all zero and
-// PagesFor(nrRegions) long. A page of mem is first touched when a region in it is marked.
+// New returns an empty map of nrRegions regions over mem, which must be PagesFor(nrRegions)
+// long, and all zero but for pages that Recover takes over. A page of mem is first touched
+// when a region in it is marked.
 func New(nrRegions uint64, mem []Page) *Map {
 	pages := PagesFor(nrRegions)
 	if uint64(len(mem)) != pages {
@@ -100,6 +101,40 @@ func (m *Map) Load(page uint64, img *Page) error {
 		}
 		m.marked[p][page].Add(uint32(n))
 	}
+	return nil
+}
+
+// Recover takes over a page of a live map that a process has left behind when it died: its
+// memory holds the marks. durable is the page as read from the metadata, nil if there is
+// nothing. What is only in the memory was marked and not committed: it goes into d, which
+// grows where it has to. Each page once, before any reader; a page that was released, or
+// never used, is Load's.
+func (m *Map) Recover(page uint64, durable *Page, d *Delta) error {
+	if durable == nil {
+		durable = &Page{}
+	}
+	for _, img := range [...]*Page{durable, &m.mem[page]} {
+		if err := Valid(m.nr, page, img); err != nil {
+			return fmt.Errorf("recover region map: %w", err)
+		}
+	}
+	mem := &m.mem[page]
+	for _, p := range [...]Plane{PlaneZero, PlaneHydrated} {
+		n := 0
+		for w := range uint64(PlaneWords) {
+			live := mem.word(p, w)
+			if fresh := *live &^ *durable.word(p, w); fresh != 0 {
+				d.growFor(page)
+				d.record(p, page, w, fresh)
+			}
+			*live |= *durable.word(p, w)
+			n += bits.OnesCount64(*live)
+		}
+		m.marked[p][page].Store(uint32(n))
+	}
+	hydrated, zero := mem.Counts()
+	m.hydrated.Add(hydrated)
+	m.zero.Add(int64(zero))
 	return nil
 }
 

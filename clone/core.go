@@ -39,8 +39,11 @@ const deltaPages = 4096
 // Config is what a Core is made from.
 type Config struct {
 	Geometry Geometry
-	// Map holds what is durable already (and later, what a dead daemon had marked).
+	// Map holds what is durable already, and what a process that died had marked (Uncommitted).
 	Map *bitmap.Map
+	// Uncommitted are the marks of Map that are not durable: those of a process that died. nil: none. The core
+	// takes it over.
+	Uncommitted *bitmap.Delta
 	// Mode that the clone was left in, and whether a flush of the destination had failed: a restart
 	// starts no better (I10).
 	Mode      Mode
@@ -106,7 +109,12 @@ func New(cfg Config) *Core {
 	pages := bitmap.PagesFor(cfg.Geometry.Regions())
 	pool := int(min(cmp.Or(uint64(cfg.DeltaPages), deltaPages), pages))
 	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event, release: cfg.Release}
-	c.mu.active = bitmap.NewDelta(pages, pool)
+	c.mu.active = cfg.Uncommitted
+	if c.mu.active == nil {
+		c.mu.active = bitmap.NewDelta(pages, pool)
+	}
+	c.mu.active.Reserve(pool)
+	pool = c.mu.active.Cap()
 	c.mu.frozen = bitmap.NewDelta(pages, pool)
 	c.poolBounds = pages > uint64(pool)
 	c.mu.flushLost = cfg.FlushLost
@@ -114,7 +122,7 @@ func New(cfg Config) *Core {
 	if cfg.FlushLost {
 		c.setMode(ReadOnly)
 	}
-	c.complete.Store(c.regions.NrHydrated() == c.geo.Regions())
+	c.complete.Store(c.durableHydrated() == c.geo.Regions())
 	return c
 }
 

@@ -1,0 +1,109 @@
+package bitmap
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// TestRecover kills a process at a random moment between marks and commits: the next one finds every mark of
+// the live map, and knows exactly which of them are durable.
+func TestRecover(t *testing.T) {
+	const pages, nr = 5, 4*RegionsPerPage + 700
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed, 5))
+		mem := make([]Page, pages)
+		durable := map[uint64]*Page{}
+		m, active := New(nr, mem), NewDelta(pages, pages)
+		for range rng.IntN(40) {
+			first := rng.Uint64N(nr)
+			m.Mark(Plane(rng.IntN(2)), first, min(nr, first+1+rng.Uint64N(9000)), active)
+			if rng.IntN(5) == 0 {
+				commit(m, active, durable)
+			}
+		}
+		before := slices.Clone(mem)
+		r, uncommitted := recoverMap(t, nr, slices.Clone(mem), durable)
+		for page := range uint64(pages) {
+			var want, got Page
+			m.DurableImage(page, active, &want)
+			r.DurableImage(page, uncommitted, &got)
+			if want != got {
+				t.Fatalf("seed %d: page %d: another durable image", seed, page)
+			}
+		}
+		for region := uint64(0); region < nr; region += 1 + rng.Uint64N(50) {
+			if a, b := m.State(region), r.State(region); a != b {
+				t.Fatalf("seed %d: region %d was %v, is %v", seed, region, a, b)
+			}
+		}
+		if m.NrHydrated() != r.NrHydrated() || m.NrZero() != r.NrZero() {
+			t.Fatalf("seed %d: %d hydrated and %d zero were, %d and %d are", seed, m.NrHydrated(), m.NrZero(), r.NrHydrated(), r.NrZero())
+		}
+		if a, b := active.Count(PlaneHydrated), uncommitted.Count(PlaneHydrated); a != b {
+			t.Fatalf("seed %d: %d marks were not committed, %d are", seed, a, b)
+		}
+		if !slices.Equal(before, mem) {
+			t.Fatalf("seed %d: the dead process's memory has changed", seed)
+		}
+	}
+}
+
+// commit makes what is in active durable.
+func commit(m *Map, active *Delta, durable map[uint64]*Page) {
+	for _, page := range active.Pages() {
+		img := new(Page)
+		m.DurableImage(page, NewDelta(m.NrPages(), 0), img)
+		durable[page] = img
+	}
+	active.Reset()
+}
+
+// recoverMap opens what a process has left: page by page, what lives in memory with Recover, the rest with Load.
+func recoverMap(t *testing.T, nr uint64, mem []Page, durable map[uint64]*Page) (*Map, *Delta) {
+	t.Helper()
+	m, d := New(nr, mem), NewDelta(uint64(len(mem)), 1)
+	for page := range uint64(len(mem)) {
+		img := durable[page]
+		switch {
+		case mem[page] != Page{}:
+			if err := m.Recover(page, img, d); err != nil {
+				t.Fatal(err)
+			}
+		case img != nil:
+			if err := m.Load(page, img); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return m, d
+}
+
+// TestRecoverReleasedPage: the memory of a page that is durably hydrated throughout may be gone.
+func TestRecoverReleasedPage(t *testing.T) {
+	const pages, nr = 2, 2 * RegionsPerPage
+	mem, durable := make([]Page, pages), map[uint64]*Page{}
+	m, active := New(nr, mem), NewDelta(pages, pages)
+	m.Mark(PlaneHydrated, 0, RegionsPerPage+9, active)
+	commit(m, active, durable)
+	m.Release(0, zeroPage)
+	m.Mark(PlaneZero, RegionsPerPage+9, RegionsPerPage+12, active)
+	r, uncommitted := recoverMap(t, nr, mem, durable)
+	if r.NrHydrated() != RegionsPerPage+9 || r.NrZero() != 3 || uncommitted.Count(PlaneZero) != 3 || uncommitted.Used() != 1 {
+		t.Errorf("%d hydrated, %d zero, %d zero not committed in %d pages", r.NrHydrated(), r.NrZero(), uncommitted.Count(PlaneZero), uncommitted.Used())
+	}
+}
+
+// TestRecoverRefusesWhatCannotBe: bits beyond the last region, in memory or in the metadata.
+func TestRecoverRefusesWhatCannotBe(t *testing.T) {
+	var bad Page
+	bad[2] = 1 << 60
+	m := newMap(130)
+	if err := m.Recover(0, &bad, NewDelta(1, 1)); err == nil {
+		t.Error("metadata with a bit beyond the last region are taken")
+	}
+	m.mem[0] = bad
+	if err := m.Recover(0, nil, NewDelta(1, 1)); err == nil || m.NrHydrated() != 0 {
+		t.Errorf("memory with a bit beyond the last region: %v, %d regions", err, m.NrHydrated())
+	}
+}
