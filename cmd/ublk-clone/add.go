@@ -201,7 +201,7 @@ func (p *program) unchanged(def *definition) (bool, error) {
 	}
 	if diff := there.differences(def); diff != "" {
 		return false, &exit.Error{Code: exit.Exists, Doing: "add clone", Object: def.Name, Cause: errors.New("it exists, and its " + diff),
-			Next: "`ublk-clone del " + def.Name + "` first, or use another name."}
+			Next: "`ublk-clone set " + def.Name + "` changes settings. For the rest `ublk-clone del " + def.Name + "` first, or use another name."}
 	}
 	return true, nil
 }

@@ -223,7 +223,7 @@ func (p *program) table(c *cli.Context) error {
 		}
 	}
 	for _, name := range names {
-		def, err := p.dir.load(name)
+		def, err := p.complete(name)
 		if err != nil {
 			return err
 		}
@@ -236,6 +236,18 @@ func (p *program) table(c *cli.Context) error {
 		}
 	}
 	return nil
+}
+
+// complete loads a definition with what its daemon has added; exit code 13 if it has not come so far.
+func (p *program) complete(name string) (*definition, error) {
+	def, err := p.dir.load(name)
+	if err != nil || def.Device != "" {
+		return def, err
+	}
+	if _, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit); err != nil {
+		return nil, err
+	}
+	return p.dir.load(name) // it was added before the daemon answers
 }
 
 func (p *program) message(c *cli.Context) error {

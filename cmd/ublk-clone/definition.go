@@ -123,10 +123,10 @@ func (d *definition) differences(other *definition) string {
 			differ(f.what, f.here, f.other)
 		}
 	}
-	if other.Size != 0 && other.Size != d.Size {
+	if other.Size != 0 && d.Size != 0 && other.Size != d.Size {
 		differ("size", exactSize(d.Size), exactSize(other.Size))
 	}
-	if other.RegionSize != 0 && other.RegionSize != d.RegionSize {
+	if other.RegionSize != 0 && d.RegionSize != 0 && other.RegionSize != d.RegionSize {
 		differ("region size", exactSize(d.RegionSize), exactSize(other.RegionSize))
 	}
 	for _, k := range allKeys {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -121,7 +122,7 @@ func driverError(doing string, err error) error {
 	}
 	e := &exit.Error{Code: exit.Other, Doing: doing, Cause: err}
 	switch {
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+	case errors.Is(err, fs.ErrPermission):
 		e.Code, e.Next = exit.Denied, "Run it as root."
 	case errors.Is(err, ublk.ErrNoDriver), errors.Is(err, ublk.ErrNotSupported):
 		e.Code = exit.Feature

@@ -67,7 +67,7 @@ func (e *cloneEngine) openStore(context.Context) error {
 	case err == nil && e.start.Create && !e.start.Force:
 		return &exit.Error{Code: exit.Refused, Doing: "create metadata on", Object: e.meta.Path(), Cause: errors.New("there are metadata already"),
 			Next: "Leave --create out to go on with them; --force makes new ones and forgets what was hydrated."}
-	case err == nil && e.start.Create:
+	case e.start.Create && e.start.Force && (err == nil || errors.Is(err, metadata.ErrDamaged) || errors.Is(err, metadata.ErrVersion)):
 		return e.createStore()
 	case err != nil:
 		return metaError("open", e.meta.Path(), err)
@@ -270,7 +270,7 @@ func metaError(doing, path string, err error) error {
 	case errors.Is(err, metadata.ErrTooSmall):
 		e.Next = "Use a larger device, larger regions, or a file, which grows by itself."
 	case errors.Is(err, metadata.ErrDamaged):
-		e.Next = "Nothing was written. `ublk-clone metadata check` says what is damaged."
+		e.Next = "Nothing was written. Check the path; `ublk-clone metadata check` says what is damaged."
 	case errors.Is(err, metadata.ErrVersion):
 		e.Next = "Use the newer version of ublk-clone that made them."
 	case errors.Is(err, metadata.ErrMismatch):

@@ -90,12 +90,14 @@ func (p *program) metadataCheck(c *cli.Context) error {
 
 // problems is the error of metadata in which something is wrong, if only what the next start repairs.
 func problems(path string, r *metadata.CheckReport) error {
-	if !r.OK() {
-		return metaError("check", path, metadata.ErrDamaged)
-	}
-	return &exit.Error{Code: exit.Metadata, Doing: "check the metadata", Object: path,
-		Cause: errors.New(plural(int64(len(r.Problems)), "problem") + ", the first: " + r.Problems[0].What),
+	e := &exit.Error{Code: exit.Metadata, Doing: "check the metadata", Object: path,
+		Cause: fmt.Errorf("%s, the first: %s", plural(int64(len(r.Problems)), "problem"), r.Problems[0].What),
 		Next:  "They can be used: the next `ublk-clone add` repairs this."}
+	if !r.OK() {
+		e.Cause = fmt.Errorf("%w: %w", metadata.ErrDamaged, e.Cause)
+		e.Next = "They cannot be used. Check the path; without metadata nobody knows what of the destination is hydrated."
+	}
+	return e
 }
 
 func (p *program) printCheck(r *metadata.CheckReport) error {
@@ -129,6 +131,13 @@ func (p *program) metadataDump(c *cli.Context) error {
 	}
 	if err := dump(m, p.out); err != nil {
 		return metaError("dump", m.Path(), err)
+	}
+	r, err := metadata.Check(m)
+	if err != nil {
+		return metaError("dump", m.Path(), err)
+	}
+	if !r.OK() { // what could be read was printed
+		return problems(m.Path(), &r)
 	}
 	return nil
 }

@@ -44,9 +44,9 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	case missing && o.Create && role != Source && !inDev(path):
 		return create(role, path, o)
 	case err != nil:
-		return nil, failure(role, openCode(role, err), "open", path, err, openNext(role, missing))
+		return nil, failure(role, openCode(role, err), "open", path, err, openNext(role, err))
 	case !st.IsBlock() && !st.IsRegular():
-		return nil, failure(role, role.code(), "open", path, errors.New("neither a block device nor a regular file"), "")
+		return nil, failure(role, role.code(), "open", path, errors.New("neither a block device nor a regular file"), "Check the path.")
 	}
 	if err := host.apart(&Device{path: path, role: role, stat: st, size: host.pathSize(st)}, o.Others); err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ func open(role Role, path string, flags int) (*Device, error) {
 		if errors.Is(err, syscall.EBUSY) {
 			return nil, busy(role, "open", path, err)
 		}
-		return nil, failure(role, openCode(role, err), "open", path, err, openNext(role, false))
+		return nil, failure(role, openCode(role, err), "open", path, err, openNext(role, err))
 	}
 	d := &Device{file: f, path: path, role: role}
 	if d.stat, err = sys.Fstat(d.fd()); err != nil {
@@ -124,9 +124,12 @@ func openCode(role Role, err error) int {
 	return role.code()
 }
 
-func openNext(role Role, missing bool) string {
-	if missing && role == Metadata {
-		return "Check the path; --create makes a new file."
+func openNext(role Role, err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "Run it as root."
+	case errors.Is(err, fs.ErrNotExist) && role == Metadata:
+		return "Check the path and that its folder is there; `ublk-clone add` without --open makes a missing file."
 	}
 	return "Check the path and that the device is attached."
 }
@@ -160,7 +163,7 @@ func (d *Device) setUpBlock(o Options) error {
 		return d.fail("examine", err, "")
 	}
 	if size == 0 {
-		return d.fail("open", errors.New("it has no size: no medium, or not set up"), "")
+		return d.fail("open", errors.New("it has no size: no medium, or not set up"), "Insert a medium, or set the device up.")
 	}
 	if readOnly && d.role != Source && !o.ReadOnly {
 		return d.fail("open", errors.New("the device is read-only"), "See `blockdev --setrw`.")
