@@ -88,6 +88,11 @@ func Fdatasync(fd int) error {
 // with EWOULDBLOCK.
 func FlockExclusive(fd int) error { return flock(fd, unix.LOCK_EX) }
 
+// FlockWait takes the exclusive flock of the description and waits for it.
+func FlockWait(fd int) error {
+	return wrap("lock", retry(func() error { return unix.Flock(fd, unix.LOCK_EX) }))
+}
+
 // FlockShared takes a shared flock of the description, or fails at once with
 // EWOULDBLOCK.
 func FlockShared(fd int) error { return flock(fd, unix.LOCK_SH) }

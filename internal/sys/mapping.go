@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mapping is page-aligned anonymous memory outside the Go heap: the kernel may
-// read and write it while the garbage collector runs, and nothing moves or
-// frees it before Close.
+// Mapping is page-aligned memory outside the Go heap, anonymous or a file's: the
+// kernel may read and write it while the garbage collector runs, and nothing
+// moves or frees it before Close.
 type Mapping struct {
 	bytes []byte
 }
@@ -29,6 +29,17 @@ func Map(size int, populate bool) (*Mapping, error) {
 	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes: %w", size, err)
+	}
+	return &Mapping{bytes: b}, nil
+}
+
+// MapFile maps the first size bytes of a file, shared, to be read and written.
+// Pages are taken when they are touched; Populate takes one while that can still
+// fail without a signal.
+func MapFile(fd, size int) (*Mapping, error) {
+	b, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map file, %d bytes: %w", size, err)
 	}
 	return &Mapping{bytes: b}, nil
 }
@@ -52,6 +63,16 @@ func As[T any](m *Mapping) []T {
 	var t T
 	n := len(m.bytes) / int(unsafe.Sizeof(t))
 	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(m.bytes))), n)
+}
+
+// Populate takes the memory of v, which lies in a Mapping, so that writing there
+// cannot fail any more (MADV_POPULATE_WRITE, since 5.14).
+func Populate[T any](v *T) error {
+	page := uintptr(os.Getpagesize())
+	from := uintptr(unsafe.Pointer(v)) / page * page
+	before := uintptr(unsafe.Pointer(v)) - from
+	b := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(v), -int(before))), before+unsafe.Sizeof(*v))
+	return wrap("populate memory", retry(func() error { return unix.Madvise(b, unix.MADV_POPULATE_WRITE) }))
 }
 
 // GiveBack gives the memory of v, which lies in a Mapping, back to the system: it reads as zeros from then on,

@@ -8,6 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrNoData: no data up to the end of the file.
+const ErrNoData = syscall.ENXIO
+
 // Data is the first offset at or after off that holds data (SEEK_DATA). ENXIO
 // says that there is none up to the end of the file. It moves the position of
 // the description, which nobody here uses.

@@ -38,6 +38,7 @@ var allowed = map[string]struct {
 	"internal/sys":        {syscalls: true},
 	"internal/blockdev":   {imports: []string{"internal/exit", "internal/sys"}},
 	"internal/devicetest": {},
+	"internal/livemap":    {imports: []string{"bitmap", "internal/sys"}},
 	"internal/tidy":       {},
 	"cmd/ublk-clone": {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/exit", "internal/sys",
 		"metadata", "ublk", "ublk/uring"}},

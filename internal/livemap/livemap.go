@@ -1,0 +1,275 @@
+package livemap
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// ErrDamaged: the file is no live map, or not one of this version.
+var ErrDamaged = errors.New("damaged live map")
+
+// Identity says whose marks a file holds.
+type Identity struct {
+	UUID    [16]byte // of the metadata
+	Boot    [16]byte // in which it was made
+	Session uint64   // of the metadata
+	Regions uint64
+}
+
+// State of the clone as its last daemon left it.
+type State struct {
+	Commit    uint64 // sequence of the last commit
+	Mode      uint8  // 0 is rw
+	FlushLost bool   // a flush of the destination has failed
+}
+
+const (
+	magic      = "ublklive"
+	version    = 1
+	headerSize = 4096
+)
+
+var table = crc32.MakeTable(crc32.Castagnoli)
+
+// fixed is the part of the header that never changes, little-endian.
+type fixed struct {
+	Magic    [8]byte
+	Version  uint32
+	Checksum uint32 // CRC-32C of this struct with 0 here
+	Identity Identity
+}
+
+// words is the state as it lies in memory, behind the fixed part.
+type words struct {
+	_         [64]byte
+	commit    atomic.Uint64
+	mode      atomic.Uint32
+	flushLost atomic.Uint32
+}
+
+// Map is an open file.
+type Map struct {
+	path    string
+	file    *os.File
+	mapping *sys.Mapping
+	words   *words
+	pages   []bitmap.Page
+	id      Identity
+}
+
+// Mount sees to it that dir is a tmpfs of its own. The folder above it must exist.
+func Mount(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make folder for live maps: %w", err)
+	}
+	lock, err := os.Open(filepath.Dir(dir))
+	if err != nil {
+		return fmt.Errorf("lock folder of live maps: %w", err)
+	}
+	defer lock.Close()
+	if err := sys.FlockWait(int(lock.Fd())); err != nil {
+		return fmt.Errorf("lock folder of live maps %s: %w", dir, err)
+	}
+	if err := sys.MountTmpfs(dir); err != nil {
+		return fmt.Errorf("live maps in %s: %w", dir, err)
+	}
+	return nil
+}
+
+// Path is the file of the metadata with this UUID.
+func Path(dir string, uuid [16]byte) string { return filepath.Join(dir, fmt.Sprintf("%x.map", uuid)) }
+
+// Create makes an empty map; one that was there is replaced. It has its name only when it is complete.
+func Create(dir string, id Identity, st State) (*Map, error) {
+	path := Path(dir, id.UUID)
+	m, err := create(path+".new", id, st)
+	if err != nil {
+		return nil, fmt.Errorf("make live map %s: %w", path, err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return nil, errors.Join(fmt.Errorf("make live map: %w", err), m.Remove())
+	}
+	m.path = path
+	return m, nil
+}
+
+func create(path string, id Identity, st State) (*Map, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	m := &Map{path: path, file: f, id: id}
+	err = f.Truncate(m.size())
+	if err == nil {
+		_, err = f.WriteAt(encode(id), 0)
+	}
+	if err == nil {
+		err = m.open()
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.Remove())
+	}
+	m.SetCommit(st.Commit)
+	m.SetState(st.Mode, st.FlushLost)
+	return m, nil
+}
+
+func (m *Map) size() int64 { return headerSize + int64(bitmap.PagesFor(m.id.Regions))*bitmap.PageBytes }
+
+// open maps the file.
+func (m *Map) open() (err error) {
+	if m.mapping, err = sys.MapFile(int(m.file.Fd()), int(m.size())); err != nil {
+		return err
+	}
+	m.words = &sys.As[words](m.mapping)[0]
+	m.pages = sys.As[bitmap.Page](m.mapping)[headerSize/bitmap.PageBytes:]
+	return nil
+}
+
+func encode(id Identity) []byte {
+	h := fixed{Version: version, Identity: id}
+	copy(h.Magic[:], magic)
+	h.Checksum = crc32.Checksum(h.bytes(), table)
+	return h.bytes()
+}
+
+func (h *fixed) bytes() []byte {
+	var b bytes.Buffer
+	_ = binary.Write(&b, binary.LittleEndian, h) // to memory, of a fixed size
+	return b.Bytes()
+}
+
+// Open opens the map of the metadata with this UUID. os.ErrNotExist: there is none; ErrDamaged: what is there
+// is not one, or of another size than a map of that many regions.
+func Open(dir string, uuid [16]byte) (*Map, error) {
+	path := Path(dir, uuid)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open live map: %w", err)
+	}
+	m := &Map{path: path, file: f}
+	if err = m.read(uuid); err == nil {
+		err = m.open()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open live map %s: %w", path, err), f.Close())
+	}
+	return m, nil
+}
+
+// read takes the identity from the file.
+func (m *Map) read(uuid [16]byte) error {
+	var h fixed
+	b := make([]byte, binary.Size(&h))
+	if _, err := m.file.ReadAt(b, 0); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	_ = binary.Read(bytes.NewReader(b), binary.LittleEndian, &h) // of a fixed size
+	sum := h.Checksum
+	h.Checksum = 0
+	info, err := m.file.Stat()
+	m.id = h.Identity
+	switch {
+	case err != nil:
+		return err
+	case string(h.Magic[:]) != magic || h.Version != version || crc32.Checksum(h.bytes(), table) != sum:
+		return fmt.Errorf("%w: wrong header", ErrDamaged)
+	case m.id.UUID != uuid || info.Size() != m.size():
+		return fmt.Errorf("%w: of other metadata, or of another size", ErrDamaged)
+	}
+	return nil
+}
+
+// Identity says whose marks these are.
+func (m *Map) Identity() Identity { return m.id }
+
+// Path is the file's.
+func (m *Map) Path() string { return m.path }
+
+// State is what the last daemon has set.
+func (m *Map) State() State {
+	return State{Commit: m.words.commit.Load(), Mode: uint8(m.words.mode.Load()), FlushLost: m.words.flushLost.Load() != 0}
+}
+
+// SetCommit notes the sequence of a commit that has succeeded.
+func (m *Map) SetCommit(sequence uint64) { m.words.commit.Store(sequence) }
+
+// SetState notes mode and failed flush, which only get worse (I10).
+func (m *Map) SetState(mode uint8, flushLost bool) {
+	m.words.mode.Store(uint32(mode))
+	if flushLost {
+		m.words.flushLost.Store(1)
+	}
+}
+
+// Pages is the memory of the region map.
+func (m *Map) Pages() []bitmap.Page { return m.pages }
+
+// Touch takes the memory of a page: afterwards a mark in it cannot fail.
+func (m *Map) Touch(page uint64) error {
+	if err := sys.Populate(&m.pages[page]); err != nil {
+		return fmt.Errorf("live map %s page %d: %w", m.path, page, err)
+	}
+	return nil
+}
+
+// Used calls visit for each page that has memory, in order. Looking at another would take memory for it.
+func (m *Map) Used(visit func(page uint64) error) error {
+	for page, nr := uint64(0), uint64(len(m.pages)); page < nr; {
+		first, end, err := m.stretch(page)
+		if err != nil {
+			return fmt.Errorf("live map %s: %w", m.path, err)
+		}
+		for page = first; page < end; page++ {
+			if err := visit(page); err != nil {
+				return err
+			}
+		}
+		if first == end {
+			return nil
+		}
+	}
+	return nil
+}
+
+// stretch gives the next pages with memory from page on; none: an empty stretch.
+func (m *Map) stretch(page uint64) (first, end uint64, err error) {
+	fd := int(m.file.Fd())
+	data, err := sys.Data(fd, headerSize+int64(page)*bitmap.PageBytes)
+	if errors.Is(err, sys.ErrNoData) {
+		return 0, 0, nil
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	hole, err := sys.Hole(fd, data)
+	if err != nil {
+		return 0, 0, err
+	}
+	first = uint64(data-headerSize) / bitmap.PageBytes
+	return first, min(uint64(len(m.pages)), uint64(hole-headerSize+bitmap.PageBytes-1)/bitmap.PageBytes), nil
+}
+
+// Close unmaps the map and leaves the file for the next daemon. Nothing may use the memory any more.
+func (m *Map) Close() error {
+	var err error
+	if m.mapping != nil {
+		err = m.mapping.Close()
+	}
+	if err = errors.Join(err, m.file.Close()); err != nil {
+		return fmt.Errorf("close live map %s: %w", m.path, err)
+	}
+	return nil
+}
+
+// Remove unlinks the file and closes the map: its session has ended, or never began.
+func (m *Map) Remove() error { return errors.Join(os.Remove(m.path), m.Close()) }
