@@ -98,6 +98,23 @@ func (c *Core) open(k *claim, first, end uint64, room int) verdict {
 	return claimed
 }
 
+// takeMemory sees to it that marking [first, end) needs no memory that is not there (I9).
+func (c *Core) takeMemory(first, end uint64) error {
+	if c.touch == nil {
+		return nil
+	}
+	for page := bitmap.PageOf(first); page <= bitmap.PageOf(end-1); page++ {
+		if c.touched[page].Load() || c.regions.Full(page) {
+			continue
+		}
+		if err := c.touch(page); err != nil {
+			return err
+		}
+		c.touched[page].Store(true)
+	}
+	return nil
+}
+
 // claimBackground claims for the hydrator the first stretch in [from, end) that is still in state st
 // and nobody's, or answers nothing. It never waits: what is claimed is left out (I8). When the pool is
 // full or the mode is not rw it answers so.

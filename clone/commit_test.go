@@ -2,6 +2,8 @@ package clone
 
 import (
 	"errors"
+	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
@@ -303,4 +305,40 @@ func TestReleasePages(t *testing.T) {
 	a := r.send(OpWrite, 0, testRegion, true)
 	r.endAll()
 	r.want(a, nil)
+}
+
+// TestTouch: memory of the map is taken before the first claim in a page, once, and a request that cannot have
+// it fails and holds nothing; hydrated regions need none.
+func TestTouch(t *testing.T) {
+	const page = bitmap.RegionsPerPage * int64(testRegion)
+	r := newRig(t, 3*bitmap.RegionsPerPage, 2)
+	r.core.touched = make([]atomic.Bool, 3)
+	var touched []uint64
+	var fails error
+	r.core.touch = func(page uint64) error { touched = append(touched, page); return fails }
+	write := func(off, length int64, want error) {
+		t.Helper()
+		a := r.submit(OpWrite, off, length)
+		r.endAll()
+		r.want(a, want)
+	}
+	write(page-testRegion, 2*testRegion, nil)
+	write(testRegion, testRegion, nil)
+	r.submit(OpDiscard, page, 4*testRegion)
+	r.endAll()
+	if want := []uint64{0, 1}; !slices.Equal(touched, want) {
+		t.Fatalf("touched %v, want %v", touched, want)
+	}
+	fails = errBackend
+	write(2*page, testRegion, errBackend)
+	write(page, testRegion, nil)
+	var ended error
+	h := &Hydration{First: 2 * bitmap.RegionsPerPage, End: 2*bitmap.RegionsPerPage + 1, Done: func(_ *Hydration, err error) { ended = err }}
+	r.lane.Hydrate(h)
+	r.endAll()
+	if !errors.Is(ended, errBackend) || len(r.core.mu.claims.open) != 0 || len(r.lane.freeOps) != len(r.lane.ops) {
+		t.Errorf("hydration ended with %v; %d claims, %d of %d operations free", ended, len(r.core.mu.claims.open), len(r.lane.freeOps), len(r.lane.ops))
+	}
+	fails = nil
+	write(2*page, testRegion, nil)
 }

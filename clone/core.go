@@ -56,6 +56,10 @@ type Config struct {
 	// regions are durably hydrated, and it is not looked at again. Called under the core's lock; it must not
 	// block for long. May be nil.
 	Release func(*bitmap.Page)
+	// Touch takes the memory of a page of the map, so that a mark in it cannot fail: called before the first
+	// claim in a page, from any lane's thread, perhaps more than once. A request that needs the page fails with
+	// its error. May be nil.
+	Touch func(page uint64) error
 	// DeltaPages is how many pages of the region map may hold marks that are not committed yet; 0 is the
 	// default. Half of it is the users'; neither a request nor a Hydration may touch more pages than that.
 	DeltaPages int
@@ -68,6 +72,8 @@ type Core struct {
 	kick    func()
 	event   func()
 	release func(*bitmap.Page)
+	touch   func(page uint64) error
+	touched []atomic.Bool // by page of the map
 	// poolBounds: the map has more pages than the pool, which can therefore be full.
 	poolBounds bool
 
@@ -108,7 +114,8 @@ type Core struct {
 func New(cfg Config) *Core {
 	pages := bitmap.PagesFor(cfg.Geometry.Regions())
 	pool := int(min(cmp.Or(uint64(cfg.DeltaPages), deltaPages), pages))
-	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event, release: cfg.Release}
+	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event, release: cfg.Release, touch: cfg.Touch}
+	c.touched = make([]atomic.Bool, pages)
 	c.mu.active = cfg.Uncommitted
 	if c.mu.active == nil {
 		c.mu.active = bitmap.NewDelta(pages, pool)

@@ -59,6 +59,10 @@ func (l *Lane) earlyReadDone(o *op, err error) {
 
 // land claims the next stretch from region on and writes it.
 func (l *Lane) land(o *op, region uint64) {
+	if err := l.core.takeMemory(o.bg.First, o.bg.End); err != nil {
+		l.hydrationDone(o, err)
+		return
+	}
 	st := bitmap.Source
 	if o.bg.Kind == ZeroZero {
 		st = bitmap.Zero

@@ -44,6 +44,11 @@ func (l *Lane) claimOp(r *Request, first, end uint64) *op {
 		l.starved.push(r)
 		return nil
 	}
+	if err := l.core.takeMemory(first, end); err != nil {
+		l.freeOp(o)
+		l.end(r, err)
+		return nil
+	}
 	v := l.core.claimFor(r, &o.claim, first, end)
 	switch v {
 	case claimed, nothing:
