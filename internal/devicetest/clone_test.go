@@ -59,16 +59,26 @@ type status struct {
 
 // badRange is one that could not be copied, in bytes.
 type badRange struct {
-	Offset int64 `json:"offset"`
-	Length int64 `json:"length"`
+	Offset   int64 `json:"offset"`
+	Length   int64 `json:"length"`
+	Attempts int   `json:"attempts"`
+}
+
+// same says that both are the same bytes.
+func (b badRange) same(other badRange) bool {
+	return b.Offset == other.Offset && b.Length == other.Length
 }
 
 // newClone names a clone that add starts; it is deleted when the test ends.
 func (m *machine) newClone(source, dest, metadata *disk, args ...string) *clone {
-	c := &clone{m: m, name: "test"}
-	c.args = append([]string{"--source", source.path, "--dest", dest.path, "--metadata", metadata.path}, args...)
+	c := &clone{m: m, name: "test", args: addArgs(source, dest, metadata, args...)}
 	m.Cleanup(c.abandon)
 	return c
+}
+
+// addArgs are the arguments of add behind the name.
+func addArgs(source, dest, metadata *disk, args ...string) []string {
+	return append([]string{"--source", source.path, "--dest", dest.path, "--metadata", metadata.path}, args...)
 }
 
 // addClone makes a clone and starts it.

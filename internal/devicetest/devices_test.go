@@ -132,10 +132,17 @@ func (m *machine) linear(name string, under *disk, size int64) *disk {
 	return m.mapper(name, fmt.Sprintf("0 %d linear %s 0", size/sector, under.path))
 }
 
-// mapper makes a device-mapper device.
-func (m *machine) mapper(name, table string) *disk {
+// known is linear with something that the device is known by, as a disk by its serial number. The others of
+// the tests have nothing.
+func (m *machine) known(name string, under *disk, size int64) *disk {
 	m.Helper()
-	m.run("dmsetup", "create", name, "--table", table)
+	return m.mapper(name, fmt.Sprintf("0 %d linear %s 0", size/sector, under.path), "--uuid", "devicetest-"+name)
+}
+
+// mapper makes a device-mapper device.
+func (m *machine) mapper(name, table string, args ...string) *disk {
+	m.Helper()
+	m.run("dmsetup", append([]string{"create", name, "--table", table}, args...)...)
 	m.Cleanup(func() { m.run("dmsetup", "remove", "--retry", name) })
 	return m.block(m.mapperPath(name))
 }

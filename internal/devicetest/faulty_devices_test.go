@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 )
 
 // Device-mapper devices that change while they are open.
@@ -34,59 +33,56 @@ func (m *machine) works(name string, size int64, under *disk) {
 	m.reload(name, fmt.Sprintf("0 %d linear %s 0", size/sector, under.path))
 }
 
-// faultyDisk is a device whose pace and faults change while it is in use.
+// faultyDisk is a device that can be held up and made unreadable while it is in use.
 type faultyDisk struct {
 	*disk
 	mapper string // its name in device-mapper
 	under  *disk
 }
 
-// faultyDisk makes one of so many MiB, sound and quick to begin with.
+// faultyDisk makes one of so many MiB, sound to begin with.
 func (m *machine) faultyDisk(role string, mib int64) *faultyDisk {
 	m.Helper()
 	under := m.nullBlk(role, nullOptions{mib: mib})
 	return &faultyDisk{disk: m.linear(role, under, under.size), mapper: role, under: under}
 }
 
-// set makes requests take delay, and those that touch bytes [bad, end) fail.
-func (d *faultyDisk) set(delay time.Duration, bad, end int64) {
+// fail makes requests fail that touch bytes [bad, end).
+func (d *faultyDisk) fail(bad, end int64) {
 	d.m.Helper()
 	sound := func(first, end int64) string {
-		switch {
-		case first == end:
-			return ""
-		case delay == 0:
-			return fmt.Sprintf("%d %d linear %s %d\n", first/sector, (end-first)/sector, d.under.path, first/sector)
-		}
-		return fmt.Sprintf("%d %d delay %s %d %d\n", first/sector, (end-first)/sector, d.under.path, first/sector, delay.Milliseconds())
+		return fmt.Sprintf("%d %d linear %s %d\n", first/sector, (end-first)/sector, d.under.path, first/sector)
 	}
-	table := sound(0, bad)
-	if bad < end {
-		table += fmt.Sprintf("%d %d error\n", bad/sector, (end-bad)/sector)
-	}
-	d.m.reload(d.mapper, table+sound(end, d.size))
+	d.m.reload(d.mapper, sound(0, bad)+fmt.Sprintf("%d %d error\n", bad/sector, (end-bad)/sector)+sound(end, d.size))
 }
 
-// reading is how many reads are in flight.
-func (d *disk) reading() int {
+// mend makes it sound again.
+func (d *faultyDisk) mend() {
+	d.m.Helper()
+	d.m.works(d.mapper, d.size, d.under)
+}
+
+// hold keeps requests waiting until release.
+func (d *faultyDisk) hold() {
+	d.m.Helper()
+	d.m.run("dmsetup", "suspend", "--noflush", d.mapper)
+	d.m.Cleanup(d.release)
+}
+
+func (d *faultyDisk) release() {
+	d.m.Helper()
+	d.m.run("dmsetup", "resume", d.mapper)
+}
+
+// writing is how many writes, discards among them, are in flight.
+func (d *disk) writing() int {
 	d.m.Helper()
 	var reads, writes int
 	text := d.m.readFile(filepath.Join("/sys/block", d.name, "inflight"))
 	if _, err := fmt.Sscan(text, &reads, &writes); err != nil {
 		d.m.Fatalf("requests in flight of %s: %q", d.name, text)
 	}
-	return reads
-}
-
-// waitReading waits until so many reads are in flight.
-func (d *disk) waitReading(n int) {
-	d.m.Helper()
-	d.m.waitFor(cleanLimit, "reads of the source", func() error {
-		if got := d.reading(); got < n {
-			return fmt.Errorf("%d are in flight, not %d", got, n)
-		}
-		return nil
-	})
+	return writes
 }
 
 // badBlocks makes a null_blk device fail requests that touch bytes [first, end).
