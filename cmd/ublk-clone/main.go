@@ -12,6 +12,10 @@
 // (steps.go), and answers on /run/ublk-clone/NAME.sock (control.go). The other
 // commands (commands.go) only ask it. `add --foreground` is the daemon itself.
 //
+// A clone is defined by flags (add.go) or dm-clone's line (table.go), changed
+// live by settings (settings.go), tells what happens to it (events.go), and
+// leaves a record of its destination until that is complete (records.go).
+//
 // Invariants: I7, no helper runs in a daemon and nobody opens a device that it
 // serves a second time; a daemon that cannot go on ends by SIGKILL of itself.
 // Deletion is explicit, refused while somebody has the device open, and bounded
