@@ -144,6 +144,24 @@ func TestRestartNoBetter(t *testing.T) {
 	}
 }
 
+// TestTakenOverReadOnly: what a process in mode ro has written to the metadata may be in a cache that a failed
+// flush left behind. The next one finds it there and must not take it for durable: FLUSH and FUA fail as before
+// the death, and everything stays visible.
+func TestTakenOverReadOnly(t *testing.T) {
+	r := newRig(t, 8, 2)
+	r.hydrate(0, 8)
+	r.core = New(Config{Geometry: r.core.Geometry(), Map: r.core.Regions(), Mode: ReadOnly, Uncommitted: bitmap.NewDelta(1, 1), Kick: func() {}})
+	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 4, Buffers: [][]byte{make([]byte, testRegion)}})
+	flush, fua, plain := r.submit(OpFlush, 0, 0), r.send(OpWrite, 0, testRegion, true), r.submit(OpWrite, 0, testRegion)
+	r.endAll()
+	r.want(flush, ErrReadOnly)
+	r.want(fua, ErrReadOnly)
+	r.want(plain, nil)
+	if r.core.Complete() || r.core.DurableHydrated() != 0 {
+		t.Errorf("complete %t, %d regions durable", r.core.Complete(), r.core.DurableHydrated())
+	}
+}
+
 // TestMetadataError: mode ro; acknowledged data stay visible, hydrated regions writable; FLUSH fails as
 // marks cannot be committed (I10, H23).
 func TestMetadataError(t *testing.T) {

@@ -107,6 +107,9 @@ type Core struct {
 		flushing bool
 		// flushLost: a flush of the destination has failed. It never becomes false again.
 		flushLost bool
+		// doubt: taken over from a process that died in another mode than rw. What the metadata hold may be
+		// in a cache only, where its failed commit has left it, so no mark is known to be durable.
+		doubt bool
 	}
 }
 
@@ -129,6 +132,7 @@ func New(cfg Config) *Core {
 	if cfg.FlushLost {
 		c.setMode(ReadOnly)
 	}
+	c.mu.doubt = cfg.Uncommitted != nil && c.mu.mode != ReadWrite
 	c.complete.Store(c.durableHydrated() == c.geo.Regions())
 	return c
 }
@@ -181,11 +185,13 @@ func (c *Core) tell() {
 
 // uncommitted says whether a mark of H in [first, end) is not durable yet. mu must be held.
 func (c *Core) uncommitted(first, end uint64) bool {
-	return c.mu.active.Any(bitmap.PlaneHydrated, first, end) || c.mu.frozen.Any(bitmap.PlaneHydrated, first, end)
+	return c.mu.doubt || c.mu.active.Any(bitmap.PlaneHydrated, first, end) || c.mu.frozen.Any(bitmap.PlaneHydrated, first, end)
 }
 
 // clean says that no mark waits for a commit. mu must be held.
-func (c *Core) clean() bool { return c.mu.active.Used() == 0 && c.mu.frozen.Used() == 0 }
+func (c *Core) clean() bool {
+	return !c.mu.doubt && c.mu.active.Used() == 0 && c.mu.frozen.Used() == 0
+}
 
 // Dirty says that there are marks for a commit to write.
 func (c *Core) Dirty() bool {
@@ -202,5 +208,8 @@ func (c *Core) DurableHydrated() uint64 {
 }
 
 func (c *Core) durableHydrated() uint64 {
+	if c.mu.doubt {
+		return 0
+	}
 	return c.regions.NrHydrated() - c.mu.active.Count(bitmap.PlaneHydrated) - c.mu.frozen.Count(bitmap.PlaneHydrated)
 }
