@@ -131,6 +131,21 @@ func TestFlushLost(t *testing.T) {
 	}
 }
 
+// TestFlushLostIsTold: also in mode ro, where the mode does not change: whoever records it for the next start
+// hears of it (I10).
+func TestFlushLostIsTold(t *testing.T) {
+	r := newRig(t, 8, 2)
+	told := 0
+	r.core.event = func() { told++ }
+	r.core.SetMode(ReadOnly)
+	flush := r.submit(OpFlush, 0, 0)
+	r.end(errInjected)
+	r.want(flush, errInjected)
+	if told != 2 || !r.core.FlushLost() {
+		t.Errorf("told %d times, want 2; flush lost %t", told, r.core.FlushLost())
+	}
+}
+
 // TestRestartNoBetter: a lost flush and a mode outlive a restart.
 func TestRestartNoBetter(t *testing.T) {
 	r := newRig(t, 8, 2)

@@ -52,11 +52,12 @@ func (c *Core) endFlush(err error) {
 	}
 }
 
-// loseFlush: a failed flush of the destination is a metadata failure. It says whether the mode changed;
-// mu must be held.
+// loseFlush: a failed flush of the destination is a metadata failure. It says whether that is new; mu must be
+// held.
 func (c *Core) loseFlush() bool {
+	was := c.mu.flushLost
 	c.mu.flushLost = true
-	return c.setMode(ReadOnly)
+	return c.setMode(ReadOnly) || !was
 }
 
 // FlushLost says that a flush of the destination has failed.
