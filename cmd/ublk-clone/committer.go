@@ -24,6 +24,8 @@ type committer struct {
 	log   zerolog.Logger
 	// refresh brings the superblock's counters, settings and marks up to date.
 	refresh func(*metadata.Superblock) error
+	// committed is told the sequence of the last commit.
+	committed func(sequence uint64)
 
 	wanted chan struct{}   // somebody waits for a commit
 	update chan chan error // the superblock is to be written now
@@ -77,7 +79,10 @@ func (c *committer) run() {
 
 // commit is one commit, and what the superblock has to say about it.
 func (c *committer) commit() {
-	if err := c.core.Commit(c.dest, c.store); err != nil && c.core.Mode() != c.mode {
+	err := c.core.Commit(c.dest, c.store)
+	if err == nil {
+		c.committed(c.store.CommitSequence())
+	} else if c.core.Mode() != c.mode {
 		c.log.Error().Err(err).Msg("commit failed: the metadata are read-only from now on")
 	}
 	changed := c.core.Complete() != c.complete || c.core.Mode() != c.mode

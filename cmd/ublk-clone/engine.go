@@ -49,7 +49,8 @@ type cloneEngine struct {
 
 	control    *ublk.Control
 	dev        *ublk.Device
-	memory     []*sys.Mapping // of the map and the copy buffers
+	live       liveMap
+	memory     []*sys.Mapping // of the copy buffers
 	core       *clone.Core
 	committer  *committer
 	background *background
@@ -80,6 +81,7 @@ func (e *cloneEngine) warn(format string, args ...any) {
 
 // changed tells committer and watcher that something has changed. It never blocks.
 func (e *cloneEngine) changed() {
+	e.live.SetState(uint8(e.core.Mode()), e.core.FlushLost())
 	e.committer.kick()
 	e.watcher.kick()
 }
@@ -173,25 +175,12 @@ func (e *cloneEngine) loadMap(context.Context) error {
 	return nil
 }
 
-// readMap maps memory for the region map, sparse, and fills it from the metadata.
-func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
-	pages := bitmap.PagesFor(nr)
-	m, err := e.allocate(int64(pages) * bitmap.PageBytes)
-	if err != nil {
-		return nil, err
-	}
-	regions := bitmap.New(nr, sys.As[bitmap.Page](m)[:pages])
-	if err := e.store.Load(regions.Load); err != nil {
-		return nil, metaError("load the region map from", e.meta.Path(), err)
-	}
-	return regions, nil
-}
-
 func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
-	sb := e.store.Superblock()
+	sb, left := e.store.Superblock(), e.live.State()
 	e.core = clone.New(clone.Config{
-		Geometry: geo, Map: regions, Mode: clone.Mode(sb.Mode), FlushLost: sb.DestFlushFailed, // I10
-		Kick: e.committer.kick, Event: e.changed, Release: e.givePageBack,
+		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted,
+		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
+		Kick: e.committer.kick, Event: e.changed, Touch: e.live.Touch, Release: e.givePageBack,
 	})
 	source, errSource := uring.NewFile(e.source.File())
 	dest, errDest := uring.NewFile(e.dest.File())
@@ -269,7 +258,7 @@ func (e *cloneEngine) freeMemory() (err error) {
 		err = errors.Join(err, m.Close())
 	}
 	e.memory = nil
-	return err
+	return errors.Join(err, e.closeLive())
 }
 
 // beginSession clears the clean mark, and flushes that, before the first request is answered (I6), and
@@ -281,8 +270,11 @@ func (e *cloneEngine) beginSession(context.Context) error {
 	}
 	err = e.store.Update(func(sb *metadata.Superblock) error {
 		sb.Clean, sb.MachineID, sb.BootID = false, machine, boot
-		sb.Session++
+		sb.Session = e.live.session
 		sb.Counters.Starts++
+		if e.live.taken {
+			sb.Counters.Recoveries++
+		}
 		sb.Source.Path, sb.Dest.Path = shortPath(e.source), shortPath(e.dest)
 		sb.Settings = e.settings().toMetadata()
 		return nil
@@ -290,9 +282,10 @@ func (e *cloneEngine) beginSession(context.Context) error {
 	if err != nil {
 		return metaError("write", e.meta.Path(), err)
 	}
+	e.live.ended = false
 	e.base = e.store.Superblock().Counters
 	c := e.committer
-	c.core, c.dest, c.store, c.refresh = e.core, flusher{e.dest}, e.store, e.refresh
+	c.core, c.dest, c.store, c.refresh, c.committed = e.core, flusher{e.dest}, e.store, e.refresh, e.live.SetCommit
 	c.complete, c.mode = e.core.Complete(), e.core.Mode()
 	go func() {
 		defer ublk.Guard("committer", ublk.Fatal)
@@ -334,9 +327,10 @@ func (e *cloneEngine) endSession() error {
 		})
 	}
 	e.closeUse()
-	if err != nil {
+	if err != nil { // the live map stays: it has what is not committed
 		return metaError("commit to", e.meta.Path(), fmt.Errorf("no clean mark is set: %w", err))
 	}
+	e.live.ended = true
 	return nil
 }
 

@@ -96,7 +96,7 @@ func Create(dir string, id Identity, st State) (*Map, error) {
 		return nil, fmt.Errorf("make live map %s: %w", path, err)
 	}
 	if err := os.Rename(path+".new", path); err != nil {
-		return nil, errors.Join(fmt.Errorf("make live map: %w", err), m.Remove())
+		return nil, errors.Join(fmt.Errorf("make live map: %w", err), m.Remove(), m.Close())
 	}
 	m.path = path
 	return m, nil
@@ -116,7 +116,7 @@ func create(path string, id Identity, st State) (*Map, error) {
 		err = m.open()
 	}
 	if err != nil {
-		return nil, errors.Join(err, m.Remove())
+		return nil, errors.Join(err, m.Remove(), m.Close())
 	}
 	m.SetCommit(st.Commit)
 	m.SetState(st.Mode, st.FlushLost)
@@ -271,5 +271,10 @@ func (m *Map) Close() error {
 	return nil
 }
 
-// Remove unlinks the file and closes the map: its session has ended, or never began.
-func (m *Map) Remove() error { return errors.Join(os.Remove(m.path), m.Close()) }
+// Remove unlinks the file: its session has ended, or never began. The memory stays until Close.
+func (m *Map) Remove() error {
+	if err := os.Remove(m.path); err != nil {
+		return fmt.Errorf("remove live map: %w", err)
+	}
+	return nil
+}

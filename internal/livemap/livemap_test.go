@@ -82,7 +82,7 @@ func TestOutlivesItsProcess(t *testing.T) {
 			t.Errorf("page %d holds %d", page, m.Pages()[page][5])
 		}
 	}
-	if err := m.Remove(); err != nil {
+	if err := errors.Join(m.Remove(), m.Close()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(dir, whose.UUID); !errors.Is(err, fs.ErrNotExist) {

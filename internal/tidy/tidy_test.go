@@ -40,7 +40,7 @@ var allowed = map[string]struct {
 	"internal/devicetest": {},
 	"internal/livemap":    {imports: []string{"bitmap", "internal/sys"}},
 	"internal/tidy":       {},
-	"cmd/ublk-clone": {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/exit", "internal/sys",
+	"cmd/ublk-clone": {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/exit", "internal/livemap", "internal/sys",
 		"metadata", "ublk", "ublk/uring"}},
 }
 

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// liveMaps is the folder of the live maps: a tmpfs of its own, in no service's folder, which goes when the
+// service stops.
+const liveMaps = "/run/ublk-clone-maps"
+
+// liveMap is the region map's memory, and what a dead daemon of the same session has left in it (I6).
+type liveMap struct {
+	*livemap.Map
+	session     uint64 // that the map belongs to
+	taken       bool   // it is a dead daemon's
+	ended       bool   // its session has ended in order, or has not begun
+	uncommitted *bitmap.Delta
+}
+
+// readMap opens the live map, or makes one, and fills it from the metadata.
+func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
+	if err := e.openLive(nr); err != nil {
+		return nil, err
+	}
+	regions := bitmap.New(nr, e.live.Pages())
+	if err := e.fillMap(regions); err != nil {
+		return nil, metaError("load the region map from", e.meta.Path(), err)
+	}
+	if st := e.live.State(); st.Commit > e.store.CommitSequence() {
+		return nil, e.refuseLive(fmt.Errorf("they are older than its live map: commit %d, not %d", e.store.CommitSequence(), st.Commit))
+	}
+	e.live.SetCommit(e.store.CommitSequence())
+	return regions, nil
+}
+
+// openLive decides by the superblock whether a live map counts, see package livemap.
+func (e *cloneEngine) openLive(nr uint64) error {
+	if err := livemap.Mount(liveMaps); err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: liveMaps, Cause: err}
+	}
+	_, boot, err := identities()
+	if err != nil {
+		return err
+	}
+	sb := e.store.Superblock()
+	if sb.Clean || sb.BootID != boot {
+		return e.newLive(&sb, boot, nr)
+	}
+	m, err := livemap.Open(liveMaps, sb.UUID)
+	if err == nil {
+		e.live = liveMap{Map: m, session: sb.Session, taken: true}
+		want := livemap.Identity{UUID: sb.UUID, Boot: boot, Session: sb.Session, Regions: nr}
+		switch {
+		case m.Identity() != want:
+			err = fmt.Errorf("they are of session %d, its live map is of session %d", sb.Session, m.Identity().Session)
+		case e.start.Force && m.State().Mode != 0:
+			err = errors.New("metadata or destination have failed under the last daemon")
+		default:
+			return nil
+		}
+	}
+	switch {
+	case e.start.Force:
+		e.log.Warn().Err(err).Msg("--force: going on from the last commit; what was written after it may be lost")
+		return errors.Join(e.closeLive(), e.newLive(&sb, boot, nr))
+	case errors.Is(err, fs.ErrNotExist):
+		err = errors.New("its daemon did not stop in order, and the live map, which has what was written since the last commit, is gone")
+	}
+	return e.refuseLive(err)
+}
+
+// refuseLive: going on would silently lose acknowledged writes.
+func (e *cloneEngine) refuseLive(cause error) error {
+	return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.meta.Path(), Cause: cause,
+		Next: "Nothing was written. If the file system on the clone can take a power cut, --force goes on from the last commit."}
+}
+
+// newLive makes an empty live map for a session that begins.
+func (e *cloneEngine) newLive(sb *metadata.Superblock, boot metadata.UUID, nr uint64) error {
+	id := livemap.Identity{UUID: sb.UUID, Boot: boot, Session: sb.Session + 1, Regions: nr}
+	m, err := livemap.Create(liveMaps, id, livemap.State{Mode: uint8(sb.Mode), FlushLost: sb.DestFlushFailed})
+	if err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "make the live map in", Object: liveMaps, Cause: err, Next: "It takes memory: free some."}
+	}
+	e.live = liveMap{Map: m, session: id.Session, ended: true}
+	return nil
+}
+
+// fillMap loads the metadata. Of pages that are in the live map already both count, and what only that has is
+// not committed yet.
+func (e *cloneEngine) fillMap(regions *bitmap.Map) error {
+	if !e.live.taken {
+		return e.store.Load(regions.Load)
+	}
+	e.live.uncommitted = bitmap.NewDelta(regions.NrPages(), 0)
+	inMemory := make(map[uint64]bool)
+	if err := e.live.Used(func(page uint64) error { inMemory[page] = true; return nil }); err != nil {
+		return err
+	}
+	err := e.store.Load(func(page uint64, img *bitmap.Page) error {
+		if !inMemory[page] {
+			return regions.Load(page, img)
+		}
+		delete(inMemory, page)
+		return regions.Recover(page, img, e.live.uncommitted)
+	})
+	for page := range inMemory {
+		err = errors.Join(err, regions.Recover(page, nil, e.live.uncommitted))
+	}
+	return err
+}
+
+// closeLive gives the map's memory back; the file goes if its session has ended or never began.
+func (e *cloneEngine) closeLive() (err error) {
+	if e.live.Map == nil {
+		return nil
+	}
+	if e.live.ended {
+		err = e.live.Remove()
+	}
+	err = errors.Join(err, e.live.Close())
+	e.live = liveMap{}
+	return err
+}
