@@ -41,8 +41,8 @@ type Config struct {
 	Geometry Geometry
 	// Map holds what is durable already, and what a process that died had marked (Uncommitted).
 	Map *bitmap.Map
-	// Uncommitted are the marks of Map that are not durable: those of a process that died. nil: none. The core
-	// takes it over.
+	// Uncommitted are the marks of Map that are not durable: those of a process that died on this boot; perhaps
+	// empty. nil: Map holds what the metadata say and there was no such process. The core takes it over.
 	Uncommitted *bitmap.Delta
 	// Mode that the clone was left in, and whether a flush of the destination had failed: a restart
 	// starts no better (I10).

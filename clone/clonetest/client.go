@@ -26,26 +26,30 @@ func (l *lane) addClients(n int) {
 	}
 }
 
-// submit sends a request.
+// submit issues an operation.
 func (c *client) submit(p *operation) {
+	s := c.lane.sim
+	s.inFlight++
+	s.oracle.issue(p)
+	c.send(p, "issue ")
+}
+
+// send makes a request of an operation that has been issued.
+func (c *client) send(p *operation, what string) {
 	s := c.lane.sim
 	c.doing = p
 	first, end := s.geo.Touched(p.off, p.length)
 	c.marked = p.op != clone.OpFlush && s.core.Regions().AllHydrated(first, end)
 	switch p.op {
 	case clone.OpRead:
-		for i := range c.data {
-			c.data[i] = 0xa5
-		}
+		spoil(c.data[:p.length])
 	case clone.OpWrite:
 		fill(c.data[:p.length], p.off/sectorBytes, p.id)
 	}
-	s.oracle.issue(p)
-	s.note("issue "+p.op.String(), c.lane, p.id, p.off, p.length, nil)
+	s.note(what+p.op.String(), c.lane, p.id, p.off, p.length, nil)
 	r := &c.req
 	r.Op, r.FUA, r.Off, r.Len = p.op, p.fua, p.off, p.length
 	r.NoUnmap = s.rng.IntN(2) == 0
-	s.inFlight++
 	c.lane.Submit(r)
 }
 

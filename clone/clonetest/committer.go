@@ -12,6 +12,7 @@ type committer struct {
 	sim    *sim
 	kicked bool
 	idle   bool
+	failed bool // a flush has, which the core has not been told yet
 	resume func() (struct{}, bool)
 	stop   func()
 	yield  func(struct{}) bool
@@ -60,7 +61,9 @@ func (c *committer) flush(disk *fakedisk.Disk, k kind) error {
 	c.pause()
 	err := c.sim.disks.flush(disk, mark, c.sim.fails(k, 0, 0))
 	c.sim.note("did "+short[k], nil, 0, 0, 0, err)
+	c.failed = err != nil
 	c.pause()
+	c.failed = false
 	return err
 }
 
@@ -68,6 +71,14 @@ func (c *committer) flush(disk *fakedisk.Disk, k kind) error {
 type metaDevice struct {
 	*fakedisk.Disk
 	sim *sim
+}
+
+// AllocBuffer gives the same buffer to every store: there is one at a time.
+func (m metaDevice) AllocBuffer(size int) []byte {
+	if len(m.sim.scratch) < size {
+		m.sim.scratch = make([]byte, size)
+	}
+	return m.sim.scratch[:size]
 }
 
 func (m metaDevice) WriteAt(b []byte, off int64) error {

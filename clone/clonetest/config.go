@@ -56,6 +56,7 @@ type Config struct {
 	Requests   int
 	OpWeight   [clone.OpWriteZeroes + 1]int
 	PowerCuts  int
+	Deaths     int // of the daemon
 	Background background
 	Threshold  uint64 // of the hydrator
 	Batch      uint64
@@ -137,6 +138,7 @@ func (c *Config) work(rng *rand.Rand) {
 	c.OpWeight[clone.OpRead]++
 	c.OpWeight[clone.OpWrite] += 2
 	c.PowerCuts = rng.IntN(8)
+	c.Deaths = rng.IntN(8)
 	c.Background = background(rng.IntN(3))
 	if c.large && rng.IntN(4) > 0 { // the hydrator has much to do there
 		c.Background = wildBackground

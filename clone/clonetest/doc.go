@@ -13,6 +13,9 @@
 //	           that it writes and each issue and end of a flush is an event of its own
 //	clock      time goes on to the hydrator's next timer
 //	power      all of it dies; each sector that was not flushed keeps any version; a new core opens
+//	death      the daemon dies (I6): each queued I/O takes effect not at all, in part or whole, and then
+//	           no more (the fence, I7); disks keep their caches, the live map its memory, mode and lost
+//	           flush; a new core takes them over, and what was not answered is asked again, of any lane
 //
 // # Faults
 //
@@ -21,10 +24,14 @@
 // failed flush has lost what it should have made durable, and no later one brings it back. An error
 // names its sector, and a request may fail only with an error at a sector that it needs (I11).
 //
+// Left out: a daemon that dies between the failure of a flush and its hearing of it. The error dies with
+// it; no other daemon can know what was lost.
+//
 // # What must hold
 //
 //   - Per sector, what is read is what some order of the overlapping operations allows, and what is
-//     found after power loss is durable or newer (oracle).
+//     found after power loss is durable or newer, after the daemon's death acknowledged or newer (oracle).
+//   - A death changes no region's state and makes nothing less durable, and the mode no better.
 //   - When nothing is left to happen, every request has been answered.
 //   - Once errors stop, hydration completes, and the destination alone equals the model, also when
 //     the power goes at that moment.

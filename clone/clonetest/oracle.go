@@ -216,6 +216,23 @@ func (o *oracle) crash(found func(sector int64) (value, error)) error {
 	return first
 }
 
+// died is the daemon's death: what the clone holds afterwards is the newest acknowledged write or a later
+// issued one, flushed or not. Operations in flight stay so, as they are issued again.
+func (o *oracle) died(found func(sector int64) (value, error)) error {
+	o.now++
+	var first error
+	o.area.each(func(sector int64, _ int) {
+		v, err := found(sector)
+		if err == nil {
+			err = o.saw(sector, v, o.now)
+		}
+		if err != nil && first == nil {
+			first = o.wrong(sector, "after the daemon's death the clone holds", v, err)
+		}
+	})
+	return first
+}
+
 // survived keeps of a sector's candidates those that left v, of which one is there now and durable.
 func (o *oracle) survived(i int, v value) error {
 	list := o.sectors[i][:0]

@@ -48,6 +48,15 @@ func fill(buf []byte, sector int64, v value) {
 	}
 }
 
+// spoil overwrites buf with what no operation writes, so that a READ which leaves bytes out is seen.
+func spoil(buf []byte) {
+	for len(buf) > 0 {
+		buf = buf[copy(buf, spoiled):]
+	}
+}
+
+var spoiled = bytes.Repeat([]byte{0xa5}, 4096)
+
 var zeroSector [sectorBytes]byte
 
 // decode tells the value of a sector's content, or what is wrong with it.

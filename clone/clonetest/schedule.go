@@ -2,6 +2,7 @@ package clonetest
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
@@ -82,7 +83,7 @@ func (s *sim) event() bool {
 func (s *sim) possible(ev int) bool {
 	switch ev {
 	case evSubmit:
-		return s.left > 0 && s.inFlight < s.cfg.Lanes*s.cfg.Depth
+		return s.left+len(s.reissue) > 0 && s.inFlight-len(s.reissue) < s.cfg.Lanes*s.cfg.Depth
 	case evExecute:
 		return s.queued(false) > 0
 	case evComplete:
@@ -99,15 +100,14 @@ func (s *sim) possible(ev int) bool {
 
 // busy says that something is left to happen that neither a timer nor the once-a-second commit does.
 func (s *sim) busy() bool {
-	return s.left > 0 || s.queued(true)+s.queued(false)+s.dueLanes() > 0 || !s.committer.idle || s.committer.kicked
+	return s.left+len(s.reissue) > 0 || s.queued(true)+s.queued(false)+s.dueLanes() > 0 || !s.committer.idle || s.committer.kicked
 }
 
 func (s *sim) happen(ev int) {
 	switch ev {
 	case evSubmit:
-		s.left--
 		s.turnSwitches()
-		s.pickClient().submit(s.draw())
+		s.submit()
 	case evExecute:
 		if l, q := s.pick(false); s.rng.Float64() >= s.cfg.Slow[l.ios[q].kind] {
 			l.execute(l.ios[q])
@@ -125,6 +125,20 @@ func (s *sim) happen(ev int) {
 	case evWild:
 		s.hydrateWildly()
 	}
+}
+
+// submit sends a new request, or one that the daemon's death has left unanswered; those mostly come first.
+func (s *sim) submit() {
+	c := s.pickClient()
+	if n := len(s.reissue); n > 0 && (s.left == 0 || s.rng.IntN(4) > 0) {
+		i := s.rng.IntN(n)
+		p := s.reissue[i]
+		s.reissue = slices.Delete(s.reissue, i, i+1)
+		c.send(p, "reissue ")
+		return
+	}
+	s.left--
+	c.submit(s.draw())
 }
 
 func (s *sim) turnSwitches() {

@@ -24,7 +24,8 @@ type sim struct {
 	disks  *disks
 	trace  trace
 
-	// What dies with the power.
+	// live dies with the power, the rest also with the daemon.
+	live      *liveMap
 	core      *clone.Core
 	store     *metadata.Store
 	lanes     []*lane // the last one is the hydrator's
@@ -34,9 +35,11 @@ type sim struct {
 	now       time.Time
 	timer     time.Time // the hydrator's next, zero: none
 
+	scratch  []byte // of the store
 	step     int
-	left     int // requests still to be issued
-	inFlight int
+	left     int          // requests still to be issued
+	inFlight int          // issued and not answered
+	reissue  []*operation // of inFlight, those that the daemon's death took along
 	lastID   value
 	healed   bool // no further errors
 	failure  error
@@ -68,8 +71,8 @@ func (s *sim) report() error {
 }
 
 func (c Config) String() string {
-	return fmt.Sprintf("seed %d: %d bytes in regions of %d, %d lanes of depth %d, %d ops, %d buffers of %d, background %d",
-		c.Seed, c.Size, c.RegionSize, c.Lanes, c.Depth, c.Ops, c.Buffers, c.BufferSize, c.Background)
+	return fmt.Sprintf("seed %d: %d bytes in regions of %d, %d lanes of depth %d, %d ops, %d buffers of %d, background %d, %d power cuts, %d deaths",
+		c.Seed, c.Size, c.RegionSize, c.Lanes, c.Depth, c.Ops, c.Buffers, c.BufferSize, c.Background, c.PowerCuts, c.Deaths)
 }
 
 func (s *sim) run() (err error) {
@@ -83,19 +86,21 @@ func (s *sim) run() (err error) {
 	s.cfg.Area.each(func(sector int64, _ int) { initial[sector], _ = look(s.disks.source, sector) })
 	first := func(sector int64) value { return initial[sector] }
 	s.oracle = newOracle(s.geo, s.cfg.Area, first)
+	s.live = newLiveMap(s.geo)
 	if err = s.open(); err != nil {
 		return err
 	}
-	for range s.cfg.PowerCuts {
-		s.left = s.cfg.Requests / (s.cfg.PowerCuts + 1)
-		if err = s.until(s.cut()); err != nil {
+	breaks := s.breaks()
+	for _, b := range breaks {
+		s.left += s.cfg.Requests / (len(breaks) + 1)
+		if err = s.until(s.moment()); err != nil {
 			return err
 		}
-		if err = s.powerCut(); err != nil {
+		if err = b(); err != nil {
 			return err
 		}
 	}
-	s.left = s.cfg.Requests / (s.cfg.PowerCuts + 1)
+	s.left += s.cfg.Requests / (len(breaks) + 1)
 	if err = s.finish(); err != nil {
 		return err
 	}
@@ -125,19 +130,24 @@ func (s *sim) open() error {
 		return err
 	}
 	s.store = store
-	regions := bitmap.New(s.geo.Regions(), make([]bitmap.Page, bitmap.PagesFor(s.geo.Regions())))
-	if err := store.Load(regions.Load); err != nil {
+	regions := bitmap.New(s.geo.Regions(), s.live.pages)
+	uncommitted, err := s.live.takeOver(store, regions)
+	if err != nil {
 		return err
 	}
 	if err := store.Update(func(sb *metadata.Superblock) error { sb.Clean = false; return nil }); err != nil {
 		return err
 	}
 	s.core = clone.New(clone.Config{
-		Geometry:   s.geo,
-		Map:        regions,
-		Kick:       func() { s.committer.kicked = true },
-		DeltaPages: s.cfg.DeltaPages,
-		Release:    func(p *bitmap.Page) { *p = bitmap.Page{} },
+		Geometry:    s.geo,
+		Map:         regions,
+		Uncommitted: uncommitted,
+		Mode:        s.live.mode,
+		FlushLost:   s.live.flushLost,
+		Kick:        func() { s.committer.kicked = true },
+		Event:       func() { s.live.mode, s.live.flushLost = s.core.Mode(), s.core.FlushLost() },
+		DeltaPages:  s.cfg.DeltaPages,
+		Release:     func(p *bitmap.Page) { *p = bitmap.Page{} },
 	})
 	s.core.SetReadThrough(s.cfg.ReadThrough)
 	s.core.SetDiscardPassdown(s.cfg.Passdown)
@@ -152,49 +162,36 @@ func (s *sim) open() error {
 	return nil
 }
 
-// cut gives a condition for the power cut: some time after the last request, in half of the cases within
-// a commit.
-func (s *sim) cut() func() bool {
-	within := s.rng.IntN(2) == 0
+// breaks are the power cuts and deaths of the run, in any order.
+func (s *sim) breaks() (all []func() error) {
+	for range s.cfg.PowerCuts {
+		all = append(all, s.powerCut)
+	}
+	for range s.cfg.Deaths {
+		all = append(all, s.death)
+	}
+	s.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all
+}
+
+// moment gives a condition for the next break: mostly within a commit, either soon or some time after the last
+// request.
+func (s *sim) moment() func() bool {
+	within, early := s.rng.IntN(2) == 0, s.rng.IntN(2) == 0
+	from := s.step + s.rng.IntN(1<<s.rng.IntN(9))
 	return func() bool {
 		switch {
-		case s.left > 0:
+		case s.untold():
 			return false
 		case !s.busy():
 			return true
+		case within && s.committer.idle:
+			return false
+		case early:
+			return s.step >= from
 		}
-		return !(within && s.committer.idle) && s.rng.IntN(20) == 0
+		return s.left+len(s.reissue) == 0 && s.rng.IntN(20) == 0
 	}
-}
-
-// powerCut loses what was not flushed, checks what is left, and starts anew.
-func (s *sim) powerCut() error {
-	s.note("POWER CUT", nil, 0, 0, 0, nil)
-	wasFull, durable := s.core.Complete(), s.core.DurableHydrated()
-	s.committer.stop()
-	s.disks.powerCut(s.rng)
-	s.inFlight = 0
-	if err := s.open(); err != nil {
-		return fmt.Errorf("open after power loss: %w", err)
-	}
-	if wasFull && !s.core.Complete() {
-		return errors.New("hydration was complete before the power loss and is not after it")
-	}
-	if n := s.core.Regions().NrHydrated(); n < durable {
-		return fmt.Errorf("%d regions were durably hydrated before the power loss, %d are hydrated after it", durable, n)
-	}
-	return s.oracle.crash(s.peek)
-}
-
-// peek gives what the clone holds in a sector, by its map.
-func (s *sim) peek(sector int64) (value, error) {
-	switch s.core.Regions().State(s.geo.Region(sector * sectorBytes)) {
-	case bitmap.Source:
-		return look(s.disks.source, sector)
-	case bitmap.Zero:
-		return valueZeros, nil
-	}
-	return look(s.disks.dest, sector)
 }
 
 // finish answers everything, stops the errors, hydrates the rest, and looks at the destination alone.
@@ -206,6 +203,11 @@ func (s *sim) finish() error {
 	s.note("errors stop", nil, 0, 0, 0, nil)
 	if err := s.until(func() bool { return s.committer.idle }); err != nil { // a commit may have failed already
 		return err
+	}
+	if s.cfg.Deaths > 0 {
+		if err := s.death(); err != nil {
+			return err
+		}
 	}
 	if s.core.Mode() != clone.ReadWrite || s.cfg.PowerCuts == 0 && s.rng.IntN(2) == 0 {
 		if err := s.readAll(); err != nil {
@@ -270,7 +272,7 @@ func (s *sim) hydrateAll() error {
 	return err
 }
 
-// destAlone compares the destination with the model, now and after a power loss.
+// destAlone compares the destination with the model, now and after a death and a power loss.
 func (s *sim) destAlone() error {
 	var first error
 	s.cfg.Area.each(func(sector int64, _ int) {
@@ -279,6 +281,9 @@ func (s *sim) destAlone() error {
 			first = e
 		}
 	})
+	if first == nil && s.cfg.Deaths > 0 {
+		first = s.death()
+	}
 	if first != nil {
 		return first
 	}

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"flag"
 	"os"
+	"runtime"
 	"strconv"
+	"sync"
 	"testing"
 )
 
@@ -21,11 +23,39 @@ func TestSim(t *testing.T) {
 		}
 		return
 	}
-	for seed := range seeds(t) {
-		if err := Run(Random(uint64(seed))); err != nil {
-			t.Fatalf("%v\nreplay: go test ./clone/clonetest -run TestSim -seed %d", err, seed)
-		}
+	seed, err := firstFailure(seeds(t), func(seed int) error { return Run(Random(uint64(seed))) })
+	if err != nil {
+		t.Fatalf("%v\nreplay: go test ./clone/clonetest -run TestSim -seed %d", err, seed)
 	}
+}
+
+// firstFailure does n runs, each of its own, on all CPUs, and gives the first that fails, by its number.
+func firstFailure(n int, run func(i int) error) (first int, err error) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	next, first := 0, n
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				i := next
+				next++
+				stop := i >= first
+				mu.Unlock()
+				if stop {
+					return
+				}
+				e := run(i)
+				mu.Lock()
+				if e != nil && i < first {
+					first, err = i, e
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return first, err
 }
 
 // TestDeterministic: a seed decides everything, else a replay shows something else.

@@ -1,0 +1,172 @@
+package clonetest
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// liveMap is what outlives the process and not the machine (I6): the memory of the region map, and of the
+// mode what the core has told of.
+type liveMap struct {
+	pages     []bitmap.Page
+	mode      clone.Mode
+	flushLost bool
+	inherited bool // a daemon has died and left it
+}
+
+func newLiveMap(geo clone.Geometry) *liveMap {
+	return &liveMap{pages: make([]bitmap.Page, bitmap.PagesFor(geo.Regions()))}
+}
+
+// takeOver makes the region map of what the metadata hold and what is marked in the live map. The marks that
+// only the latter has are uncommitted; nil when nobody has left it.
+func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.Delta, error) {
+	if !m.inherited {
+		return nil, store.Load(regions.Load)
+	}
+	used := make([]bool, len(m.pages))
+	for page := range m.pages {
+		used[page] = m.pages[page] != bitmap.Page{}
+	}
+	durable := map[uint64]*bitmap.Page{}
+	err := store.Load(func(page uint64, img *bitmap.Page) error {
+		if !used[page] {
+			return regions.Load(page, img)
+		}
+		durable[page] = new(*img)
+		return nil
+	})
+	uncommitted := bitmap.NewDelta(uint64(len(m.pages)), 0)
+	for page := range used {
+		if used[page] && err == nil {
+			err = regions.Recover(uint64(page), durable[uint64(page)], uncommitted)
+		}
+	}
+	return uncommitted, err
+}
+
+// death kills the daemon and starts another. What was acknowledged must be there, flushed or not (I6); what was
+// not answered will be asked again.
+func (s *sim) death() error {
+	s.note("DAEMON DIES", nil, 0, 0, 0, nil)
+	regions, complete, durable := s.core.Regions(), s.core.Complete(), s.core.DurableHydrated()
+	mode, flushLost := s.core.Mode(), s.core.FlushLost()
+	s.fence()
+	s.committer.stop()
+	s.live.inherited = true
+	for _, l := range s.lanes {
+		for _, c := range l.clients {
+			if c.doing != nil {
+				s.reissue = append(s.reissue, c.doing)
+			}
+		}
+	}
+	if err := s.open(); err != nil {
+		return fmt.Errorf("open after the daemon's death: %w", err)
+	}
+	if now := s.core.Regions(); now.NrHydrated() != regions.NrHydrated() || now.NrZero() != regions.NrZero() {
+		return fmt.Errorf("%d regions hydrated and %d zero after the daemon's death, %d and %d before it",
+			now.NrHydrated(), now.NrZero(), regions.NrHydrated(), regions.NrZero())
+	}
+	if n := s.core.DurableHydrated(); mode == clone.ReadWrite && (n < durable || complete && !s.core.Complete()) {
+		return fmt.Errorf("%d regions durably hydrated after the daemon's death, %d before it", n, durable)
+	}
+	if s.core.Mode() != mode || s.core.FlushLost() != flushLost {
+		return fmt.Errorf("mode %v after the daemon's death, flush lost %t; %v and %t before it (I10)",
+			s.core.Mode(), s.core.FlushLost(), mode, flushLost)
+	}
+	return s.oracle.died(s.peek)
+}
+
+// fence lets each I/O in flight take effect not at all, in part or whole, in any order. Nothing of it lands
+// later: the next daemon waits for that (I7).
+func (s *sim) fence() {
+	type flying struct {
+		*lane
+		*io
+	}
+	var all []flying
+	for _, l := range s.lanes {
+		for _, q := range l.ios {
+			if !q.done {
+				all = append(all, flying{l, q})
+			}
+		}
+	}
+	s.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	for _, f := range all {
+		f.lane.land(f.io, s.rng.IntN(3))
+	}
+}
+
+// land makes none, some or all pieces of an I/O take effect: share is 0, 1 or 2.
+func (l *lane) land(q *io, share int) {
+	s := l.sim
+	if q.kind == flushDest && share > 0 {
+		if err := s.disks.flush(s.disks.dest, q.mark, nil); err != nil {
+			s.fail(err)
+		}
+	}
+	for lo := q.at; lo < q.length; {
+		hi := lo + s.piece(q.length-lo)
+		if share == 2 || share == 1 && s.rng.IntN(2) == 0 {
+			l.effect(q, lo, hi)
+			s.note("landed "+short[q.kind], l, q.id, q.off+lo, hi-lo, nil)
+		}
+		lo = hi
+	}
+}
+
+// untold says that a flush has failed and nobody knows it yet. If the daemon dies now the error dies with it,
+// and no daemon could tell what was lost: that is left out.
+func (s *sim) untold() bool {
+	if s.committer.failed {
+		return true
+	}
+	for _, l := range s.lanes {
+		if slices.ContainsFunc(l.ios, func(q *io) bool { return q.kind == flushDest && q.done && q.err != nil }) {
+			return true
+		}
+	}
+	return false
+}
+
+// powerCut loses what was not flushed, the live map with it, checks what is left, and starts anew.
+func (s *sim) powerCut() error {
+	s.note("POWER CUT", nil, 0, 0, 0, nil)
+	wasFull, durable := s.core.Complete(), s.core.DurableHydrated()
+	s.committer.stop()
+	s.disks.powerCut(s.rng)
+	s.inFlight, s.reissue = 0, nil
+	was := s.live
+	s.live = newLiveMap(s.geo)
+	if !s.healed && s.rng.IntN(4) == 0 { // the superblock had taken them (I10)
+		s.live.mode, s.live.flushLost = was.mode, was.flushLost
+	}
+	if err := s.open(); err != nil {
+		return fmt.Errorf("open after power loss: %w", err)
+	}
+	if wasFull && !s.core.Complete() {
+		return errors.New("hydration was complete before the power loss and is not after it")
+	}
+	if n := s.core.Regions().NrHydrated(); n < durable {
+		return fmt.Errorf("%d regions were durably hydrated before the power loss, %d are hydrated after it", durable, n)
+	}
+	return s.oracle.crash(s.peek)
+}
+
+// peek gives what the clone holds in a sector, by its map.
+func (s *sim) peek(sector int64) (value, error) {
+	switch s.core.Regions().State(s.geo.Region(sector * sectorBytes)) {
+	case bitmap.Source:
+		return look(s.disks.source, sector)
+	case bitmap.Zero:
+		return valueZeros, nil
+	}
+	return look(s.disks.dest, sector)
+}
