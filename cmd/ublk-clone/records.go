@@ -29,7 +29,7 @@ const defaultRecordDir = "/var/lib/ublk-clone"
 //	there      since a daemon first used the destination with these metadata
 //	rewritten  at every start and stop; never while the device is served, on which this folder may lie
 //	removed    when everything is durably hydrated: then the destination stands alone. Nothing else removes
-//	           it; add --force replaces it
+//	           it, not even del, after which the same add is to go on; add --force replaces it
 type recordDir string
 
 func theRecordDir() recordDir {
@@ -165,7 +165,8 @@ func (u *use) vanished(path string, force bool) error {
 		return nil
 	}
 	return &exit.Error{Code: exit.Refused, Doing: "create metadata on", Object: path, Cause: u.conflict(),
-		Next: "Find those metadata and name them with --metadata. --force begins anew: what was written to the clone before is then lost."}
+		Next: "Find those metadata and name them with --metadata. If that clone was given up, remove " + u.dir.path(u.id) +
+			", or use --force: what was written to it is then lost."}
 }
 
 // outdated refuses, with exit code 14, metadata that are not those by which the destination was last
