@@ -1,20 +1,22 @@
 package clonetest
 
-// area is the stretches of the device that requests go to and the oracle watches: all of a small
-// device, some windows of a large one.
+// Window is the sectors [First, End): a stretch of the device that requests go to and the oracle watches.
+type Window struct{ First, End int64 }
+
+// area is all of a small device, some windows of a large one.
 type area []window
 
-// window is the sectors [first, end); base is its first place in the oracle.
+// window has its first place in the oracle.
 type window struct {
 	first, end int64
 	base       int
 }
 
-func newArea(stretches ...[2]int64) (a area) {
+func newArea(windows []Window) (a area) {
 	base := 0
-	for _, s := range stretches {
-		a = append(a, window{first: s[0], end: s[1], base: base})
-		base += int(s[1] - s[0])
+	for _, w := range windows {
+		a = append(a, window{first: w.First, end: w.End, base: base})
+		base += int(w.End - w.First)
 	}
 	return a
 }

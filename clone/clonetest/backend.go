@@ -188,12 +188,13 @@ func (s *sim) piece(n int64) int64 {
 	return sectorBytes * (1 + s.rng.Int64N(n/sectorBytes))
 }
 
-// fails draws whether an I/O of the bytes [lo, hi) fails, and where. Sectors before that one have taken
+// fails says whether an I/O of the bytes [lo, hi) fails, and where. Sectors before that one have taken
 // effect.
 func (s *sim) fails(k kind, lo, hi int64) *diskError {
 	if s.healed {
 		return nil
 	}
+	s.calls++
 	if k == readSource && len(s.disks.bad) > 0 {
 		for sector := lo / sectorBytes; sector < hi/sectorBytes; sector++ {
 			if s.disks.bad[sector] {
@@ -201,13 +202,25 @@ func (s *sim) fails(k kind, lo, hi int64) *diskError {
 			}
 		}
 	}
-	if p := s.cfg.Failure[k]; p == 0 || s.rng.Float64() >= p {
+	if p := s.cfg.Failure[k]; !s.injected(k) && (p == 0 || s.rng.Float64() >= p) {
 		return nil
 	}
 	if lo == hi {
 		return &diskError{kind: k, sector: -1}
 	}
 	return &diskError{kind: k, sector: lo/sectorBytes + s.rng.Int64N((hi-lo)/sectorBytes)}
+}
+
+// injected says whether Config.FailAt makes this I/O fail.
+func (s *sim) injected(k kind) bool {
+	if s.calls == s.cfg.FailAt {
+		for other := range nrKinds {
+			s.broken[other] = s.cfg.FailSpread == failKind && other == k ||
+				s.cfg.FailSpread == failDisk && other.disk() == k.disk()
+		}
+		return true
+	}
+	return s.broken[k]
 }
 
 // asDiskError gives the injected error behind err, or nil.

@@ -128,14 +128,24 @@ func (c *client) needs(p *operation, e *diskError) bool {
 	return p.op != clone.OpRead && touched
 }
 
+// next gives the next operation: of the script, or drawn.
+func (s *sim) next() *operation {
+	s.left--
+	s.lastID++
+	if s.cfg.Script == nil {
+		return s.draw()
+	}
+	n := s.cfg.Script[len(s.cfg.Script)-s.left-1]
+	return &operation{id: s.lastID, op: n.Op, fua: n.FUA, off: n.First * sectorBytes, length: (n.End - n.First) * sectorBytes}
+}
+
 // draw makes up an operation.
 func (s *sim) draw() *operation {
-	s.lastID++
 	p := &operation{id: s.lastID, op: s.drawOp()}
 	if p.op == clone.OpFlush {
 		return p
 	}
-	w := s.cfg.Area[s.rng.IntN(len(s.cfg.Area))]
+	w := s.area[s.rng.IntN(len(s.area))]
 	region := s.cfg.RegionSize / sectorBytes
 	maxLen := s.cfg.MaxIO / sectorBytes
 	if p.op == clone.OpDiscard || p.op == clone.OpWriteZeroes {

@@ -73,13 +73,8 @@ type metaDevice struct {
 	sim *sim
 }
 
-// AllocBuffer gives the same buffer to every store: there is one at a time.
-func (m metaDevice) AllocBuffer(size int) []byte {
-	if len(m.sim.scratch) < size {
-		m.sim.scratch = make([]byte, size)
-	}
-	return m.sim.scratch[:size]
-}
+// AllocBuffer gives the same buffer to every store of a run: there is one at a time.
+func (m metaDevice) AllocBuffer(size int) []byte { return m.sim.scratch.get(size) }
 
 func (m metaDevice) WriteAt(b []byte, off int64) error {
 	s := m.sim

@@ -27,6 +27,17 @@ func (k kind) String() string {
 		"flush destination", "write metadata", "flush metadata"}[k]
 }
 
+// disk is the one that I/O of the kind goes to, by its first kind.
+func (k kind) disk() kind {
+	switch k {
+	case readSource:
+		return readSource
+	case writeMeta, flushMeta:
+		return writeMeta
+	}
+	return readDest
+}
+
 // background says what hydrates while requests come.
 type background uint8
 
@@ -36,14 +47,40 @@ const (
 	wildBackground            // runs of regions at random
 )
 
+// Step is one operation of a script, on the sectors [First, End).
+type Step struct {
+	Op         clone.Op
+	FUA        bool
+	First, End int64
+}
+
+// spread is how far an injected error goes.
+type spread uint8
+
+const (
+	failOnce spread = iota
+	failKind        // all later I/O of its kind fails too
+	failDisk        // all later I/O of its disk
+)
+
+// fate is what becomes of the I/O that is in flight when the daemon dies.
+type fate uint8
+
+const (
+	anyFate fate = iota // drawn for each
+	allLost
+	someLand
+	allLand
+)
+
 // Config is one run. All that is random in it is drawn from Seed.
 type Config struct {
 	Seed uint64
 
 	Size       int64 // of the device, bytes
 	RegionSize int64 // bytes
-	Area       area
-	large      bool
+	Windows    []Window
+	Large      bool // takes too long to hydrate
 
 	Lanes      int // of users; the hydrator has one more
 	Depth      int // requests a lane
@@ -53,7 +90,9 @@ type Config struct {
 	DeltaPages int   // 0: the core's own
 	MaxIO      int64 // bytes of a READ or WRITE
 
-	Requests   int
+	Requests int
+	// Script are the requests, in the order in which they are issued. nil: they are drawn.
+	Script     []Step
 	OpWeight   [clone.OpWriteZeroes + 1]int
 	PowerCuts  int
 	Deaths     int // of the daemon
@@ -63,6 +102,15 @@ type Config struct {
 	// ReadThrough and Passdown are the core's switches, turned over now and then if Switch.
 	ReadThrough, Passdown, Switch bool
 	BadSectors                    int // of the source, until the end
+
+	// Brief ends the run when all is answered and read once more.
+	Brief bool
+	// FailAt is the number of a piece of backend I/O, from 1, that fails, with FailSpread; 0: none.
+	FailAt     int
+	FailSpread spread
+	// DieAt is the event, from 1, before which the daemon dies, once and besides Deaths; 0: none.
+	DieAt int
+	Fate  fate
 
 	// Failure is how often an I/O of a kind fails.
 	Failure [nrKinds]float64
@@ -94,14 +142,14 @@ func (c *Config) drawSmall(rng *rand.Rand) {
 	if rng.IntN(4) > 0 {
 		c.Size += sectorBytes * int64(rng.IntN(int(c.RegionSize/sectorBytes)))
 	}
-	c.Area = newArea([2]int64{0, c.Size / sectorBytes})
+	c.Windows = []Window{{0, c.Size / sectorBytes}}
 }
 
 // drawLarge: a sparse device beyond 4 GiB, or of several pages of the region map with a pool that
 // holds four of them. Requests go to windows around the boundaries.
 func (c *Config) drawLarge(rng *rand.Rand) {
 	const around = 16 // sectors
-	c.large = true
+	c.Large = true
 	page := bitmap.RegionsPerPage * c.RegionSize / sectorBytes
 	edges := []int64{page, 2 * page, 3 * page, 4 * page}
 	c.DeltaPages = 4
@@ -111,11 +159,10 @@ func (c *Config) drawLarge(rng *rand.Rand) {
 	}
 	end := edges[len(edges)-1] + around + int64(rng.IntN(int(c.RegionSize/sectorBytes)))
 	c.Size = end * sectorBytes
-	stretches := [][2]int64{{0, 2 * around}}
+	c.Windows = []Window{{0, 2 * around}}
 	for _, e := range edges {
-		stretches = append(stretches, [2]int64{e - around, min(end, e+3*around)})
+		c.Windows = append(c.Windows, Window{e - around, min(end, e+3*around)})
 	}
-	c.Area = newArea(stretches...)
 }
 
 func (c *Config) pools(rng *rand.Rand) {
@@ -140,7 +187,7 @@ func (c *Config) work(rng *rand.Rand) {
 	c.PowerCuts = rng.IntN(8)
 	c.Deaths = rng.IntN(8)
 	c.Background = background(rng.IntN(3))
-	if c.large && rng.IntN(4) > 0 { // the hydrator has much to do there
+	if c.Large && rng.IntN(4) > 0 { // the hydrator has much to do there
 		c.Background = wildBackground
 	}
 	c.Threshold = 1 + uint64(rng.IntN(8))

@@ -54,6 +54,7 @@ func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.
 // not answered will be asked again.
 func (s *sim) death() error {
 	s.note("DAEMON DIES", nil, 0, 0, 0, nil)
+	s.diedAt = s.step
 	regions, complete, durable := s.core.Regions(), s.core.Complete(), s.core.DurableHydrated()
 	mode, flushLost := s.core.Mode(), s.core.FlushLost()
 	s.fence()
@@ -100,21 +101,25 @@ func (s *sim) fence() {
 	}
 	s.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	for _, f := range all {
-		f.lane.land(f.io, s.rng.IntN(3))
+		what := s.cfg.Fate
+		if what == anyFate {
+			what = allLost + fate(s.rng.IntN(3))
+		}
+		f.lane.land(f.io, what)
 	}
 }
 
-// land makes none, some or all pieces of an I/O take effect: share is 0, 1 or 2.
-func (l *lane) land(q *io, share int) {
+// land makes none, some or all pieces of an I/O take effect.
+func (l *lane) land(q *io, what fate) {
 	s := l.sim
-	if q.kind == flushDest && share > 0 {
+	if q.kind == flushDest && what != allLost {
 		if err := s.disks.flush(s.disks.dest, q.mark, nil); err != nil {
 			s.fail(err)
 		}
 	}
 	for lo := q.at; lo < q.length; {
 		hi := lo + s.piece(q.length-lo)
-		if share == 2 || share == 1 && s.rng.IntN(2) == 0 {
+		if what == allLand || what == someLand && s.rng.IntN(2) == 0 {
 			l.effect(q, lo, hi)
 			s.note("landed "+short[q.kind], l, q.id, q.off+lo, hi-lo, nil)
 		}

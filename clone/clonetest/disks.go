@@ -3,8 +3,8 @@ package clonetest
 import (
 	"fmt"
 	"math/rand/v2"
+	"sync"
 
-	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/fakedisk"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
@@ -36,28 +36,47 @@ type disks struct {
 
 // newDisks makes a source with data and holes, a destination full of other content, metadata with
 // nothing in it.
-func newDisks(cfg *Config, rng *rand.Rand) (*disks, error) {
+func newDisks(s *sim) (*disks, error) {
+	cfg := &s.cfg
 	d := &disks{bad: map[int64]bool{}}
 	d.source = fakedisk.New(cfg.Size, cfg.Seed)
 	d.dest = fakedisk.New((cfg.Size+destSpare)/4096*4096, cfg.Seed)
-	geo, err := clone.NewGeometry(cfg.Size, cfg.RegionSize)
-	if err != nil {
-		return nil, err
-	}
-	d.meta = fakedisk.New(metadata.Size(geo.Regions()), cfg.Seed)
-	for _, w := range cfg.Area {
-		d.fillSource(w, cfg.RegionSize/sectorBytes, rng)
+	d.meta = fakedisk.New(metadata.Size(s.geo.Regions()), cfg.Seed)
+	for _, w := range s.area {
+		d.fillSource(w, cfg.RegionSize/sectorBytes, s.rng)
 		lay(d.dest, w.first, w.end, valueOldDest)
 	}
 	lay(d.dest, cfg.Size/sectorBytes, d.dest.Size()/sectorBytes, valueOldDest)
 	for range cfg.BadSectors {
-		w := cfg.Area[rng.IntN(len(cfg.Area))]
-		d.bad[w.first+rng.Int64N(w.end-w.first)] = true
+		w := s.area[s.rng.IntN(len(s.area))]
+		d.bad[w.first+s.rng.Int64N(w.end-w.first)] = true
 	}
 	d.powerOn()
 	sb := metadata.Superblock{UUID: metadata.UUID{1}, RegionSize: cfg.RegionSize, DeviceSize: cfg.Size, LogicalBlockSize: sectorBytes}
-	_, err = metadata.Create(d.meta, &sb, metadata.CreateOptions{})
+	_, err := metadata.Create(metaDevice{d.meta, s}, &sb, metadata.CreateOptions{})
 	return d, err
+}
+
+// scratch is a store's buffer: half a MiB, which thousands of short runs should not each make anew.
+type scratch struct{ buf *[]byte }
+
+var scratches sync.Pool
+
+func (c *scratch) get(size int) []byte {
+	if c.buf == nil {
+		c.buf, _ = scratches.Get().(*[]byte)
+	}
+	if c.buf == nil || len(*c.buf) < size {
+		c.buf = new(make([]byte, size))
+	}
+	return (*c.buf)[:size]
+}
+
+func (c *scratch) put() {
+	if c.buf != nil {
+		scratches.Put(c.buf)
+	}
+	c.buf = nil
 }
 
 // fillSource lays runs of data and holes over a window.
@@ -134,7 +153,7 @@ func (d *disks) powerCut(rng *rand.Rand) {
 }
 
 // untouched checks the source and the destination behind the device's end.
-func (d *disks) untouched(cfg *Config, initial func(int64) value) error {
+func (d *disks) untouched(cfg *Config, a area, initial func(int64) value) error {
 	var first error
 	check := func(disk *fakedisk.Disk, what string, sector int64, want value) {
 		v, err := look(disk, sector)
@@ -142,7 +161,7 @@ func (d *disks) untouched(cfg *Config, initial func(int64) value) error {
 			first = fmt.Errorf("%s was changed at sector %d: holds %v (%v)", what, sector, v, err)
 		}
 	}
-	cfg.Area.each(func(s int64, _ int) { check(d.source, "source", s, initial(s)) })
+	a.each(func(s int64, _ int) { check(d.source, "source", s, initial(s)) })
 	for s := cfg.Size / sectorBytes; s < d.dest.Size()/sectorBytes; s++ {
 		check(d.dest, "destination behind the device's end", s, valueOldDest)
 	}

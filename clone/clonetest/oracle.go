@@ -233,11 +233,20 @@ func (o *oracle) died(found func(sector int64) (value, error)) error {
 	return first
 }
 
+// mayHold says whether a sector may hold v if the power went now.
+func (o *oracle) mayHold(i int, v value) bool {
+	return slices.ContainsFunc(o.sectors[i], func(c candidate) bool { return o.survives(&c, v) })
+}
+
+func (o *oracle) survives(c *candidate, v value) bool {
+	return c.by.content() == v && !c.gone && c.superseded > o.flushed
+}
+
 // survived keeps of a sector's candidates those that left v, of which one is there now and durable.
 func (o *oracle) survived(i int, v value) error {
 	list := o.sectors[i][:0]
 	for _, c := range o.sectors[i] {
-		if c.by.content() == v && !c.gone && c.superseded > o.flushed {
+		if o.survives(&c, v) {
 			c.ruledOut, c.superseded = never, never
 			list = append(list, c)
 		}

@@ -31,6 +31,9 @@ func (s *sim) until(done func() bool) error {
 		if !s.event() {
 			return fmt.Errorf("nothing left to happen: %s", s.progress())
 		}
+		if s.each != nil && s.failure == nil {
+			s.failure = s.each()
+		}
 	}
 	return s.failure
 }
@@ -137,8 +140,7 @@ func (s *sim) submit() {
 		c.send(p, "reissue ")
 		return
 	}
-	s.left--
-	c.submit(s.draw())
+	c.submit(s.next())
 }
 
 func (s *sim) turnSwitches() {
@@ -253,7 +255,7 @@ func (s *sim) after(d time.Duration) {
 // hydrateWildly hydrates some run of regions without any policy.
 func (s *sim) hydrateWildly() {
 	l := s.lanes[len(s.lanes)-1]
-	w := s.cfg.Area[s.rng.IntN(len(s.cfg.Area))]
+	w := s.area[s.rng.IntN(len(s.area))]
 	first, _ := s.geo.Touched(w.first*sectorBytes, 1)
 	_, end := s.geo.Touched(w.first*sectorBytes, (w.end-w.first)*sectorBytes)
 	first += s.rng.Uint64N(end - first)

@@ -20,6 +20,7 @@ type sim struct {
 	cfg    Config
 	rng    *rand.Rand
 	geo    clone.Geometry
+	area   area
 	oracle *oracle
 	disks  *disks
 	trace  trace
@@ -35,7 +36,12 @@ type sim struct {
 	now       time.Time
 	timer     time.Time // the hydrator's next, zero: none
 
-	scratch  []byte // of the store
+	scratch  scratch       // of the store
+	spare    scratch       // of stores that are only looked at
+	calls    int           // pieces of backend I/O that could have failed
+	broken   [nrKinds]bool // kinds that fail for good
+	diedAt   int           // the step of the last death
+	each     func() error  // after each event; may be nil
 	step     int
 	left     int          // requests still to be issued
 	inFlight int          // issued and not answered
@@ -49,7 +55,7 @@ type sim struct {
 func Run(cfg Config) error { return newSim(cfg).report() }
 
 func newSim(cfg Config) *sim {
-	return &sim{cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 2)), lastID: firstValue, left: cfg.Requests}
+	return &sim{cfg: cfg, area: newArea(cfg.Windows), rng: rand.New(rand.NewPCG(cfg.Seed, 2)), lastID: firstValue}
 }
 
 // report runs and describes what went wrong.
@@ -58,6 +64,8 @@ func (s *sim) report() error {
 	if s.committer != nil {
 		s.committer.stop()
 	}
+	s.scratch.put()
+	s.spare.put()
 	if err == nil {
 		return nil
 	}
@@ -79,32 +87,40 @@ func (s *sim) run() (err error) {
 	if s.geo, err = clone.NewGeometry(s.cfg.Size, s.cfg.RegionSize); err != nil {
 		return err
 	}
-	if s.disks, err = newDisks(&s.cfg, s.rng); err != nil {
+	if s.disks, err = newDisks(s); err != nil {
 		return err
 	}
-	initial := make(map[int64]value, s.cfg.Area.sectors())
-	s.cfg.Area.each(func(sector int64, _ int) { initial[sector], _ = look(s.disks.source, sector) })
+	initial := make(map[int64]value, s.area.sectors())
+	s.area.each(func(sector int64, _ int) { initial[sector], _ = look(s.disks.source, sector) })
 	first := func(sector int64) value { return initial[sector] }
-	s.oracle = newOracle(s.geo, s.cfg.Area, first)
+	s.oracle = newOracle(s.geo, s.area, first)
 	s.live = newLiveMap(s.geo)
 	if err = s.open(); err != nil {
 		return err
 	}
-	breaks := s.breaks()
-	for _, b := range breaks {
-		s.left += s.cfg.Requests / (len(breaks) + 1)
-		if err = s.until(s.moment()); err != nil {
+	interruptions := s.interruptions()
+	for i, in := range interruptions {
+		s.left += s.share(i, len(interruptions))
+		if err = s.until(in.when()); err != nil {
 			return err
 		}
-		if err = b(); err != nil {
+		if err = in.do(); err != nil {
 			return err
 		}
 	}
-	s.left += s.cfg.Requests / (len(breaks) + 1)
+	s.left += s.share(len(interruptions), len(interruptions))
 	if err = s.finish(); err != nil {
 		return err
 	}
-	return s.disks.untouched(&s.cfg, first)
+	return s.disks.untouched(&s.cfg, s.area, first)
+}
+
+// share is how many requests come before the i-th of n interruptions, or after the last one.
+func (s *sim) share(i, n int) int {
+	if s.cfg.Script != nil {
+		return max(0, len(s.cfg.Script)*(1-i))
+	}
+	return s.cfg.Requests*(i+1)/(n+1) - s.cfg.Requests*i/(n+1)
 }
 
 // fail keeps the first failure; the run ends with it.
@@ -162,16 +178,30 @@ func (s *sim) open() error {
 	return nil
 }
 
-// breaks are the power cuts and deaths of the run, in any order.
-func (s *sim) breaks() (all []func() error) {
+// interruption is a power cut or a death; when makes its condition.
+type interruption struct {
+	when func() func() bool
+	do   func() error
+}
+
+// interruptions are those of the run, in any order.
+func (s *sim) interruptions() (all []interruption) {
 	for range s.cfg.PowerCuts {
-		all = append(all, s.powerCut)
+		all = append(all, interruption{s.moment, s.powerCut})
 	}
 	for range s.cfg.Deaths {
-		all = append(all, s.death)
+		all = append(all, interruption{s.moment, s.death})
 	}
 	s.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	if s.cfg.DieAt > 0 {
+		all = append(all, interruption{s.dieAt, s.death})
+	}
 	return all
+}
+
+// dieAt gives the condition that Config.DieAt names, or that nothing is left to happen.
+func (s *sim) dieAt() func() bool {
+	return func() bool { return s.step+1 >= s.cfg.DieAt || !s.busy() }
 }
 
 // moment gives a condition for the next break: mostly within a commit, either soon or some time after the last
@@ -199,6 +229,9 @@ func (s *sim) finish() error {
 	if err := s.dry(); err != nil {
 		return err
 	}
+	if s.cfg.Brief {
+		return errors.Join(s.readAll(), s.rest())
+	}
 	s.healed = true
 	s.note("errors stop", nil, 0, 0, 0, nil)
 	if err := s.until(func() bool { return s.committer.idle }); err != nil { // a commit may have failed already
@@ -220,13 +253,27 @@ func (s *sim) finish() error {
 	if err := s.readAll(); err != nil {
 		return err
 	}
-	if s.cfg.large { // takes too long to hydrate
-		return nil
+	if s.cfg.Large {
+		return s.rest()
 	}
-	if err := s.hydrateAll(); err != nil {
+	if err := errors.Join(s.hydrateAll(), s.rest()); err != nil {
 		return err
 	}
 	return s.destAlone()
+}
+
+// rest runs until nothing is in flight, not even in the background, and looks for what is still held.
+func (s *sim) rest() error {
+	if s.hydrator != nil {
+		s.hydrator.Configure(hydrate.Settings{})
+	}
+	if err := s.until(func() bool { return !s.busy() }); err != nil {
+		return err
+	}
+	if held := s.core.Held(); held != "" {
+		return fmt.Errorf("nothing is in flight and something is held:\n%s", held)
+	}
+	return nil
 }
 
 // dry runs until every request is answered, which must be before nothing is left to happen but timers.
@@ -245,7 +292,7 @@ func (s *sim) dry() error {
 
 // readAll reads the whole area.
 func (s *sim) readAll() error {
-	for _, w := range s.cfg.Area {
+	for _, w := range s.area {
 		for first := w.first; first < w.end; {
 			n := min(w.end-first, s.cfg.MaxIO/sectorBytes)
 			s.lastID++
@@ -275,7 +322,7 @@ func (s *sim) hydrateAll() error {
 // destAlone compares the destination with the model, now and after a death and a power loss.
 func (s *sim) destAlone() error {
 	var first error
-	s.cfg.Area.each(func(sector int64, _ int) {
+	s.area.each(func(sector int64, _ int) {
 		v, err := look(s.disks.dest, sector)
 		if e := s.oracle.holds(sector, v, err); first == nil {
 			first = e

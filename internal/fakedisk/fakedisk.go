@@ -250,6 +250,10 @@ func (d *Disk) readSector(b []byte, off int64) {
 		copy(b, versions[len(versions)-1].data[:])
 		return
 	}
+	d.readDurable(b, off)
+}
+
+func (d *Disk) readDurable(b []byte, off int64) {
 	if blk := d.durable[off/BlockBytes]; blk != nil {
 		copy(b, blk[off%BlockBytes:])
 		return
@@ -294,6 +298,25 @@ func (d *Disk) Unflushed() []Unflushed {
 		list = append(list, Unflushed{Sector: s, Versions: len(d.cache[s])})
 	}
 	return list
+}
+
+// Versions returns how many versions of a sector a crash can leave, the durable one included.
+func (d *Disk) Versions(sector int64) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return 1 + len(d.cache[sector])
+}
+
+// Version puts into b what a sector holds if a crash keeps version i of it: 0 is the durable
+// one, the others are those in the cache, oldest first.
+func (d *Disk) Version(sector int64, i int, b []byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if i > 0 {
+		copy(b, d.cache[sector][i-1].data[:])
+		return
+	}
+	d.readDurable(b, sector*SectorBytes)
 }
 
 // CrashClone returns the disk as it is after a power loss now: without a cache, without

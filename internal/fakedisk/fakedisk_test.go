@@ -41,6 +41,13 @@ func TestCrashKeepsAnyVersionOfEachSector(t *testing.T) {
 	expect(t, d, 2, 4096, 512)
 	expect(t, d, 3, 4608, 512)
 
+	got := make([]byte, SectorBytes)
+	for i, want := range []byte{1, 2, 3} {
+		d.Version(9, i, got)
+		if d.Versions(9) != 3 || !bytes.Equal(got, fill(want, SectorBytes)) {
+			t.Errorf("version %d of %d of sector 9 holds %d..., expected %d", i, d.Versions(9), got[0], want)
+		}
+	}
 	none := d.CrashClone(KeepNone)
 	expect(t, none, 1, 4096, 1024)
 	all := d.CrashClone(KeepAll)

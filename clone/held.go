@@ -1,0 +1,32 @@
+package clone
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Held says what is still held by somebody, one thing a line: operations, buffers, claims, requests in lists.
+// When no request and no hydration is in flight that is nothing, or it has leaked (H22). No lane may be running.
+func (c *Core) Held() string {
+	var b strings.Builder
+	for i, l := range c.lanes {
+		if free := len(l.freeOps); free != len(l.ops) {
+			fmt.Fprintf(&b, "lane %d: %d of %d operations are free\n", i, free, len(l.ops))
+		}
+		if free := len(l.buffers); free != l.nrBuffers {
+			fmt.Fprintf(&b, "lane %d: %d of %d buffers are free\n", i, free, l.nrBuffers)
+		}
+		if n := l.inFlight.Load(); n != 0 || !l.starved.empty() || !l.inbox.list.empty() {
+			fmt.Fprintf(&b, "lane %d: %d requests, some starved: %t, some posted: %t\n", i, n, !l.starved.empty(), !l.inbox.list.empty())
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.mu.claims.open); n != 0 || c.mu.reserved != 0 {
+		fmt.Fprintf(&b, "%d claims, %d pages reserved\n", n, c.mu.reserved)
+	}
+	if c.mu.flushing || !c.mu.waiters.empty() {
+		fmt.Fprintf(&b, "a flush in flight: %t, requests that wait for a commit: %t\n", c.mu.flushing, !c.mu.waiters.empty())
+	}
+	return b.String()
+}
