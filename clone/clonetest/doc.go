@@ -38,7 +38,17 @@
 //   - The source, and the destination behind the device's end, are as they were.
 //
 // Written sectors carry their number and the operation that wrote them, so a wrong byte names where
-// it comes from. Replay one seed, with the operations that touched the first wrong sector:
+// it comes from. A failure is printed twice: in short with the seed that has shown it, and as the smallest
+// configuration found that fails too (shrink.go), with the operations and events that touched the first wrong
+// sector. Either can be replayed:
 //
-//	go test ./clone/clonetest -run TestSim -seed N
+//	go test ./clone/clonetest -run 'TestSim$' -seed N
+//	go test ./clone/clonetest -run 'TestSim$' -config '{...}'
+//
+// # Not at random
+//
+// Beside seeds there are small cases in which everything is tried (exhaustive.go): three operations on three
+// regions, a power loss after every event with every choice of what survives of the unflushed sectors, the
+// daemon's death before every event; and a script of 60 operations whose n-th piece of backend I/O fails, once
+// and for good, for every n.
 package clonetest

@@ -1,6 +1,7 @@
 package clonetest
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -75,12 +76,16 @@ func (s *sim) report() error {
 	} else {
 		err = fmt.Errorf("%w\nwhat happened last:\n%s", err, s.trace.last(40))
 	}
-	return fmt.Errorf("%s\n%w", s.cfg, err)
+	return err
 }
 
+// String gives the configuration as -config takes it.
 func (c Config) String() string {
-	return fmt.Sprintf("seed %d: %d bytes in regions of %d, %d lanes of depth %d, %d ops, %d buffers of %d, background %d, %d power cuts, %d deaths",
-		c.Seed, c.Size, c.RegionSize, c.Lanes, c.Depth, c.Ops, c.Buffers, c.BufferSize, c.Background, c.PowerCuts, c.Deaths)
+	b, err := json.Marshal(c)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
 }
 
 func (s *sim) run() (err error) {
