@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -165,6 +166,29 @@ func TestFollow(t *testing.T) {
 	})
 	if !errors.Is(err, errSeen) || len(seen) != n || seen[0] != 1 || seen[n-1] != n {
 		t.Errorf("followed %v, %v", seen, err)
+	}
+}
+
+// A clone that is deleted ends its followers in order, one whose daemon dies does not.
+func TestFollowUntilDeleted(t *testing.T) {
+	for _, deleted := range []bool{true, false} {
+		var dir runDir
+		dir, _ = testServer(t, func(context.Context, request) answer { // the last answer
+			err := os.Remove(dir.socket("c"))
+			if deleted {
+				err = errors.Join(err, os.Remove(dir.definition("c")))
+			}
+			return answer{Last: 1, Error: toWire(err)}
+		})
+		p := &program{dir: dir}
+		want := exit.NoAnswer
+		if deleted {
+			want = exit.NoClone
+		}
+		after := uint64(1)
+		if err := p.follow(t.Context(), "c", &after, nil); exit.Code(err) != want || errors.Is(err, errDeleted) != deleted {
+			t.Errorf("deleted %v: follow: %v", deleted, err)
+		}
 	}
 }
 

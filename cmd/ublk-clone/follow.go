@@ -35,7 +35,11 @@ func (p *program) events(c *cli.Context) error {
 		if err := checkName(args[0]); err != nil {
 			return err
 		}
-		return p.follow(c.Context, args[0], nil, show)
+		err := p.follow(c.Context, args[0], nil, show)
+		if errors.Is(err, errDeleted) {
+			return nil
+		}
+		return err
 	}
 	return p.followAll(c.Context, show)
 }
@@ -61,7 +65,7 @@ func (p *program) follow(ctx context.Context, name string, after *uint64, show f
 		}
 		ans, err := p.dir.call(name, request{Verb: verbEvents, After: after, WaitMS: wait.Milliseconds()}, askLimit)
 		if err != nil {
-			return err
+			return p.lost(name, after != nil, err)
 		}
 		for _, ev := range ans.Events {
 			if err := show(ev); err != nil {
@@ -74,6 +78,17 @@ func (p *program) follow(ctx context.Context, name string, after *uint64, show f
 		after = &ans.Last
 	}
 	return ctx.Err()
+}
+
+// errDeleted ends a follow, with exit code 3, whose clone was deleted in order.
+var errDeleted = errors.New("it was deleted meanwhile")
+
+// lost says why a daemon does not answer any more: it removes the definition before it ends in order.
+func (p *program) lost(name string, answered bool, err error) error {
+	if _, gone := p.dir.load(name); answered && exit.Code(gone) == exit.NoClone {
+		return &exit.Error{Code: exit.NoClone, Doing: "follow clone", Object: name, Cause: errDeleted, Next: "`ublk-clone list` shows the clones."}
+	}
+	return err
 }
 
 // pause ends early if ctx does.
