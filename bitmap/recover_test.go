@@ -43,10 +43,38 @@ func TestRecover(t *testing.T) {
 		if a, b := active.Count(PlaneHydrated), uncommitted.Count(PlaneHydrated); a != b {
 			t.Fatalf("seed %d: %d marks were not committed, %d are", seed, a, b)
 		}
+		for range 3 { // the next one dies too, and the one after it
+			uncommitted.Reserve(pages)
+			first := rng.Uint64N(nr)
+			r.Mark(Plane(rng.IntN(2)), first, min(nr, first+1+rng.Uint64N(9000)), uncommitted)
+			if rng.IntN(2) == 0 {
+				commit(r, uncommitted, durable)
+			}
+			h, z := counts(r)
+			if h != r.NrHydrated() || z != r.NrZero() {
+				t.Fatalf("seed %d: %d hydrated and %d zero counted, %d and %d told", seed, h, z, r.NrHydrated(), r.NrZero())
+			}
+			r, uncommitted = recoverMap(t, nr, r.mem, durable)
+			if h != r.NrHydrated() || z != r.NrZero() {
+				t.Fatalf("seed %d: %d hydrated and %d zero counted, %d and %d told after recovery", seed, h, z, r.NrHydrated(), r.NrZero())
+			}
+		}
 		if !slices.Equal(before, mem) {
 			t.Fatalf("seed %d: the dead process's memory has changed", seed)
 		}
 	}
+}
+
+func counts(m *Map) (hydrated, zero uint64) {
+	for region := range m.NrRegions() {
+		switch m.State(region) {
+		case Hydrated:
+			hydrated++
+		case Zero:
+			zero++
+		}
+	}
+	return hydrated, zero
 }
 
 // commit makes what is in active durable.

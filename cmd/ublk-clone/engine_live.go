@@ -60,9 +60,12 @@ func (e *cloneEngine) openLive(nr uint64) error {
 		switch {
 		case m.Identity() != want:
 			err = fmt.Errorf("they are of session %d, its live map is of session %d", sb.Session, m.Identity().Session)
-		case e.start.Force && m.State().Mode != 0:
-			err = errors.New("metadata or destination have failed under the last daemon")
+		case e.start.Force && m.State().FlushLost: // nobody can tell which of its marks are true
+			err = errors.New("a flush of the destination has failed under the last daemon")
 		default:
+			if e.start.Force { // the metadata are taken to be repaired: they get what could not be committed
+				m.SetState(0, false)
+			}
 			return nil
 		}
 	}

@@ -55,11 +55,28 @@ func TestMetadataFail(t *testing.T) {
 	m.expectFailure(m.try(command, "del", c.name), 10, "no clean mark")
 	c.path = ""
 	c.add()
-	v = m.open(c.path, os.O_RDWR)
-	must("read", v.read(buf, 0))
-	if buf[0] != 1 {
-		t.Errorf("what was flushed reads as %d", buf[0])
+	holds := func(when, mode string) {
+		t.Helper()
+		v := m.open(c.path, os.O_RDWR)
+		defer v.close()
+		for i, want := range []byte{1, 3} {
+			must("read", v.read(buf, int64(i*len(buf))))
+			if buf[0] != want {
+				t.Errorf("%s: region %d reads as %d, not %d", when, i, buf[0], want)
+			}
+		}
+		if s := c.status(); s.Mode != mode {
+			t.Errorf("%s: mode %s, not %s", when, s.Mode, mode)
+		}
 	}
-	v.close()
+	holds("after a restart", "ro")
+	m.expectFailure(m.try(command, "del", c.name), 10, "no clean mark")
+	c.path = ""
+	c.args = append(c.args, "--force")
+	c.add()
+	holds("after --force", "rw")
+	c.del()
+	c.add()
+	holds("committed", "rw")
 	c.del()
 }

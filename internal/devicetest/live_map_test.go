@@ -1,0 +1,151 @@
+//go:build device
+
+package devicetest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+)
+
+// liveMaps is where the daemons keep the maps that outlive them.
+const liveMaps = "/run/ublk-clone-maps"
+
+// kill ends the clone's daemon as nothing can prevent, and waits for it to be gone.
+func (c *clone) kill() {
+	c.m.Helper()
+	if err := syscall.Kill(c.status().PID, syscall.SIGKILL); err != nil {
+		c.m.Fatal(err)
+	}
+	c.path = ""
+	c.m.waitFor(cleanLimit, "the daemon to end", func() error {
+		if n := len(daemons()); n > 0 {
+			return fmt.Errorf("%d are there", n)
+		}
+		return nil
+	})
+}
+
+// liveMapBench is a clone whose daemon was killed right after writes that nobody flushed.
+type liveMapBench struct {
+	*clone
+	model    *model
+	dest     *disk
+	metadata *disk
+}
+
+func newLiveMapBench(t *testing.T) *liveMapBench {
+	m := newMachine(t)
+	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
+	b := &liveMapBench{metadata: m.nullBlk("meta", nullOptions{mib: 1}), model: newModel(16*mib, 4*kib), dest: dest}
+	m.fillDisk(source, original)
+	m.fillDisk(dest, junk)
+	b.model.set(0, 16*mib, original)
+	b.clone = m.addClone(source, dest, b.metadata, "--no-hydration", "--read-through=off")
+	return b
+}
+
+// scatter writes, zeroes and discards here and there, and kills the daemon before a commit that nobody asked
+// for is due; it says how many regions were hydrated that the metadata know nothing of.
+func (b *liveMapBench) scatter() (lost uint64) {
+	b.m.Helper()
+	v, buf := b.m.open(b.path, os.O_RDWR), b.m.buffer(16*1024)
+	const step = 512 * kib
+	for off := int64(0); off < b.model.size; off += step {
+		err := errors.Join(b.model.write(v, buf[:6*kib], off+kib, false), b.model.zero(v, off+32*kib, 6*kib),
+			b.model.discard(v, off+64*kib, 8*kib))
+		if err != nil {
+			b.m.Fatal(err)
+		}
+	}
+	v.close()
+	live := b.status().Regions.Hydrated
+	b.kill()
+	durable := b.m.durableMap(b.metadata)
+	return live - durable.NrHydrated() - durable.NrZero()
+}
+
+// TestKilledDaemonLosesNothing: what was acknowledged and not flushed is there when the clone is started again,
+// and the next FLUSH makes it durable (I6).
+func TestKilledDaemonLosesNothing(t *testing.T) {
+	b := newLiveMapBench(t)
+	lost := uint64(0)
+	for range count(3, 10) {
+		lost += b.scatter()
+		b.add()
+		b.model.check(b.m, b.path)
+	}
+	t.Logf("%d regions were marked and not committed when the daemon was killed", lost)
+	if lost == 0 {
+		t.Error("all had been committed: the test shows nothing")
+	}
+	v := b.m.open(b.path, os.O_RDWR)
+	if err := v.flush(); err != nil {
+		t.Error(err)
+	}
+	v.close()
+	s := b.status()
+	durable := b.m.durableMap(b.metadata)
+	if n := durable.NrHydrated() + durable.NrZero(); n != s.Regions.Hydrated {
+		t.Errorf("%d regions are durable after a FLUSH, %d are hydrated", n, s.Regions.Hydrated)
+	}
+	if n := durable.NrHydrated(); n == 0 || durable.State(0) != bitmap.Hydrated {
+		t.Errorf("%d regions are durably hydrated, region 0 is %v", n, durable.State(0))
+	}
+	b.hydrateFast()
+	b.waitHydrated()
+	b.del()
+	b.model.check(b.m, b.dest.path)
+	if left, _ := filepath.Glob(liveMaps + "/*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestLiveMapGone: without it nobody knows what was written since the last commit. The clone is not opened from
+// there in silence.
+func TestLiveMapGone(t *testing.T) {
+	b := newLiveMapBench(t)
+	b.scatter()
+	maps, err := filepath.Glob(liveMaps + "/*")
+	if err != nil || len(maps) != 1 {
+		t.Fatalf("live maps: %v, %v", maps, err)
+	}
+	if err := os.Remove(maps[0]); err != nil {
+		t.Fatal(err)
+	}
+	b.m.expectFailure(b.m.try(command, append([]string{"add", b.name}, b.args...)...), 10, "live map", "--force")
+	b.args = append(b.args, "--force")
+	b.add()
+	b.del()
+}
+
+// TestLiveMapOfOtherMetadata: a map and metadata that do not belong together are refused, whichever is older.
+func TestLiveMapOfOtherMetadata(t *testing.T) {
+	b := newLiveMapBench(t)
+	v := b.m.open(b.path, os.O_RDWR)
+	if err := errors.Join(b.model.write(v, b.m.buffer(8192), 0, false), v.flush()); err != nil {
+		t.Fatal(err)
+	}
+	v.close()
+	old := b.m.readFile(b.metadata.path)
+	b.scatter()
+	b.add() // commits
+	v = b.m.open(b.path, os.O_RDWR)
+	if err := v.flush(); err != nil {
+		t.Fatal(err)
+	}
+	v.close()
+	b.kill()
+	new := b.m.readFile(b.metadata.path)
+	b.m.writeFile(b.metadata.path, old)
+	b.m.expectFailure(b.m.try(command, append([]string{"add", b.name}, b.args...)...), 10, "older than its live map")
+	b.m.writeFile(b.metadata.path, new)
+	b.add()
+	b.model.check(b.m, b.path)
+	b.del()
+}
