@@ -39,7 +39,7 @@ func TestCommandsUnderLoad(t *testing.T) {
 			t.Errorf("%v took %v", args, o.took)
 		}
 	}
-	for range count(3, 30) {
+	for range count(2, 30) {
 		answers(0, c.path, "list")
 		answers(0, c.path, "status")
 		answers(0, `"hydr`, "status", c.name, "-o", "json")

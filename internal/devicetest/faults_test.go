@@ -201,7 +201,8 @@ func (m *machine) hydrationTime(source, dest *disk, readers int) time.Duration {
 	return took.Round(time.Millisecond)
 }
 
-// startReaders begins reads of 4 KiB at random places. stop ends them and tells how many there were; close
+// startReaders begins reads of 4 KiB at random places in the last MiB, which hydration comes to last: so they go
+// to the source and are in flight most of the time. stop ends them and tells how many there were; close
 // closes what they had open.
 func (m *machine) startReaders(path string, readers int) (stop func() int, closeAll func()) {
 	m.Helper()
@@ -219,7 +220,7 @@ func (m *machine) startReaders(path string, readers int) (stop func() int, close
 					return
 				default:
 				}
-				if err := v.read(buf, rng.Int64N(v.size/4096)*4096); err != nil {
+				if err := v.read(buf, v.size-mib+rng.Int64N(mib/4096)*4096); err != nil {
 					m.Errorf("reader %d: %v", i, err)
 					return
 				}
@@ -278,7 +279,8 @@ func TestFaultDFailedCommit(t *testing.T) {
 	v.close()
 	m.works("meta", mib, under)
 	m.expectFailure(m.try(command, "del", c.name), 10, "no clean mark")
-	c.add() // what was not committed is gone now
+	c.args = append(c.args, "--force") // ends the mode
+	c.add()
 	c.del()
 }
 
@@ -330,11 +332,12 @@ func (c *clone) waitStalled(bad ...badRange) {
 	})
 }
 
-// What may happen with one bad region left, in idleTime. The promise is 1 % of a CPU; a guest without KVM has
-// emulated ones, ten times slower, on which the daemon's clock alone takes 0.4 %.
+// What may happen with one bad region left, in idleTime. The promise is 1 % of a CPU; those of a guest without
+// KVM are ten times slower, and what else the host does counts as theirs: 1 to 2 % there, half of it the
+// daemon's clock. (dm-clone: 93 % on the metal.)
 const (
 	idleTime    = 10 * time.Second
-	idleCPU     = idleTime / 50
+	idleCPU     = idleTime / 20
 	idleRetries = 8 // reads of the source: tries further and further apart
 )
 

@@ -43,7 +43,7 @@ func testSource(t *testing.T, kind fsKind, region int64) {
 	}
 	regions := uint64(size * mib / region)
 	source := m.nullBlk("src", nullOptions{mib: size, mbps: 30})
-	files := m.newFiles(kind, rng, source, int64(count(8, 128))*mib)
+	files := m.newFiles(kind, rng, source, int64(count(6, 128))*mib)
 	sourceSum := m.sum(source.path, source.size)
 	sourceBefore := source.traffic()
 	dest := m.nullBlk("dst", nullOptions{mib: size})

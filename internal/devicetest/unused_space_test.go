@@ -23,7 +23,7 @@ func TestDiscardedRegions(t *testing.T) {
 	m.fillDisk(source, original)
 	m.fillDisk(dest, junk)
 	w := newModel(size, region)
-	c := m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(region), "--no-hydration")
+	c := m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(region), "--no-hydration", "--read-through=off")
 	v, buf := m.open(c.path, os.O_RDWR), m.buffer(int(region))
 	must := func(err error) {
 		t.Helper()
@@ -125,7 +125,7 @@ func TestSparseSource(t *testing.T) {
 		w.set(i*size/islands, i*size/islands+mib, original)
 	}
 	m.dropCaches()
-	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")
+	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration", "--read-through=off")
 	if s := c.status(); s.Regions.Hydrated != 0 {
 		t.Errorf("%d regions are hydrated before hydration has begun: holes are to be found when it comes to them", s.Regions.Hydrated)
 	}
