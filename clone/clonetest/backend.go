@@ -110,7 +110,7 @@ func (l *lane) bytes(q *io, lo, hi int64) []byte {
 // execute makes the next piece of an I/O take effect, or fail.
 func (l *lane) execute(q *io) {
 	s := l.sim
-	if r := q.data.Request; r != nil && (l.clients[r.Tag].doing == nil || l.clients[r.Tag].doing.id != q.id) {
+	if r := q.data.Request; r != nil && !l.clients[r.Tag].working(q.id) {
 		s.fail(fmt.Errorf("%v for request #%d, which has been answered", q.kind, q.id))
 		return
 	}

@@ -13,6 +13,9 @@ type client struct {
 	req   clone.Request
 	data  []byte
 	doing *operation
+	// ended: the core has ended the request with err; the answer is still on its way.
+	ended bool
+	err   error
 	// marked: all regions that the operation touches were hydrated when it was issued.
 	marked bool
 }
@@ -53,27 +56,36 @@ func (c *client) send(p *operation, what string) {
 	c.lane.Submit(r)
 }
 
-// end takes the answer.
+// working says that the core has operation id and has not ended it.
+func (c *client) working(id value) bool { return c.doing != nil && !c.ended && c.doing.id == id }
+
+// end is the core's: the answer is on its way, which the daemon's death takes along.
 func (c *client) end(err error) {
 	s, p := c.lane.sim, c.doing
-	if p == nil {
+	if p == nil || c.ended {
 		s.fail(errors.New("a request was answered twice"))
 		return
 	}
-	s.note("answer "+p.op.String(), c.lane, p.id, p.off, p.length, err)
-	c.doing = nil
-	s.inFlight--
+	s.note("end "+p.op.String(), c.lane, p.id, p.off, p.length, err)
 	if err != nil {
-		s.oracle.end(p, err)
 		if why := c.unexplained(p, err); why != "" {
 			s.fail(fmt.Errorf("%v: %v: %s", p, err, why))
 		}
-		return
 	}
-	if p.op == clone.OpRead {
+	c.ended, c.err = true, err
+}
+
+// answer brings the answer to whoever asked.
+func (c *client) answer() {
+	s, p, err := c.lane.sim, c.doing, c.err
+	s.note("answer "+p.op.String(), c.lane, p.id, p.off, p.length, err)
+	c.doing, c.ended, c.err = nil, false, nil
+	s.inFlight--
+	if p.op == clone.OpRead && err == nil {
 		err = s.oracle.endRead(p, c.data)
 	} else {
-		s.oracle.end(p, nil)
+		s.oracle.end(p, err)
+		err = nil
 	}
 	if err != nil {
 		s.fail(err)

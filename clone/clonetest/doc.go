@@ -8,6 +8,7 @@
 //	submit     a client sends a request to a lane
 //	execute    a piece of a queued backend I/O takes effect on its fake disk; the last one may fail
 //	complete   an I/O that has taken effect is reported to its lane; so effect and report are apart
+//	answer     a request that the core has ended is answered; so the daemon can die between the two
 //	round      a lane that was woken, or had completions, drains its inbox; the hydrator's lane pumps
 //	commit     the committer goes on to its next blocking call: it is a coroutine, and each sector run
 //	           that it writes and each issue and end of a flush is an event of its own

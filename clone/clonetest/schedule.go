@@ -15,6 +15,7 @@ const (
 	evSubmit = iota
 	evExecute
 	evComplete
+	evAnswer
 	evRound
 	evCommit
 	evClock
@@ -91,6 +92,8 @@ func (s *sim) possible(ev int) bool {
 		return s.queued(false) > 0
 	case evComplete:
 		return s.queued(true) > 0
+	case evAnswer:
+		return len(s.answers()) > 0
 	case evRound:
 		return s.dueLanes() > 0
 	case evCommit:
@@ -103,7 +106,7 @@ func (s *sim) possible(ev int) bool {
 
 // busy says that something is left to happen that neither a timer nor the once-a-second commit does.
 func (s *sim) busy() bool {
-	return s.left+len(s.reissue) > 0 || s.queued(true)+s.queued(false)+s.dueLanes() > 0 || !s.committer.idle || s.committer.kicked
+	return s.left+len(s.reissue) > 0 || s.queued(true)+s.queued(false)+s.dueLanes()+len(s.answers()) > 0 || !s.committer.idle || s.committer.kicked
 }
 
 func (s *sim) happen(ev int) {
@@ -118,6 +121,9 @@ func (s *sim) happen(ev int) {
 	case evComplete:
 		l, q := s.pick(true)
 		l.complete(q)
+	case evAnswer:
+		all := s.answers()
+		all[s.rng.IntN(len(all))].answer()
 	case evRound:
 		s.round()
 	case evCommit:
@@ -176,6 +182,19 @@ func (s *sim) pick(done bool) (*lane, int) {
 		}
 	}
 	panic("unreachable")
+}
+
+// answers gives the clients whose answer is on its way. The slice holds until the next call.
+func (s *sim) answers() []*client {
+	s.answered = s.answered[:0]
+	for _, l := range s.lanes {
+		for _, c := range l.clients {
+			if c.ended {
+				s.answered = append(s.answered, c)
+			}
+		}
+	}
+	return s.answered
 }
 
 func (s *sim) dueLanes() (n int) {

@@ -46,6 +46,7 @@ type sim struct {
 	step     int
 	left     int          // requests still to be issued
 	inFlight int          // issued and not answered
+	answered []*client    // of answers
 	reissue  []*operation // of inFlight, those that the daemon's death took along
 	lastID   value
 	healed   bool // no further errors
@@ -156,8 +157,10 @@ func (s *sim) open() error {
 	if err != nil {
 		return err
 	}
-	if err := store.Update(func(sb *metadata.Superblock) error { sb.Clean = false; return nil }); err != nil {
-		return err
+	if store.Superblock().Clean { // else it is left alone: Open alone has to see to what a dead daemon wrote
+		if err := store.Update(func(sb *metadata.Superblock) error { sb.Clean = false; return nil }); err != nil {
+			return err
+		}
 	}
 	s.core = clone.New(clone.Config{
 		Geometry:    s.geo,
