@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
@@ -62,7 +63,7 @@ func newSim(cfg Config) *sim {
 
 // report runs and describes what went wrong.
 func (s *sim) report() error {
-	err := s.run()
+	err := s.runAll()
 	if s.committer != nil {
 		s.committer.stop()
 	}
@@ -87,6 +88,16 @@ func (c Config) String() string {
 		panic(err)
 	}
 	return string(b)
+}
+
+// runAll is run; a panic is a failure like any other.
+func (s *sim) runAll() (err error) {
+	defer func() {
+		if e := recover(); e != nil {
+			err = fmt.Errorf("panic: %v\n%s", e, debug.Stack())
+		}
+	}()
+	return s.run()
 }
 
 func (s *sim) run() (err error) {
