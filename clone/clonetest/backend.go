@@ -63,7 +63,7 @@ func (l *lane) queue(q *io) {
 	l.sim.note("queue "+short[q.kind], l, q.id, q.off, q.length, nil)
 }
 
-var short = [...]string{"rs", "rd", "wd", "zd", "dd", "flush", "wm", "flush meta"}
+var short = [...]string{"rs", "rd", "wd", "zd", "dd", "flush", "wm", "flush meta", "touch"}
 
 func (l *lane) ReadSource(token uint32, off int64, data clone.Data) {
 	l.queue(&io{kind: readSource, token: token, off: off, length: data.Size(), data: data})

@@ -115,6 +115,10 @@ func (c *client) unexplained(p *operation, err error) string {
 		if !commits {
 			return "it needs no commit"
 		}
+	case e.kind == touchMap:
+		if p.op == clone.OpRead || p.op == clone.OpFlush || p.op == clone.OpWrite && c.marked {
+			return "it needs no new mark"
+		}
 	case e.stale && p.op == clone.OpRead:
 		return "it may be in the destination by now (I11)"
 	case !c.needs(p, e):

@@ -19,12 +19,13 @@ const (
 	flushDest
 	writeMeta
 	flushMeta
+	touchMap // memory of the live map, of which there may be none left
 	nrKinds
 )
 
 func (k kind) String() string {
 	return [...]string{"read source", "read destination", "write destination", "zero destination", "discard destination",
-		"flush destination", "write metadata", "flush metadata"}[k]
+		"flush destination", "write metadata", "flush metadata", "take memory for the map"}[k]
 }
 
 // disk is the one that I/O of the kind goes to, by its first kind.
@@ -34,6 +35,8 @@ func (k kind) disk() kind {
 		return readSource
 	case writeMeta, flushMeta:
 		return writeMeta
+	case touchMap:
+		return touchMap
 	}
 	return readDest
 }

@@ -23,6 +23,15 @@ func newLiveMap(geo clone.Geometry) *liveMap {
 	return &liveMap{pages: make([]bitmap.Page, bitmap.PagesFor(geo.Regions()))}
 }
 
+// touch takes memory of the live map, or finds that there is none left.
+func (s *sim) touch(uint64) error {
+	if err := s.fails(touchMap, 0, 0); err != nil {
+		s.note("no memory", nil, 0, 0, 0, err)
+		return err
+	}
+	return nil
+}
+
 // takeOver makes the region map of what the metadata hold and what is marked in the live map. The marks that
 // only the latter has are uncommitted; nil when nobody has left it.
 func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.Delta, error) {

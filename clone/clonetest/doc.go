@@ -21,7 +21,7 @@
 // # Faults
 //
 // Reads, writes, zeroings and flushes of all three disks fail with probabilities that are zero in some
-// seeds; some sectors of the source are bad until the end. A failed write has taken effect in part. A
+// seeds, and memory for the live map is not to be had; some sectors of the source are bad until the end. A failed write has taken effect in part. A
 // failed flush has lost what it should have made durable, and no later one brings it back. An error
 // names its sector, and a request may fail only with an error at a sector that it needs (I11).
 //

@@ -182,6 +182,7 @@ func (s *sim) open() error {
 		Kick:        func() { s.committer.kicked = true },
 		Event:       func() { s.live.mode, s.live.flushLost = s.core.Mode(), s.core.FlushLost() },
 		DeltaPages:  s.cfg.DeltaPages,
+		Touch:       s.touch,
 		Release:     func(p *bitmap.Page) { *p = bitmap.Page{} },
 	})
 	s.core.SetReadThrough(s.cfg.ReadThrough)
