@@ -99,6 +99,7 @@ type Config struct {
 	OpWeight   [clone.OpWriteZeroes + 1]int
 	PowerCuts  int
 	Deaths     int // of the daemon
+	Restarts   int // of the daemon, in order
 	Background background
 	Threshold  uint64 // of the hydrator
 	Batch      uint64
@@ -189,6 +190,7 @@ func (c *Config) work(rng *rand.Rand) {
 	c.OpWeight[clone.OpWrite] += 2
 	c.PowerCuts = rng.IntN(8)
 	c.Deaths = rng.IntN(8)
+	c.Restarts = rng.IntN(3)
 	c.Background = background(rng.IntN(3))
 	if c.Large && rng.IntN(4) > 0 { // the hydrator has much to do there
 		c.Background = wildBackground

@@ -93,6 +93,37 @@ func (s *sim) death() error {
 	return s.oracle.died(s.peek)
 }
 
+// restart stops the daemon in order and starts another: with the clean mark the live map is of no use any more.
+// In another mode than rw there is no clean mark, and the end is a death.
+func (s *sim) restart() error {
+	left := s.left
+	s.left = 0
+	s.note("THE DAEMON STOPS", nil, 0, 0, 0, nil)
+	clean := func() bool { return s.committer.idle && !(s.core.Dirty() && s.core.Mode() == clone.ReadWrite) }
+	if err := errors.Join(s.dry(), s.rest(), s.until(clean)); err != nil {
+		return err
+	}
+	s.left = left
+	if s.core.Mode() != clone.ReadWrite {
+		return s.death()
+	}
+	s.committer.stop()
+	s.committer = nil
+	if err := s.store.Update(func(sb *metadata.Superblock) error { sb.Clean = true; return nil }); err != nil {
+		return fmt.Errorf("stop in order: %w", err)
+	}
+	regions := s.core.Regions()
+	s.live = newLiveMap(s.geo)
+	if err := s.open(); err != nil {
+		return fmt.Errorf("open after a stop in order: %w", err)
+	}
+	if now := s.core.Regions(); now.NrHydrated() != regions.NrHydrated() || now.NrZero() != regions.NrZero() || s.core.Dirty() {
+		return fmt.Errorf("%d regions hydrated and %d zero after a restart, %d and %d before it, marks to commit: %t",
+			now.NrHydrated(), now.NrZero(), regions.NrHydrated(), regions.NrZero(), s.core.Dirty())
+	}
+	return s.oracle.died(s.peek)
+}
+
 // fence lets each I/O in flight take effect not at all, in part or whole, in any order. Nothing of it lands
 // later: the next daemon waits for that (I7).
 func (s *sim) fence() {

@@ -17,6 +17,7 @@
 //	death      the daemon dies (I6): each queued I/O takes effect not at all, in part or whole, and then
 //	           no more (the fence, I7); disks keep their caches, the live map its memory, mode and lost
 //	           flush; a new core takes them over, and what was not answered is asked again, of any lane
+//	restart    the daemon stops in order: all is answered and committed, the clean mark set
 //
 // # Faults
 //

@@ -216,7 +216,7 @@ func (o *oracle) crash(found func(sector int64) (value, error)) error {
 	return first
 }
 
-// died is the daemon's death: what the clone holds afterwards is the newest acknowledged write or a later
+// died is the daemon's death, or its end in order: what the clone holds afterwards is the newest acknowledged write or a later
 // issued one, flushed or not. Operations in flight stay so, as they are issued again.
 func (o *oracle) died(found func(sector int64) (value, error)) error {
 	o.now++
@@ -227,7 +227,7 @@ func (o *oracle) died(found func(sector int64) (value, error)) error {
 			err = o.saw(sector, v, o.now)
 		}
 		if err != nil && first == nil {
-			first = o.wrong(sector, "after the daemon's death the clone holds", v, err)
+			first = o.wrong(sector, "after the daemon's end the clone holds", v, err)
 		}
 	})
 	return first

@@ -13,6 +13,7 @@ var simpler = []func(*Config){
 	func(c *Config) { c.Requests /= 2 },
 	func(c *Config) { c.PowerCuts /= 2 },
 	func(c *Config) { c.Deaths /= 2 },
+	func(c *Config) { c.Restarts = 0 },
 	func(c *Config) { c.Background = noBackground },
 	func(c *Config) { c.cut(c.Size / 2) },
 	func(c *Config) { c.Lanes = 1 },
@@ -31,6 +32,7 @@ var simpler = []func(*Config){
 	func(c *Config) { c.Buffers, c.Ops = 1, c.Depth },
 	func(c *Config) { c.PowerCuts = max(0, c.PowerCuts-1) },
 	func(c *Config) { c.Deaths = max(0, c.Deaths-1) },
+	func(c *Config) { c.Restarts = max(0, c.Restarts-1) },
 	func(c *Config) { c.Requests -= (c.Requests + 9) / 10 },
 }
 

@@ -198,7 +198,7 @@ func (s *sim) open() error {
 	return nil
 }
 
-// interruption is a power cut or a death; when makes its condition.
+// interruption is a power cut, a death or a restart; when makes its condition.
 type interruption struct {
 	when func() func() bool
 	do   func() error
@@ -211,6 +211,9 @@ func (s *sim) interruptions() (all []interruption) {
 	}
 	for range s.cfg.Deaths {
 		all = append(all, interruption{s.moment, s.death})
+	}
+	for range s.cfg.Restarts {
+		all = append(all, interruption{s.moment, s.restart})
 	}
 	s.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	if s.cfg.DieAt > 0 {
