@@ -5,7 +5,7 @@ SEEDS ?= 2000
 FUZZTIME ?= 20000x
 export KERNEL RUN BENCH
 
-.PHONY: build test test-full race sim fuzz vm-test vm-shell vm-bench check lint demo clean help
+.PHONY: build test test-full race sim fuzz mutants vm-test vm-shell vm-bench check lint demo clean help
 
 build: ## the static binary that users get, build/ublk-clone
 	mkdir -p build
@@ -23,7 +23,7 @@ race: ## under the race detector: queues, hydrator and committer are threads (me
 	CGO_ENABLED=1 go test -v -race -run TwoGoroutines ./metadata
 
 sim: ## the core over fake disks with faults, SEEDS seeds: finds orders no device shows
-	SIM_SEEDS=$(SEEDS) go test -v -run '^TestSim' ./...
+	SIM_SEEDS=$(SEEDS) go test -v -timeout 2h -run '^TestSim' ./...
 
 fuzz: ## FUZZTIME (20000x = that many runs, or 30s) for each fuzz target: decoders meet input that nobody wrote
 	scripts/fuzz $(FUZZTIME)
@@ -36,6 +36,9 @@ vm-shell: ## a shell in a guest, to look at a kernel by hand: KERNEL=
 
 vm-bench: ## measurements on the counting clock, which repeat on any machine
 	BENCH=1 scripts/device-tests
+
+mutants: ## each known bug put back, which the tests must catch: what they are worth
+	scripts/mutants
 
 check: ## format, vet, static analysis: the cheapest findings first
 	scripts/setup
