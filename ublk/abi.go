@@ -7,15 +7,18 @@ import "unsafe"
 // Control commands, to /dev/ublk-control: Linux ioctl numbers of type 'u' and size 32.
 const (
 	cmdGetQueueAffinity = 0x80207501
-	cmdGetDevInfo       = 0x80207502
 	cmdAddDev           = 0xc0207504
 	cmdDelDev           = 0xc0207505
 	cmdStartDev         = 0xc0207506
 	cmdStopDev          = 0xc0207507
 	cmdSetParams        = 0xc0207508
 	cmdGetParams        = 0x80207509
+	cmdStartRecovery    = 0xc0207510
+	cmdEndRecovery      = 0xc0207511
+	cmdGetDevInfo2      = 0x80207512 // 6.3
 	cmdGetFeatures      = 0x80207513 // 6.5
 	cmdDelDevAsync      = 0x80207514 // 6.9
+	cmdQuiesceDev       = 0xc0207516 // 6.16
 	cmdTryStopDev       = 0xc0207517 // 7.0
 )
 

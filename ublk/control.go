@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -143,10 +144,19 @@ func (c *Control) AddDev(ctx context.Context, want Info) (Info, error) {
 	return k.decode(), nil
 }
 
-// GetDevInfo describes device id.
+// GetDevInfo describes device id, whoever made it. One that does not exist is ENODEV.
 func (c *Control) GetDevInfo(ctx context.Context, id int) (Info, error) {
 	var k devInfo
-	err := withData(ctx, c, id, "GET_DEV_INFO", cmdGetDevInfo, &k)
+	// The form of 6.3, which also tells of devices of other users: before its place for the answer it has
+	// the path of ublkcN, which the driver looks up.
+	path := CharPath(id)
+	cmd := &command{
+		name: "GET_DEV_INFO2", op: cmdGetDevInfo2,
+		head: ctrlCmd{queueID: noQueue, devPathLen: uint16(len(path))},
+		data: append([]byte(path), bytesOf(&k)...),
+	}
+	err := c.do(ctx, id, cmd)
+	copy(bytesOf(&k), cmd.data[len(path):])
 	return k.decode(), err
 }
 
@@ -202,6 +212,31 @@ func (c *Control) DelDevAsync(ctx context.Context, id int) error {
 	return err
 }
 
+// StartRecovery is the first step of taking device id over from a server that is dead. EBUSY: the dead server's
+// ublkcN is not closed yet, or its requests are not back in the driver.
+func (c *Control) StartRecovery(ctx context.Context, id int) error {
+	return c.simple(ctx, id, "START_USER_RECOVERY", cmdStartRecovery, 0)
+}
+
+// EndRecovery is the last one: this process serves device id from now on. As StartDev it returns when all tags
+// of all queues are fetched.
+func (c *Control) EndRecovery(ctx context.Context, id int) error {
+	return c.simple(ctx, id, "END_USER_RECOVERY", cmdEndRecovery, uint64(os.Getpid()))
+}
+
+// Quiesce keeps requests back in the driver from now on and gives up the tags that the server does not have at
+// work; limit is how long the driver may wait for such a tag in each queue. If it fails the device may be left
+// half-way: only closing ublkcN, and a recovery, bring it back. Before 6.16, and for a device that was not made
+// with it, it is a FeatureError.
+func (c *Control) Quiesce(ctx context.Context, id int, limit time.Duration) error {
+	ms := min(max(limit.Milliseconds(), 1), math.MaxUint32) // 0 would be for ever
+	err := c.simple(ctx, id, "QUIESCE_DEV", cmdQuiesceDev, uint64(ms))
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return &FeatureError{Name: "UBLK_F_QUIESCE", Since: "6.16"}
+	}
+	return err
+}
+
 // QueueAffinity is the set of CPUs whose requests come to the queue.
 func (c *Control) QueueAffinity(ctx context.Context, id, queue int) (unix.CPUSet, error) {
 	var set unix.CPUSet
@@ -232,4 +267,22 @@ func List() ([]int, error) {
 	}
 	slices.Sort(ids)
 	return ids, nil
+}
+
+// ListDevices describes all devices there are, in the order of their ids, whoever serves them. Those that it
+// could ask are returned also with an error.
+func (c *Control) ListDevices(ctx context.Context) ([]Info, error) {
+	ids, err := List()
+	errs := []error{err}
+	var infos []Info
+	for _, id := range ids {
+		info, err := c.GetDevInfo(ctx, id)
+		switch {
+		case err == nil:
+			infos = append(infos, info)
+		case !errors.Is(err, unix.ENODEV): // deleted meanwhile
+			errs = append(errs, err)
+		}
+	}
+	return infos, errors.Join(errs...)
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,13 @@ type Options struct {
 	Params Params // Params.MaxIO times Depth is mapped for each queue, and taken when touched
 	// Private is kept by the driver for the server (ublksrv_flags): a mark to know the device by.
 	Private uint64
+	// Recoverable makes a device that outlives its server: requests wait until a new one takes over with
+	// Recover, and those that the dead one had are given to the new one again. A driver that cannot is a
+	// FeatureError.
+	Recoverable bool
+	// RecoverTime is how long Recover, and the Start after it, wait for the dead server's last traces to go;
+	// 0 = a minute.
+	RecoverTime time.Duration
 
 	Tokens      int // backend I/Os of a queue's target: tokens are below it
 	MaxInFlight int // of these, given to the kernel at a time; 0 = all
@@ -38,7 +46,7 @@ type Options struct {
 const (
 	openTime  = time.Second // for ublkcN to appear and for udev to let go of it
 	openPause = 10 * time.Millisecond
-	startTime = 30 * time.Second // for START_DEV
+	startTime = 30 * time.Second // for START_DEV and END_USER_RECOVERY
 	undoTime  = 10 * time.Second // for what a failed step takes back
 )
 
@@ -50,8 +58,13 @@ type Device struct {
 	char     *os.File
 	charFD   int
 	affinity []unix.CPUSet // by queue, with Options.Pin
-	queues   []*Queue      // started
+	queues   []*Queue      // set up
 	phase    phase
+	fetching bool // the queues were told to fetch
+	online   bool // START_DEV or END_USER_RECOVERY was sent
+
+	leaving atomic.Bool // the queues give no new requests to their targets
+	parks   bool        // set before: they do not end then
 
 	mu struct {
 		sync.Mutex
@@ -67,13 +80,21 @@ type phase int
 
 const (
 	phaseAdded phase = iota
+	phaseFound       // by Recover; nothing was changed yet
 	phaseLive
+	phaseLeaving // Leave has begun
+	phaseLeft
 	phaseStopped
 	phaseDeleted
 )
 
 func (p phase) String() string {
-	return [...]string{"added", "live", "stopped", "deleted"}[p]
+	return [...]string{"added", "found", "live", "leaving", "left", "stopped", "deleted"}[p]
+}
+
+// wrong is the error of a method that does not fit the phase.
+func (d *Device) wrong(verb string) error {
+	return fmt.Errorf("%s device %d: %w (%v)", verb, d.info.ID, ErrState, d.phase)
 }
 
 func (o *Options) validate() error {
@@ -132,7 +153,7 @@ func (d *Device) add() error {
 	if err != nil {
 		return err
 	}
-	flags, err := requestFlags(offered)
+	flags, err := requestFlags(offered, d.opts.Recoverable)
 	if err != nil {
 		return err
 	}
@@ -152,7 +173,7 @@ func (d *Device) compare() error {
 	if err := d.step("compare"); err != nil {
 		return err
 	}
-	flags, err := requestFlags(d.info.Features)
+	flags, err := requestFlags(d.info.Features, d.opts.Recoverable)
 	if err != nil {
 		return err
 	}
@@ -200,121 +221,6 @@ func (d *Device) Params() Params { return d.opts.Params }
 // BlockPath is the block device, there after Start.
 func (d *Device) BlockPath() string { return BlockPath(d.info.ID) }
 
-// Start starts the queues and makes the block device appear:
-//
-//  5. for each queue a thread with its ring, descriptors and buffers, then its target; it fetches all its tags
-//  6. START_DEV
-//
-// newTarget makes a queue's target, on the queue's thread, one queue after the other; its queue has a loop
-// already, whose methods it may call. Requests may come before Start returns (some kernels look for
-// partitions meanwhile). If a step fails, the device is deleted.
-func (d *Device) Start(newTarget func(q *Queue) Target) error {
-	if d.phase != phaseAdded {
-		return fmt.Errorf("start device %d: %w (%v)", d.info.ID, ErrState, d.phase)
-	}
-	err := d.start(newTarget)
-	if err != nil {
-		return errors.Join(fmt.Errorf("start device %d: %w", d.info.ID, err), d.undo())
-	}
-	d.phase = phaseLive
-	return nil
-}
-
-func (d *Device) start(newTarget func(q *Queue) Target) error {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	d.mu.Lock()
-	d.mu.cancel = cancel
-	d.mu.Unlock()
-	if err := d.queryAffinity(ctx); err != nil {
-		return err
-	}
-	for i := range d.info.Queues {
-		if err := d.startQueue(i, newTarget); err != nil {
-			return err
-		}
-	}
-	if err := d.startDev(ctx); err != nil {
-		return err
-	}
-	return d.goLive()
-}
-
-// queryAffinity asks for the CPUs of each queue, if its thread is to stay there.
-func (d *Device) queryAffinity(ctx context.Context) error {
-	if !d.opts.Pin {
-		return nil
-	}
-	d.affinity = make([]unix.CPUSet, d.info.Queues)
-	for i := range d.affinity {
-		var err error
-		if d.affinity[i], err = d.ctl.QueueAffinity(ctx, d.info.ID, i); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// startQueue is step 5 for one queue.
-func (d *Device) startQueue(index int, newTarget func(q *Queue) Target) error {
-	if err := d.step(fmt.Sprintf("queue %d", index)); err != nil {
-		return err
-	}
-	q := &Queue{dev: d, index: index, left: make(chan struct{})}
-	d.queues = append(d.queues, q)
-	ready := make(chan error, 1)
-	go q.run(newTarget, ready)
-	select {
-	case err := <-ready:
-		return err
-	case <-q.left: // it panicked, and Options.Fatal returned
-		return fmt.Errorf("queue %d ended", index)
-	}
-}
-
-// startDev is step 6. A queue that fails meanwhile ends it.
-func (d *Device) startDev(ctx context.Context) error {
-	if err := d.step("start"); err != nil {
-		return err
-	}
-	limited, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	err := d.ctl.StartDev(limited, d.info.ID)
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
-	return err
-}
-
-// goLive makes the failure of a queue fatal from now on; one that came before is returned.
-func (d *Device) goLive() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.mu.live = d.mu.failed == nil
-	return d.mu.failed
-}
-
-// queueFailed is called by a queue whose ring has failed.
-func (d *Device) queueFailed(err error) {
-	d.mu.Lock()
-	live := d.mu.live
-	d.mu.failed = err
-	d.mu.cancel(err)
-	d.mu.Unlock()
-	if live {
-		d.opts.Fatal(err)
-	}
-}
-
-// keep remembers an error of giving something back.
-func (d *Device) keep(err error) {
-	if err != nil {
-		d.mu.Lock()
-		d.mu.errs = append(d.mu.errs, err)
-		d.mu.Unlock()
-	}
-}
-
 // Stop removes the block device, answering what is outstanding, and gives back what served it:
 //
 //  1. STOP_DEV, while the queues serve: the driver waits for every request
@@ -322,29 +228,64 @@ func (d *Device) keep(err error) {
 //  3. close ublkcN
 //
 // It takes as long as requests take to be answered; after timeout it returns a TimeoutError, with the queues
-// still serving, and may be called again. Without a Start it only closes. Then the device can be deleted.
+// still serving, and may be called again. Without a Start it only closes. Then the device can be deleted. A
+// device that was left, or found by Recover and not started, is not this process's to stop: ErrState.
+//
+// Of a recoverable device the driver answers only what the queues have got, and fails the rest, also what the
+// kernel writes because of the stop: pages that users have written and not synced are lost (force_abort in
+// ublk_drv.c, 6.12 and 6.18). Sync it before.
 func (d *Device) Stop(timeout time.Duration) error {
-	if d.phase >= phaseStopped {
+	switch d.phase {
+	case phaseStopped, phaseDeleted:
 		return nil
+	case phaseFound, phaseLeaving, phaseLeft:
+		return d.wrong("stop")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	if len(d.queues) > 0 {
+	if d.fetching {
 		if err := d.ctl.StopDev(ctx, d.info.ID); err != nil {
 			return err
 		}
 	}
+	if d.phase == phaseAdded { // a queue may have fetched after STOP_DEV, and hears nothing of it
+		d.dismiss()
+	}
+	if err := d.awaitQueues(ctx, "stop"); err != nil {
+		return err
+	}
+	d.phase = phaseStopped
+	return d.closeChar()
+}
+
+// dismiss makes the queues leave without the driver's doing.
+func (d *Device) dismiss() {
+	d.leaving.Store(true)
+	for _, q := range d.queues {
+		if q.loop != nil {
+			q.loop.Wake()
+		}
+	}
+}
+
+// awaitQueues waits until all queues have left or are parked.
+func (d *Device) awaitQueues(ctx context.Context, verb string) error {
 	for _, q := range d.queues {
 		select {
 		case <-q.left:
+		case <-q.parked:
 		case <-ctx.Done():
-			return fmt.Errorf("stop device %d: queue %d has not left: %w", d.info.ID, q.index, ctx.Err())
+			return fmt.Errorf("%s device %d: queue %d has not left: %w", verb, d.info.ID, q.index, ctx.Err())
 		}
 	}
-	if d.char != nil {
+	return nil
+}
+
+// closeChar closes ublkcN after the queues have left, if they do not park, and returns what went wrong in giving back.
+func (d *Device) closeChar() error {
+	if d.char != nil && !d.parks {
 		d.keep(d.char.Close())
 	}
-	d.phase = phaseStopped
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return errors.Join(d.mu.errs...)
@@ -352,13 +293,13 @@ func (d *Device) Stop(timeout time.Duration) error {
 
 // Delete deletes a device that was stopped or never started. It waits until everybody has closed ublkbN;
 // after timeout it returns a TimeoutError, and the device goes when they have. After Delete, or a Start that
-// failed, it does nothing.
+// failed, it does nothing. A device that was left is not deleted: ErrState.
 func (d *Device) Delete(timeout time.Duration) error {
 	switch d.phase {
 	case phaseDeleted:
 		return nil
 	case phaseLive:
-		return fmt.Errorf("delete device %d: %w (%v)", d.info.ID, ErrState, d.phase)
+		return d.wrong("delete")
 	}
 	if err := d.Stop(timeout); err != nil {
 		return err
@@ -372,7 +313,18 @@ func (d *Device) Delete(timeout time.Duration) error {
 	return nil
 }
 
-// undo takes back what was done before a step that failed.
+// undo takes back what was done before a step that failed. A device that was found, with users whose requests
+// wait in it, is left as it was.
 func (d *Device) undo() error {
+	if !d.fetching {
+		for _, q := range d.queues {
+			q.fetch <- false
+		}
+	}
+	if d.phase == phaseFound {
+		ctx, cancel := context.WithTimeout(context.Background(), undoTime)
+		defer cancel()
+		return d.quit(ctx)
+	}
 	return d.Delete(undoTime)
 }

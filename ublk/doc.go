@@ -7,14 +7,25 @@
 //
 // # A device's life
 //
-//	         Create                    Start                        Stop                 Delete
-//	(none) ---------> added, ublkcN ----------> live, ublkbN serves -------> stopped -----------> (none)
-//	         1 ADD_DEV                5 queues: ring, descriptors,    8 STOP_DEV: the      9 DEL_DEV
-//	         2 what came back           buffers, FETCH of all tags      kernel drains
-//	         3 open ublkcN            6 START_DEV                       through the queues,
-//	         4 SET_PARAMS                                               which then leave
+//	         Create         Start          Stop           Delete
+//	(none) ---------> added -----> live ---------> stopped -----> (none)
+//	                               ^  |
+//	                         Start |  | Leave, or the death of the process,
+//	                               |  v of a device with Options.Recoverable
+//	                      found <------- left: ublkbN stays, its users wait
+//	                             Recover
 //
-// Stop is final: a device is not started again. A step that fails undoes those before it.
+//	Create   1 ADD_DEV  2 look at what came back  3 open ublkcN  4 SET_PARAMS
+//	Recover  GET_DEV_INFO2 until the driver knows that the server is gone; GET_PARAMS
+//	Start    5 queues: ring, buffers, target  6 if found, START_USER_RECOVERY, open ublkcN
+//	         7 descriptors, FETCH of all tags  8 START_DEV or END_USER_RECOVERY
+//	Leave    QUIESCE_DEV, the queues answer what they have at work, and leave; where there is no QUIESCE_DEV
+//	         they stay, doing nothing, until the process ends
+//	Stop     STOP_DEV: the kernel drains through the queues, which then leave
+//	Delete   DEL_DEV
+//
+// Stop is final: a device is not started again. A step of Create or Start that fails undoes those before it; a
+// device that was found is then as it was, for the next Recover.
 //
 // # A request's life
 //
@@ -28,7 +39,10 @@
 //     ([Queue.Commit] does not offer anything else).
 //   - A tag is with the kernel or with the target; a commit of a tag that the target does not have is a bug and ends the process.
 //   - The buffers of a queue are one mapping, there from before the first FETCH until the queue has left.
-//   - A queue's goroutine ends by a shutdown and in no other way: when its thread dies the driver tells nobody, and its requests fail for ever.
+//   - A request of a recoverable device fails only because a target said so, or because somebody stopped the device: whatever ends the process,
+//     and wherever Leave, Recover or Start fail, it waits in the driver for the next server. One that was not answered is sent again, so that
+//     a target must be able to do everything twice.
+//   - A queue's goroutine ends by a shutdown, or by leaving, and in no other way: when its thread dies the driver tells nobody, and its requests fail for ever.
 //     A panic there, or a failure of its ring, ends the process (see [Options.Fatal]).
 //
 // # Threads

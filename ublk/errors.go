@@ -20,6 +20,14 @@ var (
 	ErrParams = errors.New("invalid device parameters")
 	// ErrState is returned by a Device's method that does not fit its state, such as a second Start.
 	ErrState = errors.New("device is in the wrong state")
+	// ErrForeign is wrapped by Recover for a device whose Private is not the one expected: it is somebody
+	// else's.
+	ErrForeign = errors.New("device belongs to somebody else")
+	// ErrServed is wrapped by Recover and by the Start after it for a device that a living process serves.
+	ErrServed = errors.New("device has a living server")
+	// ErrUnrecoverable is wrapped by Recover for a device that no new server can take over: made without
+	// Options.Recoverable, stopped, or made to be served in a way that this package does not know.
+	ErrUnrecoverable = errors.New("device cannot be recovered")
 )
 
 // FeatureError says that the driver lacks something; errors.Is(err, ErrNotSupported).
@@ -48,16 +56,20 @@ func (e *CommandError) Error() string {
 
 func (e *CommandError) Unwrap() error { return e.Errno }
 
-// TimeoutError is a control command that did not return in time. The kernel was asked to give it up and may
-// still be at it.
+// TimeoutError is a control command that did not return in time, or did not succeed in time. In the first case
+// the kernel was asked to give it up and may still be at it.
 type TimeoutError struct {
 	Command string
 	Device  int // -1: none yet
 	After   time.Duration
-	cause   error // the context's
+	Waited  string // what for, if that is known
+	cause   error  // the context's, or the driver's last answer
 }
 
 func (e *TimeoutError) Error() string {
+	if e.Waited != "" {
+		return fmt.Sprintf("ublk command %s%s: waited %v for %s", e.Command, onDevice(e.Device), e.After.Round(time.Millisecond), e.Waited)
+	}
 	return fmt.Sprintf("ublk command %s%s: no answer after %v", e.Command, onDevice(e.Device), e.After.Round(time.Millisecond))
 }
 

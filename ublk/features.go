@@ -2,6 +2,7 @@ package ublk
 
 // flagBits of dev_info.flags.
 const (
+	flagCompInTask          = 1 << 1
 	flagUserRecovery        = 1 << 3
 	flagUserRecoveryReissue = 1 << 4
 	flagCmdIoctlEncode      = 1 << 6
@@ -10,6 +11,8 @@ const (
 	flagUpdateSize          = 1 << 10
 	flagAutoBufReg          = 1 << 11
 	flagQuiesce             = 1 << 12
+	flagPerIODaemon         = 1 << 13
+	flagBufRegOffDaemon     = 1 << 14
 	flagSafeStopDev         = 1 << 17
 	flagNoAutoPartScan      = 1 << 18
 )
@@ -53,15 +56,24 @@ var featureNames = []struct {
 	name, since string
 }{
 	{flagCmdIoctlEncode, "UBLK_F_CMD_IOCTL_ENCODE", "6.4"},
+	{flagUserRecovery, "UBLK_F_USER_RECOVERY", "6.1"},
+	{flagUserRecoveryReissue, "UBLK_F_USER_RECOVERY_REISSUE", "6.1"},
+	{flagQuiesce, "UBLK_F_QUIESCE", "6.16"},
 	{flagNoAutoPartScan, "UBLK_F_NO_AUTO_PART_SCAN", "7.0"},
 }
 
 // requestFlags is what ADD_DEV is asked for, of what is offered. Data move in copy mode: the driver copies
 // between the request and the tag's buffer.
-func requestFlags(offered Features) (uint64, error) {
+func requestFlags(offered Features, recoverable bool) (uint64, error) {
 	flags := uint64(flagCmdIoctlEncode)
 	if offered.NoAutoPartScan {
 		flags |= flagNoAutoPartScan
+	}
+	if recoverable {
+		flags |= flagUserRecovery | flagUserRecoveryReissue
+		if offered.Quiesce {
+			flags |= flagQuiesce
+		}
 	}
 	return flags, missing(flags, offered.Bits)
 }
@@ -76,3 +88,9 @@ func missing(asked, got uint64) error {
 	}
 	return nil
 }
+
+// servedFlags are those of devices that this package can serve, also where it would not ask for them: they
+// say nothing of how requests and data come. A driver sets some by itself.
+const servedFlags = flagCompInTask | flagUserRecovery | flagUserRecoveryReissue | flagCmdIoctlEncode |
+	flagUserRecoveryFailIO | flagUpdateSize | flagQuiesce | flagPerIODaemon | flagBufRegOffDaemon |
+	flagSafeStopDev | flagNoAutoPartScan

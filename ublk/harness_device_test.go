@@ -19,6 +19,10 @@ import (
 // machine of their own, where nobody else makes ublk devices.
 
 func TestMain(m *testing.M) {
+	if config := os.Getenv(serverVariable); config != "" {
+		serverMain(config)
+		return
+	}
 	for _, module := range []string{"ublk_drv", "null_blk"} {
 		args := []string{module}
 		if module == "null_blk" {

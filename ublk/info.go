@@ -33,7 +33,18 @@ type Info struct {
 	State     State
 	Features  Features
 	Private   uint64 // ublksrv_flags: the server's own, kept by the driver
-	ServerPID int
+	ServerPID int    // as the server said, in its process namespace; it may be dead
+}
+
+// Served says that the device is live and that its server is a process that is not about to end. A device that
+// is being started or recovered is not served yet.
+func (i Info) Served() bool {
+	return i.State == StateLive && processLives(i.ServerPID)
+}
+
+// recoverable: the driver keeps the device, without a server, for the next one.
+func (i Info) recoverable() bool {
+	return i.State == StateQuiesced || i.State == StateFailIO
 }
 
 func (k *devInfo) decode() Info {

@@ -21,8 +21,15 @@ import (
 
 // TestStopWithIO: what is outstanding is answered by the target before the device goes.
 func TestStopWithIO(t *testing.T) {
+	for _, recoverable := range []bool{false, true} {
+		t.Run(fmt.Sprintf("recoverable %v", recoverable), func(t *testing.T) { testStopWithIO(t, recoverable) })
+	}
+}
+
+func testStopWithIO(t *testing.T, recoverable bool) {
 	m := newMemory(64 * mib)
 	o := testOptions(2)
+	o.Recoverable = recoverable
 	ctl := openTestControl(t)
 	d, err := Create(ctl, o)
 	must(t, err)

@@ -113,15 +113,27 @@ func TestFeatures(t *testing.T) {
 	if !current.AutoBufReg || !current.NoAutoPartScan || !current.SafeStop || !current.Quiesce {
 		t.Errorf("7.3: %+v", current)
 	}
-	for _, c := range []struct{ offered, want uint64 }{{0x1fe, 0x40}, {0x7fff, 0x40}, {0x1fffff, 0x40040}} {
-		if got, err := requestFlags(decodeFeatures(c.offered)); got != c.want || err != nil {
-			t.Errorf("of %#x are requested %#x, %v; want %#x", c.offered, got, err, c.want)
+	for _, c := range []struct {
+		offered     uint64
+		recoverable bool
+		want        uint64
+	}{
+		{0x1fe, false, 0x40}, {0x7fff, false, 0x40}, {0x1fffff, false, 0x40040},
+		{0x1fe, true, 0x58}, {0x7fff, true, 0x1058}, {0x1fffff, true, 0x41058},
+	} {
+		if got, err := requestFlags(decodeFeatures(c.offered), c.recoverable); got != c.want || err != nil {
+			t.Errorf("of %#x (recoverable %v) are requested %#x, %v; want %#x", c.offered, c.recoverable, got, err, c.want)
 		}
 	}
-	_, err := requestFlags(decodeFeatures(0x2))
+	_, err := requestFlags(decodeFeatures(0x2), false)
 	var feature *FeatureError
 	if !errors.As(err, &feature) || !errors.Is(err, ErrNotSupported) || feature.Since != "6.4" {
 		t.Errorf("without encoded commands: %v", err)
+	}
+	for _, offered := range []uint64{0x40, 0x48, 0x50} {
+		if _, err := requestFlags(decodeFeatures(offered), true); !errors.As(err, &feature) || feature.Since != "6.1" {
+			t.Errorf("recoverable of %#x: %v, want a FeatureError", offered, err)
+		}
 	}
 	if err := missing(0x40040, 0x42); !errors.As(err, &feature) || feature.Since != "7.0" {
 		t.Errorf("a flag that was dropped: %v", err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
@@ -78,7 +79,17 @@ type owner uint8
 const (
 	withDriver owner = iota
 	withTarget
+	kept // a request that came when the queue was leaving: the driver gives it to the next server
 	gone // the driver has given the tag up
+)
+
+// rest of a queue that is to leave.
+type rest uint8
+
+const (
+	atWork   rest = iota
+	answered      // nothing is at work; the last answers go with the next round
+	atRest
 )
 
 // Queue is one of a device's queues. Its methods are called on its thread, but for Index, Depth and those
@@ -93,9 +104,12 @@ type Queue struct {
 	descs   []ioDesc // by tag
 	buffers []byte   // a request's largest size for each tag
 	owners  []owner  // by tag
-	live    int      // tags that are not gone
+	live    int      // tags fetched that are not gone
+	rest    rest     // when the device is left
 
-	left chan struct{} // closed when the thread has given everything back
+	fetch  chan bool     // true: fetch and serve; false: leave
+	parked chan struct{} // closed when the queue is left as it is, until the process ends
+	left   chan struct{} // closed when the thread has given everything back
 }
 
 // Index is the queue's number.
@@ -154,7 +168,14 @@ func addressOf(b []byte) uint64 {
 type events Queue
 
 func (e *events) Complete(token uint32, err error) { e.target.Complete(token, err) }
-func (e *events) Drain()                           { e.target.Drain() }
+
+// Drain also looks whether a queue that is to leave can.
+func (e *events) Drain() {
+	e.target.Drain()
+	if e.dev.leaving.Load() {
+		(*Queue)(e).leave()
+	}
+}
 
 // Command is the driver's answer to issue: the tag's next request, or the end.
 func (e *events) Command(id uint32, res int32) {
@@ -171,6 +192,10 @@ func (e *events) Command(id uint32, res int32) {
 
 // request hands tag's request to the target.
 func (q *Queue) request(tag uint16) {
+	if q.dev.leaving.Load() {
+		q.owners[tag] = kept
+		return
+	}
 	q.owners[tag] = withTarget
 	d := q.desc(tag)
 	if !d.known(q.dev.info.MaxIO) {
@@ -189,8 +214,26 @@ func (q *Queue) abandoned(tag uint16) {
 	}
 }
 
-// run is the queue's goroutine. It sends the outcome of the set-up on ready, then serves until the driver has
-// given up all tags. It stays locked, so that the thread ends with it.
+// leave looks whether the queue, which gives no more requests to its target, can rest.
+func (q *Queue) leave() {
+	switch {
+	case slices.Contains(q.owners, withTarget) || !q.loop.Idle():
+	case q.rest == atWork:
+		q.rest = answered
+		q.loop.Wake()
+	case q.rest == answered:
+		q.rest = atRest
+		if q.dev.parks {
+			close(q.parked)
+		} else {
+			q.loop.Stop()
+		}
+	}
+}
+
+// run is the queue's goroutine. It sends the outcome of the set-up on ready, then waits for the word to fetch,
+// and serves until the driver has given up all tags or the device is left. It stays locked, so that the thread
+// ends with it.
 func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
 	runtime.LockOSThread()
 	defer close(q.left)
@@ -198,15 +241,27 @@ func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
 	defer Guard(fmt.Sprintf("queue %d", q.index), q.dev.opts.Fatal)
 	err := q.setUp(newTarget)
 	ready <- err
-	if err != nil {
+	if err != nil || !<-q.fetch {
 		return
 	}
+	if err := q.serve(); err != nil {
+		q.dev.queueFailed(fmt.Errorf("queue %d: %w", q.index, err))
+	}
+}
+
+// serve fetches all tags and runs the loop. The descriptors are mapped after the tags were fetched and before
+// the first request is looked at: the driver lets only one process map them, and one before 6.15 that saw
+// START_USER_RECOVERY and a mapping, but no FETCH, never lets another (ub->mm, ublk_drv.c, 6.12).
+func (q *Queue) serve() error {
+	q.live = len(q.owners)
 	for tag := range q.owners {
 		q.issue(ioFetchReq, uint16(tag), 0)
 	}
-	if err := q.loop.Run(); err != nil {
-		q.dev.queueFailed(fmt.Errorf("queue %d: %w", q.index, err))
+	q.loop.Submit()
+	if err := q.mapDescriptors(); err != nil {
+		return err
 	}
+	return q.loop.Run()
 }
 
 // setUp makes what the queue needs, on its thread. tearDown takes back what there is.
@@ -215,13 +270,10 @@ func (q *Queue) setUp(newTarget func(*Queue) Target) error {
 	if err := q.pin(); err != nil {
 		return err
 	}
-	q.owners, q.live = make([]owner, info.Depth), info.Depth
+	q.owners = make([]owner, info.Depth)
 	var err error
 	if q.buffers, err = uring.MapBuffer(info.Depth * info.MaxIO); err != nil {
 		return fmt.Errorf("queue %d: %w", q.index, err)
-	}
-	if err := q.mapDescriptors(); err != nil {
-		return err
 	}
 	q.loop, err = uring.NewLoop((*events)(q), uring.LoopOptions{
 		Tokens: opts.Tokens, MaxInFlight: opts.MaxInFlight, Commands: info.Depth,
@@ -244,7 +296,7 @@ func (q *Queue) mapDescriptors() error {
 	length := roundToPage(depth * int(unsafe.Sizeof(ioDesc{})))
 	m, err := unix.Mmap(q.dev.charFD, offset, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
-		return fmt.Errorf("queue %d: map descriptors: %w", q.index, err)
+		return fmt.Errorf("map descriptors: %w", err)
 	}
 	q.descMap = m
 	q.descs = unsafe.Slice((*ioDesc)(unsafe.Pointer(unsafe.SliceData(m))), depth)
@@ -269,18 +321,16 @@ func (q *Queue) pin() error {
 }
 
 // tearDown gives back descriptors, ring and buffers, in this order: nothing refers to ublkcN afterwards. The
-// buffers of a queue whose loop has failed stay: I/O may be under way in them.
+// buffers stay if the driver has tags yet, because the loop has failed or the device is left: it may copy into
+// them until the thread has ended.
 func (q *Queue) tearDown() {
 	if q.descMap != nil {
 		q.dev.keep(unix.Munmap(q.descMap))
 	}
-	clean := q.live == 0
 	if q.loop != nil {
 		q.dev.keep(q.loop.Close())
-	} else {
-		clean = true
 	}
-	if clean {
+	if q.live == 0 {
 		q.dev.keep(uring.UnmapBuffer(q.buffers))
 	}
 }

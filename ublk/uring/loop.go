@@ -107,9 +107,10 @@ func (l *Loop) round() {
 	l.handler.Drain()
 }
 
-func (l *Loop) finished() bool {
-	return l.err != nil || l.stopped && l.inFlight == 0 && l.waiting.empty() && l.done.empty()
-}
+func (l *Loop) finished() bool { return l.err != nil || l.stopped && l.Idle() }
+
+// Idle says that no backend I/O is outstanding. Called on the loop's thread.
+func (l *Loop) Idle() bool { return l.inFlight == 0 && l.waiting.empty() && l.done.empty() }
 
 // submitAndWait submits what the last round prepared and waits for something to do.
 func (l *Loop) submitAndWait() {
@@ -196,6 +197,15 @@ func (l *Loop) keep(err error) {
 // Wake makes the loop do a round soon, with its Drain. It may be called from any thread, does not block and
 // does not allocate; many calls before the loop has woken are one. After Close it does nothing.
 func (l *Loop) Wake() { l.waker.ring() }
+
+// Submit hands the kernel what was prepared, without waiting for anything. Run does so by itself; this is for
+// what has to come in between. Called on the loop's thread, outside of Run.
+func (l *Loop) Submit() {
+	err := l.ring.Enter(0, false)
+	if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EBUSY) { // Run tries again
+		l.keep(err)
+	}
+}
 
 // Stop lets Run return when all backend I/O has completed. Called on the loop's thread. Commands outstanding
 // are not waited for.

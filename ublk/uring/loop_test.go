@@ -95,6 +95,34 @@ func testPipe(t *testing.T) (r, w *os.File) {
 	return r, w
 }
 
+// TestSubmit: what was prepared reaches the kernel without a round, and its end waits for one.
+func TestSubmit(t *testing.T) {
+	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
+	f, err := os.Create(t.TempDir() + "/file")
+	must(t, err)
+	defer f.Close()
+	b := fill(mapTestBuffer(t, 4096), 'x')
+	before := l.Idle()
+	l.Write(0, newTestFile(t, f), 0, b[:5], false)
+	l.Submit()
+	if !before || l.Idle() {
+		t.Errorf("idle before a write: %v, with one outstanding: %v", before, l.Idle())
+	}
+	if got := l.ring.Pending(); got != 0 {
+		t.Errorf("%d entries were not submitted", got)
+	}
+	if len(r.ends) != 0 || r.drains != 0 {
+		t.Errorf("the handler was called: %+v", r)
+	}
+	must(t, r.one(t, l))
+	if !l.Idle() {
+		t.Error("not idle after the write")
+	}
+	if got, err := os.ReadFile(f.Name()); err != nil || string(got) != "xxxxx" {
+		t.Errorf("the file holds %q, %v", got, err)
+	}
+}
+
 // TestInFlightLimit starts more reads of an empty pipe than the limit and counts what the kernel has; then
 // they complete, in order.
 func TestInFlightLimit(t *testing.T) {

@@ -1,0 +1,160 @@
+package ublk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Start starts the queues and makes the block device appear, or, of a device found by Recover, go on:
+//
+//  5. for each queue a thread with its ring and buffers, then its target
+//  6. a device found: START_USER_RECOVERY, as soon as the dead server's ublkcN is closed; open ublkcN
+//  7. each queue fetches all its tags and maps its descriptors
+//  8. START_DEV or END_USER_RECOVERY
+//
+// newTarget makes a queue's target, on the queue's thread, one queue after the other; its queue has a loop
+// already, whose methods it may call. Requests may come before Start returns: some kernels look for partitions
+// meanwhile, and from 6.15 on a device being recovered sends its requests from the last FETCH on. If a step
+// fails, the device is deleted; one that was found is left as recoverable as it was, with its users waiting,
+// for another Recover.
+//
+// Step 6 comes so late because drivers before 6.15 forget nothing of a recovery that died half-way. Those cases
+// are known: dead before the first FETCH, see takeOver; dead between the FETCH of one queue and that of
+// another, a moment, the next START_USER_RECOVERY follows a NULL pointer in the kernel (ublk_queue_reinit,
+// ublk_drv.c, 6.12), against which nothing can be done here but to have one queue.
+func (d *Device) Start(newTarget func(q *Queue) Target) error {
+	if d.phase != phaseAdded && d.phase != phaseFound {
+		return d.wrong("start")
+	}
+	if err := d.start(newTarget); err != nil {
+		return errors.Join(fmt.Errorf("start device %d: %w", d.info.ID, err), d.undo())
+	}
+	d.phase = phaseLive
+	return nil
+}
+
+func (d *Device) start(newTarget func(q *Queue) Target) error {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	d.mu.Lock()
+	d.mu.cancel = cancel
+	d.mu.Unlock()
+	if err := d.queryAffinity(ctx); err != nil {
+		return err
+	}
+	for i := range d.info.Queues {
+		if err := d.startQueue(i, newTarget); err != nil {
+			return err
+		}
+	}
+	online := d.startDev
+	if d.phase == phaseFound {
+		online = d.endRecovery
+		if err := d.takeOver(ctx); err != nil {
+			return err
+		}
+	}
+	if err := d.fetch(); err != nil {
+		return err
+	}
+	if err := d.inTime(ctx, online); err != nil {
+		return err
+	}
+	d.spareTag()
+	return d.goLive()
+}
+
+// queryAffinity asks for the CPUs of each queue, if its thread is to stay there.
+func (d *Device) queryAffinity(ctx context.Context) error {
+	if !d.opts.Pin {
+		return nil
+	}
+	d.affinity = make([]unix.CPUSet, d.info.Queues)
+	for i := range d.affinity {
+		var err error
+		if d.affinity[i], err = d.ctl.QueueAffinity(ctx, d.info.ID, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startQueue is step 5 for one queue.
+func (d *Device) startQueue(index int, newTarget func(q *Queue) Target) error {
+	if err := d.step(fmt.Sprintf("queue %d", index)); err != nil {
+		return err
+	}
+	q := &Queue{dev: d, index: index, fetch: make(chan bool, 1), parked: make(chan struct{}), left: make(chan struct{})}
+	d.queues = append(d.queues, q)
+	ready := make(chan error, 1)
+	go q.run(newTarget, ready)
+	select {
+	case err := <-ready:
+		return err
+	case <-q.left: // it panicked, and Options.Fatal returned
+		return fmt.Errorf("queue %d ended", index)
+	}
+}
+
+// fetch is step 7, which the queues do.
+func (d *Device) fetch() error {
+	if err := d.step("fetch"); err != nil {
+		return err
+	}
+	d.fetching = true
+	for _, q := range d.queues {
+		q.fetch <- true
+	}
+	return nil
+}
+
+// inTime is step 8. A queue that fails meanwhile ends it.
+func (d *Device) inTime(ctx context.Context, online func(context.Context) error) error {
+	if err := d.step("start"); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	d.online = true
+	err := online(limited)
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+func (d *Device) startDev(ctx context.Context) error { return d.ctl.StartDev(ctx, d.info.ID) }
+
+func (d *Device) endRecovery(ctx context.Context) error { return d.ctl.EndRecovery(ctx, d.info.ID) }
+
+// goLive makes the failure of a queue fatal from now on; one that came before is returned.
+func (d *Device) goLive() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mu.live = d.mu.failed == nil
+	return d.mu.failed
+}
+
+// queueFailed is called by a queue whose ring has failed.
+func (d *Device) queueFailed(err error) {
+	d.mu.Lock()
+	live := d.mu.live
+	d.mu.failed = err
+	d.mu.cancel(err)
+	d.mu.Unlock()
+	if live {
+		d.opts.Fatal(err)
+	}
+}
+
+// keep remembers an error of giving something back.
+func (d *Device) keep(err error) {
+	if err != nil {
+		d.mu.Lock()
+		d.mu.errs = append(d.mu.errs, err)
+		d.mu.Unlock()
+	}
+}
