@@ -35,12 +35,21 @@ func (p *program) add(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if !there && !st.Force {
+		if st, err = p.continued(st); err != nil {
+			return err
+		}
+	}
 	switch {
 	case there:
 	case c.Bool("foreground"):
 		return p.runForeground(st)
 	default:
-		if _, err = p.dir.spawn(st); err != nil {
+		start := p.dir.spawn
+		if st.Recover {
+			start = p.recoverDead
+		}
+		if _, err = start(st); err != nil {
 			return err
 		}
 	}

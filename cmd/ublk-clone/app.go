@@ -44,7 +44,7 @@ func newApp(p *program) *cli.App {
 		Action:          p.noCommand,
 		Commands: []*cli.Command{
 			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
-			p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(), p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.versionCommand(),
+			p.recoverCommand(), p.pruneCommand(), p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(), p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.versionCommand(),
 			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.runSpawned() }},
 		},
 	}
@@ -169,6 +169,28 @@ func (p *program) setCommand() *cli.Command {
 	return &cli.Command{
 		Name: "set", Usage: "change settings of a clone", ArgsUsage: "NAME KEY=VALUE...", Action: p.set,
 		Description: "Keys: " + keyList() + ".\nAll of them are changed or none. Kept over a restart. Prints nothing.",
+		Flags:       []cli.Flag{outputFlag("json (errors)")},
+	}
+}
+
+func (p *program) recoverCommand() *cli.Command {
+	return &cli.Command{
+		Name: "recover", Usage: "bring a clone back whose daemon is dead", ArgsUsage: "NAME", Action: p.recover,
+		Description: `The block device has outlived its daemon, and whoever uses it waits. A new daemon
+takes it over, with every write that was acknowledged, and answers what was
+outstanding; nobody sees an error. The same add does it too. A clone whose daemon
+lives is left as it is.`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Usage: "every clone whose daemon is dead"},
+			outputFlag("json (errors)"),
+		},
+	}
+}
+
+func (p *program) pruneCommand() *cli.Command {
+	return &cli.Command{
+		Name: "prune", Usage: "delete the block devices of clones whose daemons are dead", Action: p.prune,
+		Description: "Whoever uses them gets errors. Metadata, destination and the map of what was written\nstay: the same add goes on where it was.",
 		Flags:       []cli.Flag{outputFlag("json (errors)")},
 	}
 }

@@ -276,7 +276,7 @@ func (d runDir) noDaemon(name string, err error) error {
 	gone := errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 	if gone && !d.alive(name) {
 		e.Cause = errors.New("its daemon is dead")
-		e.Next = "Start it again with the same `ublk-clone add`; " + d.log(name) + " says how it ended."
+		e.Next = "`ublk-clone recover " + name + "` brings it back; " + d.log(name) + " says how it ended."
 	}
 	return e
 }

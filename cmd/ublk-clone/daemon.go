@@ -39,6 +39,8 @@ type engine interface {
 	events() *eventLog
 	// retry forgets what failed and tries again.
 	retry()
+	// keepDevice says whether taking down leaves the block device, its users waiting.
+	keepDevice(bool)
 }
 
 // daemon is the process of one clone. Goroutines: the one of run, which starts,
@@ -54,6 +56,7 @@ type daemon struct {
 	server *server
 	done   steps
 	stops  chan stopRequest
+	keep   bool // taking down leaves the block device, and the definition for who recovers it
 }
 
 // stopRequest asks run to stop. The reply comes when everything is taken back,
@@ -65,13 +68,13 @@ type stopRequest struct {
 }
 
 func newDaemon(dir runDir, st start, e engine, log zerolog.Logger) *daemon {
-	return &daemon{dir: dir, start: st, engine: e, log: log, stops: make(chan stopRequest)}
+	return &daemon{dir: dir, start: st, engine: e, log: log, stops: make(chan stopRequest), keep: st.Recover}
 }
 
 // list is the start-up in order:
 //
 //	1    lock the name: one daemon for each
-//	2    remove the block device that a dead daemon of that name has left
+//	2    remove the block device that a dead daemon of that name has left, unless it is to be recovered
 //	3    write the definition
 //	4..  the engine's: devices, region map, core, block device
 //	     complete the definition, for whoever finds the daemon dead
@@ -90,7 +93,12 @@ func (d *daemon) list() []step {
 		{
 			name: "write the definition",
 			do:   func(context.Context) error { return d.dir.store(def) },
-			undo: func() error { return removeIfThere(d.dir.definition(def.Name)) },
+			undo: func() error {
+				if d.keep {
+					return nil
+				}
+				return removeIfThere(d.dir.definition(def.Name))
+			},
 		},
 	}
 	list = append(list, d.engine.steps()...)
@@ -117,7 +125,7 @@ func (d *daemon) list() []step {
 // clearUp holds the name's lock: whoever wrote a definition that is there is dead.
 func (d *daemon) clearUp(name string) error {
 	old, err := d.dir.load(name)
-	if exit.Code(err) == exit.NoClone {
+	if d.start.Recover || exit.Code(err) == exit.NoClone {
 		return nil
 	}
 	if err != nil {
@@ -144,6 +152,7 @@ func (d *daemon) run(ready func(device string, err error)) error {
 		return err
 	}
 	d.log.Info().Str("device", d.engine.device()).Msg("clone is up")
+	d.keepDevice(false)
 	return d.live(signals)
 }
 
@@ -167,11 +176,22 @@ func (d *daemon) bringUp(signals <-chan os.Signal) error {
 	return d.done.run(ctx, d.list())
 }
 
-// live waits for whoever ends the clone.
+// keepDevice says whether taking down leaves the block device to the next daemon.
+func (d *daemon) keepDevice(keep bool) {
+	d.keep = keep
+	d.engine.keepDevice(keep)
+}
+
+// live waits for whoever ends the clone: `del`, or an interrupt from the keyboard, which both are refused while
+// somebody has the device open, or SIGTERM, which ends the daemon only.
 func (d *daemon) live(signals <-chan os.Signal) error {
 	for {
 		select {
 		case sig := <-signals:
+			if sig == syscall.SIGTERM {
+				d.keepDevice(true)
+				return d.takeDown()
+			}
 			if err := d.free(0); err != nil {
 				d.log.Warn().Err(err).Str("signal", sig.String()).Msg("not stopped")
 				continue

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"syscall"
 	"time"
 
@@ -17,8 +16,8 @@ const deadLimit = 10 * time.Second
 // removeDead deletes the block device that a dead daemon has left, if there is
 // one and it bears the mark of the clone.
 func removeDead(def *definition) error {
-	var id int
-	if _, err := fmt.Sscanf(def.Device, "/dev/ublkb%d", &id); err != nil {
+	id, err := def.deviceID()
+	if err != nil {
 		return nil // it never had one
 	}
 	control, err := ublk.OpenControl()
@@ -40,7 +39,8 @@ func removeMarked(control *ublk.Control, id int, mark uint64) error {
 	defer cancel()
 	info, err := control.GetDevInfo(ctx, id)
 	if err == nil && info.Private == mark {
-		err = errors.Join(control.StopDev(ctx, id), control.DelDev(ctx, id))
+		// Whoever has it open keeps its number in use, and need not be waited for: all it gets is errors.
+		err = errors.Join(control.StopDev(ctx, id), control.DelDevAsync(ctx, id))
 	}
 	if errors.Is(err, syscall.ENODEV) {
 		return nil

@@ -44,6 +44,7 @@ type start struct {
 	Create     bool       `json:"create"` // make new metadata
 	Open       bool       `json:"open"`   // use the metadata that is there
 	Force      bool       `json:"force"`
+	Recover    bool       `json:"recover"` // take over the device that a dead daemon has left
 }
 
 // Bounds of the queues: the driver's own limit on the depth, and no more queues

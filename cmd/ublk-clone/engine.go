@@ -49,6 +49,7 @@ type cloneEngine struct {
 
 	control    *ublk.Control
 	dev        *ublk.Device
+	keep       bool // taking down leaves the block device, with its users waiting
 	live       liveMap
 	memory     []*sys.Mapping // of the copy buffers
 	core       *clone.Core
@@ -66,7 +67,7 @@ type cloneEngine struct {
 }
 
 func newEngine(st start, log zerolog.Logger) engine {
-	e := &cloneEngine{start: st, log: log, records: theRecordDir(), committer: newCommitter(log)}
+	e := &cloneEngine{start: st, log: log, records: theRecordDir(), committer: newCommitter(log), keep: st.Recover}
 	e.happened = newEventLog(st.Definition.Name, log)
 	e.watcher = newWatcher(e.happened, e.condition, e.closeUse)
 	return e
@@ -91,22 +92,22 @@ func (e *cloneEngine) changed() {
 func (e *cloneEngine) steps() []step {
 	return append(e.openSteps(), []step{
 		{name: "open the driver", do: e.openDriver, undo: func() error { return e.control.Close() }},
-		{name: "add the device", do: e.addDevice, undo: func() error { return e.dev.Delete(deleteLimit) }, limit: teardownLimit},
+		{name: "add the device", do: e.addDevice, undo: e.deleteDevice, limit: teardownLimit},
 		{name: "load the region map", do: e.loadMap, undo: e.freeMemory},
 		{name: "begin the session", do: e.beginSession, undo: e.endSession, limit: teardownLimit},
 		{name: "record the use of the destination", do: e.recordUse},
 		{name: "watch for events", do: e.startWatcher, undo: func() error { e.watcher.stop(); return nil }, limit: teardownLimit},
 		{name: "start hydration", do: e.startHydration, undo: func() error { return e.background.stop() }, limit: teardownLimit},
-		{name: "start the device", do: e.startDevice, undo: func() error { return e.dev.Stop(drainLimit) }, limit: teardownLimit},
+		{name: "start the device", do: e.startDevice, undo: e.stopDevice, limit: teardownLimit},
 	}...)
 }
 
 // openSteps open and lock the three devices and see that they belong together.
 func (e *cloneEngine) openSteps() []step {
 	return []step{
-		{name: "open the metadata", do: e.openMeta, undo: func() error { return e.meta.Close() }, revert: func() error { return e.meta.Remove() }},
-		{name: "open the source", do: e.openSource, undo: func() error { return e.source.Close() }},
-		{name: "open the destination", do: e.openDest, undo: func() error { return e.dest.Close() }, revert: func() error { return e.dest.Remove() }},
+		{name: "open the metadata", do: e.behindFence(e.openMeta), undo: func() error { return e.meta.Close() }, revert: func() error { return e.meta.Remove() }},
+		{name: "open the source", do: e.behindFence(e.openSource), undo: func() error { return e.source.Close() }},
+		{name: "open the destination", do: e.behindFence(e.openDest), undo: func() error { return e.dest.Close() }, revert: func() error { return e.dest.Remove() }},
 		{name: "read the metadata", do: e.openStore, revert: e.revertStore},
 	}
 }
@@ -135,10 +136,14 @@ func driverError(doing string, err error) error {
 // addDevice makes the device, which tells how many queues the driver allows. Nothing is served before
 // startDevice.
 func (e *cloneEngine) addDevice(context.Context) (err error) {
+	if e.start.Recover {
+		return e.takeOverDevice()
+	}
 	def, geo := &e.start.Definition, &e.geometry
 	hint := max(int(min(def.RegionSize, maxHint)), geo.PhysicalBlock)
 	e.dev, err = ublk.Create(e.control, ublk.Options{
-		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: e.mark(), Tokens: queueOps(def.QueueDepth),
+		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: e.mark(), Recoverable: true,
+		Tokens: queueOps(def.QueueDepth),
 		Params: ublk.Params{
 			Size: geo.Size, LogicalBlockSize: geo.LogicalBlock, PhysicalBlockSize: geo.PhysicalBlock, IOMin: hint, IOOpt: hint,
 			// Passdown or not: a discard of a part of a region does nothing, so nobody is to be told that
@@ -272,7 +277,7 @@ func (e *cloneEngine) beginSession(context.Context) error {
 		sb.Clean, sb.MachineID, sb.BootID = false, machine, boot
 		sb.Session = e.live.session
 		sb.Counters.Starts++
-		if e.live.taken {
+		if e.start.Recover {
 			sb.Counters.Recoveries++
 		}
 		sb.Source.Path, sb.Dest.Path = shortPath(e.source), shortPath(e.dest)
@@ -322,7 +327,7 @@ func (e *cloneEngine) endSession() error {
 	err := e.core.Commit(flusher{e.dest}, e.store)
 	if err == nil {
 		err = e.store.Update(func(sb *metadata.Superblock) error {
-			sb.Clean = true
+			sb.Clean = !e.keep // the session goes on with the next daemon
 			return e.refresh(sb)
 		})
 	}
@@ -330,7 +335,7 @@ func (e *cloneEngine) endSession() error {
 	if err != nil { // the live map stays: it has what is not committed
 		return metaError("commit to", e.meta.Path(), fmt.Errorf("no clean mark is set: %w", err))
 	}
-	e.live.ended = true
+	e.live.ended = !e.keep
 	return nil
 }
 

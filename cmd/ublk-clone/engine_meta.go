@@ -118,7 +118,9 @@ func (e *cloneEngine) adopt() error {
 		return err
 	}
 	e.mu.settings = fromMetadata(sb.Settings)
-	def.Settings.apply(&e.mu.settings) // what this start asks for
+	if !e.start.Recover {
+		def.Settings.apply(&e.mu.settings) // what this start asks for
+	}
 	return e.recoverMode(sb.Mode)
 }
 

@@ -116,18 +116,24 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 	}
 }
 
+func (b *liveMapBench) removeLiveMap() {
+	b.m.Helper()
+	maps, err := filepath.Glob(liveMaps + "/*")
+	if err != nil || len(maps) != 1 {
+		b.m.Fatalf("live maps: %v, %v", maps, err)
+	}
+	if err := os.Remove(maps[0]); err != nil {
+		b.m.Fatal(err)
+	}
+}
+
 // TestLiveMapGone: without it nobody knows what was written since the last commit. The clone is not opened from
 // there in silence.
 func TestLiveMapGone(t *testing.T) {
 	b := newLiveMapBench(t)
 	b.scatter()
-	maps, err := filepath.Glob(liveMaps + "/*")
-	if err != nil || len(maps) != 1 {
-		t.Fatalf("live maps: %v, %v", maps, err)
-	}
-	if err := os.Remove(maps[0]); err != nil {
-		t.Fatal(err)
-	}
+	b.m.run(command, "prune")
+	b.removeLiveMap()
 	b.m.expectFailure(b.m.try(command, append([]string{"add", b.name}, b.args...)...), 10, "live map", "--force")
 	b.args = append(b.args, "--force")
 	b.add()
@@ -151,6 +157,7 @@ func TestLiveMapOfOtherMetadata(t *testing.T) {
 	}
 	v.close()
 	b.kill()
+	b.m.run(command, "prune")
 	new := b.m.readFile(b.metadata.path)
 	b.m.writeFile(b.metadata.path, old)
 	b.m.expectFailure(b.m.try(command, append([]string{"add", b.name}, b.args...)...), 10, "older than its live map")

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/ublk"
+)
+
+// keepDevice says whether taking down leaves the block device with its users waiting, for another daemon to
+// recover: so it is at a planned restart, and when a recovery fails.
+func (e *cloneEngine) keepDevice(keep bool) { e.keep = keep }
+
+// takeOverDevice finds the device that a dead daemon has left. It is not touched before startDevice.
+func (e *cloneEngine) takeOverDevice() error {
+	def := &e.start.Definition
+	id, err := def.deviceID()
+	if err != nil {
+		return err
+	}
+	if def.Mark != e.mark() {
+		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: errors.New("these are not the metadata that its last daemon had")}
+	}
+	e.dev, err = ublk.Recover(e.control, id, ublk.Options{Private: def.Mark, Tokens: queueOps(def.QueueDepth), RecoverTime: fenceLimit})
+	if err != nil {
+		return driverError("recover the block device", err)
+	}
+	if got, depth := e.dev.Params().Size, e.dev.Info().Depth; got != e.geometry.Size || depth != def.QueueDepth {
+		return &exit.Error{Code: exit.Other, Doing: "recover", Object: def.Device,
+			Cause: fmt.Errorf("it has %d bytes and queues of %d, the clone %d and %d", got, depth, e.geometry.Size, def.QueueDepth)}
+	}
+	return nil
+}
+
+// deviceID is the number of the block device that the last daemon had.
+func (d *definition) deviceID() (id int, err error) {
+	if _, err := fmt.Sscanf(d.Device, "/dev/ublkb%d", &id); err != nil {
+		return 0, &exit.Error{Code: exit.NoClone, Doing: "recover", Object: d.Name, Cause: errors.New("its daemon never had a block device"),
+			Next: "Use `ublk-clone add`."}
+	}
+	return id, nil
+}
+
+// stopDevice ends the service of the block device.
+func (e *cloneEngine) stopDevice() error {
+	if !e.keep {
+		return e.dev.Stop(drainLimit)
+	}
+	if err := e.dev.Leave(drainLimit); err != nil {
+		// Requests are at work on a backend that does not answer. The device lives on as after a death; what
+		// comes next here would take memory and files from under them.
+		ublk.Fatal(fmt.Errorf("leave %s to the next daemon: %w", e.device(), err))
+	}
+	return nil
+}
+
+func (e *cloneEngine) deleteDevice() error {
+	if e.keep {
+		return nil
+	}
+	return e.dev.Delete(deleteLimit)
+}
+
+// fenceLimit is how long a recovery waits for the last traces of the dead daemon.
+const fenceLimit = 60 * time.Second
+
+// fencePause is between two tries.
+const fencePause = 20 * time.Millisecond
+
+// behindFence opens a device with its lock. In a recovery it waits for the lock: the dead daemon's description, and
+// with it the lock, is there until the last request that went through it has ended, so that none of its writes
+// can land after a write of ours (I7).
+func (e *cloneEngine) behindFence(open func(context.Context) error) func(context.Context) error {
+	if !e.start.Recover {
+		return open
+	}
+	return func(ctx context.Context) error {
+		begin, told := time.Now(), false
+		for {
+			err := open(ctx)
+			if exit.Code(err) != exit.Busy {
+				return err
+			}
+			if time.Since(begin) > fenceLimit {
+				return &exit.Error{Code: exit.Timeout, Doing: "wait for the last requests of the dead daemon", Cause: err,
+					Next: "Nothing is served until they have ended. End whoever else holds it; then `ublk-clone recover` again."}
+			}
+			if !told {
+				e.log.Info().Err(err).Msg("waiting for the last requests of the dead daemon")
+				told = true
+			}
+			select {
+			case <-ctx.Done():
+				return err
+			case <-time.After(fencePause):
+			}
+		}
+	}
+}
