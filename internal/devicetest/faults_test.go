@@ -50,13 +50,15 @@ func testWriteUnderCopy(t *testing.T, discards bool, args ...string) {
 	var group sync.WaitGroup
 	first, second := m.buffer(4096), m.buffer(int(region/2))
 	group.Go(func() { c.noError(v.write(first, other)) })
-	c.waitTaken(1, func() { must(w.read(v, buf, done)) })
+	c.waitTaken(1, func() { must(w.read(v, buf, done)) }, nil)
+	ended := make(chan struct{})
 	group.Go(func() {
+		defer close(ended)
 		c.noError(w.discard(v, other, region))
 		c.noError(w.write(v, second, other+region/2, false))
 		c.noError(v.flush())
 	})
-	c.waitTaken(2, func() { must(w.read(v, buf, done)) })
+	c.waitTaken(2, func() { must(w.read(v, buf, done)) }, ended)
 	source.release()
 	group.Wait()
 	must(w.write(v, first, other, false)) // which of both came last is open
@@ -91,12 +93,18 @@ func (c *clone) waitHydrating() {
 	})
 }
 
-// waitTaken waits until the daemon has taken so many writes that are not answered yet. The driver has them
-// first; what comes to the only queue after them, as read does, is answered after the daemon has seen them.
-func (c *clone) waitTaken(writes int, read func()) {
+// waitTaken waits until the daemon has taken so many writes that are not answered yet, or they have ended. The
+// driver has them first; what comes to the only queue after them, as read does, is answered after the daemon has
+// seen them.
+func (c *clone) waitTaken(writes int, read func(), ended <-chan struct{}) {
 	c.m.Helper()
 	d := c.m.block(c.path)
 	c.m.waitFor(cleanLimit, "writes in flight", func() error {
+		select {
+		case <-ended:
+			return nil
+		default:
+		}
 		if n := d.writing(); n < writes {
 			return fmt.Errorf("%d are, not %d", n, writes)
 		}
@@ -150,9 +158,9 @@ func testOldContent(t *testing.T, discards bool, args ...string) {
 	w.check(m, dest.path)
 }
 
-// leastShare of the pace of hydration that is left beside steady readers. Of dm-clone's 5 % was left beside
-// one, and 1 % beside two.
-const leastShare = 0.20
+// leastShare of the pace of hydration that is left beside steady readers of depth 1. Of dm-clone's 5 % was left
+// beside one, and 1 % beside two.
+const leastShare = 0.15
 
 // C. Hydration starved beside one steady reader.
 func TestFaultCSteadyReaders(t *testing.T) {
@@ -161,7 +169,7 @@ func TestFaultCSteadyReaders(t *testing.T) {
 	source, dest := m.nullBlk("src", nullOptions{mib: size / mib, mbps: 30}), m.nullBlk("dst", nullOptions{mib: size / mib})
 	m.fillDisk(source, original)
 	alone := m.hydrationTime(source, dest, 0)
-	for readers := 1; readers <= 2; readers++ {
+	for _, readers := range []int{1, 2, 4} {
 		took := m.hydrationTime(source, dest, readers)
 		share := alone.Seconds() / took.Seconds()
 		t.Logf("%d readers: %v, alone %v: %.0f %% of the pace", readers, took, alone, 100*share)
@@ -306,7 +314,7 @@ func TestFaultEBadRegionInBatch(t *testing.T) {
 		buf := m.buffer(sector)
 		group.Go(func() { c.noError(w.write(v, buf, off, true)) })
 	}
-	c.waitTaken(len(beside), func() {})
+	c.waitTaken(len(beside), func() {}, nil)
 	source.release()
 	group.Wait()
 	c.waitStalled(badRange{Offset: bad, Length: region})
