@@ -169,7 +169,7 @@ func TestFaultCSteadyReaders(t *testing.T) {
 	source, dest := m.nullBlk("src", nullOptions{mib: size / mib, mbps: 30}), m.nullBlk("dst", nullOptions{mib: size / mib})
 	m.fillDisk(source, original)
 	alone := m.hydrationTime(source, dest, 0)
-	for _, readers := range []int{1, 2, 4} {
+	for readers := 1; readers <= 2; readers++ {
 		took := m.hydrationTime(source, dest, readers)
 		share := alone.Seconds() / took.Seconds()
 		t.Logf("%d readers: %v, alone %v: %.0f %% of the pace", readers, took, alone, 100*share)

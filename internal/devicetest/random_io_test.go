@@ -34,12 +34,12 @@ func TestRandomRequests64KiB(t *testing.T) {
 }
 
 func TestRandomRequests1MiB(t *testing.T) {
-	testRandomRequests(t, shape{region: mib, size: 12*mib + 29*sector, sourceBlock: 512, destBlock: 512, destDiscards: true, sourceMBps: 8})
+	testRandomRequests(t, shape{region: mib, size: 12*mib + 29*sector, sourceBlock: 512, destBlock: 512, destDiscards: true, sourceMBps: 16})
 }
 
 // One region is the whole device.
 func TestRandomRequestsWholeDevice(t *testing.T) {
-	testRandomRequests(t, shape{region: 8 * mib, size: 8 * mib, sourceBlock: 512, destBlock: 512, sourceMBps: 8})
+	testRandomRequests(t, shape{region: 8 * mib, size: 8 * mib, sourceBlock: 512, destBlock: 512, sourceMBps: 16})
 }
 
 // Regions larger than a copy buffer are copied in pieces.
@@ -122,7 +122,7 @@ func testRandomRequests(t *testing.T, s shape) {
 // it reads them.
 func TestTrimWriteByFio(t *testing.T) {
 	m := newMachine(t)
-	source, dest := m.nullBlk("src", nullOptions{mib: 32, mbps: 4}), m.nullBlk("dst", nullOptions{mib: 32, discard: true})
+	source, dest := m.nullBlk("src", nullOptions{mib: 32, mbps: 6}), m.nullBlk("dst", nullOptions{mib: 32, discard: true})
 	m.fillDisk(dest, junk)
 	c := m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(16*kib))
 	share := source.size / 4
