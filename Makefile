@@ -17,9 +17,10 @@ test: ## everything that a change must pass, host and guests, with totals (what 
 test-full: ## the same on every kernel, with more seeds and fuzzing: before a release
 	scripts/test full
 
-race: ## under the race detector: queues, hydrator and committer are threads (metadata: its one test with two)
+race: ## under the race detector: queues, hydrator and committer are threads (metadata: its one test with two; a run of the simulator is one thread)
 	scripts/setup
-	CGO_ENABLED=1 go test -v -race ./bitmap ./clone/... ./cmd/... ./hydrate ./internal/... ./ublk/...
+	CGO_ENABLED=1 go test -v -race ./bitmap ./clone ./cmd/... ./hydrate ./internal/... ./ublk/...
+	CGO_ENABLED=1 SIM_SEEDS=100 go test -v -race -run '^TestSim' ./clone/clonetest
 	CGO_ENABLED=1 go test -v -race -run TwoGoroutines ./metadata
 
 sim: ## the core over fake disks with faults, SEEDS seeds: finds orders no device shows
