@@ -65,6 +65,12 @@ func TestHugeSource(t *testing.T) {
 	const scattered = 256
 	v := m.open(c.path, os.O_RDWR)
 	buf := m.buffer(4096)
+	for range 4 * scattered { // the buffers of requests are taken when they are used, in huge pages
+		if err := v.write(buf, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, _ = c.resident()
 	for i := range int64(scattered) {
 		if err := v.write(buf, 16*tib/scattered*i); err != nil {
 			t.Fatal(err)
@@ -76,7 +82,7 @@ func TestHugeSource(t *testing.T) {
 	v.close()
 	after, _ := c.resident()
 	t.Logf("%d KiB resident after writes to %d pages of the map", after/kib, scattered)
-	if after-all > 32*mib {
+	if after-all > 16*mib {
 		t.Errorf("%d bytes more resident after %d scattered writes", after-all, scattered)
 	}
 	if s := c.status(); s.Regions.Hydrated != scattered {
