@@ -16,7 +16,8 @@ const measured = 4 * time.Second
 // copyRate is how many bytes a second are copied, taken from the status.
 func (c *clone) copyRate() int64 {
 	c.m.Helper()
-	from, before := time.Now(), c.status().Bytes.Copied
+	before := c.status().Bytes.Copied // the command ends right after its look
+	from := time.Now()
 	time.Sleep(measured)
 	copied := c.status().Bytes.Copied - before
 	return int64(float64(copied) / time.Since(from).Seconds())
