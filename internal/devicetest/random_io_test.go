@@ -122,7 +122,7 @@ func testRandomRequests(t *testing.T, s shape) {
 // it reads them.
 func TestTrimWriteByFio(t *testing.T) {
 	m := newMachine(t)
-	source, dest := m.nullBlk("src", nullOptions{mib: 32, mbps: 6}), m.nullBlk("dst", nullOptions{mib: 32, discard: true})
+	source, dest := m.nullBlk("src", nullOptions{mib: 32, mbps: 4}), m.nullBlk("dst", nullOptions{mib: 32, discard: true})
 	m.fillDisk(dest, junk)
 	c := m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(16*kib))
 	share := source.size / 4
