@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -33,10 +34,7 @@ const defaultRecordDir = "/var/lib/ublk-clone"
 type recordDir string
 
 func theRecordDir() recordDir {
-	if path := os.Getenv(recordDirEnv); path != "" {
-		return recordDir(path)
-	}
-	return defaultRecordDir
+	return recordDir(cmp.Or(os.Getenv(recordDirEnv), defaultRecordDir))
 }
 
 // record says by which metadata a destination is partly hydrated. Paths are for display only.

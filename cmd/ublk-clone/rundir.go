@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,10 +30,7 @@ const defaultRunDir = "/run/ublk-clone"
 type runDir string
 
 func theRunDir() runDir {
-	if path := os.Getenv(runDirEnv); path != "" {
-		return runDir(path)
-	}
-	return defaultRunDir
+	return runDir(cmp.Or(os.Getenv(runDirEnv), defaultRunDir))
 }
 
 // create makes the folder, for root only.

@@ -67,12 +67,18 @@ func testWriteUnderCopy(t *testing.T, discards bool, args ...string) {
 	w.check(m, c.path)
 	c.del()
 	c.add()
-	w.check(m, c.path)
+	c.checkToTheEnd(w, dest)
+}
+
+// checkToTheEnd compares the clone now and when it is hydrated, and then the destination alone.
+func (c *clone) checkToTheEnd(w *model, dest *disk) {
+	c.m.Helper()
+	w.check(c.m, c.path)
 	c.hydrateFast()
 	c.waitHydrated()
-	w.check(m, c.path)
+	w.check(c.m, c.path)
 	c.del()
-	w.check(m, dest.path)
+	w.check(c.m, dest.path)
 }
 
 // noError is for goroutines of a test.
@@ -150,12 +156,7 @@ func testOldContent(t *testing.T, discards bool, args ...string) {
 	w.check(m, c.path)
 	c.del()
 	c.add() // what was discarded is known from the metadata
-	w.check(m, c.path)
-	c.hydrateFast()
-	c.waitHydrated()
-	w.check(m, c.path)
-	c.del()
-	w.check(m, dest.path)
+	c.checkToTheEnd(w, dest)
 }
 
 // leastShare of the pace of hydration that is left beside steady readers of depth 1. Of dm-clone's 5 % was left
