@@ -87,9 +87,8 @@ func (m *Map) Load(page uint64, img *Page) error {
 	if m.Full(page) {
 		return nil
 	}
-	if hydrated, _ := img.Counts(); hydrated == regionsIn(m.nr, page) && m.untouched(page) {
-		m.hydrated.Add(hydrated)
-		m.marked[PlaneHydrated][page].Store(uint32(hydrated)) // the memory stays untouched
+	if m.FullImage(page, img) && m.untouched(page) {
+		m.LoadFull(page)
 		return nil
 	}
 	for _, p := range [...]Plane{PlaneZero, PlaneHydrated} {
@@ -104,11 +103,47 @@ func (m *Map) Load(page uint64, img *Page) error {
 	return nil
 }
 
+// FullImage reports whether an image of a page has every region hydrated.
+func (m *Map) FullImage(page uint64, img *Page) bool {
+	hydrated, _ := img.Counts()
+	return hydrated == regionsIn(m.nr, page)
+}
+
+// LoadFull is Load of an image with every region hydrated. The memory stays untouched.
+func (m *Map) LoadFull(page uint64) {
+	if !m.untouched(page) {
+		panic(fmt.Sprintf("bitmap: page %d is loaded already", page))
+	}
+	n := regionsIn(m.nr, page)
+	m.hydrated.Add(n)
+	m.marked[PlaneHydrated][page].Store(uint32(n))
+}
+
+// Holds reports whether every mark of an image is in the map, a Z perhaps as H. Any thread.
+func (m *Map) Holds(page uint64, img *Page) bool {
+	if m.Full(page) {
+		return true
+	}
+	for w := range uint64(PlaneWords) {
+		if img[w]|img[PlaneWords+w] == 0 {
+			continue
+		}
+		if m.untouched(page) {
+			return false
+		}
+		h, z := m.load(PlaneHydrated, page, w), m.load(PlaneZero, page, w)
+		if img[w]&^h != 0 || img[PlaneWords+w]&^(h|z) != 0 {
+			return m.Full(page) // the double look
+		}
+	}
+	return true
+}
+
 // Recover takes over a page of a live map that a process has left behind when it died: its
 // memory holds the marks. durable is the page as read from the metadata, nil if there is
 // nothing. What is only in the memory was marked and not committed: it goes into d, which
-// grows where it has to. Each page once, before any reader; a page that was released, or
-// never used, is Load's.
+// grows where it has to; nil if nobody keeps account of that. Each page once, before any
+// reader; a page that was released, or never used, is Load's.
 func (m *Map) Recover(page uint64, durable *Page, d *Delta) error {
 	if durable == nil {
 		durable = &Page{}
@@ -123,7 +158,7 @@ func (m *Map) Recover(page uint64, durable *Page, d *Delta) error {
 		n := 0
 		for w := range uint64(PlaneWords) {
 			live := mem.word(p, w)
-			if fresh := *live &^ *durable.word(p, w); fresh != 0 {
+			if fresh := *live &^ *durable.word(p, w); fresh != 0 && d != nil {
 				d.growFor(page)
 				d.record(p, page, w, fresh)
 			}

@@ -135,3 +135,61 @@ func TestRecoverRefusesWhatCannotBe(t *testing.T) {
 		t.Errorf("memory with a bit beyond the last region: %v, %d regions", err, m.NrHydrated())
 	}
 }
+
+// TestRecoverAlone: what a process has left is enough when nobody can say what is durable; full pages are told apart.
+func TestRecoverAlone(t *testing.T) {
+	const pages, nr = 3, 2*RegionsPerPage + 9
+	mem := make([]Page, pages)
+	m, d := New(nr, mem), NewDelta(pages, pages)
+	m.Mark(PlaneHydrated, 0, RegionsPerPage, d)
+	m.Mark(PlaneZero, RegionsPerPage+3, RegionsPerPage+7, d)
+	m.Mark(PlaneHydrated, RegionsPerPage+5, RegionsPerPage+6, d)
+	d.Reset()
+	m.Release(0, zeroPage)
+	r := New(nr, mem)
+	r.LoadFull(0)
+	if err := r.Recover(1, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for region := range uint64(nr) {
+		if a, b := m.State(region), r.State(region); a != b {
+			t.Fatalf("region %d was %v, is %v", region, a, b)
+		}
+	}
+	if r.NrHydrated() != RegionsPerPage+1 || r.NrZero() != 3 {
+		t.Errorf("%d hydrated, %d zero", r.NrHydrated(), r.NrZero())
+	}
+	mustPanic(t, func() { r.LoadFull(1) })
+}
+
+// TestHolds: an image is in the map if each mark of it is, a Z perhaps as H.
+func TestHolds(t *testing.T) {
+	const nr = 2 * RegionsPerPage
+	m, d := newMap(nr), NewDelta(2, 2)
+	m.Mark(PlaneHydrated, 70, 72, d)
+	m.Mark(PlaneZero, 72, 74, d)
+	m.LoadFull(1)
+	image := func(p Plane, bit uint64) *Page {
+		img := new(Page)
+		*img.word(p, bit/64) = 1 << (bit % 64)
+		return img
+	}
+	for _, c := range []struct {
+		plane  Plane
+		region uint64
+		want   bool
+	}{
+		{PlaneHydrated, 71, true}, {PlaneZero, 71, true}, {PlaneZero, 73, true},
+		{PlaneHydrated, 73, false}, {PlaneHydrated, 69, false}, {PlaneZero, 74, false}, {PlaneHydrated, 3000, false},
+	} {
+		if got := m.Holds(0, image(c.plane, c.region)); got != c.want {
+			t.Errorf("plane %d region %d: %t", c.plane, c.region, got)
+		}
+	}
+	if !m.Holds(1, image(PlaneHydrated, 5)) || !m.Holds(0, &Page{}) {
+		t.Error("a full page does not hold a mark, or another no marks")
+	}
+	if newMap(nr).Holds(0, image(PlaneZero, 5)) {
+		t.Error("an empty page holds a mark")
+	}
+}

@@ -43,6 +43,9 @@ var (
 	// written and is not known to be flushed: nobody could say which one is current.
 	ErrUnflushed = errors.New("region map has unflushed slots")
 
+	// ErrDetached: the store has no device (Detached).
+	ErrDetached = errors.New("metadata cannot be reached")
+
 	// ErrNotLoaded: WritePage, or Update that sets the clean mark, before Load.
 	ErrNotLoaded = errors.New("region map is not loaded")
 

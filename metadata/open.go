@@ -126,12 +126,17 @@ func Open(dev Device) (*Store, Report, error) {
 		return nil, Report{}, fmt.Errorf("open metadata: flush: %w", err)
 	}
 	s.adopt(w.sb, w.raw)
-	s.safe = 1 // both good: copy 0 is written first
-	if copies[1-winner].err != nil || copies[0].sb.Sequence != copies[1].sb.Sequence {
-		s.safe = winner
-	}
+	s.safe = safeCopy(&copies, winner)
 	s.report = Report{Clean: w.sb.Clean, ReadOnly: s.readOnly, Warnings: warnings}
 	return s, s.Report(), nil
+}
+
+// safeCopy is the copy that is not to be overwritten first.
+func safeCopy(copies *[2]sbCopy, winner int) int {
+	if copies[1-winner].err != nil || copies[0].sb.Sequence != copies[1].sb.Sequence {
+		return winner
+	}
+	return 1 // both good: copy 0 is written first
 }
 
 // badSlot is a slot to be rewritten at open.

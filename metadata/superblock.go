@@ -178,7 +178,7 @@ func (sb *Superblock) Match(want *Superblock) error {
 		{"source size", sb.Source.Size, want.Source.Size},
 		{"source id", sb.Source.ID, want.Source.ID},
 		{"source modification time", sb.Source.ModTimeNs, want.Source.ModTimeNs},
-		{"source sample", sb.Source.Sample, want.Source.Sample},
+		{"source sample", hex.EncodeToString(sb.Source.Sample[:]), hex.EncodeToString(want.Source.Sample[:])},
 		{"destination kind", sb.Dest.Kind, want.Dest.Kind},
 		{"destination size", sb.Dest.Size, want.Dest.Size},
 		{"destination id", sb.Dest.ID, want.Dest.ID},

@@ -18,7 +18,7 @@ type Options struct {
 	ID     int    // AnyID, or the number to have
 	Queues int    // 1 to 4096; the driver makes no more than there are CPUs
 	Depth  int    // requests of a queue at a time, 1 to 4096
-	Params Params // Params.MaxIO times Depth is mapped for each queue, and taken when touched
+	Params Params // Params.MaxIO times Depth is the memory of each queue
 	// Private is kept by the driver for the server (ublksrv_flags): a mark to know the device by.
 	Private uint64
 	// Recoverable makes a device that outlives its server: requests wait until a new one takes over with
@@ -248,7 +248,7 @@ func (d *Device) Stop(timeout time.Duration) error {
 			return err
 		}
 	}
-	if d.phase == phaseAdded { // a queue may have fetched after STOP_DEV, and hears nothing of it
+	if d.phase == phaseAdded { // a queue that has not come so far hears nothing of STOP_DEV
 		d.dismiss()
 	}
 	if err := d.awaitQueues(ctx, "stop"); err != nil {

@@ -107,9 +107,10 @@ type Queue struct {
 	live    int      // tags fetched that are not gone
 	rest    rest     // when the device is left
 
-	fetch  chan bool     // true: fetch and serve; false: leave
-	parked chan struct{} // closed when the queue is left as it is, until the process ends
-	left   chan struct{} // closed when the thread has given everything back
+	fetch   chan bool     // true: fetch and serve; false: leave
+	fetched chan struct{} // closed when the driver has been given all tags
+	parked  chan struct{} // closed when the queue is left as it is, until the process ends
+	left    chan struct{} // closed when the thread has given everything back
 }
 
 // Index is the queue's number.
@@ -236,6 +237,7 @@ func (q *Queue) leave() {
 // ends with it.
 func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
 	runtime.LockOSThread()
+	nameThread(fmt.Sprintf("queue %d", q.index))
 	defer close(q.left)
 	defer q.tearDown()
 	defer Guard(fmt.Sprintf("queue %d", q.index), q.dev.opts.Fatal)
@@ -258,6 +260,7 @@ func (q *Queue) serve() error {
 		q.issue(ioFetchReq, uint16(tag), 0)
 	}
 	q.loop.Submit()
+	close(q.fetched)
 	if err := q.mapDescriptors(); err != nil {
 		return err
 	}

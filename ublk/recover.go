@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,6 +13,7 @@ import (
 const (
 	defaultRecoverTime = time.Minute
 	recoverPause       = 10 * time.Millisecond
+	settleTime         = 100 * time.Millisecond // see settle
 	// graceTime is how long a server must be seen alive beside its device before that is believed: between
 	// the moment when a killed process learns of it and the one when it is marked as ending, it looks alive.
 	graceTime = time.Second
@@ -64,6 +66,9 @@ func (d *Device) takeOver(ctx context.Context) error {
 	if err := d.step("recover"); err != nil {
 		return err
 	}
+	if err := d.settle(); err != nil {
+		return err
+	}
 	err := d.untilFree("START_USER_RECOVERY", func(Info) error {
 		err := d.ctl.StartRecovery(ctx, d.info.ID)
 		if errors.Is(err, unix.EINVAL) {
@@ -75,6 +80,25 @@ func (d *Device) takeOver(ctx context.Context) error {
 		return err
 	}
 	return d.openChar()
+}
+
+// settle waits, with drivers before 6.15, until ublkcN is closed and then a little longer. When the last command of a
+// dead server is gone those still have work to do, which begins at once, takes no lock and cancels whatever commands
+// it finds: the next server's, if that was as fast, and the kernel dies of it (ublk_cancel_dev in
+// ublk_quiesce_work_fn, ublk_drv.c, 6.12). Nothing tells when it is done.
+func (d *Device) settle() error {
+	if d.info.Features.Quiesce {
+		return nil
+	}
+	err := d.untilFree("START_USER_RECOVERY", func(Info) error {
+		f, err := os.OpenFile(CharPath(d.info.ID), os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	})
+	time.Sleep(settleTime)
+	return err
 }
 
 // untilFree does try again and again as long as it is EBUSY because of a server that is on its way out, and no

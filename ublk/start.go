@@ -22,9 +22,12 @@ import (
 // for another Recover.
 //
 // Step 6 comes so late because drivers before 6.15 forget nothing of a recovery that died half-way. Those cases
-// are known: dead before the first FETCH, see takeOver; dead between the FETCH of one queue and that of
-// another, a moment, the next START_USER_RECOVERY follows a NULL pointer in the kernel (ublk_queue_reinit,
-// ublk_drv.c, 6.12), against which nothing can be done here but to have one queue.
+// are known (ublk_drv.c, 6.12):
+//
+//   - dead before the first FETCH: see takeOver;
+//   - dead between the FETCH of one queue and that of another, a moment: the next START_USER_RECOVERY follows a NULL
+//     pointer in the kernel (ublk_queue_reinit), and nothing can be done here against it;
+//   - dead between the last FETCH and END_USER_RECOVERY: see settle.
 func (d *Device) Start(newTarget func(q *Queue) Target) error {
 	if d.phase != phaseAdded && d.phase != phaseFound {
 		return d.wrong("start")
@@ -87,7 +90,7 @@ func (d *Device) startQueue(index int, newTarget func(q *Queue) Target) error {
 	if err := d.step(fmt.Sprintf("queue %d", index)); err != nil {
 		return err
 	}
-	q := &Queue{dev: d, index: index, fetch: make(chan bool, 1), parked: make(chan struct{}), left: make(chan struct{})}
+	q := &Queue{dev: d, index: index, fetch: make(chan bool, 1), fetched: make(chan struct{}), parked: make(chan struct{}), left: make(chan struct{})}
 	d.queues = append(d.queues, q)
 	ready := make(chan error, 1)
 	go q.run(newTarget, ready)
@@ -99,7 +102,8 @@ func (d *Device) startQueue(index int, newTarget func(q *Queue) Target) error {
 	}
 }
 
-// fetch is step 7, which the queues do.
+// fetch is step 7, which the queues do. It waits for them: a FETCH beside a STOP_DEV or DEL_DEV is answered twice by
+// some drivers, which the kernel does not survive (ublk_cancel_dev, ublk_drv.c; seen on 6.18).
 func (d *Device) fetch() error {
 	if err := d.step("fetch"); err != nil {
 		return err
@@ -107,6 +111,12 @@ func (d *Device) fetch() error {
 	d.fetching = true
 	for _, q := range d.queues {
 		q.fetch <- true
+	}
+	for _, q := range d.queues {
+		select {
+		case <-q.fetched:
+		case <-q.left:
+		}
 	}
 	return nil
 }

@@ -6,6 +6,9 @@ import (
 	"runtime"
 	"sync"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
@@ -185,6 +188,12 @@ func (t *controlThread) Command(id uint32, res int32) {
 
 // Complete is never called: the thread has no backend I/O.
 func (t *controlThread) Complete(uint32, error) {}
+
+// nameThread gives the calling thread a name for those who look at the process. Where it fails nothing is lost.
+func nameThread(name string) {
+	text := append([]byte(name), 0)
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.SliceData(text))), 0, 0, 0)
+}
 
 // commandTimeout is the limit of a command whose context has none. Those that wait for something outside the
 // driver take seconds at most.

@@ -77,6 +77,23 @@ func (d *Device) Created() bool { return d.created }
 // Warnings are what the user should know and what force overrode.
 func (d *Device) Warnings() []string { return d.warned }
 
+// Current says of a block device that it is still there and that its path leads to it, so that there is no other to
+// open. A file can always be opened once more.
+func (d *Device) Current() bool {
+	st, err := sys.StatPath(d.path)
+	return err == nil && d.IsBlock() && st.IsBlock() && st.Rdev == d.stat.Rdev && d.Present()
+}
+
+// Present says that a block device has the size that it was opened with. One that was removed has none (del_gendisk,
+// block/genhd.c, 6.12): then reads find its end, and writes no space.
+func (d *Device) Present() bool {
+	if !d.IsBlock() {
+		return true
+	}
+	size, err := sys.BlockSize64(d.fd())
+	return err == nil && size == d.size
+}
+
 // Flush makes every write through the description that ended before it durable.
 // It blocks.
 func (d *Device) Flush() error { return sys.Fdatasync(d.fd()) }

@@ -110,6 +110,18 @@ func Match(source, dest *Device, size int64, force bool) (Geometry, error) {
 	return g, source.chooseDirect(g.LogicalBlock)
 }
 
+// MatchDest is Match where the source is not there to be looked at: the clone has had these sizes before, in bytes.
+func MatchDest(dest *Device, size int64, block int) (Geometry, error) {
+	g := Geometry{Size: size, LogicalBlock: block, PhysicalBlock: max(block, dest.physic)}
+	switch {
+	case dest.size < size:
+		return g, dest.fail("use", fmt.Errorf("it has %d bytes, the clone %d", dest.size, size), fmt.Sprintf("Make it at least %d bytes.", size))
+	case dest.logical > block:
+		return g, dest.fail("use", fmt.Errorf("it has logical blocks of %d bytes, the clone of %d", dest.logical, block), "")
+	}
+	return g, nil
+}
+
 // ragged is the error of a size that is no multiple of the logical block.
 func (g *Geometry) ragged(source *Device) error {
 	if g.Size != source.size {

@@ -85,9 +85,15 @@ func (f *MetadataFile) Close() error {
 	return err
 }
 
-// AllocBuffer is a page-aligned buffer of size bytes, there until Close. It is
-// nil if there is no memory.
+// AllocBuffer is a page-aligned buffer of size bytes, there until Close; the
+// same again for who asks again, as there is one Store at a time. It is nil if
+// there is no memory.
 func (f *MetadataFile) AllocBuffer(size int) []byte {
+	for _, m := range f.buffers {
+		if len(m.Bytes()) >= size {
+			return m.Bytes()[:size:size]
+		}
+	}
 	m, err := sys.Map(size, true)
 	if err != nil {
 		return nil

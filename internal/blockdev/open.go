@@ -3,9 +3,11 @@ package blockdev
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -63,6 +65,22 @@ func Open(role Role, path string, o Options) (*Device, error) {
 		return nil, d.abandon(d.fail("open", errors.New("it changed while it was opened"), "Try again."))
 	}
 	return d.setUp(o)
+}
+
+// errNoSize: a device whose medium is out, or that its driver has lost.
+var errNoSize = errors.New("it has no size: no medium, or not set up")
+
+// awayErrors are what is behind an error of a device that is not there, or does not answer.
+var awayErrors = []error{
+	errNoSize, fs.ErrNotExist, io.ErrUnexpectedEOF, syscall.ENXIO, syscall.ENODEV, syscall.ENOMEDIUM, syscall.ESTALE, syscall.ESHUTDOWN,
+	syscall.EIO, syscall.EREMOTEIO, syscall.ENODATA, syscall.EBADE, syscall.EILSEQ, syscall.ENOLINK, syscall.ETIMEDOUT,
+	syscall.ENOTCONN, syscall.ECONNRESET, syscall.EHOSTUNREACH, syscall.ENETUNREACH,
+}
+
+// Away says of an error of Open, or of reading what is open, that the device cannot be reached or read: it may be
+// the right one, and come back. It is not so of one in use, without permission, or of the wrong kind.
+func Away(err error) bool {
+	return slices.ContainsFunc(awayErrors, func(e error) bool { return errors.Is(err, e) })
 }
 
 // inDev says that path can only be meant as a device: a file made there would lie in memory.
@@ -163,7 +181,7 @@ func (d *Device) setUpBlock(o Options) error {
 		return d.fail("examine", err, "")
 	}
 	if size == 0 {
-		return d.fail("open", errors.New("it has no size: no medium, or not set up"), "Insert a medium, or set the device up.")
+		return d.fail("open", errNoSize, "Insert a medium, or set the device up.")
 	}
 	if readOnly && d.role != Source && !o.ReadOnly {
 		return d.fail("open", errors.New("the device is read-only"), "See `blockdev --setrw`.")
@@ -257,17 +275,31 @@ func (d *Device) sizeFile(o Options) error {
 func (d *Device) reserve(o Options) error {
 	err := sys.Reserve(d.fd(), o.Size)
 	if errors.Is(err, syscall.EOPNOTSUPP) {
-		d.warn("the file system of the destination %s cannot reserve space: a full one fails writes", d.path)
-		if d.created {
-			err = d.file.Truncate(o.Size)
-		} else {
-			err = nil
-		}
+		err = d.doWithoutReserve(o)
 	}
 	if err != nil {
 		return d.fail("reserve space for", fmt.Errorf("%d bytes: %w", o.Size, err), "Free space on its file system.")
 	}
-	return nil
+	moves, err := sys.CopiesOnWrite(d.fd())
+	if moves {
+		d.warn("the file system of the destination %s writes to new places: a full one fails writes, though space is reserved", d.path)
+	}
+	return err
+}
+
+// doWithoutReserve: there must be space at least now.
+func (d *Device) doWithoutReserve(o Options) error {
+	d.warn("the file system of the destination %s cannot reserve space: a full one fails writes", d.path)
+	free, err := sys.Free(d.fd())
+	switch {
+	case err != nil:
+		return err
+	case !d.created:
+		return nil
+	case free < o.Size:
+		return fmt.Errorf("%w: %d bytes are free", syscall.ENOSPC, free)
+	}
+	return d.file.Truncate(o.Size)
 }
 
 func (d *Device) warn(format string, args ...any) {

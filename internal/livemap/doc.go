@@ -5,16 +5,26 @@
 // # The file
 //
 // One a clone, named by the UUID of its metadata. It is sparse; page n of the region map (package bitmap) lies
-// behind the header:
+// behind the header, whose memory is there from the beginning:
 //
-//	0                        64       4096            4096 + 4096 n
-//	+--------------------------+--------+------ ... ------+----------+----
-//	| identity, checksum       | state  |                 |  page n  |
-//	+--------------------------+--------+------ ... ------+----------+----
+//	0                  64     4096           12288               h         h + 4096 n
+//	+--------------------+-------+--------------+-------------------+-- ... --+----------+----
+//	| identity, checksum | state | superblock,  | full: a bit a     |         |  page n  |
+//	|                    |       | 2 copies     | page, whole KiB x4|         |          |
+//	+--------------------+-------+--------------+-------------------+-- ... --+----------+----
 //
 // The identity says whose marks these are: UUID, the boot, the session, the number of regions. It is written
 // before the file gets its name and never changed. The state changes while the clone runs, each word of it by
-// one atomic store: the sequence of the last commit, the mode, and whether a flush of the destination failed.
+// one atomic store: the sequence of the last commit, the mode, whether a flush of the destination failed, whether
+// all that the metadata hold has been loaded, which copy of the superblock counts,
+// and the number of the last event.
+//
+// # Without the metadata
+//
+// A map that was loaded is the whole truth, and enough to go on read-only when the metadata cannot be read (I11):
+// whatever they hold was in it before the first request, and every mark since. A page whose bit in full is set has
+// every region durably hydrated; the bit is set before its memory is given back, or instead of taking any. The copy of
+// the superblock has what else a daemon must know. It is written in turn to two places, so that a death leaves one.
 //
 // # Who believes it
 //

@@ -3,11 +3,13 @@ package livemap
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
@@ -30,12 +32,23 @@ type State struct {
 	Commit    uint64 // sequence of the last commit
 	Mode      uint8  // 0 is rw
 	FlushLost bool   // a flush of the destination has failed
+	Loaded    bool   // all that the metadata hold is in the map
 }
 
 const (
-	magic      = "ublklive"
-	version    = 1
-	headerSize = 4096
+	magic   = "ublklive"
+	version = 2
+	block   = 4096
+
+	// SuperblockBytes is the size of what SetSuperblock keeps.
+	SuperblockBytes = block
+)
+
+// Blocks of the header.
+const (
+	stateBlock      = iota
+	superblockBlock // two, written in turn
+	fullBlock       = iota + 1
 )
 
 var table = crc32.MakeTable(crc32.Castagnoli)
@@ -54,6 +67,9 @@ type words struct {
 	commit    atomic.Uint64
 	mode      atomic.Uint32
 	flushLost atomic.Uint32
+	events    atomic.Uint64
+	loaded    atomic.Uint32
+	newer     atomic.Uint32 // 1 + which copy of the superblock counts; 0: none
 }
 
 // Map is an open file.
@@ -62,6 +78,8 @@ type Map struct {
 	file    *os.File
 	mapping *sys.Mapping
 	words   *words
+	trouble *trouble
+	full    []atomic.Uint64 // a bit a page
 	pages   []bitmap.Page
 	id      Identity
 }
@@ -88,6 +106,21 @@ func Mount(dir string) error {
 // Path is the file of the metadata with this UUID.
 func Path(dir string, uuid [16]byte) string { return filepath.Join(dir, fmt.Sprintf("%x.map", uuid)) }
 
+// List gives the metadata that have a map in dir, which need not be there.
+func List(dir string) (uuids [][16]byte, err error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "*.map"))
+	if err != nil {
+		return nil, fmt.Errorf("list live maps: %w", err)
+	}
+	for _, path := range paths {
+		uuid, err := hex.DecodeString(strings.TrimSuffix(filepath.Base(path), ".map"))
+		if err == nil && len(uuid) == 16 {
+			uuids = append(uuids, [16]byte(uuid))
+		}
+	}
+	return uuids, nil
+}
+
 // Create makes an empty map; one that was there is replaced. It has its name only when it is complete.
 func Create(dir string, id Identity, st State) (*Map, error) {
 	path := Path(dir, id.UUID)
@@ -109,8 +142,8 @@ func create(path string, id Identity, st State) (*Map, error) {
 	}
 	m := &Map{path: path, file: f, id: id}
 	err = f.Truncate(m.size())
-	if err == nil {
-		_, err = f.WriteAt(encode(id), 0)
+	if err == nil { // the whole header: its memory is there from now on
+		_, err = f.WriteAt(append(encode(id), make([]byte, m.headerSize()-int64(len(encode(id))))...), 0)
 	}
 	if err == nil {
 		err = m.open()
@@ -123,7 +156,15 @@ func create(path string, id Identity, st State) (*Map, error) {
 	return m, nil
 }
 
-func (m *Map) size() int64 { return headerSize + int64(bitmap.PagesFor(m.id.Regions))*bitmap.PageBytes }
+func (m *Map) size() int64 {
+	return m.headerSize() + int64(bitmap.PagesFor(m.id.Regions))*bitmap.PageBytes
+}
+
+// headerSize is where page 0 lies, in bytes.
+func (m *Map) headerSize() int64 {
+	bits := int64(bitmap.PagesFor(m.id.Regions))
+	return fullBlock*block + (bits+8*block-1)/(8*block)*block
+}
 
 // open maps the file.
 func (m *Map) open() (err error) {
@@ -131,7 +172,9 @@ func (m *Map) open() (err error) {
 		return err
 	}
 	m.words = &sys.As[words](m.mapping)[0]
-	m.pages = sys.As[bitmap.Page](m.mapping)[headerSize/bitmap.PageBytes:]
+	m.trouble = &sys.As[trouble](m.mapping)[0]
+	m.full = sys.As[atomic.Uint64](m.mapping)[fullBlock*block/8 : m.headerSize()/8]
+	m.pages = sys.As[bitmap.Page](m.mapping)[m.headerSize()/bitmap.PageBytes:]
 	return nil
 }
 
@@ -189,6 +232,26 @@ func (m *Map) read(uuid [16]byte) error {
 	return nil
 }
 
+// Find opens the map of the metadata whose UUID begins with these eight bytes, for when they cannot be asked for
+// all of it. os.ErrNotExist: there is none.
+func Find(dir string, begin [8]byte) (*Map, error) {
+	found, err := filepath.Glob(filepath.Join(dir, fmt.Sprintf("%x*.map", begin)))
+	if err == nil && len(found) != 1 {
+		err = fmt.Errorf("%d files: %w", len(found), os.ErrNotExist)
+	}
+	var uuid []byte
+	if err == nil {
+		uuid, err = hex.DecodeString(strings.TrimSuffix(filepath.Base(found[0]), ".map"))
+	}
+	if err == nil && len(uuid) != 16 {
+		err = ErrDamaged
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find live map: %w", err)
+	}
+	return Open(dir, [16]byte(uuid))
+}
+
 // Identity says whose marks these are.
 func (m *Map) Identity() Identity { return m.id }
 
@@ -197,19 +260,58 @@ func (m *Map) Path() string { return m.path }
 
 // State is what the last daemon has set.
 func (m *Map) State() State {
-	return State{Commit: m.words.commit.Load(), Mode: uint8(m.words.mode.Load()), FlushLost: m.words.flushLost.Load() != 0}
+	return State{
+		Commit: m.words.commit.Load(), Mode: uint8(m.words.mode.Load()),
+		FlushLost: m.words.flushLost.Load() != 0, Loaded: m.words.loaded.Load() != 0,
+	}
 }
 
 // SetCommit notes the sequence of a commit that has succeeded.
 func (m *Map) SetCommit(sequence uint64) { m.words.commit.Store(sequence) }
 
-// SetState notes mode and failed flush, which only get worse (I10).
+// SetState notes mode and failed flush. They get better only by an explicit verb (I10), the latter never.
 func (m *Map) SetState(mode uint8, flushLost bool) {
 	m.words.mode.Store(uint32(mode))
 	if flushLost {
 		m.words.flushLost.Store(1)
 	}
 }
+
+// Events is the number of the last event that a daemon of the session has told of.
+func (m *Map) Events() uint64 { return m.words.events.Load() }
+
+// SetEvents notes it.
+func (m *Map) SetEvents(last uint64) { m.words.events.Store(last) }
+
+// SetLoaded notes that all that the metadata hold is in the map: with what is marked it is the whole truth.
+func (m *Map) SetLoaded() { m.words.loaded.Store(1) }
+
+// SetSuperblock keeps a copy of the superblock, of SuperblockBytes. One caller at a time.
+func (m *Map) SetSuperblock(b []byte) {
+	next := m.words.newer.Load() % 2 // the other one, which a death in between leaves as it is
+	copy(m.superblock(next), b)
+	m.words.newer.Store(1 + next)
+}
+
+// Superblock is the copy that SetSuperblock has kept, nil if there is none.
+func (m *Map) Superblock() []byte {
+	newer := m.words.newer.Load()
+	if newer == 0 || newer > 2 {
+		return nil
+	}
+	return bytes.Clone(m.superblock(newer - 1))
+}
+
+func (m *Map) superblock(i uint32) []byte {
+	return m.mapping.Bytes()[(superblockBlock+i)*block:][:block]
+}
+
+// SetFull notes that every region of a page is durably hydrated: its memory may be given back, or was never
+// taken. Before that happens (I9).
+func (m *Map) SetFull(page uint64) { m.full[page/64].Or(1 << (page % 64)) }
+
+// Full says whether SetFull was called for a page.
+func (m *Map) Full(page uint64) bool { return m.full[page/64].Load()>>(page%64)&1 != 0 }
 
 // Pages is the memory of the region map.
 func (m *Map) Pages() []bitmap.Page { return m.pages }
@@ -218,6 +320,14 @@ func (m *Map) Pages() []bitmap.Page { return m.pages }
 func (m *Map) Touch(page uint64) error {
 	if err := sys.Populate(&m.pages[page]); err != nil {
 		return fmt.Errorf("live map %s page %d: %w", m.path, page, err)
+	}
+	return nil
+}
+
+// Unlock lets pages be given back in a process whose memory is locked. They are never swapped out for all that.
+func (m *Map) Unlock() error {
+	if err := m.mapping.Unlock(); err != nil {
+		return fmt.Errorf("live map %s: %w", m.path, err)
 	}
 	return nil
 }
@@ -244,7 +354,7 @@ func (m *Map) Used(visit func(page uint64) error) error {
 // stretch gives the next pages with memory from page on; none: an empty stretch.
 func (m *Map) stretch(page uint64) (first, end uint64, err error) {
 	fd := int(m.file.Fd())
-	data, err := sys.Data(fd, headerSize+int64(page)*bitmap.PageBytes)
+	data, err := sys.Data(fd, m.headerSize()+int64(page)*bitmap.PageBytes)
 	if errors.Is(err, sys.ErrNoData) {
 		return 0, 0, nil
 	}
@@ -255,8 +365,9 @@ func (m *Map) stretch(page uint64) (first, end uint64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	first = uint64(data-headerSize) / bitmap.PageBytes
-	return first, min(uint64(len(m.pages)), uint64(hole-headerSize+bitmap.PageBytes-1)/bitmap.PageBytes), nil
+	header := m.headerSize()
+	first = uint64(data-header) / bitmap.PageBytes
+	return first, min(uint64(len(m.pages)), uint64(hole-header+bitmap.PageBytes-1)/bitmap.PageBytes), nil
 }
 
 // Close unmaps the map and leaves the file for the next daemon. Nothing may use the memory any more.

@@ -1,6 +1,7 @@
 package livemap
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -12,6 +13,9 @@ import (
 )
 
 const pages = 40
+
+// testHeader is the size of the header of a map of so few pages.
+const testHeader = 4 * 4096
 
 var whose = Identity{UUID: [16]byte{1, 2}, Boot: [16]byte{3}, Session: 7, Regions: (pages-1)*bitmap.RegionsPerPage + 5}
 
@@ -138,7 +142,7 @@ func TestDamaged(t *testing.T) {
 	} else if err := m.Close(); err != nil {
 		t.Error(err)
 	}
-	for _, size := range []int64{0, 20, headerSize, headerSize + (pages+1)*bitmap.PageBytes} {
+	for _, size := range []int64{0, 20, testHeader, testHeader + (pages+1)*bitmap.PageBytes} {
 		if err := os.Truncate(path, size); err != nil {
 			t.Fatal(err)
 		}
@@ -161,7 +165,7 @@ func write(t *testing.T, path string, b []byte) {
 // TestTouchCanFail: where memory cannot be had it is an error and no signal.
 func TestTouchCanFail(t *testing.T) {
 	m := newTestMap(t, folder(t))
-	if err := os.Truncate(m.Path(), headerSize+3*bitmap.PageBytes); err != nil {
+	if err := os.Truncate(m.Path(), testHeader+3*bitmap.PageBytes); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Touch(2); err != nil {
@@ -169,5 +173,46 @@ func TestTouchCanFail(t *testing.T) {
 	}
 	if err := m.Touch(3); err == nil {
 		t.Error("page 3 is beyond the end of the file and was taken")
+	}
+}
+
+// TestStandsAlone: superblock, full pages and the loaded mark outlive the process; a copy of the superblock that a death
+// has cut short does not count; and the map is found by the beginning of its UUID.
+func TestStandsAlone(t *testing.T) {
+	dir := folder(t)
+	m := newTestMap(t, dir)
+	if m.Superblock() != nil || m.State().Loaded || m.Full(0) {
+		t.Error("a new map has a superblock, is loaded or full")
+	}
+	for i := range byte(5) {
+		m.SetSuperblock(bytes.Repeat([]byte{i}, SuperblockBytes))
+	}
+	copy(m.superblock(m.words.newer.Load()%2), "half of the next one")
+	m.SetFull(31)
+	m.SetFull(pages - 1)
+	m.SetLoaded()
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m, err := Find(dir, [8]byte(whose.UUID[:8]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(m.Superblock(), bytes.Repeat([]byte{4}, SuperblockBytes)) || !m.State().Loaded {
+		t.Errorf("loaded %t, superblock %x...", m.State().Loaded, m.Superblock()[:4])
+	}
+	for page := range uint64(pages) {
+		if want := page == 31 || page == pages-1; m.Full(page) != want {
+			t.Errorf("page %d full: %t", page, !want)
+		}
+	}
+	if n := used(t, m); len(n) > 0 {
+		t.Errorf("pages %v have memory", n)
+	}
+	if err := errors.Join(m.Remove(), m.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Find(dir, [8]byte(whose.UUID[:8])); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("found after Remove: %v", err)
 	}
 }

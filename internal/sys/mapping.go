@@ -22,11 +22,13 @@ type Mapping struct {
 func Map(size int, populate bool) (*Mapping, error) {
 	page := os.Getpagesize()
 	size = (size + page - 1) / page * page
-	flags := unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
-	if populate {
-		flags |= unix.MAP_POPULATE
+	const prot, flags = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
+	b, err := unix.Mmap(-1, 0, size, prot, flags)
+	if err == nil && populate {
+		if err = retry(func() error { return unix.Madvise(b, unix.MADV_POPULATE_WRITE) }); err != nil {
+			_ = unix.Munmap(b)
+		}
 	}
-	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes: %w", size, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,13 @@ func SetIOFlusher() error {
 		return fmt.Errorf("prctl PR_SET_IO_FLUSHER: %w", errno)
 	}
 	return nil
+}
+
+// SpareFromOOM keeps the kernel from killing this process when memory runs out
+// (oom_score_adj -1000, for this process and what it starts). It needs
+// CAP_SYS_RESOURCE.
+func SpareFromOOM() error {
+	return wrap("set oom_score_adj", os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0))
 }
 
 // PeerUID is the user id of the process at the other end of a unix socket

@@ -85,6 +85,33 @@ func IndirectFS(fd int) (string, error) {
 	return indirect[uint32(st.Type)], nil
 }
 
+// Free is the space, in bytes, that is left for anybody on the file system of an open file.
+func Free(fd int) (int64, error) {
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return 0, wrap("statfs", err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// File systems that write to new places (magic numbers: include/uapi/linux/magic.h; ZFS's and bcachefs's own).
+const (
+	fsBtrfs    = 0x9123683e
+	fsZFS      = 0x2fc12fc1
+	fsBcachefs = 0xca451a4e
+)
+
+// CopiesOnWrite says whether the file system of an open file writes to new places, so that what has its space may
+// need more to be written again.
+func CopiesOnWrite(fd int) (bool, error) {
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return false, wrap("statfs", err)
+	}
+	kind := uint32(st.Type)
+	return kind == fsBtrfs || kind == fsZFS || kind == fsBcachefs, nil
+}
+
 // fsUUID is struct fsuuid2 of include/uapi/linux/fs.h.
 type fsUUID struct {
 	length uint8

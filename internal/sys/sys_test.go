@@ -212,3 +212,24 @@ func TestGiveBack(t *testing.T) {
 		t.Errorf("a byte: %v, now %d", err, m.Bytes()[7])
 	}
 }
+
+// TestSpaceOfFileSystem: what is free on tmpfs is no more than its size, and tmpfs writes in place.
+func TestSpaceOfFileSystem(t *testing.T) {
+	f, err := os.CreateTemp("/dev/shm", "space")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	var st syscall.Statfs_t
+	if err := syscall.Statfs("/dev/shm", &st); err != nil {
+		t.Fatal(err)
+	}
+	free, err := Free(int(f.Fd()))
+	if err != nil || free <= 0 || free > int64(st.Blocks)*st.Bsize {
+		t.Errorf("%d bytes free of %d (%v)", free, int64(st.Blocks)*st.Bsize, err)
+	}
+	if moves, err := CopiesOnWrite(int(f.Fd())); moves || err != nil {
+		t.Errorf("tmpfs copies on write: %t (%v)", moves, err)
+	}
+}

@@ -18,6 +18,7 @@ const (
 	stepZeroWrite // zeros written, in pieces of zeroSize
 	stepDiscard
 	stepFlush
+	stepRefused
 )
 
 // operation is one backend I/O, in the loop's table under its token. off and length are what is left to do;
@@ -25,17 +26,30 @@ const (
 type operation struct {
 	step    step
 	dsync   bool
+	alone   bool // read: no one request with others
 	file    *File
 	buf     []byte // read, write: what is left
 	off     int64
 	length  int64
 	nextOne uint32 // in a fifo
 	given   uint16 // how often the kernel has given it up
+	refused unix.Errno
 }
 
 // Read fills buf from off. A file that ends before is io.ErrUnexpectedEOF.
 func (l *Loop) Read(token uint32, f *File, off int64, buf []byte) {
 	l.start(token, operation{step: stepRead, file: f, off: off, buf: buf, length: int64(len(buf))})
+}
+
+// ReadAlone is Read, but the block layer makes no one request of it and others, which a bad sector that one of
+// them covers would fail whole.
+func (l *Loop) ReadAlone(token uint32, f *File, off int64, buf []byte) {
+	l.start(token, operation{step: stepRead, file: f, off: off, buf: buf, length: int64(len(buf)), alone: true})
+}
+
+// Refuse ends with errno, without any file.
+func (l *Loop) Refuse(token uint32, errno unix.Errno) {
+	l.start(token, operation{step: stepRefused, refused: errno})
 }
 
 // Write writes the whole of buf at off; with dsync its data are durable when it ends.
@@ -95,7 +109,7 @@ func (l *Loop) issue(token uint32, op *operation) {
 	user, fd := userBackend|uint64(token), op.file.fd
 	switch op.step {
 	case stepRead:
-		l.keep(l.ring.Read(fd, op.off, op.buf, user))
+		l.keep(l.ring.ReadPriority(fd, op.off, op.buf, l.priority(op), user))
 	case stepWrite:
 		l.keep(l.ring.Write(fd, op.off, op.buf, writeFlags(op.dsync), user))
 	case stepPunch:
@@ -109,6 +123,15 @@ func (l *Loop) issue(token uint32, op *operation) {
 	case stepFlush:
 		l.keep(l.ring.Fdatasync(fd, user))
 	}
+}
+
+// priority of a read. The block layer joins only what has the same (blk_rq_merge_ok, block/blk-merge.c, 6.12 and
+// 7.3), and nothing else has the priority of what is read alone, but for that of every eighth loop.
+func (l *Loop) priority(op *operation) uint16 {
+	if op.alone {
+		return l.alonePriority
+	}
+	return 0
 }
 
 func writeFlags(dsync bool) uint32 {
@@ -182,11 +205,14 @@ func (op *operation) moved(n int64) (again bool, err error) {
 	return false, io.ErrShortWrite
 }
 
-// failed decides what an errno means: EINTR and EAGAIN nothing, ECANCELED that the kernel has given it up
-// (GivenUp), "not supported" another way where there is one.
+// failed decides what an errno means: EINTR nothing, ECANCELED and EAGAIN that the kernel has not begun it
+// (GivenUp), which is no error unless it happens for ever, "not supported" another way where there is one.
 func (op *operation) failed(errno unix.Errno) (again bool, err error) {
 	switch {
-	case errno == unix.EINTR || errno == unix.EAGAIN:
+	case errno == unix.EINTR:
+		return true, nil
+	case errno == unix.EAGAIN && op.given < givenLimit:
+		op.given++
 		return true, nil
 	case GivenUp(-int32(errno), int(op.given)):
 		op.given++
@@ -218,7 +244,12 @@ func (l *Loop) end(token uint32, err error) {
 // length that starts another would keep the loop here.
 func (l *Loop) endDone() {
 	for n := l.done.n; n > 0; n-- {
-		l.end(l.done.pop(l.ops), nil)
+		token := l.done.pop(l.ops)
+		var err error
+		if op := &l.ops[token]; op.step == stepRefused {
+			err = op.refused
+		}
+		l.end(token, err)
 	}
 }
 

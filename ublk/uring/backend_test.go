@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -120,6 +121,7 @@ func TestAdvance(t *testing.T) {
 		{"write EIO", operation{step: stepWrite, off: 10, length: 8}, errno(unix.EIO), false, unix.EIO, 0, 10, 8},
 		{"write EINTR", operation{step: stepWrite, off: 10, length: 8}, errno(unix.EINTR), true, nil, stepWrite, 10, 8},
 		{"read EAGAIN", operation{step: stepRead, off: 10, length: 8}, errno(unix.EAGAIN), true, nil, stepRead, 10, 8},
+		{"read EAGAIN for good", operation{step: stepRead, off: 10, length: 8, given: 1000}, errno(unix.EAGAIN), false, unix.EAGAIN, 0, 10, 8},
 		{"flush given up", operation{step: stepFlush, length: 1}, errno(unix.ECANCELED), true, nil, stepFlush, 0, 1},
 		{"flush given up for good", operation{step: stepFlush, length: 1, given: 1000}, errno(unix.ECANCELED), false, unix.ECANCELED, 0, 0, 1},
 		{"flush", operation{step: stepFlush, length: 1}, 0, false, nil, 0, 0, 1},
@@ -205,19 +207,17 @@ func TestZero(t *testing.T) {
 		{"punch not offered", onDisk, func(f *File) { f.noPunch.Store(true) }, true, true, true, false},
 		{"nothing offered", onDisk, func(f *File) { f.noPunch.Store(true); f.noZeroRange.Store(true) }, true, true, true, true},
 		{"tmpfs punched", inMemory, nil, true, false, false, false},
-		{"tmpfs has no zero range", inMemory, nil, false, true, false, true},
+		{"tmpfs zeroed", inMemory, nil, false, true, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if c.dir == onDisk && c.allocated && !c.noRange && onTmpfs(t, onDisk) {
-				t.Skip("temporary files are on tmpfs here, as in a guest: it has no zero range")
-			}
+			noRange := c.noRange || c.allocated && onTmpfs(t, c.dir) // it has none; temporary files are there in a guest
 			f, bytes := zeroCase(t, c.dir, c.prepare, c.unmap)
 			if got := bytes >= 3*zeroPart; got != c.allocated {
 				t.Errorf("the file has %d bytes of space, allocated throughout: %v, want %v", bytes, got, c.allocated)
 			}
-			if f.noPunch.Load() != c.noPunch || f.noZeroRange.Load() != c.noRange {
+			if f.noPunch.Load() != c.noPunch || f.noZeroRange.Load() != noRange {
 				t.Errorf("remembered: no punch %v, no zero range %v; want %v, %v",
-					f.noPunch.Load(), f.noZeroRange.Load(), c.noPunch, c.noRange)
+					f.noPunch.Load(), f.noZeroRange.Load(), c.noPunch, noRange)
 			}
 		})
 	}
@@ -269,6 +269,39 @@ func TestNothingToDo(t *testing.T) {
 	l.round()
 	if len(r.ends) != 2 || r.ends[0] != (ended{0, nil}) || r.ends[1] != (ended{1, nil}) {
 		t.Errorf("ended: %v", r.ends)
+	}
+}
+
+// TestRefuse: what is refused ends with its errno, not within the call, and the token is free then.
+func TestRefuse(t *testing.T) {
+	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
+	for range 2 {
+		l.Refuse(0, unix.ENODEV)
+		if len(r.ends) != 0 {
+			t.Error("ended within the call")
+		}
+		if err := r.one(t, l); err != unix.ENODEV {
+			t.Errorf("ended with %v", err)
+		}
+		r.ends = nil
+	}
+}
+
+// TestReadAlone: it reads, and its entry has a priority that other reads, also those of another loop, have not.
+func TestReadAlone(t *testing.T) {
+	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
+	other, _ := newTestLoop(t, LoopOptions{Tokens: 1})
+	f := openTestFile(t, t.TempDir(), 0)
+	must(t, os.WriteFile(f.Name(), fill(make([]byte, 4096), 0xff), 0o600))
+	buf := mapTestBuffer(t, 4096)
+	l.ReadAlone(0, newTestFile(t, f), 0, buf)
+	last := (l.ring.tail - 1) & l.ring.sqMask * l.ring.stride
+	got := (*sqe)(unsafe.Pointer(&l.ring.sqes[last])).ioprio
+	if got == 0 || got != l.alonePriority || got == other.alonePriority {
+		t.Errorf("priority %#x, the loops' are %#x and %#x", got, l.alonePriority, other.alonePriority)
+	}
+	if err := r.one(t, l); err != nil || buf[4095] != 0xff {
+		t.Errorf("read %x: %v", buf[4095], err)
 	}
 }
 

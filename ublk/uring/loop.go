@@ -3,6 +3,7 @@ package uring
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,6 +40,13 @@ type LoopOptions struct {
 	BigSQE bool
 }
 
+// bestEffort is the class of I/O priorities that anybody may use, IOPRIO_CLASS_BE (include/uapi/linux/ioprio.h),
+// which has eight levels. What has no priority set counts as another one.
+const bestEffort = 2 << 13
+
+// loops counts those that were made, so that they differ in the level.
+var loops atomic.Uint32
+
 // Loop serves one locked thread. See the package comment.
 type Loop struct {
 	ring     *Ring
@@ -51,6 +59,8 @@ type Loop struct {
 	done        fifo        // ended without the kernel
 	inFlight    int
 	maxInFlight int
+	// alonePriority is the I/O priority of what is read alone.
+	alonePriority uint16
 
 	err     error // the first failure of the ring: it ends the loop
 	stopped bool
@@ -63,6 +73,7 @@ func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 		return nil, fmt.Errorf("make loop: negative size in %+v", o)
 	}
 	l := &Loop{handler: h, maxInFlight: o.MaxInFlight, ops: make([]operation, o.Tokens)}
+	l.alonePriority = bestEffort | uint16(loops.Add(1)%8)
 	l.commands, _ = h.(CommandHandler)
 	if l.maxInFlight == 0 || l.maxInFlight > o.Tokens {
 		l.maxInFlight = o.Tokens
@@ -184,8 +195,11 @@ func (l *Loop) woken(res int32) {
 // the Go runtime signals its threads all the time. Where threads are not to be had at all (a limit of a
 // control group) it ends after a thousand times.
 func GivenUp(res int32, times int) bool {
-	return res == -int32(unix.ECANCELED) && times < 1000
+	return res == -int32(unix.ECANCELED) && times < givenLimit
 }
+
+// givenLimit is how often an entry that never began is issued again.
+const givenLimit = 1000
 
 // keep remembers the first failure of the ring; Run ends with it.
 func (l *Loop) keep(err error) {

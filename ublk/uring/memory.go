@@ -8,14 +8,23 @@ import (
 )
 
 // MapBuffer returns length bytes of zeroed, page-aligned memory outside the Go heap, as I/O buffers have to
-// be. Pages are taken when they are first touched. It is given back whole with UnmapBuffer, and not before
-// the last I/O on it has completed.
+// be. All its pages are taken now, so that nothing has to wait for memory later. It is given back whole with
+// UnmapBuffer, and not before the last I/O on it has completed.
 func MapBuffer(length int) ([]byte, error) {
-	return mapAnonymous(length, unix.PROT_READ|unix.PROT_WRITE)
+	return mapAnonymous(length, unix.PROT_READ|unix.PROT_WRITE, unix.MADV_POPULATE_WRITE)
 }
 
-func mapAnonymous(length, prot int) ([]byte, error) {
+// mapAnonymous maps memory and takes its pages in the way that populate says (since 5.14).
+func mapAnonymous(length, prot, populate int) ([]byte, error) {
 	b, err := unix.Mmap(-1, 0, length, prot, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err == nil {
+		for err = unix.EINTR; err == unix.EINTR; {
+			err = unix.Madvise(b, populate)
+		}
+		if err != nil {
+			_ = unix.Munmap(b)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("map buffer of %d bytes: %w", length, err)
 	}
@@ -39,5 +48,5 @@ const zeroSize = 1 << 20
 
 // zeros is zeroSize bytes that cannot be written, shared by all loops and mapped for the life of the process.
 var zeros = sync.OnceValues(func() ([]byte, error) {
-	return mapAnonymous(zeroSize, unix.PROT_READ)
+	return mapAnonymous(zeroSize, unix.PROT_READ, unix.MADV_POPULATE_READ)
 })

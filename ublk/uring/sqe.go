@@ -51,11 +51,16 @@ func (r *Ring) Nop(user uint64) error {
 
 // Read prepares a read of len(buf) bytes at off. The completion's result is the number of bytes.
 func (r *Ring) Read(fd int, off int64, buf []byte, user uint64) error {
+	return r.ReadPriority(fd, off, buf, 0, user)
+}
+
+// ReadPriority is Read with an I/O priority as of ioprio_set(2); 0 is the thread's.
+func (r *Ring) ReadPriority(fd int, off int64, buf []byte, priority uint16, user uint64) error {
 	s, err := r.next()
 	if err != nil {
 		return err
 	}
-	s.opcode, s.fd, s.userData = opRead, int32(fd), user
+	s.opcode, s.fd, s.userData, s.ioprio = opRead, int32(fd), user, priority
 	s.off, s.addr, s.len = uint64(off), address(buf), transferSize(buf)
 	return nil
 }
