@@ -23,7 +23,9 @@ func (d Data) Size() int64 {
 //
 // There is no way to write the source (I1).
 type Backend interface {
-	ReadSource(token uint32, off int64, data Data)
+	// ReadSource reads; alone asks that the devices make no one request of it and others, that an error of theirs
+	// would fail too.
+	ReadSource(token uint32, off int64, data Data, alone bool)
 	ReadDest(token uint32, off int64, data Data)
 	// WriteDest writes; durable asks for the bytes to be durable at the end.
 	WriteDest(token uint32, off int64, data Data, durable bool)

@@ -23,13 +23,13 @@ type MapStore interface {
 //	4  flush    the metadata
 //	5  answer   who waited; the frozen set is empty
 //
-// If a step fails, the frozen set stays as it is for ever: nothing of it counts as committed, the mode
-// becomes ro and no commit follows. That includes step 2: the kernel reports a failed flush once, and
+// If a step fails, the frozen set stays as it is: nothing of it counts as committed, the mode becomes ro and
+// no commit follows, unless a Repair ends that. That includes step 2: the kernel reports a failed flush once, and
 // a second one that succeeds proves nothing about the bytes that the first one lost (H24).
 
 // Commit is one commit, with nothing marked and somebody waiting just a flush of the destination. One
 // caller at a time: the committer. An error has been acted on already and is for the log. While a lane
-// flushes the destination it is ErrCommitPutOff: the end of that flush kicks, if somebody waits.
+// flushes the destination, or writes it durably, it is ErrCommitPutOff: the end of that kicks, if somebody waits.
 func (c *Core) Commit(dest Flusher, store MapStore) error {
 	served, work, err := c.freeze()
 	if work {
@@ -51,6 +51,9 @@ func (c *Core) freeze() (served requestList, work bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.mu.flushing {
+		return served, false, ErrCommitPutOff
+	}
+	if c.mu.putOff = c.mu.durable > 0; c.mu.putOff {
 		return served, false, ErrCommitPutOff
 	}
 	served = c.mu.waiters.take()
@@ -76,28 +79,43 @@ func (c *Core) committable() error {
 
 // write is steps 2 to 4.
 func (c *Core) write(dest Flusher, store MapStore) error {
-	if err := dest.Flush(); err != nil {
-		c.mu.Lock()
-		c.loseFlush()
-		c.mu.Unlock()
-		return fmt.Errorf("flush destination: %w", err)
+	if err := c.flushDest(dest); err != nil {
+		return err
 	}
 	if c.mu.frozen.Used() == 0 {
 		return nil
 	}
 	var img bitmap.Page
 	for _, page := range c.mu.frozen.Pages() {
-		c.mu.Lock()
-		c.regions.DurableImage(page, c.mu.active, &img)
-		c.mu.Unlock()
-		if err := store.WritePage(page, &img); err != nil {
-			return fmt.Errorf("write map page %d: %w", page, err)
+		if err := c.writePage(store, page, &img); err != nil {
+			return err
 		}
 	}
 	if err := store.Flush(); err != nil {
 		return fmt.Errorf("flush metadata: %w", err)
 	}
 	c.releasePages()
+	return nil
+}
+
+func (c *Core) flushDest(dest Flusher) error {
+	if err := dest.Flush(); err != nil {
+		c.mu.Lock()
+		c.loseFlush()
+		c.mu.Unlock()
+		return fmt.Errorf("flush destination: %w", err)
+	}
+	return nil
+}
+
+// writePage writes a page without what was marked after the freeze; img is for the image.
+func (c *Core) writePage(store MapStore, page uint64, img *bitmap.Page) error {
+	c.mu.Lock()
+	c.regions.DurableImage(page, c.mu.active, img)
+	c.mu.Unlock()
+	if err := store.WritePage(page, img); err != nil {
+		return fmt.Errorf("write map page %d: %w", page, err)
+	}
 	return nil
 }
 
@@ -109,7 +127,7 @@ func (c *Core) releasePages() {
 	for _, page := range c.mu.frozen.Pages() {
 		c.mu.Lock()
 		if c.mu.active.Page(page) == nil {
-			c.regions.Release(page, c.release)
+			c.regions.Release(page, func(memory *bitmap.Page) { c.release(page, memory) })
 		}
 		c.mu.Unlock()
 	}

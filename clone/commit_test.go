@@ -294,7 +294,7 @@ func TestReleasePages(t *testing.T) {
 	const nr = bitmap.RegionsPerPage + 8
 	r := newRig(t, nr, 2)
 	mem := map[*bitmap.Page]int{}
-	r.core.release = func(p *bitmap.Page) { mem[p]++; *p = bitmap.Page{} }
+	r.core.release = func(_ uint64, p *bitmap.Page) { mem[p]++; *p = bitmap.Page{} }
 	want := func(when string, pages, times int) {
 		t.Helper()
 		n := 0

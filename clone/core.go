@@ -4,11 +4,12 @@ import (
 	"cmp"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// Mode is what may be done with the metadata. It only gets worse (I10).
+// Mode is what may be done with the metadata. It only gets worse, but for a Repair (I10).
 type Mode uint8
 
 const (
@@ -55,7 +56,7 @@ type Config struct {
 	// Release gives the memory of a page of the map back, which may read as zeros from then on: all of its
 	// regions are durably hydrated, and it is not looked at again. Called under the core's lock; it must not
 	// block for long. May be nil.
-	Release func(*bitmap.Page)
+	Release func(page uint64, memory *bitmap.Page)
 	// Touch takes the memory of a page of the map, so that a mark in it cannot fail: called before the first
 	// claim in a page, from any lane's thread, perhaps more than once. A request that needs the page fails with
 	// its error. May be nil.
@@ -63,6 +64,10 @@ type Config struct {
 	// DeltaPages is how many pages of the region map may hold marks that are not committed yet; 0 is the
 	// default. Half of it is the users'; neither a request nor a Hydration may touch more pages than that.
 	DeltaPages int
+	// Classify tells of a backend's error what it means, from any thread. nil: all are Local.
+	Classify func(error) ErrorClass
+	// Now is the clock. nil: time.Now.
+	Now func() time.Time
 }
 
 // Core is the state that all lanes share. See the package comment for who may touch what.
@@ -71,9 +76,13 @@ type Core struct {
 	regions *bitmap.Map
 	kick    func()
 	event   func()
-	release func(*bitmap.Page)
+	release func(page uint64, memory *bitmap.Page)
 	touch   func(page uint64) error
 	touched []atomic.Bool // by page of the map
+
+	classify func(error) ErrorClass
+	now      func() time.Time
+
 	// poolBounds: the map has more pages than the pool, which can therefore be full.
 	poolBounds bool
 
@@ -105,10 +114,14 @@ type Core struct {
 
 		// flushing: a flush of the destination is in flight, a lane's or a commit's.
 		flushing bool
+		// durable is how many durable writes of lanes are in flight; putOff: a commit waits for their end.
+		durable int
+		putOff  bool
 		// flushLost: a flush of the destination has failed. It never becomes false again.
 		flushLost bool
-		// doubt: taken over from a process that died in another mode than rw. What the metadata hold may be
-		// in a cache only, where its failed commit has left it, so no mark is known to be durable.
+		// doubt: taken over from a process that died in another mode than rw, or a Repair has begun. What the
+		// metadata hold may be in a cache only, where a failed commit has left it, so no mark is known to be
+		// durable.
 		doubt bool
 	}
 }
@@ -118,6 +131,10 @@ func New(cfg Config) *Core {
 	pages := bitmap.PagesFor(cfg.Geometry.Regions())
 	pool := int(min(cmp.Or(uint64(cfg.DeltaPages), deltaPages), pages))
 	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event, release: cfg.Release, touch: cfg.Touch}
+	c.classify, c.now = cfg.Classify, cfg.Now
+	if c.now == nil {
+		c.now = time.Now
+	}
 	c.touched = make([]atomic.Bool, pages)
 	c.mu.active = cfg.Uncommitted
 	if c.mu.active == nil {

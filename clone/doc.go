@@ -47,7 +47,7 @@
 //	I5   flush.go, Lane.answer, Lane.writeThrough
 //	I8   hydration.go
 //	I9   pools of Core.mu.active and frozen, operations and buffers of a Lane: fixed, waited for
-//	I10  Core.setMode only makes it worse; flushLost
-//	I11  readRunDone, mergeReadDone
+//	I10  Core.setMode only makes it worse, Repair ends it; flushLost
+//	I11  readRunDone, mergeReadDone, again.go
 //	I12  Core.Complete is told from the durable plane
 package clone

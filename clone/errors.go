@@ -23,6 +23,6 @@ var (
 	// ErrCommitFirst ends a background hydration that found its share of the pool of uncommitted pages
 	// full. A commit has been asked for; the regions may be tried again after it.
 	ErrCommitFirst = errors.New("too many uncommitted marks: a commit comes first")
-	// ErrCommitPutOff is a commit that did nothing because a FLUSH has the destination flushed just now.
+	// ErrCommitPutOff is a commit that did nothing because a FLUSH or FUA has the destination flushed just now.
 	ErrCommitPutOff = errors.New("commit put off: a flush of the destination is in flight")
 )

@@ -30,7 +30,7 @@ func (l *Lane) flushDestDone(o *op, err error) {
 func (c *Core) beginFlush() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.mu.flushing || c.mu.flushLost || !c.clean() || !c.mu.waiters.empty() {
+	if c.mu.flushing || c.mu.durable > 0 || c.mu.flushLost || !c.clean() || !c.mu.waiters.empty() {
 		return false
 	}
 	c.mu.flushing = true
@@ -58,6 +58,37 @@ func (c *Core) loseFlush() bool {
 	was := c.mu.flushLost
 	c.mu.flushLost = true
 	return c.setMode(ReadOnly) || !was
+}
+
+// beginDurable says whether a FUA of the regions [first, end), which are hydrated, may be one durable write: if
+// their marks are durable, and there is no flush in flight or about to be. A durable write has a flush in it, which
+// must not be beside another, as beginFlush says.
+func (c *Core) beginDurable(first, end uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.uncommitted(first, end) || c.mu.flushing || c.mu.putOff || !c.mu.waiters.empty() {
+		return false
+	}
+	c.mu.durable++
+	return true
+}
+
+// endDurable ends one. Nobody can tell whether a failure was the write's or the flush's, and the kernel may have
+// reported to it alone what others had lost. So it counts as a flush that failed (I10), but for want of space
+// (Full), which is found out before anything is written.
+func (c *Core) endDurable(err error) {
+	full := err != nil && c.Class(err) == Full
+	c.mu.Lock()
+	c.mu.durable--
+	changed := err != nil && !full && c.loseFlush()
+	waited := c.mu.durable == 0 && (c.mu.putOff || !c.mu.waiters.empty())
+	c.mu.Unlock()
+	if changed {
+		c.tell()
+	}
+	if waited {
+		c.kick()
+	}
 }
 
 // FlushLost says that a flush of the destination has failed.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
@@ -18,6 +19,8 @@ type rig struct {
 	source, dest []byte
 	ios          []queued
 	kicks        int
+	classify     func(error) ErrorClass
+	now          time.Time
 	flushErr     error  // of the committer's flush
 	onFlush      func() // during it
 	storeErr     error
@@ -33,6 +36,7 @@ type queued struct {
 	data    Data
 	durable bool
 	unmap   bool
+	alone   bool
 }
 
 const testRegion = 4096
@@ -40,10 +44,16 @@ const testRegion = 4096
 var errInjected = errors.New("injected")
 
 func newRig(t testing.TB, regions uint64, buffers int) *rig {
-	geo, err := NewGeometry(int64(regions)*testRegion, testRegion)
+	return newRigOf(t, int64(regions)*testRegion, testRegion, buffers)
+}
+
+// newRigOf is newRig of another region size; both in bytes.
+func newRigOf(t testing.TB, size, regionSize int64, buffers int) *rig {
+	geo, err := NewGeometry(size, regionSize)
 	if err != nil {
 		t.Fatal(err)
 	}
+	regions := geo.Regions()
 	r := &rig{t: t}
 	r.source = bytes.Repeat([]byte{'s'}, int(geo.Size()))
 	r.dest = bytes.Repeat([]byte{'d'}, int(geo.Size()))
@@ -51,6 +61,13 @@ func newRig(t testing.TB, regions uint64, buffers int) *rig {
 		Geometry: geo,
 		Map:      bitmap.New(regions, make([]bitmap.Page, bitmap.PagesFor(regions))),
 		Kick:     func() { r.kicks++ },
+		Classify: func(err error) ErrorClass {
+			if r.classify == nil {
+				return Local
+			}
+			return r.classify(err)
+		},
+		Now: func() time.Time { return r.now },
 	})
 	bufs := make([][]byte, buffers)
 	for i := range bufs {
@@ -61,28 +78,28 @@ func newRig(t testing.TB, regions uint64, buffers int) *rig {
 	return r
 }
 
-func (r *rig) ReadSource(token uint32, off int64, data Data) {
-	r.ios = append(r.ios, queued{"read source", token, off, data.Size(), data, false, false})
+func (r *rig) ReadSource(token uint32, off int64, data Data, alone bool) {
+	r.ios = append(r.ios, queued{what: "read source", token: token, off: off, length: data.Size(), data: data, alone: alone})
 }
 
 func (r *rig) ReadDest(token uint32, off int64, data Data) {
-	r.ios = append(r.ios, queued{"read dest", token, off, data.Size(), data, false, false})
+	r.ios = append(r.ios, queued{what: "read dest", token: token, off: off, length: data.Size(), data: data})
 }
 
 func (r *rig) WriteDest(token uint32, off int64, data Data, durable bool) {
-	r.ios = append(r.ios, queued{"write dest", token, off, data.Size(), data, durable, false})
+	r.ios = append(r.ios, queued{what: "write dest", token: token, off: off, length: data.Size(), data: data, durable: durable})
 }
 
 func (r *rig) ZeroDest(token uint32, off, length int64, unmap bool) {
-	r.ios = append(r.ios, queued{"zero dest", token, off, length, Data{}, false, unmap})
+	r.ios = append(r.ios, queued{what: "zero dest", token: token, off: off, length: length, unmap: unmap})
 }
 
 func (r *rig) DiscardDest(token uint32, off, length int64) {
-	r.ios = append(r.ios, queued{"discard dest", token, off, length, Data{}, false, false})
+	r.ios = append(r.ios, queued{what: "discard dest", token: token, off: off, length: length})
 }
 
 func (r *rig) FlushDest(token uint32) {
-	r.ios = append(r.ios, queued{"flush dest", token, 0, 0, Data{}, false, false})
+	r.ios = append(r.ios, queued{what: "flush dest", token: token})
 }
 
 // All WRITEs bring the same bytes, so that a test needs no data.
@@ -137,6 +154,13 @@ func (r *rig) end(err error) {
 	r.lane.Drain()
 }
 
+// failSource ends the first queued I/O, a read of the source, badly, and each try again.
+func (r *rig) failSource(err error) {
+	for range sourceTries + 1 {
+		r.end(err)
+	}
+}
+
 // endAll ends everything well.
 func (r *rig) endAll() {
 	for len(r.ios) > 0 {
@@ -163,7 +187,7 @@ func (r *rig) wantQueued(want ...queued) {
 	ok := len(want) == len(r.ios)
 	for i := 0; ok && i < len(want); i++ {
 		g, w := r.ios[i], want[i]
-		ok = g.what == w.what && g.off == w.off && g.length == w.length && g.durable == w.durable && g.unmap == w.unmap
+		ok = g.what == w.what && g.off == w.off && g.length == w.length && g.durable == w.durable && g.unmap == w.unmap && g.alone == w.alone
 	}
 	if !ok {
 		r.t.Fatalf("queued %v, expected %v", r.ios, want)
@@ -175,6 +199,9 @@ func (q queued) String() string {
 	if q.durable {
 		s += " durably"
 	}
+	if q.alone {
+		s += " alone"
+	}
 	return s + " [" + strconv.FormatInt(q.off, 10) + ", " + strconv.FormatInt(q.off+q.length, 10) + ")"
 }
 
@@ -182,6 +209,13 @@ func (r *rig) want(a *answered, err error) {
 	r.t.Helper()
 	if a.times != 1 || !errors.Is(a.err, err) {
 		r.t.Fatalf("%v was answered %d times, last with %v; expected once with %v", a.Op, a.times, a.err, err)
+	}
+}
+
+func (r *rig) wantNothingHeld() {
+	r.t.Helper()
+	if held := r.core.Held(); held != "" {
+		r.t.Fatalf("nothing is in flight and something is held:\n%s", held)
 	}
 }
 

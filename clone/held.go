@@ -20,13 +20,18 @@ func (c *Core) Held() string {
 			fmt.Fprintf(&b, "lane %d: %d requests, some starved: %t, some posted: %t\n", i, n, !l.starved.empty(), !l.inbox.list.empty())
 		}
 	}
+	for i, l := range c.lanes {
+		if len(l.again) != 0 || l.alone != nil {
+			fmt.Fprintf(&b, "lane %d: %d reads are to be tried again, one is: %t\n", i, len(l.again), l.alone != nil)
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if n := len(c.mu.claims.open); n != 0 || c.mu.reserved != 0 {
 		fmt.Fprintf(&b, "%d claims, %d pages reserved\n", n, c.mu.reserved)
 	}
-	if c.mu.flushing || !c.mu.waiters.empty() {
-		fmt.Fprintf(&b, "a flush in flight: %t, requests that wait for a commit: %t\n", c.mu.flushing, !c.mu.waiters.empty())
+	if c.mu.flushing || c.mu.durable != 0 || !c.mu.waiters.empty() {
+		fmt.Fprintf(&b, "a flush in flight: %t, durable writes: %d, requests that wait for a commit: %t\n", c.mu.flushing, c.mu.durable, !c.mu.waiters.empty())
 	}
 	return b.String()
 }

@@ -16,17 +16,17 @@ type quiet struct {
 	busy  bool
 }
 
-func (q *quiet) queue(token uint32)                              { q.token, q.busy = token, true }
-func (q *quiet) ReadSource(token uint32, _ int64, _ Data)        { q.queue(token) }
-func (q *quiet) ReadDest(token uint32, _ int64, _ Data)          { q.queue(token) }
-func (q *quiet) WriteDest(token uint32, _ int64, _ Data, _ bool) { q.queue(token) }
-func (q *quiet) ZeroDest(token uint32, _, _ int64, _ bool)       { q.queue(token) }
-func (q *quiet) DiscardDest(token uint32, _, _ int64)            { q.queue(token) }
-func (q *quiet) FlushDest(token uint32)                          { q.queue(token) }
-func (q *quiet) Fetch(*Request, int64, []byte) error             { return nil }
-func (q *quiet) Clear(*Request, int64, int64) error              { return nil }
-func (q *quiet) Flush() error                                    { return nil }
-func (q *quiet) WritePage(uint64, *bitmap.Page) error            { return nil }
+func (q *quiet) queue(token uint32)                               { q.token, q.busy = token, true }
+func (q *quiet) ReadSource(token uint32, _ int64, _ Data, _ bool) { q.queue(token) }
+func (q *quiet) ReadDest(token uint32, _ int64, _ Data)           { q.queue(token) }
+func (q *quiet) WriteDest(token uint32, _ int64, _ Data, _ bool)  { q.queue(token) }
+func (q *quiet) ZeroDest(token uint32, _, _ int64, _ bool)        { q.queue(token) }
+func (q *quiet) DiscardDest(token uint32, _, _ int64)             { q.queue(token) }
+func (q *quiet) FlushDest(token uint32)                           { q.queue(token) }
+func (q *quiet) Fetch(*Request, int64, []byte) error              { return nil }
+func (q *quiet) Clear(*Request, int64, int64) error               { return nil }
+func (q *quiet) Flush() error                                     { return nil }
+func (q *quiet) WritePage(uint64, *bitmap.Page) error             { return nil }
 
 // hotPath is one kind of request, over and over.
 type hotPath struct {

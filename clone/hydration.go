@@ -8,6 +8,7 @@ import "github.com/ublk-clone/ublk-clone/bitmap"
 type Hydration struct {
 	First, End uint64
 	Kind       HydrationKind
+	Alone      bool // the source is read alone, as Backend.ReadSource has it
 	// Done is called once, on the lane's thread. An error is that of the first I/O that failed; the
 	// regions that it left unhydrated can be told from the map.
 	Done func(*Hydration, error)
@@ -43,7 +44,7 @@ func (l *Lane) Hydrate(h *Hydration) bool {
 	o.off = l.core.geo.Start(h.First)
 	o.end = min(l.core.geo.Start(h.End), o.off+l.bufSize)
 	o.step = earlyRead
-	l.readSource(o.token, o.off, o.buf[:o.end-o.off])
+	l.readSource(o, o.off, Data{Buf: o.buf[:o.end-o.off]})
 	return true
 }
 

@@ -64,7 +64,11 @@ func TestReadThroughKeepsWholeRegions(t *testing.T) {
 				c.set(r.core)
 			}
 			a := r.submit(OpRead, c.off, c.length)
-			r.end(c.err)
+			if c.err != nil {
+				r.failSource(c.err)
+			} else {
+				r.end(nil)
+			}
 			r.want(a, c.err)
 			r.wantQueued(c.want...)
 		})

@@ -38,6 +38,9 @@ type Lane struct {
 	bufSize   int64
 	// starved requests wait for an operation or a buffer of this lane and hold nothing.
 	starved requestList
+	// again are operations whose read of the source is to be tried again; alone is the one that is being so.
+	again []*op
+	alone *op
 
 	inbox struct {
 		sync.Mutex // a leaf: nothing is taken under it
@@ -71,6 +74,7 @@ func (c *Core) NewLane(cfg LaneConfig) *Lane {
 	l := &Lane{core: c, backend: cfg.Backend, wakeUp: cfg.Wake}
 	l.ops = make([]op, cfg.Ops)
 	l.freeOps = make([]*op, 0, cfg.Ops)
+	l.again = make([]*op, 0, cfg.Ops)
 	for i := range l.ops {
 		l.ops[i].token = uint32(i)
 		l.freeOps = append(l.freeOps, &l.ops[i])
@@ -146,7 +150,7 @@ func (l *Lane) start(r *Request) {
 	}
 }
 
-// Drain takes what other threads posted, and restarts who found no operation or buffer. Completions
+// Drain takes what other threads posted, tries again what has failed, and restarts who found no operation or buffer. Completions
 // never call into another request: they leave it to here.
 func (l *Lane) Drain() {
 	l.inbox.Lock()
@@ -159,6 +163,7 @@ func (l *Lane) Drain() {
 			l.start(r)
 		}
 	}
+	l.readAgain()
 	// Whoever starves again goes to the end of the new list.
 	starved := l.starved.take()
 	for r := starved.pop(); r != nil; r = starved.pop() {

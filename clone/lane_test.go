@@ -178,7 +178,7 @@ func TestMergeNarrows(t *testing.T) {
 	r = newRig(t, 8, 2)
 	a = r.submit(OpWrite, 512, 3*R)
 	r.end(errInjected)
-	r.end(errInjected)
+	r.failSource(errInjected)
 	r.wantQueued()
 	r.want(a, errInjected)
 	r.wantStates(bitmap.Source, bitmap.Source, bitmap.Source, bitmap.Source)
@@ -203,7 +203,7 @@ func TestFailedReadLooksAgain(t *testing.T) {
 	r.want(a, nil)
 
 	b := r.submit(OpRead, 3*R, R)
-	r.end(errInjected)
+	r.failSource(errInjected)
 	r.wantQueued()
 	r.want(b, errInjected)
 }

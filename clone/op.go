@@ -1,5 +1,7 @@
 package clone
 
+import "time"
+
 // step says what an operation waits for, and so where Complete goes on.
 type step uint8
 
@@ -36,6 +38,10 @@ type op struct {
 	kept Hydration // bg, if that is what a READ got from the source
 
 	off, end int64 // bytes: what is left of a READ's part; of a merge or piece, what is being read
+	// tries is how often what is being read was tried again, since failedAt, when failure came first.
+	tries    uint8
+	failedAt time.Time
+	failure  error
 	at       int64 // bytes: end of the run that is being read; progress in a segment
 	buf      []byte
 	claim    claim
@@ -89,17 +95,16 @@ func (p *plan) mark(m mark) {
 func (l *Lane) Complete(token uint32, err error) {
 	o := &l.ops[token]
 	o.checkBusy()
+	if o == l.alone {
+		l.alone = nil
+	}
 	switch o.step {
-	case readRun:
-		l.readRunDone(o, err)
+	case readRun, mergeRead, copyRead:
+		l.readDone(o, err)
 	case writeThrough:
 		l.writeThroughDone(o, err)
 	case flushDest:
 		l.flushDestDone(o, err)
-	case mergeRead:
-		l.mergeReadDone(o, err)
-	case copyRead:
-		l.copyReadDone(o, err)
 	case copyWrite:
 		l.copyWriteDone(o, err)
 	case mergeWrite, dataWrite, earlyWrite:

@@ -65,8 +65,7 @@ func (l *Lane) readRun(o *op) bool {
 		data := Data{Request: r, At: o.off - r.Off, Len: stop - o.off}
 		switch st {
 		case bitmap.Source:
-			add(&l.stats.sourceRead, data.Len)
-			l.backend.ReadSource(o.token, o.off, data)
+			l.readSource(o, o.off, data)
 			return true
 		case bitmap.Hydrated:
 			l.backend.ReadDest(o.token, o.off, data)
@@ -79,19 +78,27 @@ func (l *Lane) readRun(o *op) bool {
 }
 
 // readRunDone: a failed read of the source looks at the map again before it counts, as the bytes may
-// be in the destination by now (I11).
+// be in the destination by now (I11), and is tried again.
 func (l *Lane) readRunDone(o *op, err error) {
 	r := o.req
-	if err == nil {
+	switch {
+	case err == nil:
 		if o.fromSource && l.core.readThrough.Load() {
 			l.keep(r, o.off, o.at)
 		}
-		o.off = o.at
-	} else if !o.fromSource || !l.left(o.off, o.at) {
-		if r.err == nil {
-			r.err = err
-		}
+		o.off, o.tries = o.at, 0
+	case r.err != nil || o.fromSource && l.left(o.off, o.at):
+	case o.fromSource && l.tryAgain(o, err):
+		return
+	default:
+		r.err = err
 	}
+	l.readRunOn(o)
+}
+
+// readRunOn goes on with a part, or with the READ when the part is done.
+func (l *Lane) readRunOn(o *op) {
+	r := o.req
 	if l.readRun(o) {
 		return
 	}

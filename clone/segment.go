@@ -80,7 +80,7 @@ func (l *Lane) edges(r *Request, s *segment) (head, tail int64) {
 
 func (l *Lane) mergeIn(o *op, s *segment, lo, hi int64) {
 	o.step, o.off, o.end = mergeRead, lo, hi
-	l.readSource(o.token, lo, o.buf[lo-s.lo:hi-s.lo])
+	l.readSource(o, lo, Data{Buf: o.buf[lo-s.lo : hi-s.lo]})
 }
 
 func (l *Lane) mergeReadDone(o *op, err error) {
@@ -88,15 +88,16 @@ func (l *Lane) mergeReadDone(o *op, err error) {
 	head, tail := l.edges(o.req, s)
 	if err != nil {
 		wide := o.off < head && o.end > tail
-		if !wide {
+		switch {
+		case wide && l.core.Class(err) != Away:
+			o.narrow = true
+			l.merge(o, s)
+		case wide || !l.tryAgain(o, err):
 			l.planDone(o, err)
-			return
 		}
-		o.narrow = true
-		l.merge(o, s)
 		return
 	}
-	o.at = o.end
+	o.at, o.tries = o.end, 0
 	l.merge(o, s)
 }
 
@@ -117,15 +118,17 @@ func (l *Lane) mergeOut(o *op, s *segment, head, tail int64) {
 func (l *Lane) copyPiece(o *op, s *segment) {
 	o.step = copyRead
 	o.end = min(s.hi, o.at+l.bufSize)
-	l.readSource(o.token, o.at, o.buf[:o.end-o.at])
+	l.readSource(o, o.at, Data{Buf: o.buf[:o.end-o.at]})
 }
 
 func (l *Lane) copyReadDone(o *op, err error) {
 	if err != nil {
-		l.planDone(o, err)
+		if !l.tryAgain(o, err) {
+			l.planDone(o, err)
+		}
 		return
 	}
-	o.step = copyWrite
+	o.step, o.tries = copyWrite, 0
 	l.backend.WriteDest(o.token, o.at, Data{Buf: o.buf[:o.end-o.at]}, false)
 }
 
@@ -217,10 +220,4 @@ func (l *Lane) count(o *op, g gain) {
 	}
 	add(&l.stats.copied, copied)
 	add(&l.stats.written, g.hydrated-copied)
-}
-
-// readSource reads into a copy buffer.
-func (l *Lane) readSource(token uint32, off int64, buf []byte) {
-	add(&l.stats.sourceRead, int64(len(buf)))
-	l.backend.ReadSource(token, off, Data{Buf: buf})
 }

@@ -97,7 +97,7 @@ type threadIO struct {
 }
 
 // zeroPage is what becomes of a released page.
-func zeroPage(p *bitmap.Page) {
+func zeroPage(_ uint64, p *bitmap.Page) {
 	for w := range p {
 		atomic.StoreUint64(&p[w], 0)
 	}
@@ -134,7 +134,7 @@ func (l *threadLane) bytes(d clone.Data) []byte {
 	return d.Buf
 }
 
-func (l *threadLane) ReadSource(token uint32, off int64, data clone.Data) {
+func (l *threadLane) ReadSource(token uint32, off int64, data clone.Data, _ bool) {
 	l.queue(token, func() { copy(l.bytes(data), l.world.source[off:]) })
 }
 

@@ -69,15 +69,13 @@ func (l *Lane) ragged(r *Request) bool {
 	return l.core.geo.Start(first) < r.Off || l.core.geo.End(end-1) > r.Off+r.Len
 }
 
-// writeThrough writes hydrated regions. A FUA of regions whose marks are durable is one durable write;
+// writeThrough writes hydrated regions. A FUA of regions whose marks are durable is mostly one durable write;
 // otherwise it is a plain write, and a commit makes data and marks durable together (I5).
 func (l *Lane) writeThrough(o *op, first, end uint64) {
 	r := o.req
 	o.step = writeThrough
 	if r.FUA {
-		l.core.mu.Lock()
-		o.durable = !l.core.uncommitted(first, end)
-		l.core.mu.Unlock()
+		o.durable = l.core.beginDurable(first, end)
 	}
 	l.backend.WriteDest(o.token, r.Off, Data{Request: r, Len: r.Len}, o.durable)
 }
@@ -86,6 +84,7 @@ func (l *Lane) writeThroughDone(o *op, err error) {
 	r, durable := o.req, o.durable
 	l.freeOp(o)
 	if durable {
+		l.core.endDurable(err)
 		l.end(r, err)
 		return
 	}

@@ -9,7 +9,8 @@
 //
 // A batch that fails is split: its regions are tried one by one, never two at a time (I11). A region that fails alone is
 // bad: it is left out and tried again after a back-off that doubles, at most Settings.Retries times; then it
-// waits for Resume. When too many fail in a row the whole source is taken to be away, and one batch
+// waits for Resume. When too many fail in a row, or one with an error that says so (clone.Away, clone.Full),
+// the source is taken to be away as a whole, or the destination to be full, and one region
 // probes it at the pace of the same back-off. So an error never makes it spin (I12).
 //
 // # States

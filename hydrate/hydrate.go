@@ -319,7 +319,7 @@ func (h *Hydrator) start(w work) bool {
 	b := h.free[len(h.free)-1]
 	b.First, b.End, b.Kind = w.first, w.end, w.kind
 	h.free = h.free[:len(h.free)-1]
-	b.retry = w.retry
+	b.retry, b.Alone = w.retry, w.retry
 	h.retrying = h.retrying || w.retry
 	b.at = len(h.flying)
 	h.flying = append(h.flying, b)
@@ -377,8 +377,11 @@ func (h *Hydrator) done(b *batch, err error) {
 	}
 }
 
-// note keeps the error for the status.
+// note keeps the error for the status. One that is not of these regions alone says that all others would fail too.
 func (h *Hydrator) note(b *batch, err error) {
+	if h.cfg.Core.Class(err) != clone.Local {
+		h.bad.row = max(h.bad.row, awayAfter)
+	}
 	h.shared.Lock()
 	h.shared.status.LastError = err
 	h.shared.status.LastErrorAt = h.geo.Start(b.First)

@@ -17,6 +17,9 @@ const regionSize = 4096
 
 var errBad = errors.New("bad sector")
 
+// errAway is of a source that does not answer at all.
+var errAway = errors.New("no such device")
+
 type asked struct {
 	token       uint32
 	read, zero  bool
@@ -38,7 +41,7 @@ func (r *rig) note(token uint32, off, length int64, read, zero bool) {
 	r.asked = append(r.asked, asked{token, read, zero, uint64(off / regionSize), uint64((off + length) / regionSize)})
 }
 
-func (r *rig) ReadSource(token uint32, off int64, d clone.Data) {
+func (r *rig) ReadSource(token uint32, off int64, d clone.Data, _ bool) {
 	r.note(token, off, d.Size(), true, false)
 }
 func (r *rig) ReadDest(token uint32, off int64, d clone.Data) {
@@ -87,6 +90,12 @@ func newRig(t *testing.T, regions uint64, s Settings, source Holes) *rig {
 		Geometry: geo,
 		Map:      bitmap.New(regions, make([]bitmap.Page, bitmap.PagesFor(regions))),
 		Kick:     func() {},
+		Classify: func(err error) clone.ErrorClass {
+			if err == errAway {
+				return clone.Away
+			}
+			return clone.Local
+		},
 	})
 	buffers := make([][]byte, 4)
 	for i := range buffers {
@@ -206,6 +215,31 @@ func TestBadRegionHurtsOnlyItself(t *testing.T) {
 	r.finish(good)
 	if st := r.h.Status(); st.State != Done || len(st.Bad) != 0 || st.LastError != nil {
 		t.Errorf("after repair and resume: %+v", st)
+	}
+}
+
+// TestSourceSaysAway: an error that says that the whole source is away stalls at once; one region is tried at a time,
+// and with its success all goes on.
+func TestSourceSaysAway(t *testing.T) {
+	r := newRig(t, 1000, on, nil)
+	reads := 0
+	r.finish(func(a asked) error {
+		if a.read {
+			reads++
+			return errAway
+		}
+		return nil
+	})
+	if st := r.h.Status(); st.State != Stalled || st.LastError != errAway {
+		t.Fatalf("status %+v", st)
+	}
+	if reads > 5 { // the batches in flight, and the first region alone
+		t.Errorf("%d reads of a source that is away", reads)
+	}
+	r.now = r.now.Add(time.Minute)
+	r.finish(good)
+	if st := r.h.Status(); st.State != Done || len(st.Bad) != 0 {
+		t.Errorf("after the source has come back: %+v", st)
 	}
 }
 

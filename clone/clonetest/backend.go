@@ -19,6 +19,7 @@ type io struct {
 	id      value // of the operation that data belongs to, 0: none
 	durable bool
 	mark    uint64 // flush: what it covers
+	alone   bool   // read of the source: no other joins it
 
 	at   int64 // bytes that have taken effect
 	done bool
@@ -32,11 +33,12 @@ type lane struct {
 	nr      int
 	due     bool // a round is
 	ios     []*io
+	failed  map[uint32]int // by token, reads of the source that failed in a row
 	clients []*client
 }
 
 func (s *sim) newLane(nr, ops int) *lane {
-	l := &lane{sim: s, nr: nr}
+	l := &lane{sim: s, nr: nr, failed: map[uint32]int{}}
 	buffers := make([][]byte, s.cfg.Buffers)
 	for i := range buffers {
 		buffers[i] = make([]byte, s.cfg.BufferSize)
@@ -65,8 +67,8 @@ func (l *lane) queue(q *io) {
 
 var short = [...]string{"rs", "rd", "wd", "zd", "dd", "flush", "wm", "flush meta", "touch"}
 
-func (l *lane) ReadSource(token uint32, off int64, data clone.Data) {
-	l.queue(&io{kind: readSource, token: token, off: off, length: data.Size(), data: data})
+func (l *lane) ReadSource(token uint32, off int64, data clone.Data, alone bool) {
+	l.queue(&io{kind: readSource, token: token, off: off, length: data.Size(), data: data, alone: alone})
 }
 
 func (l *lane) ReadDest(token uint32, off int64, data clone.Data) {
@@ -124,6 +126,7 @@ func (l *lane) execute(q *io) {
 	if err := s.fails(q.kind, q.off+lo, q.off+hi); err != nil {
 		q.done, q.err = true, err
 		hi = err.sector*sectorBytes - q.off
+		l.spread(q, err)
 	}
 	if hi > lo {
 		l.effect(q, lo, hi)
@@ -131,6 +134,24 @@ func (l *lane) execute(q *io) {
 	q.at = hi
 	q.done = q.done || hi == q.length
 	s.note("did "+short[q.kind], l, q.id, q.off+lo, hi-lo, q.err)
+}
+
+// spread is what else an error does. The kernel had made one request of reads of the source that touch: it
+// fails whole. A durable write may have failed in its flush: then that has lost what it should have made durable.
+func (l *lane) spread(q *io, err *diskError) {
+	s := l.sim
+	switch {
+	case q.kind == writeDest && q.durable && !err.full && s.rng.IntN(2) == 0:
+		s.disks.flush(s.disks.dest, s.disks.dest.Mark(), err)
+	case q.kind == readSource && !q.alone && !err.away && s.rng.IntN(2) == 0:
+		for _, other := range l.ios {
+			touch := other.off == q.off+q.length || q.off == other.off+other.length
+			if other.kind == readSource && touch && !other.alone && !other.done && other.at == 0 {
+				other.done, other.err = true, new(*err)
+				s.note("failed with its neighbour: rs", l, other.id, other.off, other.length, err)
+			}
+		}
+	}
 }
 
 // effect is that of the bytes [lo, hi) of an I/O.
@@ -168,6 +189,10 @@ func (l *lane) complete(i int) {
 	if e := asDiskError(q.err); e != nil && q.kind == readSource {
 		st, end := l.sim.stateRun(q)
 		e.stale = st != bitmap.Source || end < q.off+q.length
+		l.failed[q.token]++
+		e.tries = l.failed[q.token]
+	} else {
+		delete(l.failed, q.token)
 	}
 	l.sim.note("end "+short[q.kind], l, q.id, q.off, q.length, q.err)
 	l.Complete(q.token, q.err)
@@ -195,6 +220,7 @@ func (s *sim) fails(k kind, lo, hi int64) *diskError {
 		return nil
 	}
 	s.calls++
+	s.callsOf[k]++
 	if k == readSource && len(s.disks.bad) > 0 {
 		for sector := lo / sectorBytes; sector < hi/sectorBytes; sector++ {
 			if s.disks.bad[sector] {
@@ -208,7 +234,10 @@ func (s *sim) fails(k kind, lo, hi int64) *diskError {
 	if lo == hi {
 		return &diskError{kind: k, sector: -1}
 	}
-	return &diskError{kind: k, sector: lo/sectorBytes + s.rng.Int64N((hi-lo)/sectorBytes)}
+	e := &diskError{kind: k, sector: lo/sectorBytes + s.rng.Int64N((hi-lo)/sectorBytes)}
+	e.away = k == readSource && s.rng.IntN(4) == 0 && s.cfg.FailSpread != failOnce
+	e.full = k == writeDest && s.rng.IntN(4) == 0
+	return e
 }
 
 // injected says whether Config.FailAt makes this I/O fail.

@@ -103,7 +103,7 @@ func (c *client) unexplained(p *operation, err error) string {
 			return "no flush was lost"
 		}
 	case errors.Is(err, clone.ErrReadOnly):
-		if s.core.Mode() == clone.ReadWrite {
+		if s.core.Mode() == clone.ReadWrite && s.repaired < p.issued {
 			return "the mode is rw"
 		}
 		if p.op == clone.OpRead || c.marked && !commits {
@@ -119,6 +119,8 @@ func (c *client) unexplained(p *operation, err error) string {
 		if p.op == clone.OpRead || p.op == clone.OpFlush || p.op == clone.OpWrite && c.marked {
 			return "it needs no new mark"
 		}
+	case e.kind == readSource && !e.away && e.tries < sourceTries:
+		return "the source was not tried again"
 	case e.stale && p.op == clone.OpRead:
 		return "it may be in the destination by now (I11)"
 	case !c.needs(p, e):
@@ -126,6 +128,9 @@ func (c *client) unexplained(p *operation, err error) string {
 	}
 	return ""
 }
+
+// sourceTries is how often a read of the source fails before it fails a request.
+const sourceTries = 3
 
 // needs says whether an operation needs the I/O that failed at a sector: a READ what it asks for; the
 // others what they change, rounded outward to regions, and the source only beside the bytes that they

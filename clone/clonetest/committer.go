@@ -3,6 +3,7 @@ package clonetest
 import (
 	"iter"
 
+	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/internal/fakedisk"
 )
 
@@ -12,6 +13,7 @@ type committer struct {
 	sim    *sim
 	kicked bool
 	idle   bool
+	repair bool // what is to be done next, in place of a commit
 	failed bool // a flush has, which the core has not been told yet
 	resume func() (struct{}, bool)
 	stop   func()
@@ -36,13 +38,36 @@ func (c *committer) run(yield func(struct{}) bool) {
 	}()
 	c.yield = yield
 	for {
-		c.idle, c.kicked = false, false
-		c.sim.note("commit begins", nil, 0, 0, 0, nil)
-		err := c.sim.core.Commit(c, c.sim.store)
-		c.sim.note("commit ends", nil, 0, 0, 0, err)
-		c.idle = true
+		c.idle = false
+		what, do := "commit", c.commit
+		if c.repair {
+			what, do = "repair", c.doRepair
+		} else {
+			c.kicked = false
+		}
+		c.sim.note(what+" begins", nil, 0, 0, 0, nil)
+		err := do()
+		c.sim.note(what+" ends", nil, 0, 0, 0, err)
+		c.idle, c.repair = true, false
 		c.pause()
 	}
+}
+
+func (c *committer) commit() error { return c.sim.core.Commit(c, mapStore{c.sim}) }
+
+// mapStore is the store as the core has it: the live map knows of a commit before anybody is answered.
+type mapStore struct{ sim *sim }
+
+func (m mapStore) WritePage(page uint64, img *bitmap.Page) error {
+	return m.sim.store.WritePage(page, img)
+}
+
+func (m mapStore) Flush() error {
+	err := m.sim.store.Flush()
+	if err == nil {
+		m.sim.live.commit = m.sim.store.CommitSequence()
+	}
+	return err
 }
 
 func (c *committer) pause() {

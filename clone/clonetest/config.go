@@ -95,11 +95,14 @@ type Config struct {
 
 	Requests int
 	// Script are the requests, in the order in which they are issued. nil: they are drawn.
-	Script     []Step
-	OpWeight   [clone.OpWriteZeroes + 1]int
-	PowerCuts  int
-	Deaths     int // of the daemon
-	Restarts   int // of the daemon, in order
+	Script    []Step
+	OpWeight  [clone.OpWriteZeroes + 1]int
+	PowerCuts int
+	Deaths    int // of the daemon
+	Restarts  int // of the daemon, in order
+	Repairs   int // of metadata that have failed
+	// Unreadable is how often the metadata cannot be read after a death.
+	Unreadable float64
 	Background background
 	Threshold  uint64 // of the hydrator
 	Batch      uint64
@@ -210,6 +213,10 @@ func (c *Config) faults(rng *rand.Rand) {
 		}
 	}
 	c.BadSectors = rng.IntN(5)
+	c.Repairs = rng.IntN(5)
+	if rng.IntN(3) == 0 {
+		c.Unreadable = 0.5
+	}
 }
 
 // schedule draws weights over two orders of magnitude, so that some seeds have a source that never

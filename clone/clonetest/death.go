@@ -13,14 +13,18 @@ import (
 // liveMap is what outlives the process and not the machine (I6): the memory of the region map, and of the
 // mode what the core has told of.
 type liveMap struct {
-	pages     []bitmap.Page
-	mode      clone.Mode
-	flushLost bool
-	inherited bool // a daemon has died and left it
+	pages      []bitmap.Page
+	full       []bool // of pages that are durably hydrated throughout
+	mode       clone.Mode
+	flushLost  bool
+	commit     uint64 // the last that has succeeded
+	superblock []byte // as last written
+	inherited  bool   // a daemon has died and left it
 }
 
 func newLiveMap(geo clone.Geometry) *liveMap {
-	return &liveMap{pages: make([]bitmap.Page, bitmap.PagesFor(geo.Regions()))}
+	pages := bitmap.PagesFor(geo.Regions())
+	return &liveMap{pages: make([]bitmap.Page, pages), full: make([]bool, pages)}
 }
 
 // touch takes memory of the live map, or finds that there is none left.
@@ -35,8 +39,12 @@ func (s *sim) touch(uint64) error {
 // takeOver makes the region map of what the metadata hold and what is marked in the live map. The marks that
 // only the latter has are uncommitted; nil when nobody has left it.
 func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.Delta, error) {
+	load := func(page uint64, img *bitmap.Page) error {
+		m.full[page] = m.full[page] || regions.FullImage(page, img)
+		return regions.Load(page, img)
+	}
 	if !m.inherited {
-		return nil, store.Load(regions.Load)
+		return nil, store.Load(load)
 	}
 	used := make([]bool, len(m.pages))
 	for page := range m.pages {
@@ -45,7 +53,7 @@ func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.
 	durable := map[uint64]*bitmap.Page{}
 	err := store.Load(func(page uint64, img *bitmap.Page) error {
 		if !used[page] {
-			return regions.Load(page, img)
+			return load(page, img)
 		}
 		durable[page] = new(*img)
 		return nil
@@ -82,6 +90,9 @@ func (s *sim) death() error {
 	if now := s.core.Regions(); now.NrHydrated() != regions.NrHydrated() || now.NrZero() != regions.NrZero() {
 		return fmt.Errorf("%d regions hydrated and %d zero after the daemon's death, %d and %d before it",
 			now.NrHydrated(), now.NrZero(), regions.NrHydrated(), regions.NrZero())
+	}
+	if s.detached {
+		mode = max(mode, clone.ReadOnly)
 	}
 	if n := s.core.DurableHydrated(); mode == clone.ReadWrite && (n < durable || complete && !s.core.Complete()) {
 		return fmt.Errorf("%d regions durably hydrated after the daemon's death, %d before it", n, durable)
@@ -174,7 +185,7 @@ func (s *sim) untold() bool {
 		return true
 	}
 	for _, l := range s.lanes {
-		if slices.ContainsFunc(l.ios, func(q *io) bool { return q.kind == flushDest && q.done && q.err != nil }) {
+		if slices.ContainsFunc(l.ios, func(q *io) bool { return (q.kind == flushDest || q.durable) && q.done && q.err != nil }) {
 			return true
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"sync"
 
+	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/fakedisk"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
@@ -18,6 +19,10 @@ type diskError struct {
 	sector int64
 	// stale: of a read of the source, some of which was no longer in state Source when it ended.
 	stale bool
+	// tries is how often in a row the read of the source has failed.
+	tries int
+	away  bool // clone.Away
+	full  bool // clone.Full
 }
 
 func (e *diskError) Error() string {
@@ -25,6 +30,17 @@ func (e *diskError) Error() string {
 		return fmt.Sprintf("injected: %v", e.kind)
 	}
 	return fmt.Sprintf("injected: %v at sector %d", e.kind, e.sector)
+}
+
+// classify is the core's.
+func classify(err error) clone.ErrorClass {
+	switch e := asDiskError(err); {
+	case e != nil && e.away:
+		return clone.Away
+	case e != nil && e.full:
+		return clone.Full
+	}
+	return clone.Local
 }
 
 // disks outlive a core; the power cut replaces dest and meta.

@@ -12,6 +12,8 @@
 //	round      a lane that was woken, or had completions, drains its inbox; the hydrator's lane pumps
 //	commit     the committer goes on to its next blocking call: it is a coroutine, and each sector run
 //	           that it writes and each issue and end of a flush is an event of its own
+//	repair     in mode ro somebody says that the metadata are repaired, whether they are or not: the committer
+//	           opens them again, commits the whole map and records the mode; death and power loss come in between
 //	clock      time goes on to the hydrator's next timer
 //	power      all of it dies; each sector that was not flushed keeps any version; a new core opens
 //	death      the daemon dies (I6): each queued I/O takes effect not at all, in part or whole, and then
@@ -22,8 +24,10 @@
 // # Faults
 //
 // Reads, writes, zeroings and flushes of all three disks fail with probabilities that are zero in some
-// seeds, and memory for the live map is not to be had; some sectors of the source are bad until the end. A failed write has taken effect in part. A
-// failed flush has lost what it should have made durable, and no later one brings it back. An error
+// seeds, and memory for the live map is not to be had; some sectors of the source are bad until the end. A failed write
+// has taken effect in part. Reads of the source that touch may fail together, as the kernel makes one of them.
+// After a death the metadata cannot be read, in some seeds: the live map stands in for them (I11). A
+// failed flush, or durable write, has lost what it should have made durable, and no later one brings it back. An error
 // names its sector, and a request may fail only with an error at a sector that it needs (I11).
 //
 // Left out: a daemon that dies between the failure of a flush and its hearing of it. The error dies with

@@ -44,6 +44,11 @@ func TestFailEveryCall(t *testing.T) {
 	if calls < 2*scriptLength {
 		t.Fatalf("only %d pieces of backend I/O for %d operations", calls, scriptLength)
 	}
+	for k, n := range s.callsOf {
+		if t.Logf("%v: %d calls", kind(k), n); n == 0 {
+			t.Errorf("there is no call to %v: the script does not cover it", kind(k))
+		}
+	}
 	i, err := firstFailure(calls*len(spreads), func(i int) error {
 		c := cfg
 		c.FailAt, c.FailSpread = 1+i/len(spreads), spreads[i%len(spreads)]

@@ -20,6 +20,7 @@ const (
 	evCommit
 	evClock
 	evWild
+	evRepair
 	nrEvents
 )
 
@@ -100,6 +101,8 @@ func (s *sim) possible(ev int) bool {
 		return !s.committer.idle || s.committer.kicked || s.core.Dirty() && s.core.Mode() == clone.ReadWrite
 	case evClock:
 		return !s.timer.IsZero()
+	case evRepair:
+		return s.repairs > 0 && s.committer.idle && s.core.Mode() == clone.ReadOnly && !s.core.FlushLost()
 	}
 	return s.left > 0 && len(s.wild) > 0
 }
@@ -133,6 +136,8 @@ func (s *sim) happen(ev int) {
 		s.lanes[len(s.lanes)-1].due = true
 	case evWild:
 		s.hydrateWildly()
+	case evRepair:
+		s.repair()
 	}
 }
 

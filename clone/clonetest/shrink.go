@@ -14,6 +14,8 @@ var simpler = []func(*Config){
 	func(c *Config) { c.PowerCuts /= 2 },
 	func(c *Config) { c.Deaths /= 2 },
 	func(c *Config) { c.Restarts = 0 },
+	func(c *Config) { c.Unreadable = 0 },
+	func(c *Config) { c.Repairs /= 2 },
 	func(c *Config) { c.Background = noBackground },
 	func(c *Config) { c.cut(c.Size / 2) },
 	func(c *Config) { c.Lanes = 1 },

@@ -41,17 +41,23 @@ type sim struct {
 	scratch  scratch       // of the store
 	spare    scratch       // of stores that are only looked at
 	calls    int           // pieces of backend I/O that could have failed
+	callsOf  [nrKinds]int  // of these
 	broken   [nrKinds]bool // kinds that fail for good
 	diedAt   int           // the step of the last death
-	each     func() error  // after each event; may be nil
-	step     int
-	left     int          // requests still to be issued
-	inFlight int          // issued and not answered
-	answered []*client    // of answers
-	reissue  []*operation // of inFlight, those that the daemon's death took along
-	lastID   value
-	healed   bool // no further errors
-	failure  error
+	detached bool          // the metadata could not be read when the daemon started
+	repairs  int           // still to be tried
+	repaired int           // when one has ended well, as the oracle counts
+	// repairsDone counts those that ended well, repairsAlone those of metadata that could not be read.
+	repairsDone, repairsAlone int
+	each                      func() error // after each event; may be nil
+	step                      int
+	left                      int          // requests still to be issued
+	inFlight                  int          // issued and not answered
+	answered                  []*client    // of answers
+	reissue                   []*operation // of inFlight, those that the daemon's death took along
+	lastID                    value
+	healed                    bool // no further errors
+	failure                   error
 }
 
 // Run runs one configuration and gives what went wrong, with the history.
@@ -112,6 +118,7 @@ func (s *sim) run() (err error) {
 	first := func(sector int64) value { return initial[sector] }
 	s.oracle = newOracle(s.geo, s.area, first)
 	s.live = newLiveMap(s.geo)
+	s.repairs = s.cfg.Repairs
 	if err = s.open(); err != nil {
 		return err
 	}
@@ -158,20 +165,10 @@ func (s *sim) note(what string, l *lane, id value, off, length int64, err error)
 // open starts a core over the disks as they are.
 func (s *sim) open() error {
 	s.committer = nil
-	store, _, err := metadata.Open(metaDevice{s.disks.meta, s})
-	if err != nil {
-		return err
-	}
-	s.store = store
 	regions := bitmap.New(s.geo.Regions(), s.live.pages)
-	uncommitted, err := s.live.takeOver(store, regions)
+	uncommitted, err := s.openMap(regions)
 	if err != nil {
 		return err
-	}
-	if store.Superblock().Clean { // else it is left alone: Open alone has to see to what a dead daemon wrote
-		if err := store.Update(func(sb *metadata.Superblock) error { sb.Clean = false; return nil }); err != nil {
-			return err
-		}
 	}
 	s.core = clone.New(clone.Config{
 		Geometry:    s.geo,
@@ -183,7 +180,9 @@ func (s *sim) open() error {
 		Event:       func() { s.live.mode, s.live.flushLost = s.core.Mode(), s.core.FlushLost() },
 		DeltaPages:  s.cfg.DeltaPages,
 		Touch:       s.touch,
-		Release:     func(p *bitmap.Page) { *p = bitmap.Page{} },
+		Classify:    classify,
+		Now:         func() time.Time { return time.Time{} }, // tries have a limit in number only
+		Release:     func(page uint64, p *bitmap.Page) { s.live.full[page], *p = true, bitmap.Page{} },
 	})
 	s.core.SetReadThrough(s.cfg.ReadThrough)
 	s.core.SetDiscardPassdown(s.cfg.Passdown)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -25,10 +26,13 @@ func (p *program) add(c *cli.Context) error {
 	if until != "ready" && until != "hydrated" {
 		return usage("--wait " + until + ": ready or hydrated is possible")
 	}
-	if os.Geteuid() != 0 {
-		return &exit.Error{Code: exit.Denied, Doing: "add clone", Object: st.Definition.Name, Cause: errors.New("not root"), Next: "Run it as root."}
+	if err := p.needRoot("add clone " + st.Definition.Name); err != nil {
+		return err
 	}
 	if err := p.dir.create(); err != nil {
+		return err
+	}
+	if err := p.sameThere(&st.Definition); err != nil {
 		return err
 	}
 	there, err := p.unchanged(&st.Definition)
@@ -54,6 +58,14 @@ func (p *program) add(c *cli.Context) error {
 		}
 	}
 	return p.added(st.Definition.Name, there, until, asJSON)
+}
+
+// needRoot is for commands that need more than a daemon that listens.
+func (p *program) needRoot(doing string) error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return &exit.Error{Code: exit.Denied, Doing: doing, Cause: errors.New("not root"), Next: "Run it as root."}
 }
 
 // startFrom reads the flags of add.
@@ -222,7 +234,7 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 			return err
 		}
 	}
-	st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+	st, err := p.awaitUp(name)
 	if err != nil {
 		return err
 	}
@@ -238,4 +250,17 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 	}
 	_, err = fmt.Fprintln(p.out, st.Device+note)
 	return err
+}
+
+// awaitUp is the status of a clone that is up, or that somebody else is starting.
+func (p *program) awaitUp(name string) (*cloneStatus, error) {
+	for deadline := time.Now().Add(startLimit); ; time.Sleep(pollPause) {
+		st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+		if err != nil || st.serves() {
+			return st, err
+		}
+		if time.Now().After(deadline) {
+			return nil, &exit.Error{Code: exit.Timeout, Doing: "wait for clone", Object: name, Cause: st.unserved()}
+		}
+	}
 }

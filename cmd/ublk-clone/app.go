@@ -44,7 +44,8 @@ func newApp(p *program) *cli.App {
 		Action:          p.noCommand,
 		Commands: []*cli.Command{
 			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
-			p.recoverCommand(), p.pruneCommand(), p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(), p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.versionCommand(),
+			p.recoverCommand(), p.restartCommand(), p.pruneCommand(), p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(),
+			p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.versionCommand(),
 			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.runSpawned() }},
 		},
 	}
@@ -76,6 +77,10 @@ func (p *program) noCommand(c *cli.Context) error {
 // Flags that several commands have.
 func outputFlag(forms string) cli.Flag {
 	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "print `FORM`: " + forms}
+}
+
+func timeoutFlag() cli.Flag {
+	return &cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME` for the last requests of the dead daemon (default: " + fenceLimit.String() + ")"}
 }
 
 func (p *program) addCommand() *cli.Command {
@@ -124,8 +129,11 @@ func (p *program) delCommand() *cli.Command {
 		Name: "del", Usage: "end a clone", ArgsUsage: "NAME", Action: p.del,
 		Description: `Commits what is hydrated, removes the block device and ends the daemon. Source,
 destination and metadata stay: the same add goes on where it was. Refused, with
-exit code 5 and a list of the users, while somebody has the device open.`,
+exit code 5 and a list of the users, while somebody has the device open: also
+when the daemon is dead, as its users wait for the next one. --force ends such a
+device, and all of them get errors.`,
 		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "force", Usage: "delete the device of a dead daemon from under its users"},
 			&cli.StringFlag{Name: "wait", Value: "1s", Usage: "wait at most this `TIME` for the device to be closed"},
 			outputFlag("json (errors)"),
 		},
@@ -182,6 +190,22 @@ outstanding; nobody sees an error. The same add does it too. A clone whose daemo
 lives is left as it is.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "every clone whose daemon is dead"},
+			timeoutFlag(),
+			outputFlag("json (errors)"),
+		},
+	}
+}
+
+func (p *program) restartCommand() *cli.Command {
+	return &cli.Command{
+		Name: "restart", Usage: "replace the daemon of a clone, as after an upgrade", ArgsUsage: "NAME", Action: p.restart,
+		Description: `A new daemon starts, that of this program, which may be another version. Then the old
+one answers what is at work, commits, and leaves the block device to it. Whoever
+uses the device waits meanwhile and sees no error. A dead daemon is replaced too,
+as by recover.`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Usage: "every clone, one after the other"},
+			timeoutFlag(),
 			outputFlag("json (errors)"),
 		},
 	}
@@ -190,8 +214,13 @@ lives is left as it is.`,
 func (p *program) pruneCommand() *cli.Command {
 	return &cli.Command{
 		Name: "prune", Usage: "delete the block devices of clones whose daemons are dead", Action: p.prune,
-		Description: "Whoever uses them gets errors. Metadata, destination and the map of what was written\nstay: the same add goes on where it was.",
-		Flags:       []cli.Flag{outputFlag("json (errors)")},
+		Description: `Metadata, destination and the map of what was written stay: the same add goes on
+where it was. Devices of others are not touched, and those that somebody has open
+only with --force: he gets errors then.`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "force", Usage: "also from under their users"},
+			outputFlag("json (errors)"),
+		},
 	}
 }
 
@@ -205,15 +234,18 @@ func (p *program) pauseCommand() *cli.Command {
 func (p *program) resumeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "resume", Usage: "go on with background hydration", ArgsUsage: "NAME",
-		Description: "Kept over a restart. What could not be copied is tried again.",
-		Action:      p.simple(verbResume), Flags: []cli.Flag{outputFlag("json (errors)")},
+		Description: `Kept over a restart. What could not be copied is tried again. After a failure of the
+metadata it also says that they are repaired: all marks are committed, and the
+mode is rw again.`,
+		Action: p.simple(verbResume), Flags: []cli.Flag{outputFlag("json (errors)")},
 	}
 }
 
 func (p *program) waitCommand() *cli.Command {
 	return &cli.Command{
 		Name: "wait", Usage: "wait until a clone is hydrated, or for its next event", ArgsUsage: "NAME", Action: p.wait,
-		Description: `For hydration: returns at once, with exit code 8, when it is stalled. For an
+		Description: `For hydration: returns at once, with exit code 8, when it is
+stalled by its source, 9 by its destination. For an
 event: prints it; with --after none is missed since the status whose last_event
 that was. Exit code 11 when the time is up.`,
 		Flags: []cli.Flag{

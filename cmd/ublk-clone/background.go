@@ -25,10 +25,10 @@ type background struct {
 }
 
 // newBackground makes the hydrator and its lane; nothing runs before start.
-func newBackground(core *clone.Core, source, dest *uring.File, holes hydrate.Holes, buffers [][]byte,
+func newBackground(core *clone.Core, source *source, dest *uring.File, buffers [][]byte,
 	settings hydrate.Settings, event func()) *background {
 	b := &background{
-		backend: &backend{source: source, dest: dest},
+		backend: newBackend(source, dest, 2*len(buffers)),
 		ops:     2 * len(buffers),
 		quit:    make(chan struct{}),
 		left:    make(chan struct{}),
@@ -42,7 +42,7 @@ func newBackground(core *clone.Core, source, dest *uring.File, holes hydrate.Hol
 	b.timer = time.AfterFunc(time.Hour, b.wake)
 	b.timer.Stop()
 	b.Hydrator = hydrate.New(hydrate.Config{
-		Core: core, Lane: b.lane, Holes: holes, Batches: len(buffers),
+		Core: core, Lane: b.lane, Holes: source, Batches: len(buffers),
 		Now: time.Now, After: func(d time.Duration) { b.timer.Reset(d) },
 		Wake: b.wake, Event: event, Settings: settings,
 	})
@@ -88,7 +88,9 @@ func (b *background) stop() error {
 }
 
 // Complete is the end of a backend I/O.
-func (b *background) Complete(token uint32, err error) { b.lane.Complete(token, err) }
+func (b *background) Complete(token uint32, err error) {
+	b.lane.Complete(token, b.backend.ended(token, err))
+}
 
 // Drain is called once a round.
 func (b *background) Drain() {

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -65,58 +66,51 @@ func (p *program) del(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if !p.dir.alive(name) {
-		return p.clearDead(def)
+	if p.dir.alive(name) {
+		_, err := p.dir.ask(name, request{Verb: verbStop, WaitMS: wait.Milliseconds()}, wait+stopLimit)
+		if exit.Code(err) != exit.NoAnswer || p.dir.alive(name) {
+			return err
+		}
 	}
-	_, err = p.dir.ask(name, request{Verb: verbStop, WaitMS: wait.Milliseconds()}, wait+stopLimit)
-	return err
+	return p.clearDead(def, clearing{force: c.Bool("force"), wait: wait})
 }
+
+// resumeLimit is for a repair of the metadata, which reads and writes all of them.
+const resumeLimit = 10 * time.Minute
 
 // stopLimit is how long a daemon may take to stop: the last commit and the
 // driver's own work.
 const stopLimit = 60 * time.Second
 
-// clearDead removes what a dead daemon has left, its block device first.
-func (p *program) clearDead(def *definition) error {
-	lock, err := p.dir.acquire(def.Name)
-	if err != nil {
-		return err
-	}
-	if err := removeDead(def); err != nil {
-		return errors.Join(err, lock.release())
-	}
-	var errs error
-	for _, path := range []string{p.dir.socket(def.Name), p.dir.log(def.Name), p.dir.definition(def.Name)} {
-		errs = errors.Join(errs, removeIfThere(path))
-	}
-	return errors.Join(errs, lock.release())
-}
-
-// statuses asks the daemons of these clones. A dead one has a status too.
+// statuses asks the daemons of these clones, all at once: none is to wait for one that is silent. A dead one has
+// a status too.
 func (p *program) statuses(names []string) ([]cloneStatus, error) {
-	all := make([]cloneStatus, 0, len(names))
-	for _, name := range names {
-		st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
-		switch exit.Code(err) {
-		case exit.OK:
-			all = append(all, *st)
-		case exit.NoClone: // deleted just now
-		case exit.NoAnswer:
-			all = append(all, p.silent(name, err))
-		default:
-			return nil, err
+	all, errs := make([]*cloneStatus, len(names)), make([]error, len(names))
+	var group sync.WaitGroup
+	for i, name := range names {
+		group.Go(func() { all[i], errs[i] = p.statusOf(name) })
+	}
+	group.Wait()
+	there := make([]cloneStatus, 0, len(names))
+	for _, st := range all {
+		if st != nil {
+			there = append(there, *st)
 		}
 	}
-	return all, nil
+	return there, errors.Join(errs...)
 }
 
-// silent is the status of a clone whose daemon does not answer.
-func (p *program) silent(name string, err error) cloneStatus {
-	st := cloneStatus{Name: name, State: stateFailed, Reason: err.Error() + ".", Action: exit.Next(err), BadRanges: []badRange{}}
-	if def, err := p.dir.load(name); err == nil {
-		st.Device, st.Source, st.Dest, st.Metadata, st.RegionSize = def.Device, def.Source, def.Dest, def.Metadata, def.RegionSize
+// statusOf is nil for a clone that was deleted just now.
+func (p *program) statusOf(name string) (*cloneStatus, error) {
+	st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+	switch exit.Code(err) {
+	case exit.NoClone:
+		return nil, nil
+	case exit.NoAnswer:
+		silent := p.silent(name, err)
+		return &silent, nil
 	}
-	return st
+	return st, err
 }
 
 func (p *program) printJSON(clones []cloneStatus) error {
@@ -181,6 +175,9 @@ func (p *program) status(c *cli.Context) error {
 // printDM prints dm-clone's lines, with names in front if there may be several.
 func (p *program) printDM(all []cloneStatus, one bool) error {
 	for i := range all {
+		if err := all[i].unserved(); err != nil {
+			return err
+		}
 		if !one {
 			fmt.Fprintf(p.out, "%s: ", all[i].Name)
 		}
@@ -244,10 +241,14 @@ func (p *program) complete(name string) (*definition, error) {
 	if err != nil || def.Device != "" {
 		return def, err
 	}
-	if _, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit); err != nil {
+	st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+	if err == nil {
+		err = st.unserved()
+	}
+	if err != nil {
 		return nil, err
 	}
-	return p.dir.load(name) // it was added before the daemon answers
+	return p.dir.load(name) // it was added before the clone is served
 }
 
 func (p *program) message(c *cli.Context) error {
@@ -292,7 +293,11 @@ func (p *program) simple(verb string) cli.ActionFunc {
 		if _, err := form(c, "json"); err != nil {
 			return err
 		}
-		_, err = p.dir.ask(name, request{Verb: verb}, askLimit)
+		limit := askLimit
+		if verb == verbResume {
+			limit = resumeLimit
+		}
+		_, err = p.dir.ask(name, request{Verb: verb}, limit)
 		return err
 	}
 }

@@ -20,15 +20,14 @@ const counterInterval = 30 * time.Second
 type committer struct {
 	core  *clone.Core
 	dest  clone.Flusher
-	store *metadata.Store
+	store clone.MapStore
 	log   zerolog.Logger
-	// refresh brings the superblock's counters, settings and marks up to date.
+	// update changes the superblock; refresh brings its counters, settings and marks up to date.
+	update  func(func(*metadata.Superblock) error) error
 	refresh func(*metadata.Superblock) error
-	// committed is told the sequence of the last commit.
-	committed func(sequence uint64)
 
-	wanted chan struct{}   // somebody waits for a commit
-	update chan chan error // the superblock is to be written now
+	wanted chan struct{} // somebody waits for a commit
+	tasks  chan task     // something else is to be done with the store now
 	quit   chan struct{}
 	left   chan struct{}
 
@@ -37,11 +36,17 @@ type committer struct {
 	written  time.Time // of the counters
 }
 
+// task is one for the committer's goroutine.
+type task struct {
+	do   func() error
+	done chan error
+}
+
 func newCommitter(log zerolog.Logger) *committer {
 	return &committer{
 		log:    log,
 		wanted: make(chan struct{}, 1),
-		update: make(chan chan error),
+		tasks:  make(chan task),
 		quit:   make(chan struct{}),
 		left:   make(chan struct{}),
 	}
@@ -69,8 +74,8 @@ func (c *committer) run() {
 			if c.core.Dirty() && c.core.Mode() == clone.ReadWrite {
 				c.commit()
 			}
-		case done := <-c.update:
-			done <- c.store.Update(c.refresh)
+		case t := <-c.tasks:
+			t.done <- t.do()
 		case <-c.quit:
 			return
 		}
@@ -80,9 +85,7 @@ func (c *committer) run() {
 // commit is one commit, and what the superblock has to say about it.
 func (c *committer) commit() {
 	err := c.core.Commit(c.dest, c.store)
-	if err == nil {
-		c.committed(c.store.CommitSequence())
-	} else if c.core.Mode() != c.mode {
+	if err != nil && c.core.Mode() != c.mode {
 		c.log.Error().Err(err).Msg("commit failed: the metadata are read-only from now on")
 	}
 	changed := c.core.Complete() != c.complete || c.core.Mode() != c.mode
@@ -91,7 +94,7 @@ func (c *committer) commit() {
 		return
 	}
 	c.written = time.Now()
-	if err := c.store.Update(c.refresh); err != nil {
+	if err := c.update(c.refresh); err != nil {
 		c.log.Error().Err(err).Msg("write superblock")
 		c.core.SetMode(clone.ReadOnly)
 		c.mode = clone.ReadOnly
@@ -100,10 +103,15 @@ func (c *committer) commit() {
 
 // save writes the superblock now.
 func (c *committer) save() error {
-	done := make(chan error, 1)
+	return c.do(func() error { return c.update(c.refresh) })
+}
+
+// do does something on the committer's goroutine; nothing after that has left.
+func (c *committer) do(what func() error) error {
+	t := task{do: what, done: make(chan error, 1)}
 	select {
-	case c.update <- done:
-		return <-done
+	case c.tasks <- t:
+		return <-t.done
 	case <-c.left:
 		return nil
 	}

@@ -2,12 +2,12 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
+	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
 // The control socket: a connection carries one request and one answer, each
@@ -26,10 +27,11 @@ import (
 //	-> {"verb":"message","message":{"word":"hydration_threshold","regions":256}}
 //	<- {"status":{...}}   or   {"error":{"code":5,"doing":"delete","object":"root","cause":"mounted on /","next":"..."}}
 
-// Limits of the control socket: a line either way, the time to send one, and
-// how many connections are served at a time.
+// Limits of the control socket, in bytes of a line and time to send one. They and maxConnections bound what
+// any number of clients takes from the daemon: further ones wait in the kernel's queue, without a descriptor here.
 const (
-	maxLine        = 1 << 20
+	maxRequest     = 4 << 10
+	maxLine        = 1 << 20 // an answer
 	lineLimit      = 5 * time.Second
 	maxConnections = 16
 )
@@ -43,6 +45,7 @@ const (
 	verbPause   = "pause"
 	verbResume  = "resume"
 	verbStop    = "stop"
+	verbLeave   = "leave"
 )
 
 // request is what a command asks its daemon.
@@ -56,6 +59,30 @@ type request struct {
 	// WaitMS is how long a stop may wait for the device to be closed, or events for
 	// the next one, in milliseconds.
 	WaitMS int64 `json:"wait_ms,omitempty"`
+}
+
+// maxWait is the longest that can be told in nanoseconds, in milliseconds.
+const maxWait = int64(math.MaxInt64 / time.Millisecond)
+
+// check refuses what no command of this version sends: a request is carried out whole or not at all.
+func (r *request) check() error {
+	switch {
+	case (r.Message != nil) != (r.Verb == verbMessage):
+		return errors.New("a message goes with the verb message")
+	case (r.Change != nil) != (r.Verb == verbSet):
+		return errors.New("a change goes with the verb set")
+	case r.After != nil && r.Verb != verbEvents:
+		return errors.New("after goes with the verb events")
+	case r.WaitMS != 0 && r.Verb != verbEvents && r.Verb != verbStop:
+		return errors.New("nothing is to be waited for")
+	case r.WaitMS < 0 || r.WaitMS > maxWait:
+		return fmt.Errorf("wait of %d ms", r.WaitMS)
+	case r.Message != nil:
+		return r.Message.check()
+	case r.Change != nil:
+		return r.Change.check()
+	}
+	return nil
 }
 
 // answer is the daemon's: an error, or a status or events where they were asked
@@ -109,15 +136,16 @@ func (w *wireError) err() error {
 type server struct {
 	listener *net.UnixListener
 	log      zerolog.Logger
-	answer   func(context.Context, request) answer
+	answer   func(request) answer
+	limit    time.Duration // for a line
 	slots    chan struct{}
 	serving  sync.WaitGroup
-	last     *net.UnixConn // kept open to the end of the process
+	last     net.Conn // kept open to the end of the process
 }
 
 // listen makes the socket. The caller holds the lock of the name, so a socket
 // that is there is that of a dead daemon.
-func listen(path string, log zerolog.Logger, answer func(context.Context, request) answer) (*server, error) {
+func listen(path string, log zerolog.Logger, answer func(request) answer) (*server, error) {
 	if err := removeIfThere(path); err != nil {
 		return nil, socketError("replace", path, err)
 	}
@@ -128,7 +156,7 @@ func listen(path string, log zerolog.Logger, answer func(context.Context, reques
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, socketError("protect", path, errors.Join(err, l.Close()))
 	}
-	return &server{listener: l, log: log, answer: answer, slots: make(chan struct{}, maxConnections)}, nil
+	return &server{listener: l, log: log, answer: answer, limit: lineLimit, slots: make(chan struct{}, maxConnections)}, nil
 }
 
 func socketError(doing, path string, err error) error {
@@ -168,16 +196,43 @@ func (s *server) close() error {
 	return err
 }
 
-// handle serves one connection. Whoever is not allowed, or sends no request, is
-// told why.
+// handle serves one connection. Whoever is not allowed is told so before anything is read, so that he can
+// keep nobody waiting.
 func (s *server) handle(conn *net.UnixConn) {
-	ans, err := s.exchange(conn)
+	defer ublk.Guard("control", ublk.Fatal)
+	err := permitted(conn)
+	if err == nil {
+		s.converse(conn)
+		return
+	}
+	s.send(conn, answer{Error: toWire(err)})
+	conn.Close()
+}
+
+// permitted looks at who has connected: the socket's mode is only the first guard.
+func permitted(conn *net.UnixConn) error {
+	uid, err := sys.PeerUID(conn)
+	if err == nil && uid != 0 && int(uid) != os.Geteuid() {
+		err = &exit.Error{Code: exit.Denied, Doing: "use the control socket", Cause: fmt.Errorf("user id %d is not allowed", uid),
+			Next: "Run it as root."}
+	}
+	return err
+}
+
+// converse is one request and its answer, which is an error also for what is no request.
+func (s *server) converse(conn net.Conn) {
+	var req request
+	err := readLine(conn, time.Now().Add(s.limit), maxRequest, &req)
+	if err == nil {
+		err = req.check()
+	}
+	var ans answer
 	if err != nil {
-		ans = answer{Error: toWire(err)}
+		ans.Error = toWire(&exit.Error{Code: exit.Usage, Doing: "read control request", Cause: err})
+	} else {
+		ans = s.answer(req)
 	}
-	if err := writeLine(conn, ans); err != nil {
-		s.log.Debug().Err(err).Msg("send control answer")
-	}
+	s.send(conn, ans)
 	if ans.sent != nil && ans.Error == nil {
 		s.last = conn
 		close(ans.sent)
@@ -186,33 +241,23 @@ func (s *server) handle(conn *net.UnixConn) {
 	conn.Close()
 }
 
-func (s *server) exchange(conn *net.UnixConn) (answer, error) {
-	uid, err := sys.PeerUID(conn)
-	if err != nil {
-		return answer{}, err
+func (s *server) send(conn net.Conn, ans answer) {
+	if err := writeLine(conn, ans, s.limit); err != nil {
+		s.log.Debug().Err(err).Msg("send control answer")
 	}
-	if uid != 0 && int(uid) != os.Geteuid() {
-		return answer{}, &exit.Error{Code: exit.Denied, Doing: "use the control socket", Cause: fmt.Errorf("user id %d is not allowed", uid),
-			Next: "Run it as root."}
-	}
-	var req request
-	if err := readLine(conn, time.Now().Add(lineLimit), &req); err != nil {
-		return answer{}, &exit.Error{Code: exit.Usage, Doing: "read control request", Cause: err}
-	}
-	return s.answer(context.Background(), req), nil
 }
 
-// readLine reads one line of JSON. Nothing may follow the value on it, and
+// readLine reads one line of JSON, of at most max bytes. Nothing may follow the value on it, and
 // fields that are not known are an error: another version's request is not
 // half understood.
-func readLine(conn net.Conn, deadline time.Time, v any) error {
+func readLine(conn net.Conn, deadline time.Time, max int, v any) error {
 	if err := conn.SetReadDeadline(deadline); err != nil {
 		return err
 	}
-	line, err := bufio.NewReaderSize(io.LimitReader(conn, maxLine), 4096).ReadBytes('\n')
+	line, err := bufio.NewReaderSize(io.LimitReader(conn, int64(max)), 4096).ReadBytes('\n')
 	switch {
-	case errors.Is(err, io.EOF) && len(line) >= maxLine:
-		return fmt.Errorf("line longer than %d bytes", maxLine)
+	case errors.Is(err, io.EOF) && len(line) >= max:
+		return fmt.Errorf("line longer than %d bytes", max)
 	case errors.Is(err, io.EOF):
 		return fmt.Errorf("connection closed after %d bytes of a line: %w", len(line), io.ErrUnexpectedEOF)
 	case err != nil:
@@ -221,12 +266,12 @@ func readLine(conn net.Conn, deadline time.Time, v any) error {
 	return decodeKnown(line, v)
 }
 
-func writeLine(conn net.Conn, v any) error {
+func writeLine(conn net.Conn, v any, limit time.Duration) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	if err := conn.SetWriteDeadline(time.Now().Add(lineLimit)); err != nil {
+	if err := conn.SetWriteDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
 	_, err = conn.Write(append(b, '\n'))
@@ -250,18 +295,27 @@ func (d runDir) call(name string, req request, limit time.Duration) (ans answer,
 		return ans, d.noDaemon(name, err)
 	}
 	defer conn.Close()
-	err = writeLine(conn, req)
+	err = writeLine(conn, req, lineLimit)
 	if err == nil {
-		err = readLine(conn, time.Now().Add(limit), &ans)
+		err = readLine(conn, time.Now().Add(limit), maxLine, &ans)
 	}
-	if err == nil && req.Verb == verbStop && ans.Error == nil {
+	if err == nil && (req.Verb == verbStop || req.Verb == verbLeave) && ans.Error == nil {
 		_, err = io.Copy(io.Discard, conn) // until the process is gone, or the deadline
+	}
+	if hungUp(err) && d.awaitEnd(name, dyingLimit) {
+		return answer{}, d.noDaemon(name, syscall.ECONNREFUSED)
 	}
 	if err != nil {
 		return answer{}, &exit.Error{Code: exit.NoAnswer, Doing: req.Verb + " clone", Object: name, Cause: fmt.Errorf("its daemon does not answer: %w", err),
 			Next: "See " + d.log(name) + "."}
 	}
 	return ans, ans.Error.err()
+}
+
+// hungUp says whether the other side of a connection has closed it. A daemon that was killed takes requests until the
+// kernel has taken it down.
+func hungUp(err error) bool {
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // noDaemon says why nobody answers on the socket.
@@ -274,7 +328,11 @@ func (d runDir) noDaemon(name string, err error) error {
 	}
 	e := &exit.Error{Code: exit.NoAnswer, Doing: "ask the daemon of", Object: name, Cause: err, Next: "See " + d.log(name) + "."}
 	gone := errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
-	if gone && !d.alive(name) {
+	switch {
+	case gone && d.alive(name):
+		e.Cause = errors.New("its daemon is just coming up, or was killed and waits for its last requests to end")
+		e.Next = "Try again; `ublk-clone recover " + name + "` waits for either. See " + d.log(name) + "."
+	case gone:
 		e.Cause = errors.New("its daemon is dead")
 		e.Next = "`ublk-clone recover " + name + "` brings it back; " + d.log(name) + " says how it ended."
 	}

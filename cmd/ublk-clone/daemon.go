@@ -7,14 +7,14 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
 
-	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
@@ -37,11 +37,29 @@ type engine interface {
 	configure(change) error
 	// events are what has happened to the clone.
 	events() *eventLog
-	// retry forgets what failed and tries again.
-	retry()
+	// repair ends mode ro, if the metadata can be written again.
+	repair() error
+	// retry takes a source back that was away, forgets what failed and tries again; with an error nothing has
+	// changed.
+	retry() error
 	// keepDevice says whether taking down leaves the block device, its users waiting.
 	keepDevice(bool)
+	// warmUp does in advance what the steps can do faster then: while the daemon that is to be replaced still serves.
+	warmUp() error
+	// warn notes what the user should know of the start.
+	warn(format string, args ...any)
+	// waits is what the steps wait for now, nil for nothing. Any goroutine may ask.
+	waits() error
 }
+
+// phase is how far a daemon is. The engine is asked and changed in phaseUp only.
+type phase uint8
+
+const (
+	phaseStarting phase = iota
+	phaseUp
+	phaseStopping
+)
 
 // daemon is the process of one clone. Goroutines: the one of run, which starts,
 // waits for signals and stop requests, and stops; one per control connection;
@@ -56,29 +74,31 @@ type daemon struct {
 	server *server
 	done   steps
 	stops  chan stopRequest
-	keep   bool // taking down leaves the block device, and the definition for who recovers it
-}
+	// stopping is taken by the one stop request that may wait.
+	stopping chan struct{}
+	keep     bool // taking down leaves the block device, and the definition for who recovers it
 
-// stopRequest asks run to stop. The reply comes when everything is taken back,
-// or at once if the device is in use; sent is closed when it is on its way.
-type stopRequest struct {
-	wait  time.Duration
-	reply chan error
-	sent  chan struct{}
+	// mu is held, for reading, as long as a control request is with the engine.
+	mu struct {
+		sync.RWMutex
+		phase phase
+	}
 }
 
 func newDaemon(dir runDir, st start, e engine, log zerolog.Logger) *daemon {
-	return &daemon{dir: dir, start: st, engine: e, log: log, stops: make(chan stopRequest), keep: st.Recover}
+	return &daemon{dir: dir, start: st, engine: e, log: log, stops: make(chan stopRequest), stopping: make(chan struct{}, 1), keep: st.Recover}
 }
 
 // list is the start-up in order:
 //
-//	1    lock the name: one daemon for each
-//	2    remove the block device that a dead daemon of that name has left, unless it is to be recovered
+//	1    lock the name: one daemon for each. One that is to be replaced leaves first
+//	2    remove the block device that a dead daemon of that name has left; if it is to be recovered, see that it
+//	     is still the clone that was meant
 //	3    write the definition
-//	4..  the engine's: devices, region map, core, block device
+//	4    control socket, which tells how far the start is
+//	5..  the engine's: devices, region map, core, block device
 //	     complete the definition, for whoever finds the daemon dead
-//	last control socket
+//	last serve all control requests
 //
 // A stop takes them back in reverse.
 func (d *daemon) list() []step {
@@ -86,7 +106,7 @@ func (d *daemon) list() []step {
 	list := []step{
 		{
 			name: "lock the name",
-			do:   func(context.Context) (err error) { d.lock, err = d.dir.acquire(def.Name); return err },
+			do:   func(context.Context) error { return d.takeName() },
 			undo: func() error { return d.lock.release() },
 		},
 		{name: "clear up after a dead daemon", do: func(context.Context) error { return d.clearUp(def.Name) }},
@@ -101,15 +121,7 @@ func (d *daemon) list() []step {
 			},
 		},
 	}
-	list = append(list, d.engine.steps()...)
 	list = append(list, step{
-		name: "complete the definition",
-		do: func(context.Context) error {
-			d.engine.note(def)
-			return d.dir.store(def)
-		},
-	})
-	return append(list, step{
 		name: "open the control socket",
 		do: func(context.Context) (err error) {
 			d.server, err = listen(d.dir.socket(def.Name), d.log, d.answer)
@@ -120,18 +132,45 @@ func (d *daemon) list() []step {
 		},
 		undo: func() error { return d.server.listener.Close() },
 	})
+	list = append(list, d.engine.steps()...)
+	return append(list,
+		step{
+			name: "complete the definition",
+			do: func(context.Context) error {
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				d.engine.note(def)
+				return d.dir.store(def)
+			},
+		},
+		step{
+			name:  "serve control requests",
+			do:    func(context.Context) error { d.enter(phaseUp); return nil },
+			undo:  func() error { d.enter(phaseStopping); return nil },
+			limit: teardownLimit, // a change may be writing to metadata that do not answer
+		})
+}
+
+// enter begins a phase when no control request is with the engine.
+func (d *daemon) enter(p phase) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mu.phase = p
 }
 
 // clearUp holds the name's lock: whoever wrote a definition that is there is dead.
 func (d *daemon) clearUp(name string) error {
+	if d.start.Recover {
+		return d.stillDefined()
+	}
 	old, err := d.dir.load(name)
-	if d.start.Recover || exit.Code(err) == exit.NoClone {
+	if exit.Code(err) == exit.NoClone {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return removeDead(old)
+	return removeDead(old, forceDead)
 }
 
 func (d *daemon) serve() {
@@ -158,11 +197,8 @@ func (d *daemon) run(ready func(device string, err error)) error {
 
 // bringUp does the steps; a signal ends it between two of them.
 func (d *daemon) bringUp(signals <-chan os.Signal) error {
-	if err := sys.DieQuickly(); err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "prepare the process", Cause: err}
-	}
-	if err := sys.SetIOFlusher(); err != nil {
-		d.log.Warn().Err(err).Msg("the kernel may wait for this daemon while it frees memory for it")
+	if err := d.prepare(); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -176,121 +212,36 @@ func (d *daemon) bringUp(signals <-chan os.Signal) error {
 	return d.done.run(ctx, d.list())
 }
 
-// keepDevice says whether taking down leaves the block device to the next daemon.
-func (d *daemon) keepDevice(keep bool) {
-	d.keep = keep
-	d.engine.keepDevice(keep)
-}
-
-// live waits for whoever ends the clone: `del`, or an interrupt from the keyboard, which both are refused while
-// somebody has the device open, or SIGTERM, which ends the daemon only.
-func (d *daemon) live(signals <-chan os.Signal) error {
-	for {
-		select {
-		case sig := <-signals:
-			if sig == syscall.SIGTERM {
-				d.keepDevice(true)
-				return d.takeDown()
-			}
-			if err := d.free(0); err != nil {
-				d.log.Warn().Err(err).Str("signal", sig.String()).Msg("not stopped")
-				continue
-			}
-			return d.takeDown()
-		case r := <-d.stops:
-			if err := d.free(r.wait); err != nil {
-				r.reply <- err
-				continue
-			}
-			err := d.takeDown()
-			r.reply <- err
-			select {
-			case <-r.sent:
-			case <-time.After(lineLimit):
-			}
-			return err
-		}
-	}
-}
-
-// holderPause is between two looks at who holds the device.
-const holderPause = 50 * time.Millisecond
-
-// free makes the block device go away once nobody has it open, and waits for
-// that at most wait. Exit code 5 names the holders.
-func (d *daemon) free(wait time.Duration) error {
-	deadline := time.Now().Add(wait)
-	for {
-		err := d.unheld()
-		if err == nil {
-			ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
-			err = d.engine.tryStop(ctx)
-			cancel()
-		}
-		if exit.Code(err) != exit.Busy || !time.Now().Before(deadline) {
-			return err
-		}
-		time.Sleep(holderPause)
-	}
-}
-
-// unheld fails with exit code 5 if somebody has the block device open.
-func (d *daemon) unheld() error {
-	holders, err := blockdev.Holders(d.engine.device())
-	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "look for users of", Object: d.engine.device(), Cause: err}
-	}
-	if len(holders) == 0 {
-		return nil
-	}
-	return heldError(d.engine.device(), holders)
-}
-
-// heldError names who keeps a device from being deleted.
-func heldError(device string, holders []blockdev.Holder) error {
-	var cause error
-	for _, h := range holders {
-		if cause == nil {
-			cause = errors.New(h.String())
-		} else {
-			cause = fmt.Errorf("%w; %s", cause, h)
-		}
-	}
-	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: device, Cause: cause, Next: "Unmount it or end whoever uses it, then try again."}
-}
-
-// takeDown takes every step back. Whatever goes wrong now, the clone ends.
-func (d *daemon) takeDown() error {
-	err := d.done.stop()
-	if err != nil {
-		d.log.Error().Err(err).Msg("clone stopped with errors")
-		return err
-	}
-	d.log.Info().Msg("clone stopped")
-	return nil
-}
-
 // answer serves one control request, on the connection's goroutine.
-func (d *daemon) answer(_ context.Context, req request) answer {
-	var err error
+func (d *daemon) answer(req request) answer {
 	switch req.Verb {
-	case verbStatus:
-		st := d.status()
-		return answer{Status: &st}
-	case verbPause:
-		err = d.engine.configure(hydration(false))
-	case verbResume:
-		d.engine.retry() // before it is on: what had failed is not to be tried as that
-		err = d.engine.configure(hydration(true))
-	case verbMessage, verbSet:
-		err = d.change(req)
+	case verbStop, verbLeave:
+		return d.answerStop(req)
 	case verbEvents:
 		return d.engine.events().answer(req.After, time.Duration(req.WaitMS)*time.Millisecond)
-	case verbStop:
-		r := stopRequest{wait: time.Duration(req.WaitMS) * time.Millisecond, reply: make(chan error, 1), sent: make(chan struct{})}
-		d.stops <- r
-		err = <-r.reply
-		return answer{Error: toWire(err), sent: r.sent}
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	var err error
+	switch {
+	case req.Verb == verbStatus:
+		st := d.status()
+		return answer{Status: &st}
+	case d.mu.phase != phaseUp:
+		err = d.notUp()
+	case req.Verb == verbPause:
+		err = d.engine.configure(hydration(false))
+	case req.Verb == verbResume:
+		if err = d.engine.repair(); err != nil {
+			break
+		}
+		if err = d.engine.retry(); err == nil { // before it is on: what had failed is not to be tried as that
+			err = d.engine.configure(hydration(true))
+		}
+	case req.Verb == verbMessage:
+		err = d.engine.configure(req.Message.change())
+	case req.Verb == verbSet:
+		err = d.engine.configure(*req.Change)
 	default:
 		err = &exit.Error{Code: exit.Usage, Doing: "serve control request", Object: fmt.Sprintf("%q", req.Verb), Cause: errors.New("unknown verb"),
 			Next: "The daemon may be older than this program."}
@@ -298,26 +249,43 @@ func (d *daemon) answer(_ context.Context, req request) answer {
 	return answer{Error: toWire(err)}
 }
 
-// change makes the change that a request asks for.
-func (d *daemon) change(req request) error {
-	switch {
-	case req.Message != nil:
-		return d.engine.configure(req.Message.change())
-	case req.Change != nil:
-		return d.engine.configure(*req.Change)
-	}
-	return usage("what is to be changed is missing")
+// notUp is the answer to what needs the clone, which is not there yet or any more.
+func (d *daemon) notUp() error {
+	return &exit.Error{Code: exit.Busy, Doing: "ask clone", Object: d.start.Definition.Name, Cause: errors.New("it is starting or stopping"),
+		Next: "See `ublk-clone status " + d.start.Definition.Name + "`, then try again."}
 }
 
-// status is what the commands print.
+// status is what the commands print. d.mu is held.
 func (d *daemon) status() cloneStatus {
 	def := &d.start.Definition
 	st := cloneStatus{
-		Name: def.Name, PID: os.Getpid(), Device: d.engine.device(),
-		Source: def.Source, Dest: def.Dest, Metadata: def.Metadata, BadRanges: []badRange{},
+		Name: def.Name, PID: os.Getpid(), Device: def.Device,
+		Source: def.Source, Dest: def.Dest, Metadata: def.Metadata, BadRanges: []badRange{}, Queues: []queueStatus{},
 	}
-	d.engine.status(&st)
+	if d.mu.phase == phaseUp {
+		d.engine.status(&st)
+	} else {
+		st.RegionSize, st.Size = def.RegionSize, def.Size
+		st.State, st.Reason, st.Action = d.explainPhase()
+	}
 	return st
+}
+
+// explainPhase is the state of a clone that is not up.
+func (d *daemon) explainPhase() (state, reason, action string) {
+	if d.mu.phase == phaseStopping {
+		return stateStopping, "Its daemon is about to end.", ""
+	}
+	state, reason = stateStarting, "It is being started"
+	if d.start.Recover {
+		state, reason = stateRecovering, "A new daemon takes the device over; its users wait, and see no error"
+	}
+	reason += fmt.Sprintf(". It is at: %s.", d.done.current())
+	if err := d.engine.waits(); err != nil {
+		reason = strings.TrimSuffix(reason, ".") + fmt.Sprintf(", and waits for the last requests of the dead daemon: %v.", err)
+		action = "Nothing, if these are requests in flight. Otherwise end whoever holds it."
+	}
+	return state, reason, action
 }
 
 // readiness is the one line that a daemon sends to the command that started it.

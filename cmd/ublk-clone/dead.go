@@ -3,47 +3,231 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-// deadLimit is how long the driver may take to delete a device without server.
-const deadLimit = 10 * time.Second
+// What a dead daemon has left: a block device whose users wait, or nothing. The device is known as the clone's
+// by the mark that the driver keeps; one that bears another is somebody else's, and never touched.
 
-// removeDead deletes the block device that a dead daemon has left, if there is
-// one and it bears the mark of the clone.
-func removeDead(def *definition) error {
+// Limits of what the driver is asked: lookLimit for a command that only tells, deadLimit to delete a device
+// without server.
+const (
+	lookLimit = 2 * time.Second
+	deadLimit = 10 * time.Second
+)
+
+// errNoRemains: the dead daemon has left no device, or there is another's in its place.
+var errNoRemains = errors.New("its block device is gone")
+
+// remains is the block device of a dead daemon.
+type remains struct {
+	control *ublk.Control
+	info    ublk.Info
+}
+
+// findRemains looks for the device that a dead daemon has left. It opens no device but the driver's own, so that
+// it does not wait for the daemon that is not there.
+func findRemains(def *definition) (*remains, error) {
 	id, err := def.deviceID()
 	if err != nil {
-		return nil // it never had one
+		return nil, errNoRemains // it never had one
 	}
 	control, err := ublk.OpenControl()
 	if errors.Is(err, ublk.ErrNoDriver) {
-		return nil
-	}
-	if err == nil {
-		err = errors.Join(removeMarked(control, id, def.Mark), control.Close())
+		return nil, errNoRemains
 	}
 	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "delete", Object: def.Device, Cause: err}
+		return nil, driverError("open the ublk driver", err)
+	}
+	r := &remains{control: control}
+	if err := r.look(id, def.Mark); err != nil {
+		return nil, errors.Join(err, control.Close())
+	}
+	return r, nil
+}
+
+// orphans are the devices of dead daemons that no definition knows of any more: what is served by nobody and
+// bears the mark of a live map. None is recoverable by name.
+func (d runDir) orphans() (all []definition, err error) {
+	uuids, err := livemap.List(liveMaps)
+	if err != nil || len(uuids) == 0 {
+		return nil, err
+	}
+	control, err := ublk.OpenControl()
+	if errors.Is(err, ublk.ErrNoDriver) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, driverError("open the ublk driver", err)
+	}
+	defer control.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), deadLimit)
+	defer cancel()
+	infos, err := control.ListDevices(ctx)
+	for _, info := range infos {
+		waits := info.State == ublk.StateQuiesced || info.State == ublk.StateFailIO
+		ours := slices.ContainsFunc(uuids, func(uuid [16]byte) bool { return markOf(uuid) == info.Private })
+		if path := ublk.BlockPath(info.ID); waits && ours && !d.knows(path) {
+			all = append(all, definition{Name: path, Device: path, Mark: info.Private})
+		}
+	}
+	return all, driverError("list the ublk devices", err)
+}
+
+// knows says whether a clone has that block device.
+func (d runDir) knows(path string) bool {
+	names, err := d.names()
+	return err != nil || slices.ContainsFunc(names, func(name string) bool {
+		def, err := d.load(name)
+		return err != nil || def.Device == path
+	})
+}
+
+func (r *remains) look(id int, mark uint64) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
+	defer cancel()
+	r.info, err = r.control.GetDevInfo(ctx, id)
+	switch {
+	case errors.Is(err, syscall.ENODEV), err == nil && r.info.Private != mark:
+		return errNoRemains
+	case err != nil:
+		return driverError("examine "+ublk.BlockPath(id), err)
 	}
 	return nil
 }
 
-// removeMarked leaves alone a device of that number that is somebody else's.
-func removeMarked(control *ublk.Control, id int, mark uint64) error {
+// holders are those who have the device open. To find them takes a look at every process.
+func (r *remains) holders() ([]blockdev.Holder, error) {
+	holders, err := blockdev.Holders(ublk.BlockPath(r.info.ID))
+	if errors.Is(err, syscall.ENOENT) { // stopped, and not deleted yet
+		err = nil
+	}
+	return holders, err
+}
+
+// remove deletes the device. Whoever has it open keeps its number in use, and need not be waited for: all he
+// gets is errors.
+func (r *remains) remove() error {
 	ctx, cancel := context.WithTimeout(context.Background(), deadLimit)
 	defer cancel()
-	info, err := control.GetDevInfo(ctx, id)
-	if err == nil && info.Private == mark {
-		// Whoever has it open keeps its number in use, and need not be waited for: all it gets is errors.
-		err = errors.Join(control.StopDev(ctx, id), control.DelDevAsync(ctx, id))
-	}
+	err := errors.Join(r.control.StopDev(ctx, r.info.ID), r.control.DelDevAsync(ctx, r.info.ID))
 	if errors.Is(err, syscall.ENODEV) {
 		return nil
 	}
-	return err
+	return driverError("delete "+ublk.BlockPath(r.info.ID), err)
+}
+
+// clearing is how what a dead daemon has left is removed.
+type clearing struct {
+	force bool          // from under its users
+	wait  time.Duration // at most, for them to close it
+}
+
+var forceDead = clearing{force: true}
+
+// removeDead deletes the block device that a dead daemon has left, if there is one; exit code 5 names its users.
+func removeDead(def *definition, c clearing) error {
+	for deadline := time.Now().Add(c.wait); ; time.Sleep(holderPause) {
+		r, err := findRemains(def)
+		if errors.Is(err, errNoRemains) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		holders, err := r.holders()
+		held := len(holders) > 0 && !c.force
+		switch {
+		case err != nil:
+		case !held:
+			err = r.remove()
+		case time.Now().After(deadline):
+			err = heldError(def.Device, holders)
+			err.(*exit.Error).Next = "Its daemon is dead, they wait: `ublk-clone recover " + def.Name + "` lets them go on; --force gives them errors."
+		}
+		err = errors.Join(err, r.control.Close())
+		if !held || err != nil {
+			return err
+		}
+	}
+}
+
+// clearDead removes what a dead daemon has left, its block device first.
+func (p *program) clearDead(def *definition, c clearing) error {
+	lock, err := p.dir.acquire(def.Name)
+	if err != nil {
+		return err
+	}
+	if err := removeDead(def, c); err != nil {
+		return errors.Join(err, lock.release())
+	}
+	var errs error
+	for _, path := range []string{p.dir.socket(def.Name), p.dir.log(def.Name), p.dir.definition(def.Name)} {
+		errs = errors.Join(errs, removeIfThere(path))
+	}
+	return errors.Join(errs, lock.release())
+}
+
+// silent is the status of a clone whose daemon does not answer, with err.
+func (p *program) silent(name string, err error) cloneStatus {
+	st := cloneStatus{Name: name, State: stateSilent, Reason: err.Error() + ".", Action: exit.Next(err), BadRanges: []badRange{}, Queues: []queueStatus{}}
+	def, loadErr := p.dir.load(name)
+	if loadErr != nil {
+		return st
+	}
+	st.Device, st.Source, st.Dest, st.Metadata, st.Size, st.RegionSize = def.Device, def.Source, def.Dest, def.Metadata, def.Size, def.RegionSize
+	if !p.dir.alive(name) {
+		st.State = stateDead
+		p.examine(&st, def)
+	}
+	return st
+}
+
+// examine says what a dead daemon has left and what to do.
+func (p *program) examine(st *cloneStatus, def *definition) {
+	r, err := findRemains(def)
+	switch {
+	case errors.Is(err, errNoRemains):
+		st.Reason = "Its daemon is dead, and has left no block device. What was acknowledged is not lost."
+		st.Action = "The same `ublk-clone add` goes on where it was; `ublk-clone del " + def.Name + "` forgets it."
+		return
+	case err != nil:
+		st.Reason = "Its daemon is dead; what it has left cannot be told: " + err.Error() + "."
+		return
+	}
+	st.Holders, err = r.holders()
+	err = errors.Join(err, r.control.Close())
+	st.Reason = fmt.Sprintf("Its daemon is dead. %s waits for the next one, %s. What was acknowledged is not lost.", def.Device, heldText(st.Holders))
+	st.Action = "`ublk-clone recover " + def.Name + "` brings it back; " + p.dir.log(def.Name) + " says how the daemon ended."
+	if err != nil {
+		st.Warnings = append(st.Warnings, err.Error())
+	}
+}
+
+// heldText says who waits.
+func heldText(holders []blockdev.Holder) string {
+	if len(holders) == 0 {
+		return "nobody has it open"
+	}
+	var names []string
+	for _, h := range holders {
+		names = append(names, h.String())
+	}
+	return "so " + waiting(len(holders)) + ": " + strings.Join(names, ", ")
+}
+
+func waiting(users int) string {
+	if users == 1 {
+		return "does 1 user"
+	}
+	return fmt.Sprintf("do %d users", users)
 }

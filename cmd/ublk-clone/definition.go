@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/metadata"
@@ -45,6 +46,9 @@ type start struct {
 	Open       bool       `json:"open"`   // use the metadata that is there
 	Force      bool       `json:"force"`
 	Recover    bool       `json:"recover"` // take over the device that a dead daemon has left
+	Replace    bool       `json:"replace"` // a living daemon is to leave it first
+	// Fence is how long a recovery may wait for the dead daemon's last requests; 0: fenceLimit.
+	Fence time.Duration `json:"fence,omitempty"`
 }
 
 // Bounds of the queues: the driver's own limit on the depth, and no more queues
@@ -62,7 +66,7 @@ const (
 const (
 	defaultRegionSize = 4 << 10
 	defaultQueues     = 1
-	defaultQueueDepth = 128
+	defaultQueueDepth = 64
 )
 
 // Bounds of a region, in bytes.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,7 +15,6 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
-	"github.com/ublk-clone/ublk-clone/hydrate"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
@@ -37,39 +37,50 @@ type cloneEngine struct {
 	log     zerolog.Logger
 	records recordDir
 
-	meta         *blockdev.MetadataFile
-	source, dest *blockdev.Device
-	geometry     blockdev.Geometry
-	use          use
-	warnings     []string // for the user, of the start
-	noPassdown   string   // why discards cannot be passed down
-	store        *metadata.Store
-	created      bool // the metadata, by this start
-	base         metadata.Counters
+	meta       *blockdev.MetadataFile // nil: they could not be opened. Changed by the committer's goroutine
+	source     source
+	dest       *blockdev.Device
+	found      *metadata.Superblock // nil: there were no metadata before this start
+	geometry   blockdev.Geometry
+	use        use
+	warnings   []string // for the user, of the start
+	noPassdown string   // why discards cannot be passed down
+	store      *metadata.Store
+	created    bool // the metadata, by this start
+	base       metadata.Counters
 
 	control    *ublk.Control
 	dev        *ublk.Device
 	keep       bool // taking down leaves the block device, with its users waiting
+	fence      fence
 	live       liveMap
 	memory     []*sys.Mapping // of the copy buffers
+	spare      []*sys.Mapping // of these, what was taken in advance
 	core       *clone.Core
 	committer  *committer
 	background *background
 	frontends  []*frontend
+	caution    *caution    // nil: there is no need for it
+	life       *time.Timer // its end
 	sampler    sampler
+	failures   failures
 	happened   *eventLog
 	watcher    *watcher
+
+	reopening sync.Mutex // one caller of findSource at a time
 
 	mu struct {
 		sync.Mutex
 		settings settings
+		detached error // why the live map stands in for the metadata
+		ended    bool  // the live map is about to be closed
 	}
 }
 
 func newEngine(st start, log zerolog.Logger) engine {
 	e := &cloneEngine{start: st, log: log, records: theRecordDir(), committer: newCommitter(log), keep: st.Recover}
 	e.happened = newEventLog(st.Definition.Name, log)
-	e.watcher = newWatcher(e.happened, e.condition, e.closeUse)
+	e.watcher = newWatcher(e.happened, e.look, e.closeUse)
 	return e
 }
 
@@ -93,7 +104,7 @@ func (e *cloneEngine) steps() []step {
 	return append(e.openSteps(), []step{
 		{name: "open the driver", do: e.openDriver, undo: func() error { return e.control.Close() }},
 		{name: "add the device", do: e.addDevice, undo: e.deleteDevice, limit: teardownLimit},
-		{name: "load the region map", do: e.loadMap, undo: e.freeMemory},
+		{name: "load the region map and lock the memory", do: e.loadMap, undo: e.freeMemory},
 		{name: "begin the session", do: e.beginSession, undo: e.endSession, limit: teardownLimit},
 		{name: "record the use of the destination", do: e.recordUse},
 		{name: "watch for events", do: e.startWatcher, undo: func() error { e.watcher.stop(); return nil }, limit: teardownLimit},
@@ -105,8 +116,8 @@ func (e *cloneEngine) steps() []step {
 // openSteps open and lock the three devices and see that they belong together.
 func (e *cloneEngine) openSteps() []step {
 	return []step{
-		{name: "open the metadata", do: e.behindFence(e.openMeta), undo: func() error { return e.meta.Close() }, revert: func() error { return e.meta.Remove() }},
-		{name: "open the source", do: e.behindFence(e.openSource), undo: func() error { return e.source.Close() }},
+		{name: "open the metadata", do: e.behindFence(e.openMeta), undo: e.closeMeta, revert: e.removeMeta},
+		{name: "open the source", do: e.behindFence(e.openSource), undo: func() error { e.source.close(); return nil }, limit: teardownLimit},
 		{name: "open the destination", do: e.behindFence(e.openDest), undo: func() error { return e.dest.Close() }, revert: func() error { return e.dest.Remove() }},
 		{name: "read the metadata", do: e.openStore, revert: e.revertStore},
 	}
@@ -159,10 +170,9 @@ func (e *cloneEngine) addDevice(context.Context) (err error) {
 const maxHint = 512 << 10
 
 // mark is what the driver keeps for us, to know the device by: the beginning of the clone's UUID.
-func (e *cloneEngine) mark() uint64 {
-	uuid := e.store.Superblock().UUID
-	return binary.LittleEndian.Uint64(uuid[:])
-}
+func (e *cloneEngine) mark() uint64 { return markOf(e.store.Superblock().UUID) }
+
+func markOf(uuid [16]byte) uint64 { return binary.LittleEndian.Uint64(uuid[:]) }
 
 // loadMap reads the region map and makes the core with a lane for each queue and one for the hydrator.
 func (e *cloneEngine) loadMap(context.Context) error {
@@ -172,7 +182,13 @@ func (e *cloneEngine) loadMap(context.Context) error {
 	}
 	regions, err := e.readMap(geo.Regions())
 	if err == nil {
+		err = e.settlePages(regions.NrPages(), regions.Full)
+	}
+	if err == nil {
 		err = e.makeCore(geo, regions)
+	}
+	if err == nil {
+		err = e.lockMemory()
 	}
 	if err != nil {
 		return errors.Join(err, e.freeMemory())
@@ -185,11 +201,10 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 	e.core = clone.New(clone.Config{
 		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted,
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
-		Kick: e.committer.kick, Event: e.changed, Touch: e.live.Touch, Release: e.givePageBack,
+		Kick: e.committer.kick, Event: e.changed, Classify: e.classify, Touch: e.live.Touch, Release: e.givePageBack,
 	})
-	source, errSource := uring.NewFile(e.source.File())
-	dest, errDest := uring.NewFile(e.dest.File())
-	if err := errors.Join(errSource, errDest); err != nil {
+	dest, err := uring.NewFile(e.dest.File())
+	if err != nil {
 		return err
 	}
 	depth := e.dev.Info().Depth
@@ -198,19 +213,15 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 		if err != nil {
 			return err
 		}
-		e.frontends = append(e.frontends, newFrontend(e.core, source, dest, depth, buffers, e.log, e.requestFailed))
+		e.frontends = append(e.frontends, newFrontend(e.core, &e.source, dest, depth, buffers, e.log, e.requestFailed, e.requestRefused))
 	}
 	buffers, err := e.buffers(hydratorBuffers, defaultBatchBytes)
 	if err != nil {
 		return err
 	}
-	var holes hydrate.Holes
-	if !e.source.IsBlock() {
-		holes = e.source
-	}
 	s := e.settings()
 	e.checkPassdown(s)
-	e.background = newBackground(e.core, source, dest, holes, buffers, s.forHydrator(), e.changed)
+	e.background = newBackground(e.core, &e.source, dest, buffers, s.forHydrator(), e.changed)
 	e.tellCore(s)
 	return nil
 }
@@ -241,9 +252,15 @@ func (e *cloneEngine) buffers(n int, size int64) ([][]byte, error) {
 	return buffers, nil
 }
 
-// allocate maps memory that freeMemory gives back. Pages are taken when they are touched.
+// allocate gives memory that was taken in advance, or maps some. freeMemory gives it back.
 func (e *cloneEngine) allocate(size int64) (*sys.Mapping, error) {
-	m, err := sys.Map(int(size), false)
+	for i, m := range e.spare {
+		if int64(len(m.Bytes())) == size {
+			e.spare = slices.Delete(e.spare, i, i+1)
+			return m, nil
+		}
+	}
+	m, err := sys.Map(int(size), true)
 	if err != nil {
 		return nil, fmt.Errorf("allocate: %w", err)
 	}
@@ -252,7 +269,8 @@ func (e *cloneEngine) allocate(size int64) (*sys.Mapping, error) {
 }
 
 // givePageBack is of a page of the region map that nobody looks at any more.
-func (e *cloneEngine) givePageBack(p *bitmap.Page) {
+func (e *cloneEngine) givePageBack(page uint64, p *bitmap.Page) {
+	e.live.SetFull(page) // before its memory says nothing any more (I9)
 	if err := sys.GiveBack(p); err != nil {
 		e.log.Debug().Err(err).Msg("a page of the region map stays in memory")
 	}
@@ -266,79 +284,6 @@ func (e *cloneEngine) freeMemory() (err error) {
 	return errors.Join(err, e.closeLive())
 }
 
-// beginSession clears the clean mark, and flushes that, before the first request is answered (I6), and
-// starts the committer.
-func (e *cloneEngine) beginSession(context.Context) error {
-	machine, boot, err := identities()
-	if err != nil {
-		return err
-	}
-	err = e.store.Update(func(sb *metadata.Superblock) error {
-		sb.Clean, sb.MachineID, sb.BootID = false, machine, boot
-		sb.Session = e.live.session
-		sb.Counters.Starts++
-		if e.start.Recover {
-			sb.Counters.Recoveries++
-		}
-		sb.Source.Path, sb.Dest.Path = shortPath(e.source), shortPath(e.dest)
-		sb.Settings = e.settings().toMetadata()
-		return nil
-	})
-	if err != nil {
-		return metaError("write", e.meta.Path(), err)
-	}
-	e.live.ended = false
-	e.base = e.store.Superblock().Counters
-	c := e.committer
-	c.core, c.dest, c.store, c.refresh, c.committed = e.core, flusher{e.dest}, e.store, e.refresh, e.live.SetCommit
-	c.complete, c.mode = e.core.Complete(), e.core.Mode()
-	go func() {
-		defer ublk.Guard("committer", ublk.Fatal)
-		c.run()
-	}()
-	e.sampler.start(e)
-	return nil
-}
-
-// flusher flushes the destination through its one description (I7).
-type flusher struct{ dest *blockdev.Device }
-
-func (f flusher) Flush() error { return sys.Fdatasync(int(f.dest.File().Fd())) }
-
-// refresh brings the superblock up to date.
-func (e *cloneEngine) refresh(sb *metadata.Superblock) error {
-	st := e.core.Stats()
-	sb.Counters = e.base
-	sb.Counters.BytesCopied += uint64(st.Copied)
-	sb.Counters.BytesWritten += uint64(st.Written)
-	sb.Counters.BytesDiscarded += uint64(st.Discarded)
-	sb.Counters.ActiveSeconds += e.sampler.active()
-	sb.Mode = max(sb.Mode, metadata.Mode(e.core.Mode()))
-	sb.DestFlushFailed = sb.DestFlushFailed || e.core.FlushLost()
-	sb.Complete = sb.Complete || e.core.Complete()
-	sb.Settings = e.settings().toMetadata()
-	return nil
-}
-
-// endSession is the last commit and, if all of it succeeded, the clean mark. Nobody marks any more.
-func (e *cloneEngine) endSession() error {
-	e.sampler.stop()
-	e.committer.stop()
-	err := e.core.Commit(flusher{e.dest}, e.store)
-	if err == nil {
-		err = e.store.Update(func(sb *metadata.Superblock) error {
-			sb.Clean = !e.keep // the session goes on with the next daemon
-			return e.refresh(sb)
-		})
-	}
-	e.closeUse()
-	if err != nil { // the live map stays: it has what is not committed
-		return metaError("commit to", e.meta.Path(), fmt.Errorf("no clean mark is set: %w", err))
-	}
-	e.live.ended = !e.keep
-	return nil
-}
-
 // startWatcher begins with the condition as it is: what was so before is no event.
 func (e *cloneEngine) startWatcher(context.Context) error {
 	e.watcher.was = e.condition()
@@ -349,10 +294,13 @@ func (e *cloneEngine) startWatcher(context.Context) error {
 func (e *cloneEngine) startHydration(context.Context) error { return e.background.start(ublk.Fatal) }
 
 func (e *cloneEngine) startDevice(context.Context) error {
+	e.beginCaution()
 	err := e.dev.Start(func(q *ublk.Queue) ublk.Target { return e.frontends[q.Index()].attach(q) })
 	if err != nil {
+		e.endCaution()
 		return driverError("start the block device", err)
 	}
+	e.watchLife()
 	e.happened.add(eventStarted, fmt.Sprintf("%s is up, %s", e.device(), modeText(e.condition())))
 	return nil
 }

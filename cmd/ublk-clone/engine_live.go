@@ -6,6 +6,7 @@ import (
 	"io/fs"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/metadata"
@@ -29,14 +30,27 @@ func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
 	if err := e.openLive(nr); err != nil {
 		return nil, err
 	}
+	e.happened.keepIn(e.live.Map)
 	regions := bitmap.New(nr, e.live.Pages())
-	if err := e.fillMap(regions); err != nil {
-		return nil, metaError("load the region map from", e.meta.Path(), err)
+	if e.detached() != nil {
+		return regions, e.fillFromLive(regions)
 	}
-	if st := e.live.State(); st.Commit > e.store.CommitSequence() {
+	if err := e.fillMap(regions); err != nil {
+		err = metaError("load the region map from", e.start.Definition.Metadata, err)
+		if !e.live.taken || !unreadable(err) || e.standIn(err) != nil {
+			return nil, err
+		}
+		regions = bitmap.New(nr, e.live.Pages()) // with what could be read, which was in it before
+		return regions, e.fillFromLive(regions)
+	}
+	st := e.live.State()
+	if st.Commit > e.store.CommitSequence() {
 		return nil, e.refuseLive(fmt.Errorf("they are older than its live map: commit %d, not %d", e.store.CommitSequence(), st.Commit))
 	}
-	e.live.SetCommit(e.store.CommitSequence())
+	if !e.live.taken || clone.Mode(st.Mode) == clone.ReadWrite { // else the last one may be that which failed
+		e.live.SetCommit(e.store.CommitSequence())
+	}
+	e.live.SetLoaded()
 	return regions, nil
 }
 
@@ -81,7 +95,7 @@ func (e *cloneEngine) openLive(nr uint64) error {
 
 // refuseLive: going on would silently lose acknowledged writes.
 func (e *cloneEngine) refuseLive(cause error) error {
-	return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.meta.Path(), Cause: cause,
+	return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.start.Definition.Metadata, Cause: cause,
 		Next: "Nothing was written. If the file system on the clone can take a power cut, --force goes on from the last commit."}
 }
 
@@ -99,8 +113,14 @@ func (e *cloneEngine) newLive(sb *metadata.Superblock, boot metadata.UUID, nr ui
 // fillMap loads the metadata. Of pages that are in the live map already both count, and what only that has is
 // not committed yet.
 func (e *cloneEngine) fillMap(regions *bitmap.Map) error {
+	load := func(page uint64, img *bitmap.Page) error {
+		if regions.FullImage(page, img) { // takes no memory
+			e.live.SetFull(page)
+		}
+		return regions.Load(page, img)
+	}
 	if !e.live.taken {
-		return e.store.Load(regions.Load)
+		return e.store.Load(load)
 	}
 	e.live.uncommitted = bitmap.NewDelta(regions.NrPages(), 0)
 	inMemory := make(map[uint64]bool)
@@ -109,7 +129,7 @@ func (e *cloneEngine) fillMap(regions *bitmap.Map) error {
 	}
 	err := e.store.Load(func(page uint64, img *bitmap.Page) error {
 		if !inMemory[page] {
-			return regions.Load(page, img)
+			return load(page, img)
 		}
 		delete(inMemory, page)
 		return regions.Recover(page, img, e.live.uncommitted)
@@ -125,6 +145,7 @@ func (e *cloneEngine) closeLive() (err error) {
 	if e.live.Map == nil {
 		return nil
 	}
+	e.happened.keepIn(nil)
 	if e.live.ended {
 		err = e.live.Remove()
 	}

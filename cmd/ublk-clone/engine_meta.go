@@ -19,6 +19,9 @@ import (
 // openMeta opens the metadata device first: what it holds says whether the clone is new.
 func (e *cloneEngine) openMeta(context.Context) error {
 	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{Force: e.start.Force, Create: !e.start.Open})
+	if err != nil && gone(err) {
+		return e.standIn(err)
+	}
 	if err != nil {
 		return err
 	}
@@ -28,25 +31,52 @@ func (e *cloneEngine) openMeta(context.Context) error {
 	return nil
 }
 
-func (e *cloneEngine) openSource(context.Context) (err error) {
-	def := &e.start.Definition
-	e.source, err = blockdev.Open(blockdev.Source, def.Source, blockdev.Options{
-		Shared: def.SourceShared, Force: e.start.Force, Others: []*blockdev.Device{e.meta.Device},
-	})
-	return err
+func (e *cloneEngine) closeMeta() error {
+	if e.meta == nil {
+		return nil
+	}
+	return e.meta.Close()
+}
+
+func (e *cloneEngine) removeMeta() error {
+	if e.meta == nil {
+		return nil
+	}
+	return e.meta.Remove()
+}
+
+// beside are the devices of the clone that are open.
+func (e *cloneEngine) beside() (open []*blockdev.Device) {
+	if e.meta != nil {
+		open = append(open, e.meta.Device)
+	}
+	if d := e.source.device(); d != nil {
+		open = append(open, d)
+	}
+	return open
 }
 
 // openDest creates a destination file that is missing, with its space.
 func (e *cloneEngine) openDest(context.Context) error {
-	size := cmp.Or(e.start.Definition.Size, e.source.Size())
+	size, source := e.start.Definition.Size, e.source.device()
+	if source != nil {
+		size = cmp.Or(size, source.Size())
+	} else {
+		size = cmp.Or(size, e.found.DeviceSize)
+	}
 	dest, err := blockdev.Open(blockdev.Dest, e.start.Definition.Dest, blockdev.Options{
-		Force: e.start.Force, Create: !e.start.Open, Size: size, Others: []*blockdev.Device{e.source, e.meta.Device},
+		Force: e.start.Force, Create: !e.start.Open, Size: size, Others: e.beside(),
 	})
 	if err != nil {
 		return err
 	}
 	e.dest = dest
-	if e.geometry, err = blockdev.Match(e.source, dest, size, e.start.Force); err == nil {
+	if source != nil {
+		e.geometry, err = blockdev.Match(source, dest, size, e.start.Force)
+	} else {
+		e.geometry, err = blockdev.MatchDest(dest, size, int(e.found.LogicalBlockSize))
+	}
+	if err == nil {
 		e.use, err = readUse(e.records, dest)
 	}
 	if err != nil {
@@ -57,6 +87,9 @@ func (e *cloneEngine) openDest(context.Context) error {
 
 // openStore opens the metadata that are there, or makes new ones where there are none.
 func (e *cloneEngine) openStore(context.Context) error {
+	if e.detached() != nil {
+		return e.adopt()
+	}
 	if err := e.roomForMetadata(); err != nil {
 		return err
 	}
@@ -65,16 +98,21 @@ func (e *cloneEngine) openStore(context.Context) error {
 	case errors.Is(err, metadata.ErrEmpty) && !e.start.Open:
 		return e.createStore()
 	case err == nil && e.start.Create && !e.start.Force:
-		return &exit.Error{Code: exit.Refused, Doing: "create metadata on", Object: e.meta.Path(), Cause: errors.New("there are metadata already"),
+		return &exit.Error{Code: exit.Refused, Doing: "create metadata on", Object: e.start.Definition.Metadata, Cause: errors.New("there are metadata already"),
 			Next: "Leave --create out to go on with them; --force makes new ones and forgets what was hydrated."}
 	case e.start.Create && e.start.Force && (err == nil || errors.Is(err, metadata.ErrDamaged) || errors.Is(err, metadata.ErrVersion)):
 		return e.createStore()
+	case err != nil && unreadable(err):
+		if err := e.standIn(metaError("open", e.start.Definition.Metadata, err)); err != nil {
+			return err
+		}
+		return e.adopt()
 	case err != nil:
-		return metaError("open", e.meta.Path(), err)
+		return metaError("open", e.start.Definition.Metadata, err)
 	}
 	e.store = store
 	for _, w := range report.Warnings {
-		e.warn("metadata %s: %s", e.meta.Path(), w)
+		e.warn("metadata %s: %s", e.start.Definition.Metadata, w)
 	}
 	return e.adopt()
 }
@@ -87,7 +125,7 @@ func (e *cloneEngine) roomForMetadata() error {
 	if !e.meta.IsBlock() || e.meta.Size() >= need {
 		return nil
 	}
-	return metaError("use", e.meta.Path(), fmt.Errorf("%w: %d bytes, need %d", metadata.ErrTooSmall, e.meta.Size(), need))
+	return metaError("use", e.start.Definition.Metadata, fmt.Errorf("%w: %d bytes, need %d", metadata.ErrTooSmall, e.meta.Size(), need))
 }
 
 // adopt checks that the metadata are of this pair and this machine, and takes what they say.
@@ -98,7 +136,7 @@ func (e *cloneEngine) adopt() error {
 		def.RegionSize = sb.RegionSize
 	}
 	if def.RegionSize != sb.RegionSize {
-		return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.meta.Path(),
+		return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.start.Definition.Metadata,
 			Cause: fmt.Errorf("their region size is %s, not %s", exactSize(sb.RegionSize), exactSize(def.RegionSize)),
 			Next:  "Leave --region-size out, or give " + exactSize(sb.RegionSize) + ": the size of a region is fixed when metadata are made."}
 	}
@@ -107,14 +145,14 @@ func (e *cloneEngine) adopt() error {
 		return err
 	}
 	if err := sb.Match(want); err != nil {
-		return metaError("use", e.meta.Path(), err)
+		return metaError("use", e.start.Definition.Metadata, err)
 	}
 	if !sb.Clean && sb.MachineID != want.MachineID && !e.start.Force {
-		return &exit.Error{Code: exit.Refused, Doing: "use the metadata", Object: e.meta.Path(),
+		return &exit.Error{Code: exit.Refused, Doing: "use the metadata", Object: e.start.Definition.Metadata,
 			Cause: fmt.Errorf("they are in use on another machine (%s), or were when it died", sb.MachineID),
 			Next:  "Stop the clone there; --force takes them over when that machine is gone."}
 	}
-	if err := e.use.outdated(e.meta.Path(), &sb, e.start.Force); err != nil {
+	if err := e.use.outdated(e.start.Definition.Metadata, &sb, e.start.Force); err != nil {
 		return err
 	}
 	e.mu.settings = fromMetadata(sb.Settings)
@@ -140,7 +178,7 @@ func (e *cloneEngine) recoverMode(mode metadata.Mode) error {
 		return nil
 	})
 	if err != nil {
-		return metaError("repair", e.meta.Path(), err)
+		return metaError("repair", e.start.Definition.Metadata, err)
 	}
 	return nil
 }
@@ -148,7 +186,7 @@ func (e *cloneEngine) recoverMode(mode metadata.Mode) error {
 // createStore makes metadata for a new clone. What the destination carries is looked for first.
 func (e *cloneEngine) createStore() error {
 	def := &e.start.Definition
-	if err := e.use.vanished(e.meta.Path(), e.start.Force); err != nil {
+	if err := e.use.vanished(e.start.Definition.Metadata, e.start.Force); err != nil {
 		return err
 	}
 	if err := e.dest.Signature(e.start.Force); err != nil {
@@ -171,7 +209,7 @@ func (e *cloneEngine) createStore() error {
 	}
 	e.store, err = metadata.Create(e.meta, sb, metadata.CreateOptions{Force: e.start.Force && e.start.Create})
 	if err != nil {
-		return metaError("create", e.meta.Path(), err)
+		return metaError("create", e.start.Definition.Metadata, err)
 	}
 	e.created = true
 	return nil
@@ -209,7 +247,7 @@ func (e *cloneEngine) updateUse() error {
 	e.countBytes(&st)
 	sb := e.store.Superblock()
 	return e.use.write(&record{
-		Dest: e.dest.Path(), Birth: e.dest.Birth(), Source: e.source.Path(), Metadata: e.meta.Path(),
+		Dest: e.dest.Path(), Birth: e.dest.Birth(), Source: e.start.Definition.Source, Metadata: e.start.Definition.Metadata,
 		UUID: sb.UUID.String(), Session: sb.Session, Size: e.geometry.Size, Hydrated: st.Bytes.Hydrated, Written: time.Now().UTC(),
 	})
 }
@@ -227,7 +265,7 @@ func (e *cloneEngine) superblock() (*metadata.Superblock, error) {
 	if err != nil {
 		return nil, err
 	}
-	source, err := e.source.Identity()
+	source, err := e.knownSource()
 	if err != nil {
 		return nil, err
 	}
@@ -235,16 +273,11 @@ func (e *cloneEngine) superblock() (*metadata.Superblock, error) {
 	if err != nil {
 		return nil, err
 	}
-	print, err := e.source.Fingerprint()
-	if err != nil {
-		return nil, err
-	}
 	sb := &metadata.Superblock{
 		CreatedNs: time.Now().UnixNano(), MachineID: machine, BootID: boot,
 		RegionSize: e.start.Definition.RegionSize, DeviceSize: e.geometry.Size, LogicalBlockSize: uint32(e.geometry.LogicalBlock),
-		Source: identity(e.source, source), Dest: identity(e.dest, dest),
+		Source: source, Dest: identity(e.dest, dest),
 	}
-	sb.Source.Sample, sb.Source.ModTimeNs = print.Sample, print.Mtime
 	return sb, nil
 }
 
@@ -253,13 +286,11 @@ func identity(d *blockdev.Device, id blockdev.Identity) metadata.Identity {
 	if d.IsBlock() {
 		kind = metadata.KindBlock
 	}
-	return metadata.Identity{Kind: kind, Size: id.Size, ID: id.ID[:min(len(id.ID), metadata.MaxIDBytes)], Path: shortPath(d)}
+	return metadata.Identity{Kind: kind, Size: id.Size, ID: id.ID[:min(len(id.ID), metadata.MaxIDBytes)], Path: shortPath(d.Path())}
 }
 
 // shortPath is for display only.
-func shortPath(d *blockdev.Device) string {
-	return d.Path()[:min(len(d.Path()), metadata.MaxPathBytes)]
-}
+func shortPath(path string) string { return path[:min(len(path), metadata.MaxPathBytes)] }
 
 // metaError gives an error of package metadata its exit code and the next step.
 func metaError(doing, path string, err error) error {

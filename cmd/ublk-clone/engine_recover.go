@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
@@ -24,7 +26,7 @@ func (e *cloneEngine) takeOverDevice() error {
 	if def.Mark != e.mark() {
 		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: errors.New("these are not the metadata that its last daemon had")}
 	}
-	e.dev, err = ublk.Recover(e.control, id, ublk.Options{Private: def.Mark, Tokens: queueOps(def.QueueDepth), RecoverTime: fenceLimit})
+	e.dev, err = ublk.Recover(e.control, id, ublk.Options{Private: def.Mark, Tokens: queueOps(def.QueueDepth), RecoverTime: e.fenceTime()})
 	if err != nil {
 		return driverError("recover the block device", err)
 	}
@@ -46,6 +48,7 @@ func (d *definition) deviceID() (id int, err error) {
 
 // stopDevice ends the service of the block device.
 func (e *cloneEngine) stopDevice() error {
+	defer e.endCaution()
 	if !e.keep {
 		return e.dev.Stop(drainLimit)
 	}
@@ -64,11 +67,33 @@ func (e *cloneEngine) deleteDevice() error {
 	return e.dev.Delete(deleteLimit)
 }
 
-// fenceLimit is how long a recovery waits for the last traces of the dead daemon.
+// fenceLimit is how long a recovery waits for the last traces of the dead daemon, if nobody says.
 const fenceLimit = 60 * time.Second
 
 // fencePause is between two tries.
 const fencePause = 20 * time.Millisecond
+
+// fence is what a recovery waits for, at most until end.
+type fence struct {
+	end    time.Time
+	behind atomic.Pointer[error] // nil: nothing is waited for
+}
+
+// waits is what the start waits for now.
+func (e *cloneEngine) waits() error {
+	if err := e.fence.behind.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// fenceTime is how long the recovery may wait yet.
+func (e *cloneEngine) fenceTime() time.Duration {
+	if e.fence.end.IsZero() {
+		e.fence.end = time.Now().Add(cmp.Or(e.start.Fence, fenceLimit))
+	}
+	return max(time.Until(e.fence.end), fencePause)
+}
 
 // behindFence opens a device with its lock. In a recovery it waits for the lock: the dead daemon's description, and
 // with it the lock, is there until the last request that went through it has ended, so that none of its writes
@@ -78,23 +103,23 @@ func (e *cloneEngine) behindFence(open func(context.Context) error) func(context
 		return open
 	}
 	return func(ctx context.Context) error {
-		begin, told := time.Now(), false
+		defer e.fence.behind.Store(nil)
+		timer := time.NewTimer(e.fenceTime())
+		defer timer.Stop()
 		for {
 			err := open(ctx)
 			if exit.Code(err) != exit.Busy {
 				return err
 			}
-			if time.Since(begin) > fenceLimit {
-				return &exit.Error{Code: exit.Timeout, Doing: "wait for the last requests of the dead daemon", Cause: err,
-					Next: "Nothing is served until they have ended. End whoever else holds it; then `ublk-clone recover` again."}
-			}
-			if !told {
+			if e.fence.behind.Swap(&err) == nil {
 				e.log.Info().Err(err).Msg("waiting for the last requests of the dead daemon")
-				told = true
 			}
 			select {
 			case <-ctx.Done():
 				return err
+			case <-timer.C:
+				return &exit.Error{Code: exit.Timeout, Doing: "wait for the last requests of the dead daemon", Cause: err,
+					Next: "Nothing is served until they have ended. End whoever else holds it; then `ublk-clone recover` again."}
 			case <-time.After(fencePause):
 			}
 		}

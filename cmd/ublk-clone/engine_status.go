@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
@@ -72,23 +72,24 @@ func (e *cloneEngine) events() *eventLog { return e.happened }
 
 // condition is what the watcher compares.
 func (e *cloneEngine) condition() condition {
-	return condition{mode: e.core.Mode(), flushLost: e.core.FlushLost(), complete: e.core.Complete(), hydration: e.background.Status()}
+	return condition{mode: e.core.Mode(), flushLost: e.core.FlushLost(), complete: e.core.Complete(), hydration: e.background.Status(), away: e.sourceAway()}
 }
 
-// requestFailed is told of every request that the core could not serve, on the queue's thread. Where the
-// region is not hydrated it was the source, or else the core's own refusal, which is no news.
+// look is the watcher's, every second at least.
+func (e *cloneEngine) look() condition {
+	e.letGo()
+	return e.condition()
+}
+
+// requestFailed is told of every request that the core could not serve, on the queue's thread. Its own refusals
+// are no news.
 func (e *cloneEngine) requestFailed(r *clone.Request, err error) {
-	var errno syscall.Errno
-	if !errors.As(err, &errno) || r.Off >= e.geometry.Size {
-		return
-	}
-	if e.core.Regions().State(e.core.Geometry().Region(r.Off)) == bitmap.Source {
-		e.happened.sourceError(time.Now(), r.Off, err)
+	if side, ok := sideOf(err); ok {
+		now := time.Now()
+		e.failures.add(side, r.Off, err, now)
+		e.happened.deviceError(now, side, r.Off, err)
 	}
 }
-
-// retry forgets what failed.
-func (e *cloneEngine) retry() { e.background.Resume() }
 
 // status fills in what the engine knows. It changes nothing.
 func (e *cloneEngine) status(st *cloneStatus) {
@@ -101,6 +102,9 @@ func (e *cloneEngine) status(st *cloneStatus) {
 		st.BadRanges = append(st.BadRanges, badRange{Offset: geo.Start(b.First), Length: geo.Start(b.End) - geo.Start(b.First), Attempts: b.Attempts})
 	}
 	st.State, st.Reason, st.Action = e.explain(st, h)
+	if st.State == stateStalled {
+		st.StalledBy = e.stalledBy(h).String()
+	}
 	st.Rate, st.LastRate, st.ActiveSecs = e.sampler.rates()
 	st.ActiveSecs += int64(e.base.ActiveSeconds)
 	st.ETA = eta(st.State, st.Bytes.Remaining, st.Rate)
@@ -109,7 +113,13 @@ func (e *cloneEngine) status(st *cloneStatus) {
 	st.Settings.DiscardPassdown = e.passdown(st.Settings)
 	st.LastEvent = e.happened.lastSeq()
 	st.MetadataBlocks = e.metadataBlocks()
-	st.Warnings = slices.Concat(e.geometry.Warnings, e.source.Warnings(), e.dest.Warnings(), e.warnings)
+	st.Failed = e.failures.list()
+	st.Warnings = slices.Concat(e.geometry.Warnings, e.dest.Warnings(), e.warnings)
+	if d := e.source.device(); d != nil {
+		st.Warnings = append(st.Warnings, d.Warnings()...)
+	} else if why := e.sourceAway(); why != nil {
+		st.Warnings = append(st.Warnings, "going on without the source: "+why.Error())
+	}
 	for _, f := range e.frontends {
 		st.Queues = append(st.Queues, queueStatus{Requests: f.lane.Requests()})
 	}
@@ -153,11 +163,17 @@ func (e *cloneEngine) explain(st *cloneStatus, h hydrate.Status) (state, reason,
 	case e.core.FlushLost():
 		return stateFailed, "A flush of the destination failed: what was written since the flush before it may be lost. Hydrated regions are served, no region is marked any more, FLUSH fails.",
 			"Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."
+	case e.detached() != nil:
+		return stateFailed, fmt.Sprintf("The metadata could not be read (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", e.detached()),
+			"Bring " + e.start.Definition.Metadata + " back, then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then do not restart this machine."
 	case e.core.Mode() != clone.ReadWrite:
 		return stateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",
-			"Copy what was written since the last FLUSH. Repair " + e.start.Definition.Metadata + ", then `ublk-clone del` and `add --force` go on from the last commit."
+			"Repair " + e.start.Definition.Metadata + ", then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then copy what was written since the last FLUSH."
 	case e.core.Complete():
 		return stateHydrated, "Everything is in the destination and durable.", "The clone can be deleted; " + e.start.Definition.Dest + " stands alone."
+	}
+	if away := e.sourceAway(); away != nil {
+		return stateStalled, stalledReason(away, h), "Bring " + e.start.Definition.Source + " back, then `ublk-clone resume " + st.Name + "`. No write is at risk."
 	}
 	switch h.State {
 	case hydrate.Paused:
@@ -165,16 +181,45 @@ func (e *cloneEngine) explain(st *cloneStatus, h hydrate.Status) (state, reason,
 	case hydrate.Yielding:
 		return stateYielding, "Background hydration makes way for requests in flight.", ""
 	case hydrate.Stalled:
-		return stateStalled, stalledReason(h), "Repair the source, then `ublk-clone resume " + st.Name + "`. No write is at risk."
+		return stateStalled, stalledReason(nil, h), e.advice(h) + ", then `ublk-clone resume " + st.Name + "`. No write is at risk."
 	case hydrate.Done:
 		return stateHydrating, "Everything is copied; the last commit is under way.", ""
 	}
 	return stateHydrating, "Background hydration is on.", ""
 }
 
-func stalledReason(h hydrate.Status) string {
-	return fmt.Sprintf("%d copies failed, the last at byte %d: %v. What is hydrated is served; reads of what could not be copied fail.",
-		h.Failures, h.LastErrorAt, h.LastError)
+// stalledBy is the side that hydration waits for.
+func (e *cloneEngine) stalledBy(h hydrate.Status) blockdev.Role {
+	if e.sourceAway() != nil {
+		return blockdev.Source
+	}
+	side, _ := sideOf(h.LastError)
+	return side
+}
+
+// advice says what to do about copies that fail.
+func (e *cloneEngine) advice(h hydrate.Status) string {
+	def := &e.start.Definition
+	switch {
+	case h.LastError != nil && e.classify(h.LastError) == clone.Full:
+		return "Make room for " + def.Dest
+	case e.stalledBy(h) == blockdev.Dest:
+		return "Repair " + def.Dest
+	}
+	return "Repair " + def.Source + " or bring it back"
+}
+
+// stalledReason: away is why there is no source, if so.
+func stalledReason(away error, h hydrate.Status) string {
+	const unreadable = "What is hydrated is served, and whole regions can be written; reads of others fail."
+	if away != nil {
+		return fmt.Sprintf("There is no source: %v. %s", away, unreadable)
+	}
+	text := fmt.Sprintf("%d copies failed, the last at byte %d: %v. ", h.Failures, h.LastErrorAt, h.LastError)
+	if side, ok := sideOf(h.LastError); ok && side == blockdev.Dest {
+		return text + "What could not be copied is read from the source; writes to it may fail."
+	}
+	return text + "What is hydrated is served; reads of what could not be copied fail."
 }
 
 // sampler takes the rate of hydration once a second.

@@ -9,6 +9,8 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
@@ -16,7 +18,9 @@ import (
 const (
 	eventStarted     = "started"
 	eventSettings    = "settings"
+	eventSource      = "source"       // it was opened again
 	eventSourceError = "source-error" // the first of a burst
+	eventDestError   = "dest-error"   // the same of the destination
 	eventStalled     = "stalled"
 	eventResumed     = "resumed" // after stalled
 	eventMode        = "mode"
@@ -25,7 +29,7 @@ const (
 
 // event is something that has happened to a clone.
 type event struct {
-	Seq   uint64    `json:"seq"` // from 1 since the daemon's start, without gaps
+	Seq   uint64    `json:"seq"` // from 1 without gaps; a daemon that recovers goes on where the dead one was
 	Time  time.Time `json:"time"`
 	Clone string    `json:"clone"`
 	Kind  string    `json:"kind"`
@@ -35,7 +39,7 @@ type event struct {
 // Limits of an eventLog.
 const (
 	keptEvents = 64
-	burstGap   = time.Minute // without an error of the source ends a burst of them
+	burstGap   = time.Minute // without an error of a side ends a burst of them
 	// maxPolls is how many connections may wait for an event at a time, and pollLimit for how long: the
 	// other connections are for commands that are not to wait for them.
 	maxPolls  = maxConnections / 2
@@ -50,10 +54,12 @@ type eventLog struct {
 
 	mu struct {
 		sync.Mutex
-		last  uint64
-		kept  []event
-		more  chan struct{} // closed by the next event
-		error time.Time     // the last of the source
+		last uint64
+		kept []event
+		more chan struct{} // closed by the next event
+		// error is when each side has failed last.
+		error [blockdev.Dest + 1]time.Time
+		live  *livemap.Map // keeps last over the daemon's death
 	}
 }
 
@@ -71,18 +77,36 @@ func (l *eventLog) add(kind, text string) {
 	l.mu.kept = append(l.mu.kept[max(0, len(l.mu.kept)-keptEvents+1):], ev)
 	close(l.mu.more)
 	l.mu.more = make(chan struct{})
+	if l.mu.live != nil {
+		l.mu.live.SetEvents(ev.Seq)
+	}
 	l.mu.Unlock()
 	l.log.Info().Uint64("seq", ev.Seq).Str("event", kind).Msg(text)
 }
 
-// sourceError notes an error of the source at byte off, unless it belongs to a burst that was noted.
-func (l *eventLog) sourceError(now time.Time, off int64, err error) {
+// keepIn goes on from the number that a dead daemon has left in the live map, and keeps it there; nil: the map
+// is about to go.
+func (l *eventLog) keepIn(live *livemap.Map) {
 	l.mu.Lock()
-	first := now.Sub(l.mu.error) >= burstGap
-	l.mu.error = now
+	defer l.mu.Unlock()
+	l.mu.live = live
+	if live != nil {
+		l.mu.last = max(l.mu.last, live.Events())
+	}
+}
+
+// deviceError notes an error of a side at byte off, unless it belongs to a burst that was noted.
+func (l *eventLog) deviceError(now time.Time, side blockdev.Role, off int64, err error) {
+	kind := eventSourceError
+	if side == blockdev.Dest {
+		kind = eventDestError
+	}
+	l.mu.Lock()
+	first := now.Sub(l.mu.error[side]) >= burstGap
+	l.mu.error[side] = now
 	l.mu.Unlock()
 	if first {
-		l.add(eventSourceError, fmt.Sprintf("the source failed at byte %d: %v", off, err))
+		l.add(kind, fmt.Sprintf("an error at byte %d: %v", off, err))
 	}
 }
 
@@ -141,6 +165,7 @@ type condition struct {
 	flushLost bool
 	complete  bool
 	hydration hydrate.Status
+	away      error // why there is no source, if one is needed
 }
 
 // watcher turns changes of the clone's condition into events: core and hydrator only tell that something
@@ -202,12 +227,13 @@ func (w *watcher) stop() {
 func (w *watcher) compare(now time.Time, is condition) {
 	h := &is.hydration
 	if h.Failures > w.was.hydration.Failures && h.LastError != nil {
-		w.events.sourceError(now, h.LastErrorAt, h.LastError)
+		side, _ := sideOf(h.LastError)
+		w.events.deviceError(now, side, h.LastErrorAt, h.LastError)
 	}
 	if is.mode != w.was.mode || is.flushLost != w.was.flushLost {
 		w.events.add(eventMode, modeText(is))
 	}
-	w.compareStalled(h)
+	w.compareStalled(&is)
 	if is.complete && !w.was.complete {
 		w.events.add(eventHydrated, "everything is in the destination and durable")
 		w.hydrated()
@@ -216,12 +242,13 @@ func (w *watcher) compare(now time.Time, is condition) {
 }
 
 // compareStalled: a region that is tried again is no end of a stall; one ends when nothing is known to fail.
-func (w *watcher) compareStalled(h *hydrate.Status) {
-	stalls := h.State == hydrate.Stalled
+func (w *watcher) compareStalled(is *condition) {
+	h := &is.hydration
+	stalls := h.State == hydrate.Stalled || is.away != nil
 	switch {
 	case stalls && !w.stalled:
 		w.stalled = true
-		w.events.add(eventStalled, stalledReason(*h))
+		w.events.add(eventStalled, stalledReason(is.away, *h))
 	case !stalls && w.stalled && len(h.Bad) == 0:
 		w.stalled = false
 		w.events.add(eventResumed, "what had failed is copied, or about to be")

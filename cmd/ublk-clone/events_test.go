@@ -16,6 +16,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
 )
 
 func kinds(events []event) string {
@@ -46,6 +47,36 @@ func TestEventLogKeepsTheLast(t *testing.T) {
 	}
 	if n := strings.Count(log.String(), "\n"); n != keptEvents+10 {
 		t.Errorf("%d lines in the log", n)
+	}
+}
+
+// TestEventNumbersOutliveTheDaemon: who waits behind a number misses nothing of the next daemon.
+func TestEventNumbersOutliveTheDaemon(t *testing.T) {
+	live, err := livemap.Create(t.TempDir(), livemap.Identity{Regions: 1}, livemap.State{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	first := newEventLog("c", zerolog.Nop())
+	first.keepIn(live)
+	first.add(eventStarted, "")
+	first.add(eventSettings, "")
+	next := newEventLog("c", zerolog.Nop())
+	seen := uint64(1)
+	if ans := next.answer(&seen, 0); len(ans.Events) != 0 { // asked before the map is there
+		t.Errorf("nothing has happened: %+v", ans)
+	}
+	next.keepIn(live)
+	next.add(eventStarted, "")
+	for _, seen := range []uint64{1, 2} {
+		if ans := next.answer(&seen, 0); len(ans.Events) != 1 || ans.Events[0].Seq != 3 || ans.Last != 3 {
+			t.Errorf("behind %d: %+v", seen, ans)
+		}
+	}
+	next.keepIn(nil)
+	next.add(eventSettings, "")
+	if live.Events() != 3 {
+		t.Errorf("the map was written after it was given up: %d", live.Events())
 	}
 }
 
@@ -99,6 +130,10 @@ func TestWatcher(t *testing.T) {
 		{"another burst", burstGap, failing(hydrate.Stalled, 7, bad), eventSourceError},
 		{"repaired", time.Second, failing(hydrate.Hydrating, 7), eventResumed},
 		{"stalled anew", time.Second, failing(hydrate.Stalled, 8, bad), eventStalled},
+		{"the source is away", time.Second, condition{away: broken, hydration: hydrate.Status{State: hydrate.Paused, Failures: 8}}, ""},
+		{"it has come back", time.Second, condition{hydration: hydrate.Status{State: hydrate.Paused, Failures: 8}}, eventResumed},
+		{"away again", time.Second, condition{away: broken, hydration: hydrate.Status{State: hydrate.Hydrating, Failures: 8}}, eventStalled},
+		{"still away", time.Second, condition{away: broken, hydration: hydrate.Status{State: hydrate.Stalled, Failures: 8}}, ""},
 		{"complete", time.Second, condition{complete: true, hydration: hydrate.Status{State: hydrate.Done, Failures: 8}}, eventResumed + " " + eventHydrated},
 		{"still complete", time.Second, condition{complete: true, hydration: hydrate.Status{State: hydrate.Done, Failures: 8}}, ""},
 		{"metadata lost", time.Second, condition{complete: true, mode: clone.ReadOnly, hydration: hydrate.Status{State: hydrate.Done}}, eventMode},
@@ -120,7 +155,7 @@ func TestWatcher(t *testing.T) {
 func eventServer(t *testing.T) (*program, *eventLog, *bytes.Buffer) {
 	t.Helper()
 	l := newEventLog("c", zerolog.Nop())
-	dir, _ := testServer(t, func(_ context.Context, req request) answer {
+	dir, _ := testServer(t, func(req request) answer {
 		return l.answer(req.After, time.Duration(req.WaitMS)*time.Millisecond)
 	})
 	out := &bytes.Buffer{}
@@ -173,7 +208,7 @@ func TestFollow(t *testing.T) {
 func TestFollowUntilDeleted(t *testing.T) {
 	for _, deleted := range []bool{true, false} {
 		var dir runDir
-		dir, _ = testServer(t, func(context.Context, request) answer { // the last answer
+		dir, _ = testServer(t, func(request) answer { // the last answer
 			err := os.Remove(dir.socket("c"))
 			if deleted {
 				err = errors.Join(err, os.Remove(dir.definition("c")))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"syscall"
 )
 
 // faultEnv is the number of the step, from 1, behind which a start fails.
@@ -17,4 +18,23 @@ func fault(k int) error {
 		return fmt.Errorf("fault behind step %d, as %s asks", k, faultEnv)
 	}
 	return nil
+}
+
+// deadlyEnv is a byte of the device: a request that touches it kills the daemon.
+const deadlyEnv = "UBLK_CLONE_DEADLY"
+
+var deadlyByte = func() int64 {
+	off, err := strconv.ParseInt(os.Getenv(deadlyEnv), 10, 64)
+	if err != nil {
+		return -1
+	}
+	return off
+}()
+
+// deadly is asked of every request, by its place in bytes.
+func deadly(off, length int64) {
+	if off <= deadlyByte && deadlyByte < off+length {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
 }

@@ -64,6 +64,19 @@ func (m message) withRegions(words []string) (message, error) {
 	return m, nil
 }
 
+// check refuses what parseMessage does not make.
+func (m message) check() error {
+	words := []string{m.Word}
+	if m.Word == hydrationThreshold || m.Word == hydrationBatchSize || m.Regions != 0 {
+		words = append(words, strconv.FormatUint(m.Regions, 10))
+	}
+	parsed, err := parseMessage(words)
+	if err == nil && parsed != m {
+		err = messageError(words, "not as it is spelled")
+	}
+	return err
+}
+
 // change is what the message asks for.
 func (m message) change() change {
 	switch m.Word {

@@ -3,16 +3,24 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
 // recover is the command.
-func (p *program) recover(c *cli.Context) error {
+func (p *program) recover(c *cli.Context) error { return p.forEach(c, p.recoverNamed) }
+
+// forEach does it for the clone that the command names, or with --all for every one, whatever becomes of others.
+func (p *program) forEach(c *cli.Context, do func(name string, limit time.Duration) error) error {
 	if _, err := form(c, "json"); err != nil {
+		return err
+	}
+	limit, err := limitFlag(c)
+	if err != nil {
 		return err
 	}
 	if !c.Bool("all") {
@@ -20,39 +28,75 @@ func (p *program) recover(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		return p.recoverNamed(name)
+		return do(name, limit)
 	}
 	if _, err := words(c, 0, 0); err != nil {
 		return err
 	}
 	names, err := p.dir.names()
 	for _, name := range names {
-		err = errors.Join(err, p.recoverNamed(name))
+		err = errors.Join(err, do(name, limit))
 	}
 	return err
 }
 
-// recoverNamed prints the device of a clone that it has brought back.
-func (p *program) recoverNamed(name string) error {
+// recoverNamed prints the device of a clone that it has brought back, and what is to be known of it. limit is for the dead daemon's last
+// requests; 0: fenceLimit.
+func (p *program) recoverNamed(name string, limit time.Duration) error {
 	def, err := p.dir.load(name)
-	if err != nil || p.dir.alive(name) {
+	if err != nil {
 		return err
 	}
-	device, err := p.recoverDead(start{Definition: *def, Open: true, Recover: true})
-	if err == nil {
-		_, err = fmt.Fprintln(p.out, device)
+	if served, err := p.dir.served(name); served || err != nil {
+		return err
 	}
-	return err
+	if err := recoverable(def); err != nil {
+		return &exit.Error{Code: exit.Code(err), Doing: "recover", Object: name, Cause: err, Next: "The same `ublk-clone add` goes on where it was."}
+	}
+	if _, err := p.recoverDead(start{Definition: *def, Open: true, Recover: true, Fence: limit}); err != nil {
+		return err
+	}
+	return p.added(name, false, "", "")
+}
+
+// served says whether a daemon serves the clone of that name. One that has the name and does not is coming up, or
+// was killed and has threads that have not ended yet: it is waited for, as long as a start may take.
+func (d runDir) served(name string) (bool, error) {
+	for deadline := time.Now().Add(startLimit); d.alive(name); time.Sleep(holderPause) {
+		st, err := d.ask(name, request{Verb: verbStatus}, askLimit)
+		if err == nil {
+			err = st.unserved()
+		}
+		if err == nil {
+			return true, nil
+		}
+		if time.Now().After(deadline) {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// recoverable looks whether a dead daemon has left a device that waits for the next one.
+func recoverable(def *definition) error {
+	r, err := findRemains(def)
+	if err != nil {
+		return err
+	}
+	if r.info.State == ublk.StateDead { // stopped, and only not deleted
+		err = errNoRemains
+	}
+	return errors.Join(err, r.control.Close())
 }
 
 // recoverDead starts a daemon that takes over. Where the metadata and what is known of the writes since cannot
 // be trusted any more, nobody ever will: then the device is stopped, so that its users do not wait for good.
 func (p *program) recoverDead(st start) (device string, err error) {
 	device, err = p.dir.spawn(st)
-	if exit.Code(err) != exit.Metadata {
+	if exit.Code(err) != exit.Metadata || p.dir.alive(st.Definition.Name) {
 		return device, err
 	}
-	return "", errors.Join(err, p.clearDead(&st.Definition))
+	return "", errors.Join(err, p.clearDead(&st.Definition, forceDead))
 }
 
 // continued makes an add whose clone has a dead daemon and a living device a recovery of that.
@@ -64,8 +108,10 @@ func (p *program) continued(st start) (start, error) {
 	if err != nil {
 		return st, err
 	}
-	if _, err := os.Stat(there.Device); there.Device == "" || err != nil {
+	if err := recoverable(there); errors.Is(err, errNoRemains) {
 		return st, nil
+	} else if err != nil {
+		return st, err
 	}
 	if diff := there.differences(&st.Definition); diff != "" {
 		return st, &exit.Error{Code: exit.Exists, Doing: "add clone", Object: there.Name,
@@ -83,17 +129,28 @@ func (p *program) prune(c *cli.Context) error {
 	if _, err := form(c, "json"); err != nil {
 		return err
 	}
+	if err := p.needRoot("prune"); err != nil {
+		return err
+	}
+	how := clearing{force: c.Bool("force")}
 	names, err := p.dir.names()
 	for _, name := range names {
 		def, loadErr := p.dir.load(name)
-		if loadErr != nil || p.dir.alive(name) {
-			continue
+		if loadErr == nil && !p.dir.alive(name) {
+			err = errors.Join(err, p.pruned(name, p.clearDead(def, how)))
 		}
-		if clearErr := p.clearDead(def); clearErr != nil {
-			err = errors.Join(err, clearErr)
-			continue
-		}
-		fmt.Fprintln(p.out, name)
+	}
+	orphans, listErr := p.dir.orphans()
+	for _, def := range orphans {
+		err = errors.Join(err, p.pruned(def.Name, removeDead(&def, how)))
+	}
+	return errors.Join(err, listErr)
+}
+
+// pruned prints what is gone.
+func (p *program) pruned(what string, err error) error {
+	if err == nil {
+		_, err = fmt.Fprintln(p.out, what)
 	}
 	return err
 }

@@ -36,6 +36,11 @@ func writeDetails(w io.Writer, s *cloneStatus, bytes bool) error {
 	if s.Action != "" {
 		b.WriteString(labelled("action", s.Action))
 	}
+	if !s.serves() {
+		fmt.Fprintf(&b, "parts   source %s   dest %s   metadata %s\n", s.Source, s.Dest, s.Metadata)
+		_, err := io.WriteString(w, b.String())
+		return err
+	}
 	fmt.Fprintf(&b, "done    %s  %s of %s = copied %s + written %s + discarded %s    left %s\n", s.doneText(" "),
 		size(s.Bytes.Hydrated), size(s.Size), size(s.Bytes.Copied), size(s.Bytes.Written), size(s.Bytes.Discarded), size(s.Bytes.Remaining))
 	fmt.Fprintf(&b, "rate    %s    cap %s, floor %s    eta %s    active %s over %s\n", s.rateLine(),
@@ -47,6 +52,10 @@ func writeDetails(w io.Writer, s *cloneStatus, bytes bool) error {
 		formatSwitch(s.Settings.ReadThrough), formatSwitch(s.Settings.DiscardPassdown))
 	for _, r := range s.BadRanges {
 		fmt.Fprintf(&b, "bad     %s at offset %d, %s\n", size(r.Length), r.Offset, plural(int64(r.Attempts), "attempt"))
+	}
+	for _, f := range s.Failed {
+		b.WriteString(labelled("failed", fmt.Sprintf("%s for an error of the %s, the last at byte %d, %s: %s", plural(f.Requests, "request"), f.Side,
+			f.Offset, f.Time.Local().Format(time.DateTime), f.Error)))
 	}
 	for _, warning := range s.Warnings {
 		b.WriteString(labelled("note", warning))
@@ -80,7 +89,7 @@ func writeDM(w io.Writer, s *cloneStatus) error {
 
 // doneText is the percentage, cut and not rounded: 100 % means all of it.
 func (s *cloneStatus) doneText(space string) string {
-	if s.Size == 0 || s.State == stateStarting {
+	if s.Size == 0 || !s.serves() {
 		return "-"
 	}
 	tenths := math.Floor(s.done() * 1000)

@@ -1,6 +1,13 @@
 package main
 
-import "time"
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
 
 // schema names the JSON that status, list and events print. It only ever
 // gains fields.
@@ -14,13 +21,17 @@ type report struct {
 
 // The states of a clone, each with a reason.
 const (
-	stateStarting  = "starting"
-	stateHydrating = "hydrating"
-	statePaused    = "paused"
-	stateYielding  = "yielding"
-	stateStalled   = "stalled"
-	stateHydrated  = "hydrated"
-	stateFailed    = "failed"
+	stateStarting   = "starting"
+	stateRecovering = "recovering" // a new daemon takes the device over
+	stateHydrating  = "hydrating"
+	statePaused     = "paused"
+	stateYielding   = "yielding"
+	stateStalled    = "stalled"
+	stateHydrated   = "hydrated"
+	stateFailed     = "failed"
+	stateStopping   = "stopping"
+	stateDead       = "dead"   // its daemon is; the device waits for the next one
+	stateSilent     = "silent" // its daemon lives and does not answer
 )
 
 // cloneStatus is one clone. Sizes are bytes, rates bytes a second.
@@ -34,6 +45,8 @@ type cloneStatus struct {
 	Reason string `json:"reason"`           // why it is in this state, and whether data is at risk
 	Action string `json:"action,omitempty"` // what to do about it
 	Mode   string `json:"mode"`             // of the metadata: rw, ro, Fail
+	// StalledBy is the side that a stalled clone waits for: source, destination.
+	StalledBy string `json:"stalled_by,omitempty"`
 
 	Source     string `json:"source"`
 	Dest       string `json:"dest"`
@@ -53,8 +66,24 @@ type cloneStatus struct {
 	Settings       settings      `json:"settings"`        // in effect
 	MetadataBlocks blockCounts   `json:"metadata_blocks"` // of 4 KiB
 	Warnings       []string      `json:"warnings,omitempty"`
+	Failed         []failedIO    `json:"failed,omitempty"` // requests of users, by side, since the daemon's start
 	Queues         []queueStatus `json:"queues"`
 	LastEvent      uint64        `json:"last_event"` // sequence number; 0: none yet
+
+	Holders []blockdev.Holder `json:"holders,omitempty"` // who has the device of a dead daemon open
+}
+
+// serves says whether there is a daemon that serves the clone: no other knows its figures.
+func (s *cloneStatus) serves() bool {
+	return !slices.Contains([]string{stateStarting, stateRecovering, stateStopping, stateDead, stateSilent}, s.State)
+}
+
+// unserved is an error with exit code 13 unless the clone is served.
+func (s *cloneStatus) unserved() error {
+	if s.serves() {
+		return nil
+	}
+	return &exit.Error{Code: exit.NoAnswer, Doing: "ask the daemon of", Object: s.Name, Cause: fmt.Errorf("%s: %s", s.State, s.Reason), Next: s.Action}
 }
 
 // queueStatus is one queue of the block device.

@@ -98,6 +98,21 @@ func put[T any](to, from *T) {
 	}
 }
 
+// check refuses a change that `set` does not make: of nothing, or to what is not possible.
+func (c *change) check() error {
+	if *c == (change{}) {
+		return changeError("", "nothing is to be changed")
+	}
+	for _, k := range allKeys {
+		if value, ok := k.get(c); ok {
+			if err := k.set(new(change), value); err != nil {
+				return changeError(k.name, err.Error())
+			}
+		}
+	}
+	return nil
+}
+
 // String is the change as `set` takes it: "rate=50MiB read-through=off".
 func (c *change) String() string {
 	var words []string

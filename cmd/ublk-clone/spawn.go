@@ -31,7 +31,7 @@ const daemonCommand = "daemon"
 // the daemon's error; then the daemon has ended and nothing is left.
 func (d runDir) spawn(st start) (string, error) {
 	name := st.Definition.Name
-	log, err := os.OpenFile(d.log(name), os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(d.log(name), st.logMode()|os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return "", d.fail("make log", d.log(name), err)
 	}
@@ -51,13 +51,38 @@ func (d runDir) spawn(st start) (string, error) {
 	err = startWith(cmd, st)
 	w.Close()
 	if err != nil {
-		return "", spawnError(name, errors.Join(err, removeIfThere(d.log(name))))
+		return "", spawnError(name, errors.Join(err, d.forgetLog(st)))
 	}
-	device, err := d.awaitReady(cmd, r, name)
+	device, err := d.awaitReady(cmd, r, st)
 	if err == nil {
 		return device, cmd.Process.Release()
 	}
 	return "", err
+}
+
+// limit is how long such a start may take.
+func (st *start) limit() time.Duration {
+	limit := startLimit + st.Fence
+	if st.Replace {
+		limit += stopLimit
+	}
+	return limit
+}
+
+// logMode: to the log of a daemon that is to be replaced its successor adds.
+func (st *start) logMode() int {
+	if st.Replace {
+		return 0
+	}
+	return os.O_TRUNC
+}
+
+// forgetLog removes the log of a daemon whose error is about to be shown, unless it has been another's before.
+func (d runDir) forgetLog(st start) error {
+	if st.Replace {
+		return nil
+	}
+	return removeIfThere(d.log(st.Definition.Name))
 }
 
 func spawnError(name string, err error) error {
@@ -85,13 +110,14 @@ func startWith(cmd *exec.Cmd, v any) error {
 // awaitReady waits for the daemon's report. A daemon that fails is waited for,
 // so that nothing of it is left when the error is shown; one that is silent is
 // told to end.
-func (d runDir) awaitReady(cmd *exec.Cmd, pipe *os.File, name string) (string, error) {
-	if err := pipe.SetReadDeadline(time.Now().Add(startLimit)); err != nil {
+func (d runDir) awaitReady(cmd *exec.Cmd, pipe *os.File, st start) (string, error) {
+	name, limit := st.Definition.Name, st.limit()
+	if err := pipe.SetReadDeadline(time.Now().Add(limit)); err != nil {
 		return "", spawnError(name, err)
 	}
 	line, err := bufio.NewReader(io.LimitReader(pipe, maxLine)).ReadBytes('\n')
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return "", d.giveUp(cmd, name)
+		return "", d.giveUp(cmd, name, limit)
 	}
 	var got readiness
 	if err == nil {
@@ -104,32 +130,37 @@ func (d runDir) awaitReady(cmd *exec.Cmd, pipe *os.File, name string) (string, e
 	if err != nil {
 		return "", spawnError(name, fmt.Errorf("it ended (%v) and said: %s", waitErr, d.tail(name, 5)))
 	}
-	return "", errors.Join(got.Error.err(), removeIfThere(d.log(name)))
+	return "", errors.Join(got.Error.err(), d.forgetLog(st))
 }
 
 // giveUp ends a daemon that did not come up in time.
-func (d runDir) giveUp(cmd *exec.Cmd, name string) error {
+func (d runDir) giveUp(cmd *exec.Cmd, name string, limit time.Duration) error {
 	err := cmd.Process.Signal(syscall.SIGTERM)
 	return &exit.Error{Code: exit.Timeout, Doing: "start the daemon of", Object: name,
-		Cause: errors.Join(fmt.Errorf("not ready after %s; it was told to end", startLimit), err), Next: "See " + d.log(name) + "."}
+		Cause: errors.Join(fmt.Errorf("not ready after %s; it was told to end", limit), err), Next: "See " + d.log(name) + "."}
 }
 
 // runSpawned is the daemon's side of spawn.
 func (p *program) runSpawned() error {
+	var st start
+	err := settle()
 	pipe := os.NewFile(readyFD, "readiness pipe")
-	st, err := readStart(os.Stdin)
+	if err == nil {
+		st, err = readStart(os.Stdin)
+	}
 	if err != nil {
 		return errors.Join(err, readiness{Error: toWire(err)}.report(pipe))
 	}
 	writer := newAsyncWriter(&boundedFile{file: os.Stderr, max: logBytes})
 	defer writer.close(time.Second)
 	log := newLog(os.Stderr, writer)
-	err = newDaemon(p.dir, st, p.newEngine(st, log), log).run(func(device string, err error) {
+	d := newDaemon(p.dir, st, p.newEngine(st, log), log)
+	err = d.run(func(device string, err error) {
 		if err := (readiness{Device: device, Error: toWire(err)}).report(pipe); err != nil {
 			log.Warn().Err(err).Msg("report to the command that started this daemon")
 		}
 	})
-	if err == nil {
+	if err == nil && !d.keep { // else it may be the next daemon's by now
 		err = removeIfThere(p.dir.log(st.Definition.Name))
 	}
 	return err
@@ -138,6 +169,9 @@ func (p *program) runSpawned() error {
 // runForeground is the daemon in this very process, for a service manager. It
 // prints the device's path when the clone is up.
 func (p *program) runForeground(st start) error {
+	if err := settle(); err != nil {
+		return err
+	}
 	writer := newAsyncWriter(os.Stderr)
 	defer writer.close(time.Second)
 	log := newLog(os.Stderr, writer)

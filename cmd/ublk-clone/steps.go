@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
@@ -29,7 +30,16 @@ const undoLimit = 10 * time.Second
 // steps are the steps that were done, in order. A start that fails takes all of
 // them back in reverse, and so does a stop.
 type steps struct {
-	done []step
+	done  []step
+	doing atomic.Pointer[string]
+}
+
+// current names the step that was begun last. Any goroutine may ask.
+func (s *steps) current() string {
+	if name := s.doing.Load(); name != nil {
+		return *name
+	}
+	return "the beginning"
 }
 
 // run does the steps in order. If one fails, or ctx ends, all that were done
@@ -39,6 +49,7 @@ func (s *steps) run(ctx context.Context, list []step) error {
 	for i, st := range list {
 		err := ctx.Err()
 		if err == nil {
+			s.doing.Store(&st.name)
 			err = st.do(ctx)
 		} else {
 			err = &exit.Error{Code: exit.Other, Doing: st.name, Cause: errors.New("interrupted")}

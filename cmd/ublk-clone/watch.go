@@ -14,6 +14,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
@@ -88,7 +89,8 @@ func limitFlag(c *cli.Context) (time.Duration, error) {
 }
 
 // waitHydrated returns when the clone is durably hydrated; see is shown every
-// status. Exit codes: 8 as soon as hydration is stalled, 10 if the metadata
+// status. Exit codes: 8 as soon as hydration is stalled by the source,
+// 9 by the destination, 10 if the metadata
 // fails, 11 after limit (0: none).
 func (p *program) waitHydrated(name string, limit time.Duration, see func(*cloneStatus) error) error {
 	begin := time.Now()
@@ -118,7 +120,11 @@ func hydrated(st *cloneStatus) (bool, error) {
 	case stateHydrated:
 		return true, nil
 	case stateStalled:
-		return false, waitError(exit.Source, st, errors.New("stalled: "+st.Reason))
+		code := exit.Source
+		if st.StalledBy == blockdev.Dest.String() {
+			code = exit.Dest
+		}
+		return false, waitError(code, st, errors.New("stalled: "+st.Reason))
 	case stateFailed:
 		return false, waitError(exit.Metadata, st, errors.New("failed: "+st.Reason))
 	}

@@ -1,0 +1,55 @@
+package clone
+
+import (
+	"errors"
+	"testing"
+)
+
+// TestRepair: mode ro ends when, and only when, all that is marked has been committed and the mode is recorded. FLUSH
+// fails until then, and a mark that a claim makes meanwhile is left to the next commit.
+func TestRepair(t *testing.T) {
+	r := newRig(t, 8, 2)
+	if err := r.core.Repair(r, r, func() error { return nil }); !errors.Is(err, ErrNoRepair) {
+		t.Errorf("in mode rw: %v", err)
+	}
+	r.submit(OpWrite, 0, testRegion)
+	r.endAll()
+	r.storeErr = errInjected
+	if err := r.commit(); !errors.Is(err, errInjected) || r.core.Mode() != ReadOnly {
+		t.Fatalf("commit: %v, mode %v", err, r.core.Mode())
+	}
+	recorded := 0
+	record := func() error {
+		if recorded++; r.core.Mode() != ReadOnly {
+			t.Errorf("mode %v before it is recorded", r.core.Mode())
+		}
+		return nil
+	}
+	if err := r.core.Repair(r, r, record); !errors.Is(err, errInjected) || recorded > 0 || r.core.Mode() != ReadOnly {
+		t.Fatalf("repair in vain: %v, %d records, mode %v", err, recorded, r.core.Mode())
+	}
+	r.storeErr = nil
+	if err := r.core.Repair(r, r, func() error { return errInjected }); !errors.Is(err, errInjected) || r.core.Mode() != ReadOnly {
+		t.Fatalf("record in vain: %v, mode %v", err, r.core.Mode())
+	}
+	if n := r.core.DurableHydrated(); n != 0 {
+		t.Errorf("%d regions count as durable", n)
+	}
+	r.pages = 0
+	if err := r.core.Repair(r, r, record); err != nil || recorded != 1 || r.core.Mode() != ReadWrite {
+		t.Fatalf("repair: %v, %d records, mode %v", err, recorded, r.core.Mode())
+	}
+	if r.pages != 1 || r.core.DurableHydrated() != 1 || r.core.Dirty() {
+		t.Errorf("%d pages written, %d regions durable, dirty %t", r.pages, r.core.DurableHydrated(), r.core.Dirty())
+	}
+	r.flushErr = errInjected
+	r.submit(OpWrite, testRegion, testRegion)
+	r.endAll()
+	if err := r.commit(); err == nil || !r.core.FlushLost() {
+		t.Fatalf("flush: %v", err)
+	}
+	r.flushErr = nil
+	if err := r.core.Repair(r, r, record); !errors.Is(err, ErrFlushLost) || r.core.Mode() != ReadOnly {
+		t.Errorf("after a lost flush: %v, mode %v", err, r.core.Mode())
+	}
+}

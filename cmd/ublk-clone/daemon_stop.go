@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+// This file is how a daemon ends: with its clone, or for the next one.
+
+// stopRequest asks run to stop. The reply comes when everything is taken back,
+// or at once if the device is in use; sent is closed when it is on its way. With
+// keep the device stays for the next daemon, in use or not.
+type stopRequest struct {
+	keep  bool
+	wait  time.Duration
+	reply chan error
+	sent  chan struct{}
+}
+
+// live waits for whoever ends the clone: `del`, or an interrupt from the keyboard, which both are refused while
+// somebody has the device open, or SIGTERM and `restart`, which end the daemon only.
+func (d *daemon) live(signals chan os.Signal) error {
+	for {
+		select {
+		case sig := <-signals:
+			if sig == syscall.SIGTERM {
+				d.keepDevice(true)
+				return d.takeDown()
+			}
+			if err := d.free(0, signals); err != nil {
+				d.log.Warn().Err(err).Str("signal", sig.String()).Msg("not stopped")
+				continue
+			}
+			return d.takeDown()
+		case r := <-d.stops:
+			if r.keep {
+				d.keepDevice(true)
+			} else if err := d.free(r.wait, signals); err != nil {
+				r.reply <- err
+				continue
+			}
+			err := d.takeDown()
+			r.reply <- err
+			select {
+			case <-r.sent:
+			case <-time.After(lineLimit):
+			}
+			return err
+		}
+	}
+}
+
+// holderPause is between two looks at who holds the device.
+const holderPause = 50 * time.Millisecond
+
+// free makes the block device go away once nobody has it open, and waits for that at most wait, or until there is
+// a signal, which it leaves to live. Exit code 5 names the holders.
+func (d *daemon) free(wait time.Duration, signals chan os.Signal) error {
+	deadline := time.Now().Add(wait)
+	for {
+		err := d.unheld()
+		if err == nil {
+			ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
+			err = d.engine.tryStop(ctx)
+			cancel()
+		}
+		if exit.Code(err) != exit.Busy || !time.Now().Before(deadline) || len(signals) > 0 {
+			return err
+		}
+		time.Sleep(holderPause)
+	}
+}
+
+// unheld fails with exit code 5 if somebody has the block device open.
+func (d *daemon) unheld() error {
+	holders, err := blockdev.Holders(d.engine.device())
+	if err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "look for users of", Object: d.engine.device(), Cause: err}
+	}
+	if len(holders) == 0 {
+		return nil
+	}
+	return heldError(d.engine.device(), holders)
+}
+
+// heldError names who keeps a device from being deleted.
+func heldError(device string, holders []blockdev.Holder) error {
+	var cause error
+	for _, h := range holders {
+		if cause == nil {
+			cause = errors.New(h.String())
+		} else {
+			cause = fmt.Errorf("%w; %s", cause, h)
+		}
+	}
+	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: device, Cause: cause, Next: "Unmount it or end whoever uses it, then try again."}
+}
+
+// takeDown takes every step back. Whatever goes wrong now, the clone ends.
+func (d *daemon) takeDown() error {
+	err := d.done.stop()
+	if err != nil {
+		d.log.Error().Err(err).Msg("clone stopped with errors")
+		return err
+	}
+	d.log.Info().Msg("clone stopped")
+	return nil
+}
+
+// keepDevice says whether taking down leaves the block device to the next daemon.
+func (d *daemon) keepDevice(keep bool) {
+	d.keep = keep
+	d.engine.keepDevice(keep)
+}
+
+// answerStop asks run to stop. One request at a time may wait for the device to be closed, so that the others
+// leave connections to other commands.
+func (d *daemon) answerStop(req request) answer {
+	wait := time.Duration(req.WaitMS) * time.Millisecond
+	if !d.awaitUp(wait) {
+		return answer{Error: toWire(d.notUp())}
+	}
+	select {
+	case d.stopping <- struct{}{}:
+		defer func() { <-d.stopping }()
+	default:
+		return answer{Error: toWire(&exit.Error{Code: exit.Busy, Doing: "end the daemon of", Object: d.start.Definition.Name,
+			Cause: errors.New("another command does that already"), Next: "Wait for that."})}
+	}
+	r := stopRequest{keep: req.Verb == verbLeave, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
+	d.stops <- r
+	return answer{Error: toWire(<-r.reply), sent: r.sent}
+}
+
+// awaitUp waits for the end of the start, at most limit, and says whether the clone is up.
+func (d *daemon) awaitUp(limit time.Duration) bool {
+	for deadline := time.Now().Add(limit); ; time.Sleep(holderPause) {
+		d.mu.RLock()
+		now := d.mu.phase
+		d.mu.RUnlock()
+		if now != phaseStarting || time.Now().After(deadline) {
+			return now == phaseUp
+		}
+	}
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+	"github.com/ublk-clone/ublk-clone/metadata"
+	"github.com/ublk-clone/ublk-clone/ublk"
+)
+
+// beginSession clears the clean mark, and flushes that, before the first request is answered (I6), and
+// starts the committer.
+func (e *cloneEngine) beginSession(context.Context) error {
+	if err := e.openSession(); err != nil {
+		return err
+	}
+	e.live.ended = false
+	e.base = e.store.Superblock().Counters
+	c := e.committer
+	c.core, c.dest, c.store, c.refresh, c.update = e.core, flusher{e.dest}, mapStore{e.store, e.live.Map}, e.refresh, e.updateStore
+	c.complete, c.mode = e.core.Complete(), e.core.Mode()
+	go func() {
+		defer ublk.Guard("committer", ublk.Fatal)
+		c.run()
+	}()
+	e.sampler.start(e)
+	return nil
+}
+
+// openSession writes the superblock of a session that begins, or goes on.
+func (e *cloneEngine) openSession() error {
+	if e.detached() != nil {
+		return nil // it goes on, and cannot be told so
+	}
+	machine, boot, err := identities()
+	if err != nil {
+		return err
+	}
+	err = e.updateStore(func(sb *metadata.Superblock) error {
+		sb.Clean, sb.MachineID, sb.BootID = false, machine, boot
+		sb.Session = e.live.session
+		sb.Counters.Starts++
+		if e.start.Recover {
+			sb.Counters.Recoveries++
+		}
+		sb.Source.Path, sb.Dest.Path = shortPath(e.start.Definition.Source), shortPath(e.dest.Path())
+		sb.Settings = e.settings().toMetadata()
+		return nil
+	})
+	if err != nil {
+		return metaError("write", e.start.Definition.Metadata, err)
+	}
+	return nil
+}
+
+// updateStore changes the superblock, and the live map's copy of it. That is for a session that goes on.
+func (e *cloneEngine) updateStore(change func(*metadata.Superblock) error) error {
+	err := e.store.Update(change)
+	if err == nil && !e.store.Superblock().Clean {
+		e.live.SetSuperblock(e.store.Copy())
+	}
+	return err
+}
+
+// mapStore is the store as the core has it: the live map knows of a commit before anybody is answered.
+type mapStore struct {
+	*metadata.Store
+	live *livemap.Map
+}
+
+func (s mapStore) Flush() error {
+	err := s.Store.Flush()
+	if err == nil {
+		s.live.SetCommit(s.CommitSequence())
+	}
+	return err
+}
+
+// flusher flushes the destination through its one description (I7).
+type flusher struct{ dest *blockdev.Device }
+
+func (f flusher) Flush() error { return sys.Fdatasync(int(f.dest.File().Fd())) }
+
+// refresh brings the superblock up to date.
+func (e *cloneEngine) refresh(sb *metadata.Superblock) error {
+	st := e.core.Stats()
+	sb.Counters = e.base
+	sb.Counters.BytesCopied += uint64(st.Copied)
+	sb.Counters.BytesWritten += uint64(st.Written)
+	sb.Counters.BytesDiscarded += uint64(st.Discarded)
+	sb.Counters.ActiveSeconds += e.sampler.active()
+	sb.Mode = max(sb.Mode, metadata.Mode(e.core.Mode()))
+	sb.DestFlushFailed = sb.DestFlushFailed || e.core.FlushLost()
+	sb.Complete = sb.Complete || e.core.Complete()
+	sb.Settings = e.settings().toMetadata()
+	return nil
+}
+
+// endSession is the last commit and, if all of it succeeded, the clean mark. Nobody marks any more.
+func (e *cloneEngine) endSession() error {
+	e.sampler.stop()
+	e.committer.stop()
+	err := e.core.Commit(e.committer.dest, e.committer.store)
+	if err == nil {
+		err = e.updateStore(func(sb *metadata.Superblock) error {
+			sb.Clean = !e.keep // the session goes on with the next daemon
+			return e.refresh(sb)
+		})
+	}
+	e.closeUse()
+	if err != nil { // the live map stays: it has what is not committed
+		return metaError("commit to", e.start.Definition.Metadata, fmt.Errorf("no clean mark is set: %w", err))
+	}
+	e.live.ended = !e.keep
+	return nil
+}

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// This file opens the source, goes on without it (I11), and takes it back when it has come back:
+//
+//	new clone    it is needed
+//	complete     it is not opened: nothing is read from it any more, and it may be in use for something else
+//	otherwise    it may be away, or go away; what is hydrated is served, whole regions can be written, reads of others fail
+//	             and hydration is stalled, until resume finds it
+//
+// At every open it is looked at whether it is the one of before. Another one, or one in use, is refused.
+
+// openSource opens the source, or finds that the clone does without.
+func (e *cloneEngine) openSource(context.Context) error {
+	err := e.findMetadata()
+	if e.found != nil && e.found.Complete {
+		return e.useSource(nil, errNoSource)
+	}
+	d, errOpen := e.openSourcePath(e.beside()...)
+	if errOpen == nil {
+		return e.useSource(d, nil)
+	}
+	switch {
+	case !blockdev.Away(errOpen) || e.start.Create || errors.Is(err, metadata.ErrEmpty):
+		return errOpen
+	case err != nil:
+		return metaError("open", e.start.Definition.Metadata, err)
+	}
+	return e.useSource(nil, errOpen)
+}
+
+// findMetadata looks for metadata that were there before this start, or what stands in for them.
+func (e *cloneEngine) findMetadata() error {
+	if e.start.Create {
+		return nil
+	}
+	store, err := e.store, e.detached()
+	if err == nil {
+		store, _, err = metadata.Open(e.meta)
+		if err != nil && e.start.Recover && unreadable(err) {
+			store, err = storeFromLive(e.start.Definition.Mark)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	sb := store.Superblock()
+	e.found = &sb
+	return nil
+}
+
+func (e *cloneEngine) openSourcePath(others ...*blockdev.Device) (*blockdev.Device, error) {
+	def := &e.start.Definition
+	return blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: e.start.Force, Others: others})
+}
+
+// useSource makes d, or the want of one, what is read from now on.
+func (e *cloneEngine) useSource(d *blockdev.Device, why error) error {
+	o, err := newOpenSource(d, why)
+	if err != nil {
+		return errors.Join(err, d.Close())
+	}
+	e.source.replace(o)
+	return nil
+}
+
+// knownSource is what the metadata say of the source: as it is now, or what they said before where it is away, which
+// it is too when it cannot be read.
+func (e *cloneEngine) knownSource() (metadata.Identity, error) {
+	if d := e.source.device(); d != nil {
+		id, err := sourceIdentity(d)
+		if err == nil || e.found == nil || !blockdev.Away(err) {
+			return id, err
+		}
+		if err := e.useSource(nil, err); err != nil {
+			return id, err
+		}
+	}
+	return e.found.Source, nil
+}
+
+// sourceIdentity reads samples of d.
+func sourceIdentity(d *blockdev.Device) (metadata.Identity, error) {
+	id, err := d.Identity()
+	if err != nil {
+		return metadata.Identity{}, err
+	}
+	print, err := d.Fingerprint()
+	if err != nil {
+		return metadata.Identity{}, err
+	}
+	m := identity(d, id)
+	m.Sample, m.ModTimeNs = print.Sample, print.Mtime
+	return m, nil
+}
+
+// sourceAway says why the clone lacks its source, nil if it does not.
+func (e *cloneEngine) sourceAway() error {
+	if e.core.Complete() {
+		return nil
+	}
+	return e.source.away()
+}
+
+// errRemoved: the kernel has removed the block device under its users.
+var errRemoved = errors.New("the device was removed")
+
+// letGo gives up a source that was removed. Its description is dead for ever, and keeps what is left of the device in
+// the kernel, which may be in the way of its coming back.
+func (e *cloneEngine) letGo() {
+	if !e.reopening.TryLock() {
+		return
+	}
+	defer e.reopening.Unlock()
+	d := e.source.device()
+	if d == nil || d.Present() {
+		return
+	}
+	why := &exit.Error{Code: exit.Source, Doing: "read the source", Object: d.Path(), Cause: errRemoved}
+	if err := e.useSource(nil, why); err == nil {
+		e.log.Warn().Err(why).Msg("going on without the source")
+	}
+}
+
+// retry takes back a source that has come back, and forgets what failed. With an error nothing has changed.
+func (e *cloneEngine) retry() error {
+	if !e.core.Complete() {
+		if err := e.findSource(); err != nil {
+			return err
+		}
+	}
+	e.background.Resume()
+	return nil
+}
+
+// findSource sees to it that the source is open and the right one: the description that is open, if it works, or
+// else a new one. What cannot be read and is still the device that its path leads to stays: there is no other.
+func (e *cloneEngine) findSource() error {
+	if !e.reopening.TryLock() {
+		return &exit.Error{Code: exit.Busy, Doing: "look for the source", Object: e.start.Definition.Source, Cause: errors.New("another resume does so"), Next: "Try again."}
+	}
+	defer e.reopening.Unlock()
+	if found, err := e.works(); found || err != nil {
+		return err
+	}
+	d, err := e.openAgain()
+	if err != nil {
+		return err
+	}
+	if err := e.useSource(d, nil); err != nil {
+		return err
+	}
+	e.happened.add(eventSource, d.Path()+" was opened again")
+	return nil
+}
+
+// openAgain opens what the source's path leads to now, within answerLimit.
+func (e *cloneEngine) openAgain() (*blockdev.Device, error) {
+	type opened struct {
+		device *blockdev.Device
+		err    error
+	}
+	result := make(chan opened, 1)
+	go func() {
+		d, err := e.openSourcePath(e.dest)
+		if err == nil {
+			if err = e.matchSource(d); err != nil {
+				err = errors.Join(sourceRefused(d.Path(), err), d.Close())
+			}
+		}
+		result <- opened{d, err}
+	}()
+	select {
+	case o := <-result:
+		return o.device, o.err
+	case <-time.After(answerLimit):
+		go func() {
+			if o := <-result; o.err == nil {
+				o.device.Close() // nobody waits for it any more
+			}
+		}()
+		return nil, &exit.Error{Code: exit.Source, Doing: "open the source", Object: e.start.Definition.Source, Cause: syscall.ETIMEDOUT, Next: "Try again when it answers."}
+	}
+}
+
+// answerLimit is how long a source may take to be opened and looked at.
+const answerLimit = 4 * time.Second
+
+// works says whether what is open is to stay; an error says that it is another source by now. A device that hangs
+// keeps its reader for as long as it likes.
+func (e *cloneEngine) works() (bool, error) {
+	o := e.source.take()
+	if o.device == nil {
+		o.done()
+		return false, nil
+	}
+	result := make(chan error, 1)
+	go func() {
+		defer o.done()
+		result <- e.sameSource(o.device)
+	}()
+	var err error
+	select {
+	case err = <-result:
+	case <-time.After(answerLimit):
+		err = syscall.ETIMEDOUT
+	}
+	if err != nil && !blockdev.Away(err) {
+		return false, sourceRefused(o.device.Path(), err)
+	}
+	return err == nil || o.device.Current(), nil
+}
+
+// matchSource says in which way d, just opened, is not the source.
+func (e *cloneEngine) matchSource(d *blockdev.Device) error {
+	geo, err := blockdev.Match(d, e.dest, e.geometry.Size, true)
+	if err == nil && geo.LogicalBlock != e.geometry.LogicalBlock {
+		err = fmt.Errorf("%w: its logical blocks are of %d bytes, the clone's of %d", metadata.ErrMismatch, d.LogicalBlock(), e.geometry.LogicalBlock)
+	}
+	if err != nil {
+		return err
+	}
+	return e.sameSource(d)
+}
+
+// sameSource says in which way d is not the source that the metadata know.
+func (e *cloneEngine) sameSource(d *blockdev.Device) error {
+	sb := e.store.Superblock()
+	want := sb
+	var err error
+	if want.Source, err = sourceIdentity(d); err != nil {
+		return err
+	}
+	return sb.Match(&want)
+}
+
+// sourceRefused gives the error of another source its exit code; others have theirs.
+func sourceRefused(path string, err error) error {
+	if !errors.Is(err, metadata.ErrMismatch) {
+		return err
+	}
+	return &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: path, Cause: err,
+		Next: "Nothing was changed. It is another device, or its contents have changed: bring back the one that was cloned."}
+}

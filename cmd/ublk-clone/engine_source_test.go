@@ -1,0 +1,164 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/rs/zerolog"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// sourceBench opens the devices of a clone of files as a daemon does, without a driver.
+type sourceBench struct {
+	t       *testing.T
+	def     definition
+	records recordDir
+	engine  *cloneEngine
+	steps   steps
+}
+
+// newSourceBench has a source that was opened once, and metadata of it.
+func newSourceBench(t *testing.T) *sourceBench {
+	t.Helper()
+	dir := t.TempDir()
+	b := &sourceBench{t: t, records: recordDir(t.TempDir()), def: definition{
+		Name: "c", Source: filepath.Join(dir, "source"), Dest: filepath.Join(dir, "dest"), Metadata: filepath.Join(dir, "meta"),
+		Queues: 1, QueueDepth: 2,
+	}}
+	b.put(b.def.Source, 's')
+	b.must(b.open(true))
+	b.close()
+	return b
+}
+
+func (b *sourceBench) must(err error) {
+	b.t.Helper()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// put makes a file of one MiB.
+func (b *sourceBench) put(path string, fill byte) {
+	b.t.Helper()
+	b.must(os.WriteFile(path, bytes.Repeat([]byte{fill}, 1<<20), 0o600))
+}
+
+func (b *sourceBench) open(create bool) error {
+	b.engine = newEngine(start{Definition: b.def, Create: create}, zerolog.Nop()).(*cloneEngine)
+	b.engine.records = b.records
+	return b.steps.run(context.Background(), b.engine.openSteps())
+}
+
+func (b *sourceBench) close() {
+	b.t.Helper()
+	b.must(b.steps.stop())
+}
+
+// move takes the source away, or brings it back.
+func (b *sourceBench) move(from, to string) {
+	b.t.Helper()
+	b.must(os.Rename(b.def.Source+from, b.def.Source+to))
+}
+
+// TestOpenStepsWithoutSource: metadata that are there stand in for a source that is not (I11); one that is there has
+// to be the right one, and a new clone needs one.
+func TestOpenStepsWithoutSource(t *testing.T) {
+	b := newSourceBench(t)
+	b.move("", ".away")
+	if err := b.open(true); exit.Code(err) != exit.Source {
+		t.Errorf("create without a source: %v", err)
+	}
+	b.must(b.open(false))
+	if d, why := b.engine.source.device(), b.engine.source.away(); d != nil || !errors.Is(why, os.ErrNotExist) {
+		t.Errorf("source %v, away for %v", d, why)
+	}
+	if b.engine.geometry.Size != 1<<20 || b.engine.store == nil {
+		t.Errorf("geometry %+v", b.engine.geometry)
+	}
+	b.close()
+
+	b.put(b.def.Source, 'x')
+	if err := b.open(false); exit.Code(err) != exit.Metadata || !errors.Is(err, metadata.ErrMismatch) {
+		t.Errorf("open with another source: %v", err)
+	}
+	b.move(".away", "")
+	b.must(b.open(false))
+	if b.engine.source.device() == nil {
+		t.Error("the source was not opened")
+	}
+	b.close()
+	b.must(os.Remove(b.def.Metadata))
+	b.move("", ".away")
+	b.must(os.RemoveAll(string(b.records)))
+	if err := b.open(false); exit.Code(err) != exit.Source {
+		t.Errorf("a new clone without a source: %v", err)
+	}
+	if _, err := os.Stat(b.def.Metadata); err == nil {
+		t.Error("metadata were left")
+	}
+}
+
+// TestOpenStepsComplete: the source of a complete clone is not looked at, whatever is in its place.
+func TestOpenStepsComplete(t *testing.T) {
+	b := newSourceBench(t)
+	b.must(b.open(false))
+	b.must(b.engine.store.Update(func(sb *metadata.Superblock) error { sb.Complete = true; return nil }))
+	b.close()
+	b.must(os.Remove(b.def.Source))
+	for range 2 { // missing, then another file
+		b.must(b.open(false))
+		if b.engine.source.device() != nil {
+			t.Error("the source is open")
+		}
+		b.close()
+		b.put(b.def.Source, 'x')
+	}
+}
+
+// TestFindSource: resume takes back the source and no other, and keeps one that works.
+func TestFindSource(t *testing.T) {
+	b := newSourceBench(t)
+	b.move("", ".away")
+	b.must(b.open(false))
+	defer b.close()
+	e := b.engine
+	if err := e.findSource(); exit.Code(err) != exit.Source || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("there is none: %v", err)
+	}
+	b.put(b.def.Source, 'x')
+	if err := e.findSource(); exit.Code(err) != exit.Source || !errors.Is(err, metadata.ErrMismatch) {
+		t.Errorf("another file: %v", err)
+	}
+	b.must(os.Truncate(b.def.Source, 4096))
+	if err := e.findSource(); exit.Code(err) != exit.Source {
+		t.Errorf("a short file: %v", err)
+	}
+	if e.source.device() != nil {
+		t.Fatal("another source was taken")
+	}
+	b.move(".away", "")
+	b.must(e.findSource())
+	first := e.source.device()
+	if first == nil || e.source.away() != nil {
+		t.Fatal("the source was not taken back")
+	}
+	b.must(e.findSource())
+	if e.source.device() != first {
+		t.Error("a source that works was exchanged")
+	}
+	if got := e.happened.lastSeq(); got != 1 {
+		t.Errorf("%d events, want one", got)
+	}
+	e.reopening.Lock()
+	if err := e.findSource(); exit.Code(err) != exit.Busy {
+		t.Errorf("beside another: %v", err)
+	}
+	e.reopening.Unlock()
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"syscall"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// The live map stands in for metadata that a recovery cannot read (I11): the device goes on in mode ro. Why that is
+// safe:
+//
+//  1. The live map is the one of this device: its name is the UUID whose beginning is the device's mark in the
+//     driver, and boot, session, regions, source and destination are checked as ever, against the copy of the
+//     superblock that it holds. What is of another clone is refused.
+//  2. It is the whole truth: all that the metadata held was in it before the first request was answered (Loaded), every
+//     mark since is made in it first, and a page whose memory is gone is noted as hydrated throughout before it goes.
+//  3. Nothing is written to the metadata: the store has no device (metadata.Detached). The mode is ro, so nothing is
+//     marked that could not be committed, and no FLUSH that needs a commit is answered.
+//  4. The fence (I7) is for writes of a dead daemon that land late. Those to the destination wait for its lock as
+//     ever. The metadata's lock is held where they can be opened. Where they cannot be, the device is gone, and the
+//     kernel has ended what was under way on it; when it comes back it is opened with its lock, and every
+//     page is written anew (repairMetadata), so that it does not matter what it holds.
+//  5. Metadata that can be read and make no sense are treated alike, and it is said: what they hold is in the live
+//     map. Those of another clone, another session or a newer version are refused: they have an owner.
+
+// gone says that a device cannot be opened as it is not there.
+func gone(err error) bool {
+	for _, e := range []error{syscall.ENXIO, syscall.ENODEV, syscall.EIO, syscall.ENOMEDIUM, fs.ErrNotExist} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// unreadable says that metadata were opened and cannot be read, or make no sense.
+func unreadable(err error) bool {
+	if errors.Is(err, metadata.ErrVersion) {
+		return false
+	}
+	return gone(err) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, metadata.ErrDamaged) || errors.Is(err, metadata.ErrEmpty)
+}
+
+// standIn makes the live map stand in for metadata that cannot be read because of cause, or gives back cause.
+func (e *cloneEngine) standIn(cause error) error {
+	if !e.start.Recover {
+		return cause
+	}
+	store, err := storeFromLive(e.start.Definition.Mark)
+	if err != nil {
+		e.log.Warn().Err(err).Msg("the live map cannot stand in for the metadata")
+		return cause
+	}
+	e.store = store
+	e.setDetached(cause)
+	e.warn("the metadata %s cannot be read: %v. The live map stands in for them, read-only", e.start.Definition.Metadata, cause)
+	return nil
+}
+
+// storeFromLive makes a store without device from the live map of the clone with this mark, if that map is the whole
+// truth.
+func storeFromLive(mark uint64) (*metadata.Store, error) {
+	m, err := livemap.Find(liveMaps, [8]byte(binary.LittleEndian.AppendUint64(nil, mark)))
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	store, err := metadata.Detached(m.Superblock())
+	if err != nil {
+		return nil, err
+	}
+	sb, id := store.Superblock(), m.Identity()
+	_, boot, err := identities()
+	switch {
+	case err != nil:
+		return nil, err
+	case !m.State().Loaded || sb.Clean:
+		return nil, errors.New("it had not been filled")
+	case sb.UUID != id.UUID || sb.Session != id.Session || sb.BootID != boot:
+		return nil, fmt.Errorf("its superblock is of session %d, it is of session %d", sb.Session, id.Session)
+	}
+	return store, nil
+}
+
+// fillFromLive takes over the live map alone. What of it is durable is not known.
+func (e *cloneEngine) fillFromLive(regions *bitmap.Map) error {
+	e.live.uncommitted = bitmap.NewDelta(regions.NrPages(), 0)
+	e.live.SetState(uint8(max(clone.ReadOnly, clone.Mode(e.live.State().Mode))), false)
+	for page := range regions.NrPages() {
+		if e.live.Full(page) {
+			regions.LoadFull(page)
+		}
+	}
+	return e.live.Used(func(page uint64) error {
+		if e.live.Full(page) {
+			return nil
+		}
+		return regions.Recover(page, nil, nil)
+	})
+}
+
+// detached says why the metadata are not read or written; nil: they are.
+func (e *cloneEngine) detached() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mu.detached
+}
+
+func (e *cloneEngine) setDetached(cause error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mu.detached = cause
+}

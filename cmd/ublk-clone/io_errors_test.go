@@ -1,0 +1,71 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+)
+
+// TestErrorClasses: what an error means depends on its errno and its side; a user gets EIO or ENOSPC.
+func TestErrorClasses(t *testing.T) {
+	dest, err := blockdev.Open(blockdev.Dest, filepath.Join(t.TempDir(), "dest"), blockdev.Options{Create: true, Size: 1 << 20, Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dest.Close()
+	e := &cloneEngine{dest: dest}
+	full := clone.Full
+	if !dest.Direct() {
+		full = clone.Local
+	}
+	on := func(side blockdev.Role, err error) error { return fmt.Errorf("copy: %w", &sideError{side, err}) }
+	for _, c := range []struct {
+		err  error
+		want clone.ErrorClass
+		user error
+	}{
+		{on(blockdev.Source, syscall.EIO), clone.Local, syscall.EIO},
+		{on(blockdev.Source, syscall.ENODATA), clone.Local, syscall.EIO},
+		{on(blockdev.Source, syscall.ENODEV), clone.Away, syscall.EIO},
+		{on(blockdev.Source, syscall.ENOLINK), clone.Away, syscall.EIO},
+		{on(blockdev.Source, io.ErrUnexpectedEOF), clone.Away, syscall.EIO},
+		{on(blockdev.Source, errors.New("short")), clone.Local, syscall.EIO},
+		{on(blockdev.Dest, syscall.EIO), clone.Local, syscall.EIO},
+		{on(blockdev.Dest, syscall.ENXIO), clone.Away, syscall.EIO},
+		{on(blockdev.Dest, syscall.ENOSPC), full, syscall.ENOSPC},
+		{on(blockdev.Dest, syscall.EDQUOT), full, syscall.ENOSPC},
+		{clone.ErrReadOnly, clone.Local, syscall.EIO},
+	} {
+		if got := e.classify(c.err); got != c.want {
+			t.Errorf("%v: class %d, want %d", c.err, got, c.want)
+		}
+		if got := forUser(c.err); got != c.user {
+			t.Errorf("%v: a user gets %v, want %v", c.err, got, c.user)
+		}
+	}
+	if forUser(nil) != nil {
+		t.Error("success is an error for users")
+	}
+}
+
+func TestFailures(t *testing.T) {
+	var f failures
+	if len(f.list()) != 0 {
+		t.Errorf("nothing has failed: %+v", f.list())
+	}
+	now := time.Unix(1000, 0)
+	f.add(blockdev.Dest, 4096, os.ErrInvalid, now)
+	f.add(blockdev.Dest, 8192, syscall.ENOSPC, now)
+	got := f.list()
+	if len(got) != 1 || got[0] != (failedIO{"destination", 2, 8192, syscall.ENOSPC.Error(), now.UTC()}) {
+		t.Errorf("failures %+v", got)
+	}
+}

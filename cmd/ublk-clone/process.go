@@ -1,0 +1,179 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// This file is about the process of a daemon: what it owes to whoever frees memory by writing to its device (I9),
+// and the place that it runs in.
+//
+// A daemon runs in the mount namespace of process 1, whoever starts it. In a namespace of its own, as a service
+// or `unshare` gives, it would keep copies of mounts: a file system on a clone, its own or another, would stay
+// mounted there when it has long been unmounted for everybody else, and the clone in use for ever. And its live
+// map would be there, where the next daemon does not look (I6).
+
+// prepare makes the process one that memory reclaim does not wait for in a circle. Its memory is locked later,
+// when there is most of it.
+func (d *daemon) prepare() error {
+	if err := sys.DieQuickly(); err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "prepare the process", Cause: err}
+	}
+	if err := sys.NoHugePages(); err != nil {
+		d.log.Warn().Err(err).Msg("the kernel may keep requests waiting while it rearranges the daemon's memory")
+	}
+	if err := sys.SetIOFlusher(); err != nil {
+		d.log.Warn().Err(err).Msg("the kernel may wait for this daemon while it frees memory for it")
+	}
+	// Whoever waits for the device waits for the daemon; killing it frees what is little and bounded.
+	if err := sys.SpareFromOOM(); err != nil {
+		d.log.Warn().Err(err).Msg("the kernel may kill this daemon when memory runs out")
+	}
+	return nil
+}
+
+// lockMemory keeps the daemon from waiting for memory on a write's way. What is mapped later, the queues' buffers
+// among it, is locked as it comes. The live map is left out: its tmpfs is never swapped out, and pages of it are
+// given back.
+func (e *cloneEngine) lockMemory() error {
+	reserveHeap()
+	err := sys.LockMemory()
+	if err != nil {
+		e.warn("the daemon's memory is not locked (%v): when memory is short the clone may be slow, or stand still if swap lies on it", err)
+	}
+	return e.live.Unlock()
+}
+
+// warmUp takes the memory that the steps will need. On an emulated CPU (6.12) it was 1.8 s of the 3.8 s from one daemon
+// to the next; 0.4 s are left.
+func (e *cloneEngine) warmUp() error {
+	def := &e.start.Definition
+	n, size := queueBuffers(def.RegionSize, def.QueueDepth)
+	sizes := append(slices.Repeat([]int64{int64(n) * size}, def.Queues), hydratorBuffers*defaultBatchBytes)
+	for _, size := range sizes {
+		m, err := e.allocate(size)
+		if err != nil {
+			return err
+		}
+		e.spare = append(e.spare, m)
+	}
+	reserveHeap()
+	return sys.TouchProgram()
+}
+
+// garbage is how much the collector lets pile up, in bytes, where little lives.
+const garbage = 4 << 20
+
+// reserveHeap makes the heap as large as it becomes between two collections, while there is no harm in it. Go's
+// own setting doubles what lives, which is 1 MiB for a small clone and 33 MiB for one of 16 TiB, most of it
+// without a pointer: there the collector comes sooner, at little cost.
+func reserveHeap() {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	debug.SetGCPercent(int(min(100, 100*garbage/m.HeapAlloc)))
+	runtime.KeepAlive(make([]byte, garbage))
+}
+
+// settledPages is how many pages of the region map have memory from the start: 8 MiB, which is the map of 126
+// GiB in regions of 4 KiB, or 2 TiB in regions of 64 KiB. Others take it when they are first marked.
+const settledPages = 2048
+
+// settlePages takes the memory of the first pages of the region map, those that are complete left out.
+func (e *cloneEngine) settlePages(nr uint64, full func(page uint64) bool) error {
+	for page := range min(nr, settledPages) {
+		if full(page) {
+			continue
+		}
+		if err := e.live.Touch(page); err != nil {
+			return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: liveMaps, Cause: err, Next: "Free some memory."}
+		}
+	}
+	return nil
+}
+
+// elsewhere says whether this process is in another mount namespace than process 1.
+func elsewhere() (bool, error) {
+	here, err := sys.InInitMounts()
+	if err != nil {
+		return false, &exit.Error{Code: exit.Denied, Doing: "find the mount namespace of process 1", Cause: err,
+			Next: "Daemons run there. Run it as root, with CAP_SYS_ADMIN and CAP_SYS_PTRACE."}
+	}
+	return !here, nil
+}
+
+// sameThere fails if a path of the definition, or the folder of the sockets, means something else in the mount
+// namespace of process 1.
+func (p *program) sameThere(def *definition) error {
+	if away, err := elsewhere(); !away {
+		return err
+	}
+	places := []struct {
+		code       int
+		what, path string
+	}{
+		{exit.Source, "the source", def.Source}, {exit.Dest, "the destination", def.Dest}, {exit.Metadata, "the metadata", def.Metadata},
+		{exit.Other, "the folder of sockets", string(p.dir)},
+	}
+	here := make([]sys.Stat, len(places))
+	for i, place := range places {
+		here[i], _ = statOrFolder(place.path) // what cannot be found is the daemon's to complain of
+	}
+	return sys.DoInInitMounts(func() error {
+		for i, place := range places {
+			there, err := statOrFolder(place.path)
+			if err == nil && sameObject(here[i], there) {
+				continue
+			}
+			return &exit.Error{Code: place.code, Doing: "find " + place.what, Object: place.path,
+				Cause: errors.New("this command runs in a mount namespace of its own, and for process 1, where the daemon will run, that is something else"),
+				Next:  "Use a path that is the same in both, or run it outside."}
+		}
+		return nil
+	})
+}
+
+// statOrFolder describes what path names, or its folder if it is missing.
+func statOrFolder(path string) (sys.Stat, error) {
+	st, err := sys.StatPath(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return sys.StatPath(filepath.Dir(path))
+	}
+	return st, err
+}
+
+// sameObject: nodes of the same device in two folders are.
+func sameObject(a, b sys.Stat) bool {
+	if a.IsBlock() && b.IsBlock() {
+		return a.Rdev == b.Rdev
+	}
+	return a.Mode == b.Mode && a.Dev == b.Dev && a.Inode == b.Inode
+}
+
+// settle brings a process that is to be a daemon to the place where daemons run. Where that is another mount
+// namespace the process begins anew there, and settle does not return.
+func settle() error {
+	away, err := elsewhere()
+	if away {
+		err = sys.DoInInitMounts(sys.ExecAgain)
+	}
+	if err == nil {
+		err = os.Chdir("/") // the folder may lie on a clone
+	}
+	if err == nil {
+		err = sys.SetName("ublk-clone")
+	}
+	if err != nil {
+		return fmt.Errorf("settle the daemon: %w", err)
+	}
+	return nil
+}

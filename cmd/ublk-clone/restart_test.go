@@ -1,0 +1,72 @@
+package main
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/rs/zerolog"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+// TestReplace: a daemon that replaces another begins when that has left, and not at all if it stays or the clone is
+// another by then.
+func TestReplace(t *testing.T) {
+	refusal := &exit.Error{Code: exit.Busy, Doing: "end the daemon of", Object: "c", Cause: errors.New("another command does that already")}
+	complaint := &exit.Error{Code: exit.Metadata, Doing: "commit", Object: "meta", Cause: errors.New("input/output error")}
+	for _, c := range []struct {
+		name   string
+		answer *exit.Error
+		leaves bool
+		def    definition // by then
+		code   int
+		warned bool
+	}{
+		{name: "it leaves", leaves: true, def: definition{Name: "c", Source: "/dev/a"}},
+		{name: "it leaves with an error", answer: complaint, leaves: true, def: definition{Name: "c", Source: "/dev/a"}, warned: true},
+		{name: "it stays", answer: refusal, def: definition{Name: "c", Source: "/dev/a"}, code: exit.Busy},
+		{name: "it stays with an error", answer: complaint, def: definition{Name: "c", Source: "/dev/a"}, code: exit.Metadata},
+		{name: "the clone is another", leaves: true, def: definition{Name: "c", Source: "/dev/b"}, code: exit.Busy},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // one that stays is waited for
+			var old *nameLock
+			dir, _ := testServer(t, func(r request) answer {
+				if r.Verb != verbLeave {
+					t.Errorf("asked for %s", r.Verb)
+				}
+				if c.leaves {
+					if err := old.release(); err != nil {
+						t.Error(err)
+					}
+				}
+				if c.answer == nil {
+					return answer{}
+				}
+				return answer{Error: toWire(c.answer)}
+			})
+			old, err := dir.acquire("c")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := dir.store(&c.def); err != nil {
+				t.Fatal(err)
+			}
+			e := newFakeEngine()
+			d := newDaemon(dir, start{Definition: definition{Name: "c", Source: "/dev/a"}, Recover: true, Replace: true}, e, zerolog.Nop())
+			err = d.takeName()
+			if err == nil {
+				err = d.clearUp("c")
+			}
+			if exit.Code(err) != c.code || e.warned != c.warned {
+				t.Errorf("%v with code %d, warned %v; expected code %d, warned %v", err, exit.Code(err), e.warned, c.code, c.warned)
+			}
+			if (d.lock != nil) != c.leaves {
+				t.Errorf("the name is locked: %v", d.lock != nil)
+			}
+			if !c.leaves && !dir.alive("c") {
+				t.Error("who stays has lost the name")
+			}
+		})
+	}
+}

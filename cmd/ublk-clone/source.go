@@ -1,0 +1,122 @@
+package main
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/ublk/uring"
+)
+
+// source is what all lanes read the source through. What is open can be exchanged while they do: a device that has
+// gone away and comes back is another one to the kernel, and its old description stays dead for ever.
+//
+//	lanes     take, read, done: two atomic operations a read, no lock
+//	replace   new reads take the new description from then on; the old one is closed when the last read that
+//	          has taken it ends, with its error
+//
+// take may come to nothing between its two steps, as the description that it has counted is not the one of now any
+// more; then it tries the next.
+type source struct {
+	now     atomic.Pointer[openSource]
+	closing sync.WaitGroup // old descriptions
+}
+
+// openSource is one description of the source, or the want of one.
+type openSource struct {
+	device *blockdev.Device // nil: there is none
+	file   *uring.File
+	why    error // there is none; for the user
+	// users are the reads in flight, and one more while this is the source of now.
+	users atomic.Int64
+	idle  chan struct{} // has an element when users has become 0
+}
+
+// errNoSource is of a clone that is complete.
+var errNoSource = errors.New("it is not needed any more")
+
+// newOpenSource takes device over; nil is the want of one, with why.
+func newOpenSource(device *blockdev.Device, why error) (*openSource, error) {
+	o := &openSource{device: device, why: why, idle: make(chan struct{}, 1)}
+	o.users.Store(1)
+	if device == nil {
+		return o, nil
+	}
+	var err error
+	o.file, err = uring.NewFile(device.File())
+	return o, err
+}
+
+// take gives the description of now; done follows, from any thread. Reads that have taken it are safe from its
+// being closed.
+func (s *source) take() *openSource {
+	for {
+		o := s.now.Load()
+		o.users.Add(1)
+		if o == s.now.Load() {
+			return o
+		}
+		o.done()
+	}
+}
+
+func (o *openSource) done() {
+	if o.users.Add(-1) == 0 {
+		select {
+		case o.idle <- struct{}{}:
+		default: // a take that came to nothing
+		}
+	}
+}
+
+// replace makes o what is read from now on. One caller at a time.
+func (s *source) replace(o *openSource) {
+	old := s.now.Swap(o)
+	if old == nil {
+		return
+	}
+	old.done()
+	s.closing.Go(func() {
+		<-old.idle
+		if old.device != nil {
+			old.device.Close() // nothing was written through it
+		}
+	})
+}
+
+// close is the end: no lane reads any more.
+func (s *source) close() {
+	s.replace(&openSource{why: errNoSource, idle: make(chan struct{}, 1)})
+	s.closing.Wait()
+}
+
+// device is what is open now, nil if nothing is. It stays open as long as nobody replaces it.
+func (s *source) device() *blockdev.Device {
+	if o := s.now.Load(); o != nil {
+		return o.device
+	}
+	return nil
+}
+
+// away says why nothing is open, nil if something is.
+func (s *source) away() error { return s.now.Load().why }
+
+// NextData and NextHole are those of what is open (hydrate.Holes).
+func (s *source) NextData(off int64) (int64, error) {
+	o := s.take()
+	defer o.done()
+	if o.device == nil {
+		return 0, o.why
+	}
+	return o.device.NextData(off)
+}
+
+func (s *source) NextHole(off int64) (int64, error) {
+	o := s.take()
+	defer o.done()
+	if o.device == nil {
+		return 0, o.why
+	}
+	return o.device.NextHole(off)
+}
