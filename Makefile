@@ -3,9 +3,9 @@
 
 SEEDS ?= 2000
 FUZZTIME ?= 20000x
-export KERNEL RUN BENCH
+export KERNEL RUN BENCH SOAK
 
-.PHONY: build test test-full race sim fuzz mutants vm-test vm-shell vm-bench check lint demo clean help
+.PHONY: build test test-full race sim fuzz mutants vm-test pressure vm-shell vm-bench soak check lint demo clean help
 
 build: ## the static binary that users get, build/ublk-clone
 	mkdir -p build
@@ -14,7 +14,7 @@ build: ## the static binary that users get, build/ublk-clone
 test: ## everything that a change must pass, host and guests, with totals (what CI runs)
 	scripts/test
 
-test-full: ## the same on every kernel, with more seeds and fuzzing: before a release
+test-full: ## the same on every kernel, with more seeds and fuzzing, and the mutants: before a release
 	scripts/test full
 
 race: ## under the race detector: queues, hydrator and committer are threads (metadata: its one test with two; a run of the simulator is one thread)
@@ -32,11 +32,17 @@ fuzz: ## FUZZTIME (20000x = that many runs, or 30s) for each fuzz target: decode
 vm-test: ## device tests in a guest: KERNEL=6.12|6.18|7.3, RUN=regexp
 	scripts/device-tests
 
+pressure: ## writes and swap on a clone in a guest with 512 MiB: KERNEL=
+	scripts/memory-pressure
+
 vm-shell: ## a shell in a guest, to look at a kernel by hand: KERNEL=
 	scripts/vm shell
 
 vm-bench: ## measurements on the counting clock, which repeat on any machine
 	BENCH=1 scripts/device-tests
+
+soak: ## everything at random, for an hour or SOAK=20m, in a guest: KERNEL=, SEED=
+	scripts/soak
 
 mutants: ## each known bug put back, which the tests must catch: what they are worth
 	scripts/mutants

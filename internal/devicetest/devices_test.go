@@ -30,7 +30,8 @@ type nullOptions struct {
 	mib       int64 // size
 	blocksize int   // 512 if zero
 	discard   bool
-	mbps      int // most MB a second; 0 = no limit
+	cache     int64 // of writes, MiB; 0 = none
+	mbps      int   // most MB a second; 0 = no limit
 	// latency of a request, depth and a timer instead of at once, as a real disk's.
 	latency time.Duration
 	depth   int
@@ -68,6 +69,9 @@ func (m *machine) nullBlk(role string, o nullOptions) *disk {
 	set("irqmode", int64(irqmode))
 	set("completion_nsec", o.latency.Nanoseconds())
 	set("submit_queues", 1)
+	if o.cache > 0 {
+		set("cache_size", o.cache)
+	}
 	if o.discard {
 		set("discard", 1)
 	}

@@ -51,9 +51,19 @@ func (m *machine) faultyDisk(role string, mib int64) *faultyDisk {
 func (d *faultyDisk) fail(bad, end int64) {
 	d.m.Helper()
 	sound := func(first, end int64) string {
+		if first == end {
+			return ""
+		}
 		return fmt.Sprintf("%d %d linear %s %d\n", first/sector, (end-first)/sector, d.under.path, first/sector)
 	}
 	d.m.reload(d.mapper, sound(0, bad)+fmt.Sprintf("%d %d error\n", bad/sector, (end-bad)/sector)+sound(end, d.size))
+}
+
+// failWrites makes writes and flushes fail, and reads work. (A target "error" lets flushes pass.)
+func (d *faultyDisk) failWrites() {
+	d.m.Helper()
+	d.m.run("modprobe", "dm-flakey")
+	d.m.reload(d.mapper, fmt.Sprintf("0 %d flakey %s 0 0 86400 1 error_writes", d.size/sector, d.under.path))
 }
 
 // mend makes it sound again.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,12 +29,16 @@ var (
 
 // fileTree is a mounted file system with files and the checksum that each must have.
 type fileTree struct {
-	m    *machine
-	kind fsKind
-	root string
-	sums map[string]uint64 // by path below root
-	size map[string]int64
+	m       *machine
+	kind    fsKind
+	options string // of mount
+	root    string
+	sums    map[string]uint64 // by path below root
+	size    map[string]int64
 }
+
+// othersFolder, below the root, is where other users have their files.
+const othersFolder = "others"
 
 // newExt4 is newFiles on ext4.
 func (m *machine) newExt4(rng *rand.Rand, d *disk, bytes int64) *fileTree {
@@ -75,13 +80,28 @@ func (t *fileTree) mount(path string) {
 	t.m.try("modprobe", t.kind.name) // where it is not built in
 	root, err := os.MkdirTemp(t.m.dir, "mnt")
 	if err == nil {
-		err = unix.Mount(path, root, t.kind.name, 0, "")
+		err = unix.Mount(path, root, t.kind.name, 0, t.options)
 	}
 	if err != nil {
 		t.m.Fatalf("mount %s: %v", path, err)
 	}
 	t.root = root
-	t.m.Cleanup(func() { unix.Unmount(root, 0) })
+	t.m.Cleanup(func() { t.m.unmountAnyway(root) })
+}
+
+// unmountAnyway unmounts after a test that has failed. If nobody answers the device it waits until whoever cleans up
+// next has ended that.
+func (m *machine) unmountAnyway(root string) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		unix.Unmount(root, 0)
+	}()
+	select {
+	case <-done:
+	case <-time.After(cleanLimit):
+		m.Logf("%s is not unmounted yet", root)
+	}
 }
 
 func (t *fileTree) unmount() {
@@ -178,7 +198,8 @@ func (t *fileTree) sync() {
 	}
 }
 
-// check reads every file from the device, not from memory, and compares; there must be no others.
+// check reads every file from the device, not from memory, and compares; there must be no more, but in
+// othersFolder.
 // between is called after each file and may be nil.
 func (t *fileTree) check(between func(done, of int)) {
 	t.m.Helper()
@@ -201,6 +222,9 @@ func (t *fileTree) check(between func(done, of int)) {
 	filepath.WalkDir(t.root, func(_ string, e os.DirEntry, err error) error {
 		if err != nil {
 			t.m.Fatal(err)
+		}
+		if e.IsDir() && e.Name() == othersFolder {
+			return filepath.SkipDir
 		}
 		if e.Type().IsRegular() {
 			found++

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -56,13 +58,15 @@ func TestDelWhileMounted(t *testing.T) {
 	v.close()
 
 	c.waitHydrated()
+	c.m.within(delLimit, "del of an idle device", c.timeDel)
+}
+
+// timeDel is how long del takes.
+func (c *clone) timeDel() time.Duration {
+	c.m.Helper()
 	from := time.Now()
 	c.del()
-	took := time.Since(from)
-	t.Logf("del took %v", took.Round(time.Millisecond))
-	if took > delLimit {
-		t.Errorf("del of an idle device took %v, the limit is %v", took, delLimit)
-	}
+	return time.Since(from)
 }
 
 // A deletion in the middle of hydration takes as long as copies in flight do.
@@ -70,13 +74,7 @@ func TestDelWhileHydrating(t *testing.T) {
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 64, mbps: 8}), m.nullBlk("dst", nullOptions{mib: 64})
 	c := m.addClone(source, dest, m.missing("meta"))
-	from := time.Now()
-	c.del()
-	took := time.Since(from)
-	t.Logf("del took %v", took.Round(time.Millisecond))
-	if took > 2*delLimit {
-		t.Errorf("del during hydration took %v", took)
-	}
+	m.within(2*delLimit, "del during hydration", c.timeDel)
 }
 
 // An interrupt does what del does: nothing while the device is in use.
@@ -255,6 +253,7 @@ func TestAddFailsAtEachStep(t *testing.T) {
 	m.fillDisk(source, original)
 	dest, metadata := m.missing("dest"), m.missing("meta")
 	c := m.newClone(source, dest, metadata)
+	kept := m.keptFiles()
 	step := 1
 	for ; ; step++ {
 		t.Setenv(faultEnv, strconv.Itoa(step))
@@ -267,6 +266,9 @@ func TestAddFailsAtEachStep(t *testing.T) {
 		}
 		if left := devicesAndDaemons(); len(left) > 0 {
 			t.Fatalf("a failure behind step %d leaves %v", step, left)
+		}
+		if now := m.keptFiles(); !slices.Equal(now, kept) {
+			t.Fatalf("a failure behind step %d leaves %v, there were %v", step, now, kept)
 		}
 		for _, d := range []*disk{dest, metadata} {
 			if _, err := os.Stat(d.path); err == nil {
@@ -282,4 +284,55 @@ func TestAddFailsAtEachStep(t *testing.T) {
 	c.waitHydrated()
 	c.del()
 	newModel(8*mib, 4*kib).check(m, dest.path)
+}
+
+// keptFiles are those that outlive daemons: live maps, and records of destinations.
+func (m *machine) keptFiles() (all []string) {
+	m.Helper()
+	for _, folder := range []string{liveMaps, recordDir} {
+		found, err := filepath.Glob(folder + "/*")
+		if err != nil {
+			m.Fatal(err)
+		}
+		all = append(all, found...)
+	}
+	return all
+}
+
+// A recovery that fails behind any of its steps leaves all as it was: the device and its user, who waits and sees
+// no error, the definition, the live map. The next one goes on.
+func TestRecoverFailsAtEachStep(t *testing.T) {
+	c, files := smallClone(t, "--no-hydration")
+	files.mount(c.path)
+	files.change(c.m.random(), 0.2)
+	c.end(syscall.SIGKILL)
+	kept := c.m.keptFiles()
+	step := 1
+	for ; ; step++ {
+		t.Setenv(faultEnv, strconv.Itoa(step))
+		o := c.m.try(faulty, "recover", c.name)
+		if o.code == 0 {
+			break
+		}
+		if !strings.Contains(o.stderr, "step "+strconv.Itoa(step)) {
+			t.Fatalf("step %d: exit status %d: %s", step, o.code, o.stderr)
+		}
+		if s := c.status(); s.State != "dead" || len(s.Holders) != 1 || s.Device != c.path || len(daemons()) > 0 {
+			t.Fatalf("a failure behind step %d leaves %+v", step, s)
+		}
+		if now := c.m.keptFiles(); !slices.Equal(now, kept) {
+			t.Fatalf("a failure behind step %d leaves %v, there were %v", step, now, kept)
+		}
+	}
+	t.Logf("%d steps", step-1)
+	if step < 10 {
+		t.Errorf("a recovery has more than %d steps", step-1)
+	}
+	files.check(nil)
+	files.sync()
+	c.hydrateFast()
+	c.waitHydrated()
+	files.unmount()
+	files.examine(c.path)
+	c.del()
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 )
 
 // A sector of the tests carries its number and a version, and is filled with words made from both:
@@ -106,11 +107,18 @@ func describe(b []byte) string {
 // fillDisk writes one version over a whole device.
 func (m *machine) fillDisk(d *disk, v version) {
 	m.Helper()
+	m.fillPart(d, 0, d.size, v)
+}
+
+// fillPart writes one version over bytes [first, end) of a device.
+func (m *machine) fillPart(d *disk, first, end int64, v version) {
+	m.Helper()
 	out := m.open(d.path, os.O_WRONLY)
 	defer out.close()
-	buf := m.buffer(ioSize)
-	for off := int64(0); off < d.size; off += ioSize {
-		b := buf[:min(ioSize, d.size-off)]
+	buf, free := m.scratch(ioSize)
+	defer free()
+	for off := first; off < end; off += ioSize {
+		b := buf[:min(ioSize, end-off)]
 		fill(b, off, v)
 		if err := out.write(b, off); err != nil {
 			m.Fatalf("%s: %v", d.path, err)
@@ -130,6 +138,8 @@ type model struct {
 	busy     map[[2]int64]bool
 	versions []version // by sector
 	last     version
+	slowest  time.Duration // of the requests of loads
+	requests int64         // of loads
 }
 
 // newModel is the model of a clone nobody has written.
@@ -180,6 +190,39 @@ func (w *model) newVersion() version {
 	defer w.mu.Unlock()
 	w.last++
 	return w.last
+}
+
+// took notes how long a request took; longest is the longest since it was asked before.
+func (w *model) took(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.slowest = max(w.slowest, d)
+	w.requests++
+}
+
+// answered is how many requests loads have made.
+func (w *model) answered() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.requests
+}
+
+func (w *model) longest() (d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	d, w.slowest = w.slowest, 0
+	return d
+}
+
+// moved fails until so many requests more were answered.
+func (w *model) moved(n int64) func() error {
+	want := w.answered() + n
+	return func() error {
+		if got := w.answered(); got < want {
+			return fmt.Errorf("%d were answered, not %d", got, want)
+		}
+		return nil
+	}
 }
 
 // compare checks what was read at off.
@@ -322,6 +365,8 @@ type load struct {
 	requests   int // of each thread
 	block      int64
 	kinds      mix
+	cached     bool          // through the page cache
+	rest       time.Duration // of a thread after each request
 }
 
 // run carries out the load and returns when every thread has ended; the first error stops its thread.
@@ -336,12 +381,18 @@ func (w *model) run(m *machine, rng *rand.Rand, path string, l load) {
 func (w *model) start(m *machine, rng *rand.Rand, path string, l load, stop <-chan struct{}) (wait func()) {
 	m.Helper()
 	var group sync.WaitGroup
+	open := m.open
+	if l.cached {
+		open = m.openCached
+	}
 	for thread := range l.threads {
-		v, buf := m.open(path, os.O_RDWR), m.buffer(ioSize)
+		v := open(path, os.O_RDWR)
+		buf, free := m.scratch(ioSize)
 		own := rand.New(rand.NewPCG(rng.Uint64(), rng.Uint64()))
 		next := w.size / l.block * int64(thread) / int64(l.threads) * l.block
 		group.Go(func() {
 			defer v.f.Close()
+			defer free()
 			for i := 0; i < l.requests || stop != nil; i++ {
 				select {
 				case <-stop:
@@ -353,10 +404,14 @@ func (w *model) start(m *machine, rng *rand.Rand, path string, l load, stop <-ch
 					off, length = w.after(own, l.block, next)
 					next = off + length
 				}
-				if err := w.request(own, v, buf, off, length, l.kinds); err != nil {
+				begin := time.Now()
+				err := w.request(own, v, buf, off, length, l.kinds)
+				w.took(time.Since(begin))
+				if err != nil {
 					m.Errorf("%s: request %d: %v", path, i, err)
 					return
 				}
+				time.Sleep(l.rest)
 			}
 		})
 	}

@@ -66,11 +66,13 @@ func TestRate(t *testing.T) {
 
 // TestMinRate: four readers that never pause, on a source that takes 20 ms for whatever it is asked. One small
 // copy at a time is far below the floor, which is reached all the same (I12); the clone becomes complete.
-func TestMinRate(t *testing.T) {
+func TestMinRate(t *testing.T) { testMinRate(t, undisturbed) }
+
+func testMinRate(t *testing.T, during trial) {
 	const floor = 2 * mib
 	m := newMachine(t)
-	source := m.nullBlk("src", nullOptions{mib: 16, latency: 20 * time.Millisecond, depth: 16})
-	dest := m.nullBlk("dst", nullOptions{mib: 16})
+	source := m.nullBlk("src", nullOptions{mib: 30, latency: 20 * time.Millisecond, depth: 16})
+	dest := m.nullBlk("dst", nullOptions{mib: 30})
 	c := m.addClone(source, dest, m.missing("meta"), "--read-through=off", "--hydration-batch-size", "4", "--hydration-threshold", "64",
 		"--min-rate", "0", "--no-hydration")
 	stop := c.readers(4)
@@ -78,6 +80,7 @@ func TestMinRate(t *testing.T) {
 	c.message("enable_hydration")
 	alone := c.copyRate()
 	c.setting("min-rate=2MiB/s")
+	during(c, func() {})
 	got := c.copyRate()
 	t.Logf("among four readers: %d KiB/s without a floor, %d with one of %d", alone/kib, got/kib, int64(floor/kib))
 	if alone > floor*8/10 {

@@ -39,7 +39,6 @@ const leastRatio = 0.90
 func TestBenchRandomWrites(t *testing.T) {
 	m := newMachine(t)
 	m.run("modprobe", "dm-clone")
-	m.cachePrograms(command, "blkid", "fio", "dmsetup")
 	const size = 512
 	source, dest := m.nullBlk("hdd", hdd.sized(size)), m.nullBlk("ssd", ssd.sized(size))
 	metadata := m.nullBlk("meta", ssd.sized(16))

@@ -11,7 +11,6 @@ import (
 // what it gives to the next ones: the default of --read-through follows from it. It judges nothing.
 func TestBenchReadThrough(t *testing.T) {
 	m := newMachine(t)
-	m.cachePrograms(command, "blkid", "fio", "dmsetup")
 	const size = 64
 	dest, metadata := m.nullBlk("dest", ssd.sized(size)), m.nullBlk("meta", ssd.sized(16))
 	for _, kind := range []struct {

@@ -4,8 +4,11 @@ package devicetest
 
 import (
 	"errors"
-	"math/rand/v2"
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,11 +22,18 @@ import (
 // end sends the daemon a signal and waits for it to end. The device stays.
 func (c *clone) end(sig syscall.Signal) {
 	c.m.Helper()
-	if err := syscall.Kill(c.status().PID, sig); err != nil {
+	pid := c.status().PID
+	if err := syscall.Kill(pid, sig); err != nil {
 		c.m.Fatal(err)
 	}
+	c.waitEnded(pid)
+}
+
+// waitEnded waits for the end of a daemon whose device is to stay.
+func (c *clone) waitEnded(pid int) {
+	c.m.Helper()
 	c.m.waitFor(cleanLimit, "the daemon to end", func() error {
-		if len(daemons()) > 0 {
+		if slices.Contains(daemons(), pid) {
 			return errors.New("it is there")
 		}
 		return nil
@@ -33,24 +43,66 @@ func (c *clone) end(sig syscall.Signal) {
 	}
 }
 
-// recover is `recover`, which prints the device. It says how long that took.
-func (c *clone) recover() time.Duration {
+// recover is `recover`, which prints the device.
+func (c *clone) recover() {
 	c.m.Helper()
-	from := time.Now()
 	if got := strings.TrimSpace(c.m.run(command, "recover", c.name)); got != c.path {
 		c.m.Fatalf("recover has printed %q, the device was %s", got, c.path)
 	}
-	return time.Since(from)
 }
 
 // TestRecover kills the daemon at random moments under random requests and hydration. Nobody sees an error, no
 // acknowledged write is lost, the clone becomes complete, and the destination alone is right.
-func TestRecover(t *testing.T) { testRecover(t, syscall.SIGKILL) }
+func TestRecover(t *testing.T) {
+	testRecover(t, count(4, 100), standLimit, func(c *clone) {
+		c.end(syscall.SIGKILL)
+		c.recover()
+	})
+}
 
-// TestRestart is the same with SIGTERM, as for an upgrade.
-func TestRestart(t *testing.T) { testRecover(t, syscall.SIGTERM) }
+// TestRecoverTerminated is the same with SIGTERM.
+func TestRecoverTerminated(t *testing.T) {
+	testRecover(t, count(2, 20), standLimit, func(c *clone) {
+		c.end(syscall.SIGTERM)
+		c.recover()
+	})
+}
 
-func testRecover(t *testing.T, sig syscall.Signal) {
+// restartLimit is how long a planned restart may keep a user waiting.
+const restartLimit = time.Second
+
+// TestRestart is the same with an upgrade: another program in the place of the old one, and one command.
+func TestRestart(t *testing.T) {
+	var slowest time.Duration
+	testRecover(t, count(5, 20), restartLimit, func(c *clone) {
+		program := filepath.Join(c.m.dir, command)
+		c.m.install(program)
+		o := c.m.try(program, "restart", c.name)
+		if got := strings.TrimSpace(c.m.must(o, program, "restart", c.name)); got != c.path {
+			t.Fatalf("restart has printed %q, the device was %s", got, c.path)
+		}
+		slowest = max(slowest, o.took)
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.status().PID))
+		if err != nil || exe != program {
+			t.Errorf("the daemon is %q, not %s: %v", exe, program, err)
+		}
+	})
+	t.Logf("the command took %v at most", slowest.Round(time.Millisecond))
+}
+
+// install puts a copy of the program in the place of what is at path.
+func (m *machine) install(path string) {
+	m.Helper()
+	program, err := exec.LookPath(command)
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.run("cp", program, path+".new")
+	m.run("mv", path+".new", path)
+}
+
+// testRecover replaces the daemon that often; no request may take longer than the limit.
+func testRecover(t *testing.T, rounds int, limit time.Duration, replace func(*clone)) {
 	m := newMachine(t)
 	rng := m.random()
 	const size = 48 * mib
@@ -63,15 +115,15 @@ func testRecover(t *testing.T, sig syscall.Signal) {
 	c := m.addClone(source, dest, m.missing("meta"), "--rate", "1MiB/s", "--read-through=off")
 	stop := make(chan struct{})
 	wait := w.start(m, rng, c.path, load{threads: 4, sequential: 1, block: 512, kinds: everything}, stop)
-	var longest time.Duration
-	for range count(4, 100) {
-		time.Sleep(time.Duration(rand.N(int64(time.Second)))) // anything may be in flight when it ends
-		c.end(sig)
-		longest = max(longest, c.recover())
+	for range rounds {
+		time.Sleep(time.Duration(rng.Int64N(int64(time.Second)))) // anything may be in flight when it ends
+		w.longest()
+		replace(c)
+		m.waitFor(hydrateLimit, "requests to go on", w.moved(100))
+		m.inTime(limit, "the longest of users' requests", w.longest())
 	}
 	close(stop)
 	wait()
-	t.Logf("users waited for %v at most, %v", longest.Round(time.Millisecond), sig)
 	w.check(m, c.path)
 	c.setting("rate=none")
 	c.waitHydrated()

@@ -52,7 +52,7 @@ func TestDeleteDuringHydration(t *testing.T) {
 	total := source.traffic().since(before).readBytes
 	w.check(m, c.path)
 	c.del()
-	opening := c.openingReads(source)
+	opening := m.openingReads(source)
 	once := total - int64(rounds+1)*opening
 	t.Logf("the source was read %d KiB, of which %d for %d openings; its size is %d KiB", total/kib, (total-once)/kib, rounds+1, size/kib)
 	if once > size+size/20 {
@@ -62,10 +62,10 @@ func TestDeleteDuringHydration(t *testing.T) {
 	newModel(size, region).check(m, source.path)
 }
 
-// openingReads is how many bytes of the source one add and del read: to know it again. The clone is
-// complete and deleted.
-func (c *clone) openingReads(source *disk) int64 {
-	c.m.Helper()
+// openingReads is how many bytes of the source one add reads, to know it again.
+func (m *machine) openingReads(source *disk) int64 {
+	m.Helper()
+	c := m.newClone(source, m.nullBlk("other", nullOptions{mib: source.size / mib}), m.missing("othermeta"), "--no-hydration")
 	before := source.traffic()
 	c.add()
 	c.del()

@@ -18,12 +18,19 @@ type volume struct {
 	path string
 	f    *os.File
 	size int64 // bytes
+	file bool  // not a device
 }
 
 // open opens a device or file for direct I/O; it is closed when the test ends, or by close.
 func (m *machine) open(path string, flags int) *volume {
 	m.Helper()
-	f, err := os.OpenFile(path, flags|unix.O_DIRECT, 0)
+	return m.openCached(path, flags|unix.O_DIRECT)
+}
+
+// openCached is open for I/O through the page cache.
+func (m *machine) openCached(path string, flags int) *volume {
+	m.Helper()
+	f, err := os.OpenFile(path, flags, 0)
 	if err != nil {
 		m.Fatal(err)
 	}
@@ -32,7 +39,11 @@ func (m *machine) open(path string, flags int) *volume {
 	if err != nil {
 		m.Fatal(err)
 	}
-	return &volume{m: m, path: path, f: f, size: size}
+	info, err := f.Stat()
+	if err != nil {
+		m.Fatal(err)
+	}
+	return &volume{m: m, path: path, f: f, size: size, file: info.Mode().IsRegular()}
 }
 
 func (v *volume) close() {
@@ -61,10 +72,18 @@ func (v *volume) writeDurable(b []byte, off int64) error {
 func (v *volume) flush() error { return sys.Fdatasync(v.fd()) }
 
 // zero is WRITE_ZEROES.
-func (v *volume) zero(off, length int64) error { return sys.ZeroOut(v.fd(), off, length) }
+func (v *volume) zero(off, length int64) error {
+	if v.file {
+		return sys.ZeroRange(v.fd(), off, length)
+	}
+	return sys.ZeroOut(v.fd(), off, length)
+}
 
-// discard is BLKDISCARD, which nothing but these tests asks for.
+// discard is BLKDISCARD, which nothing but these tests asks for; in a file it makes a hole.
 func (v *volume) discard(off, length int64) error {
+	if v.file {
+		return sys.PunchHole(v.fd(), off, length)
+	}
 	r := [2]uint64{uint64(off), uint64(length)}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(v.fd()), unix.BLKDISCARD, uintptr(unsafe.Pointer(&r)))
 	if errno != 0 {
@@ -76,12 +95,19 @@ func (v *volume) discard(off, length int64) error {
 // buffer is memory for direct I/O, there until the test ends.
 func (m *machine) buffer(size int) []byte {
 	m.Helper()
+	b, free := m.scratch(size)
+	m.Cleanup(free)
+	return b
+}
+
+// scratch is buffer that is given back by free.
+func (m *machine) scratch(size int) (b []byte, free func()) {
+	m.Helper()
 	mapping, err := sys.Map(size, true)
 	if err != nil {
 		m.Fatal(err)
 	}
-	m.Cleanup(func() { mapping.Close() })
-	return mapping.Bytes()[:size]
+	return mapping.Bytes()[:size], func() { mapping.Close() }
 }
 
 // ioSize is the largest request that the tests make, in bytes.
@@ -98,7 +124,8 @@ func (m *machine) sweepRange(path string, first, end int64, visit func(off int64
 	m.Helper()
 	v := m.open(path, os.O_RDONLY)
 	defer v.close()
-	buf := m.buffer(ioSize)
+	buf, free := m.scratch(ioSize)
+	defer free()
 	for off := first; off < end; off += ioSize {
 		b := buf[:min(ioSize, end-off)]
 		if err := v.read(b, off); err != nil {

@@ -1,0 +1,356 @@
+//go:build device
+
+package devicetest
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// stream is a sequence of operations that are made one after the other, and what each has made of its cells: the
+// sectors of a device or of a file. Marks in a log say which of them were acknowledged as durable:
+//
+//	NAME:5   all before operation 5
+//	NAME+5   operation 5 itself
+type stream struct {
+	name  string
+	ops   int // issued
+	cells map[int64][]change
+}
+
+type change struct {
+	op int
+	v  version
+}
+
+func newStream(name string) *stream { return &stream{name: name, cells: map[int64][]change{}} }
+
+// begin is the next operation.
+func (s *stream) begin() (op int, v version) {
+	s.ops++
+	return s.ops - 1, original + version(s.ops)
+}
+
+// set notes what operation op is about to make of the cells [first, end).
+func (s *stream) set(op int, first, end int64, v version) {
+	for c := first; c < end; c++ {
+		s.cells[c] = append(s.cells[c], change{op, v})
+	}
+}
+
+// bounds are what is known of a stream's operations when the power goes.
+type bounds struct {
+	flushed int          // all before it are durable
+	single  map[int]bool // and these
+	issued  int          // those from here on have not begun
+}
+
+// at reads the marks in front of entry p of a log, and the first one behind.
+func (s *stream) at(entries []logEntry, p int) bounds {
+	b := bounds{single: map[int]bool{}, issued: s.ops}
+	for i := range entries {
+		var n int
+		rest, mine := strings.CutPrefix(entries[i].mark, s.name)
+		if !mine {
+			continue
+		}
+		fmt.Sscan(rest[1:], &n)
+		all := rest[0] == ':'
+		switch {
+		case i >= p && all:
+			b.issued = n
+			return b
+		case i >= p:
+			b.issued = n + 1
+			return b
+		case all:
+			b.flushed = n
+		default:
+			b.single[n] = true
+		}
+	}
+	return b
+}
+
+// possible are the versions that a cell may have: the newest durable one first, then what was issued later.
+func (s *stream) possible(cell int64, b bounds) []version {
+	versions := []version{original}
+	for _, c := range s.cells[cell] {
+		switch {
+		case c.op < b.flushed || b.single[c.op]:
+			versions = []version{c.v}
+		case c.op < b.issued:
+			versions = append(versions, c.v)
+		}
+	}
+	return versions
+}
+
+// compare checks the cells that b holds, the first of them given.
+func (s *stream) compare(content []byte, first int64, b bounds) error {
+	for i := int64(0); i < int64(len(content))/sector; i++ {
+		text, cell := content[i*sector:(i+1)*sector], first+i
+		possible := s.possible(cell, b)
+		if !slices.ContainsFunc(possible, func(v version) bool { return holds(text, cell, v) }) {
+			return fmt.Errorf("%s, cell %d: expected %v, found %s", s.name, cell, possible, describe(text))
+		}
+	}
+	return nil
+}
+
+// rawStream writes the end of the clone, behind the file system.
+type rawStream struct {
+	*stream
+	v     *volume
+	buf   []byte
+	mark  func(string) error
+	rng   *rand.Rand
+	dirty map[int64]bool // sectors written since the last FLUSH
+}
+
+func (r *rawStream) run(ops int) error {
+	if err := r.flush(); err != nil {
+		return err
+	}
+	for range ops {
+		off := lossFiles + r.rng.Int64N(lossRaw/sector)*sector
+		length := min(lossDest-off, (1+r.rng.Int64N(1<<r.rng.IntN(9)))*sector)
+		err := r.step(off, length)
+		if err == nil && r.rng.IntN(4) == 0 {
+			err = r.flush()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return r.flush()
+}
+
+// step makes an operation in a range.
+func (r *rawStream) step(off, length int64) error {
+	pick := r.rng.IntN(10)
+	switch {
+	case pick < 5:
+		return r.write(off, length, r.v.write)
+	case pick < 7 && r.clean(off, length):
+		if err := r.write(off, length, r.v.writeDurable); err != nil {
+			return err
+		}
+		return r.mark(fmt.Sprintf("%s+%d", r.name, r.ops-1))
+	case pick < 9:
+		op, _ := r.begin()
+		r.note(op, off, off+length, zeros)
+		return r.v.zero(off, length)
+	}
+	op, _ := r.begin()
+	first, end := (off+lossRegion-1)/lossRegion*lossRegion, (off+length)/lossRegion*lossRegion
+	r.note(op, first, max(first, end), zeros)
+	return r.v.discard(off, length)
+}
+
+func (r *rawStream) write(off, length int64, write func([]byte, int64) error) error {
+	op, v := r.begin()
+	r.note(op, off, off+length, v)
+	fill(r.buf[:length], off, v)
+	return write(r.buf[:length], off)
+}
+
+func (r *rawStream) note(op int, off, end int64, v version) {
+	r.set(op, off/sector, end/sector, v)
+	for n := off / sector; n < end/sector; n++ {
+		r.dirty[n] = true
+	}
+}
+
+// clean says that none of the range was written since the last FLUSH. The log has a write with FUA in front of an
+// earlier one that is not flushed, and the two must not overlap.
+func (r *rawStream) clean(off, length int64) bool {
+	for n := off / sector; n < (off+length)/sector; n++ {
+		if r.dirty[n] {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *rawStream) flush() error {
+	if err := r.v.flush(); err != nil {
+		return err
+	}
+	r.dirty = map[int64]bool{}
+	return r.mark(fmt.Sprintf("%s:%d", r.name, r.ops))
+}
+
+// check reads the stretch after the power loss.
+func (r *rawStream) check(b *lossBench, path string, entries []logEntry, p int) {
+	b.Helper()
+	bounds := r.at(entries, p)
+	b.sweepRange(path, lossFiles, lossDest, func(off int64, content []byte) error {
+		return r.compare(content, off/sector, bounds)
+	})
+}
+
+const (
+	streamFile  = 64 * kib
+	fileCells   = 256 // numbers that a file's cells have: its sectors, and
+	fileThere   = 255 // whether there is such a file: not if it is zeros
+	streamFiles = 64  // in the beginning
+)
+
+// fileStream overwrites, makes and removes files.
+type fileStream struct {
+	*stream
+	*fileTree
+	rng   *rand.Rand
+	log   func(string) error
+	buf   []byte
+	there []int64
+	next  int64
+}
+
+// newFileStream makes the file system of the source.
+func newFileStream(b *lossBench) *fileStream {
+	b.Helper()
+	size := map[string][]string{
+		ext4.name: {"-b", "4096", b.source.path, fmt.Sprintf("%dk", lossFiles/kib)},
+		xfs.name:  {"-d", fmt.Sprintf("size=%d,agcount=2", lossFiles), b.source.path},
+	}
+	b.run(b.kind.mkfs[0], append(b.kind.mkfs[1:len(b.kind.mkfs):len(b.kind.mkfs)], size[b.kind.name]...)...)
+	f := &fileStream{stream: newStream("files"), fileTree: &fileTree{m: b.machine, kind: b.kind}, buf: make([]byte, streamFile),
+		rng: rand.New(rand.NewPCG(b.rng.Uint64(), 2)), log: func(text string) error { return b.log.mark(text) }}
+	f.mount(b.source.path)
+	for ; f.next < streamFiles; f.next++ {
+		if err := f.fill(f.next, 0, streamFile, original); err != nil {
+			b.Fatal(err)
+		}
+		f.there = append(f.there, f.next)
+	}
+	f.unmount()
+	return f
+}
+
+func (f *fileStream) path(file int64) string { return filepath.Join(f.root, fmt.Sprint("f", file)) }
+
+// fill writes a part of a file, and makes it if it is not there.
+func (f *fileStream) fill(file, off, length int64, v version) error {
+	fill(f.buf[:length], file*fileCells*sector+off, v)
+	to, err := os.OpenFile(f.path(file), os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = to.WriteAt(f.buf[:length], off)
+	return cmp.Or(err, to.Close())
+}
+
+// run makes operations and has them made durable now and then, by syncfs or, if there is but one, by fsync.
+func (f *fileStream) run(ops int) error {
+	pending, trimAt := 0, ops/2
+	for i := range ops {
+		file, err := f.step()
+		if err == nil && i == trimAt {
+			err = f.trim()
+		}
+		pending++
+		if err == nil && f.rng.IntN(2) == 0 {
+			err = f.flush(file, pending)
+			pending = 0
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// step makes an operation; it gives the file if an fsync of that makes it durable, else -1.
+func (f *fileStream) step() (file int64, err error) {
+	op, v := f.begin()
+	i := f.rng.IntN(len(f.there))
+	file = f.there[i]
+	cell := file * fileCells
+	switch f.rng.IntN(6) {
+	case 0:
+		file, f.next = f.next, f.next+1
+		f.there = append(f.there, file)
+		cell = file * fileCells
+		f.set(op, cell, cell+fileThere+1, v)
+		return -1, f.fill(file, 0, streamFile, v)
+	case 1:
+		f.there = slices.Delete(f.there, i, i+1)
+		f.set(op, cell+fileThere, cell+fileThere+1, zeros)
+		return -1, os.Remove(f.path(file))
+	}
+	const block = 4 * kib
+	off := f.rng.Int64N(streamFile/block) * block
+	length := (1 + f.rng.Int64N((streamFile-off)/block)) * block
+	f.set(op, cell+off/sector, cell+(off+length)/sector, v)
+	return file, f.fill(file, off, length, v)
+}
+
+// trim has what is free discarded.
+func (f *fileStream) trim() error {
+	if o := f.m.try("fstrim", f.root); o.code != 0 {
+		return fmt.Errorf("fstrim: %s", o.stderr)
+	}
+	return nil
+}
+
+// flush makes what is pending durable, and marks it.
+func (f *fileStream) flush(file int64, pending int) error {
+	path, flush := f.root, unix.Syncfs
+	if file >= 0 && pending == 1 {
+		path, flush = f.path(file), unix.Fsync
+	}
+	of, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer of.Close()
+	if err := flush(int(of.Fd())); err != nil {
+		return err
+	}
+	return f.log(fmt.Sprintf("%s:%d", f.name, f.ops))
+}
+
+// check mounts the file system after the power loss, looks at the files and lets the file system's tool look.
+func (f *fileStream) check(b *lossBench, path string, entries []logEntry, p int) {
+	b.Helper()
+	f.mount(path)
+	bounds := f.at(entries, p)
+	for file := range f.next {
+		if err := f.checkFile(file, bounds); err != nil {
+			b.Error(err)
+		}
+	}
+	f.unmount()
+	f.examine(path)
+}
+
+func (f *fileStream) checkFile(file int64, b bounds) error {
+	cell := file * fileCells
+	there := f.possible(cell+fileThere, b)
+	if file >= streamFiles && there[0] == original { // made by the test: before that there is none
+		there[0] = zeros
+	}
+	content, err := os.ReadFile(f.path(file))
+	switch {
+	case os.IsNotExist(err) && slices.Contains(there, zeros):
+		return nil
+	case err != nil:
+		return err
+	case there[0] == zeros && len(there) == 1:
+		return fmt.Errorf("file %d is there, and was removed", file)
+	case there[0] == zeros:
+		return nil // not durable: it may hold anything
+	case int64(len(content)) != streamFile:
+		return fmt.Errorf("file %d has %d bytes", file, len(content))
+	}
+	return f.compare(content, cell, b)
+}

@@ -1,0 +1,250 @@
+//go:build device
+
+package devicetest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Memory is freed by writing to the clone, while the clone is what needs memory to be freed (I9). This test has a
+// guest of its own, with little memory and devices outside of it (scripts/memory-pressure).
+
+const (
+	pressureFS   = 2560 * mib // partition 1 of the clone: ext4
+	pressureSwap = 768 * mib  // partition 2: swap
+	pressureFile = 32 * mib   // a file that is written
+	// stallLimit is how long nothing may move. Memory that is full is written back in a quarter of it.
+	stallLimit = 150 * time.Second
+)
+
+// pressure is the state of a run.
+type pressure struct {
+	*clone
+	folder string
+	hog    []byte // memory that has to be swapped out
+	moved  atomic.Int64
+	slow   atomic.Int64 // the longest write, nanoseconds
+	swap   atomic.Int64 // the most in use, bytes
+}
+
+// TestMemoryPressure writes twice the memory through the page cache of a file system on a clone that is
+// hydrating, where most memory may be dirty: half of it without swap, half with swap on the clone itself and a
+// process that needs more memory than there is. Nothing stands still, everything is right in the end. With FULL=1
+// each half is four times the memory, and so it goes on for ten minutes.
+func TestMemoryPressure(t *testing.T) {
+	m := newMachine(t)
+	m.run("modprobe", "virtio_blk")
+	memory := m.memoryNumber("MemTotal")
+	source, dest, metadata := m.block("/dev/vda"), m.block("/dev/vdb"), m.block("/dev/vdc")
+	p := &pressure{clone: m.addClone(source, dest, metadata, "--rate", "2MiB/s"), folder: filepath.Join(m.dir, "fs")}
+	m.makeDirty()
+	m.run("addpart", p.path, "1", "2048", fmt.Sprint(pressureFS/sector))
+	m.run("addpart", p.path, "2", fmt.Sprint(2048+pressureFS/sector), fmt.Sprint(pressureSwap/sector))
+	fs, swap := p.path+"p1", p.path+"p2"
+	m.waitFor(cleanLimit, "the partitions", func() error {
+		_, err1 := os.Stat(fs)
+		_, err2 := os.Stat(swap)
+		return errors.Join(err1, err2)
+	})
+	m.run("mkfs.ext4", "-q", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", fs) // not discarded: there is to be something to hydrate
+	m.run("mkswap", swap)
+	if err := os.Mkdir(p.folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m.run("mount", fs, p.folder)
+	t.Logf("memory %d MiB; the daemon has %d MiB, %d KiB of it swapped", memory/mib, p.processNumber("VmRSS")/mib, p.processNumber("VmSwap")/kib)
+
+	stop := p.watch()
+	for begin, round := time.Now(), 0; round == 0 || os.Getenv("FULL") == "1" && time.Since(begin) < 10*time.Minute; round++ {
+		p.write("without swap", memory)
+		m.run("swapon", swap)
+		p.occupy(memory * 5 / 4)
+		p.write("with swap on the clone", memory)
+		p.release()
+		m.tryFor(stallLimit, "swapoff", swap)
+	}
+	stop()
+	t.Logf("the daemon has %d MiB, %d KiB of it swapped; %d MiB are hydrated", p.processNumber("VmRSS")/mib, p.processNumber("VmSwap")/kib,
+		p.status().Bytes.Hydrated/mib)
+	if n := p.processNumber("VmSwap"); n > 0 {
+		t.Errorf("%d bytes of the daemon were swapped out", n)
+	}
+	m.run("umount", p.folder)
+	m.run("fsck.ext4", "-fn", fs)
+	p.del()
+}
+
+// memoryNumber reads /proc/meminfo, in bytes.
+func (m *machine) memoryNumber(name string) int64 {
+	m.Helper()
+	n := int64(-1)
+	for line := range strings.Lines(m.readFile("/proc/meminfo")) {
+		if rest, ok := strings.CutPrefix(line, name+":"); ok {
+			fmt.Sscan(rest, &n)
+		}
+	}
+	return n * kib
+}
+
+// makeDirty lets nearly all memory be dirty before anybody is held back, and has the kernel complain of what
+// stands still.
+func (m *machine) makeDirty() {
+	m.Helper()
+	for name, value := range map[string]string{
+		"vm/dirty_ratio": "80", "vm/dirty_background_ratio": "50", "vm/dirty_expire_centisecs": "30000", "kernel/hung_task_timeout_secs": "120",
+	} {
+		m.writeFile("/proc/sys/"+name, value)
+	}
+}
+
+// watch ends the machine when nothing moves any more: a test in it cannot be ended, nor anything be taken back.
+func (p *pressure) watch() (stop func()) {
+	end := make(chan struct{})
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		last, since := p.moved.Load(), time.Now()
+		for {
+			select {
+			case <-end:
+				return
+			case <-tick.C:
+			}
+			if now := p.moved.Load(); now != last {
+				last, since = now, time.Now()
+			}
+			p.swap.Store(max(p.swap.Load(), p.m.memoryNumber("SwapTotal")-p.m.memoryNumber("SwapFree")))
+			if time.Since(since) > stallLimit {
+				fmt.Printf("--- FAIL: TestMemoryPressure\n    nothing has moved for %v\n", stallLimit)
+				_ = os.WriteFile("/proc/sysrq-trigger", []byte("w"), 0) // shows who waits, and where
+				_ = os.WriteFile("/proc/sysrq-trigger", []byte("o"), 0)
+			}
+		}
+	})
+	return func() { close(end); wait.Wait() }
+}
+
+// write writes files from two threads, and reads them again from the device.
+func (p *pressure) write(how string, memory int64) {
+	p.m.Helper()
+	files := int(int64(count(1, 4))*memory/pressureFile + 1)
+	from := time.Now()
+	p.slow.Store(0)
+	p.each(files, p.writeFile)
+	unix.Sync()
+	wrote := time.Since(from)
+	p.m.dropCaches()
+	p.each(files, p.checkFile)
+	p.m.Logf("%s: %d MiB written in %v and read in %v, longest write %v, swap in use %d MiB", how, int64(files)*pressureFile/mib,
+		wrote.Round(time.Second), (time.Since(from) - wrote).Round(time.Second), time.Duration(p.slow.Load()).Round(time.Millisecond), p.swap.Load()/mib)
+}
+
+// each calls work for every file, from two threads.
+func (p *pressure) each(files int, work func(file int, buf []byte) error) {
+	p.m.Helper()
+	var wait sync.WaitGroup
+	for thread := range 2 {
+		wait.Go(func() {
+			buf := make([]byte, mib)
+			for file := thread; file < files; file += 2 {
+				if err := work(file, buf); err != nil {
+					p.m.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wait.Wait()
+	if p.m.Failed() {
+		p.m.FailNow()
+	}
+}
+
+func (p *pressure) file(file int) string { return filepath.Join(p.folder, fmt.Sprint(file)) }
+
+// pattern is the content of a file's bytes from off on.
+func pattern(buf []byte, file int, off int64) {
+	for i := 0; i < len(buf); i += 8 {
+		binary.LittleEndian.PutUint64(buf[i:], uint64(file+1)<<48|uint64(off)+uint64(i))
+	}
+}
+
+func (p *pressure) writeFile(file int, buf []byte) error {
+	f, err := os.Create(p.file(file))
+	if err != nil {
+		return err
+	}
+	for off := int64(0); off < pressureFile && err == nil; off += mib {
+		pattern(buf, file, off)
+		from := time.Now()
+		_, err = f.Write(buf)
+		took := int64(time.Since(from))
+		for slow := p.slow.Load(); took > slow && !p.slow.CompareAndSwap(slow, took); slow = p.slow.Load() {
+		}
+		p.moved.Add(1)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// checkFile reads a file again; without FULL=1 each fourth.
+func (p *pressure) checkFile(file int, buf []byte) error {
+	if file%count(4, 1) != 0 {
+		return nil
+	}
+	f, err := os.Open(p.file(file))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for off := int64(0); off < pressureFile; off += mib {
+		if _, err := f.ReadAt(buf, off); err != nil {
+			return err
+		}
+		for i := 0; i < len(buf); i += 8 {
+			if got, want := binary.LittleEndian.Uint64(buf[i:]), uint64(file+1)<<48|uint64(off)+uint64(i); got != want {
+				return fmt.Errorf("file %d holds %#x at %d, not %#x", file, got, off+int64(i), want)
+			}
+		}
+		p.moved.Add(1)
+	}
+	return nil
+}
+
+// occupy takes memory and writes to all of it.
+func (p *pressure) occupy(bytes int64) {
+	p.m.Helper()
+	var err error
+	if p.hog, err = unix.Mmap(-1, 0, int(bytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+		p.m.Fatal(err)
+	}
+	for i := 0; i < len(p.hog); i += int(mib) {
+		pattern(p.hog[i:min(i+int(mib), len(p.hog))], 0, int64(i))
+		p.moved.Add(1)
+	}
+}
+
+// release looks at all of that memory, brings it back from swap, and gives it up.
+func (p *pressure) release() {
+	p.m.Helper()
+	for i := 0; i < len(p.hog); i += 4096 {
+		if got, want := binary.LittleEndian.Uint64(p.hog[i:]), uint64(1)<<48|uint64(i); got != want {
+			p.m.Fatalf("memory holds %#x at %d, not %#x", got, i, want)
+		}
+		p.moved.Add(1)
+	}
+	if err := unix.Munmap(p.hog); err != nil {
+		p.m.Fatal(err)
+	}
+}
