@@ -148,6 +148,7 @@ func (b *lossBench) check(entries []logEntry, p int, image []byte, complete bool
 	b.raw.check(b, b.clone.path, entries, p)
 	b.files.check(b, b.clone.path, entries, p)
 	if complete {
+		b.clone.setting("rate=none") // the metadata keep the one that was set: three minutes a point
 		b.clone.hydrateFast()
 		b.clone.waitHydrated()
 	}
