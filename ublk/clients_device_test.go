@@ -38,6 +38,7 @@ func removeDevice(t *testing.T, id int) {
 type clients struct {
 	t       *testing.T
 	stop    atomic.Bool
+	begun   atomic.Int64 // clients that have done an operation
 	done    atomic.Int64 // operations
 	longest atomic.Int64 // ns
 	wg      sync.WaitGroup
@@ -45,12 +46,16 @@ type clients struct {
 
 const clientPart = mib
 
+// startClients returns when all of them are at work: 6.18 looks for partitions when a device has started already, and
+// who opens it waits for that, which is for ever if the server holds those reads.
 func startClients(t *testing.T, id, n int) *clients {
+	t.Helper()
 	c := &clients{t: t}
 	for i := range n {
 		c.wg.Go(func() { c.run(id, i) })
 	}
 	t.Cleanup(func() { c.stop.Store(true) })
+	waitFor(t, "the clients to begin", func() bool { return c.begun.Load() == int64(n) || t.Failed() })
 	return c
 }
 
@@ -88,6 +93,9 @@ func (c *clients) run(id, i int) {
 	for step := 1; !c.stop.Load() && !c.t.Failed(); step++ {
 		off := int64(i*clientPart) + random.Int64N(clientPart/4096)*4096
 		c.operation(step, func() error { _, err := f.WriteAt(pattern(b, i<<16|step&0xffff), off); return err })
+		if step == 1 {
+			c.begun.Add(1)
+		}
 		clear(b)
 		c.operation(step, func() error { _, err := f.ReadAt(b, off); return err })
 		if !bytes.Equal(b, pattern(want, i<<16|step&0xffff)) {
