@@ -5,7 +5,7 @@ SEEDS ?= 2000
 FUZZTIME ?= 20000x
 export KERNEL RUN BENCH SOAK
 
-.PHONY: build test test-full race sim fuzz mutants vm-test pressure vm-shell vm-bench soak check lint demo clean help
+.PHONY: build test test-full race sim fuzz mutants vm-test pressure vm-shell vm-bench bench bench-quick bench-native soak check lint demo clean help
 
 build: ## the static binary that users get, build/ublk-clone
 	mkdir -p build
@@ -38,8 +38,17 @@ pressure: ## writes and swap on a clone in a guest with 512 MiB: KERNEL=
 vm-shell: ## a shell in a guest, to look at a kernel by hand: KERNEL=
 	scripts/vm shell
 
-vm-bench: ## measurements on the counting clock, which repeat on any machine
+vm-bench: ## single measurements on the counting clock: KERNEL=, RUN=regexp, BENCH_S=4|1
 	BENCH=1 scripts/device-tests
+
+bench: ## all measurements beside dm-clone, on 6.18 and 7.3, for fast and slow CPUs: writes docs/benchmarks.md; takes hours
+	scripts/bench
+
+bench-quick: ## what the goals judge, measured once on 6.18, and which are met
+	scripts/bench quick
+
+bench-native: ## the same on this machine, by its own clock: as root, where the ublk driver loads
+	scripts/bench native
 
 soak: ## everything at random, for an hour or SOAK=20m, in a guest: KERNEL=, SEED=
 	scripts/soak

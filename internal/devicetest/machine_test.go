@@ -72,6 +72,8 @@ type machine struct {
 	*testing.T
 	dir    string // an empty folder, on tmpfs
 	kernel *kernelLog
+	// spinner runs while commands do, but for those that measure.
+	spinner spinner
 }
 
 // modules that the tests use, with their parameters.
@@ -89,6 +91,7 @@ func newMachine(t *testing.T) *machine {
 	if counting() {
 		m.cachePrograms(command, "blkid", "fio", "dmsetup")
 	}
+	m.startSpinner()
 	m.kernel = followKernelLog(t)
 	if left := leftovers(); len(left) > 0 {
 		t.Fatalf("left by an earlier test: %s", strings.Join(left, ", "))
@@ -176,6 +179,9 @@ func (m *machine) tryFor(limit time.Duration, name string, args ...string) outco
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second // a daemon that kept the pipe must not hold the test
+	if name != "fio" {
+		defer m.spinner.spin()()
+	}
 	from := time.Now()
 	err := cmd.Run()
 	o := outcome{stdout: stdout.String(), stderr: stderr.String(), took: time.Since(from)}

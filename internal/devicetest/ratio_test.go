@@ -17,12 +17,12 @@ import (
 // stands for a CPU of that many GIPS.
 
 // slowdown of the devices: a CPU of 4 GIPS is a realistic core.
-const slowdown = 4
+var slowdown = slowdownFrom(os.Getenv("BENCH_S"))
 
 // ssd and hdd are a disk of each kind: latency of a request, requests at a time, rate.
 var (
-	ssd = nullOptions{latency: slowdown * 72600 * time.Nanosecond, depth: 5, mbps: 390 / slowdown}
-	hdd = nullOptions{latency: slowdown * 1400 * time.Microsecond, depth: 1, mbps: 120 / slowdown}
+	ssd = nullOptions{latency: time.Duration(slowdown) * 72600 * time.Nanosecond, depth: 5, mbps: 390 / slowdown}
+	hdd = nullOptions{latency: time.Duration(slowdown) * 1400 * time.Microsecond, depth: 1, mbps: 120 / slowdown}
 )
 
 // sized is a disk of that kind and size.

@@ -1,0 +1,178 @@
+//go:build device
+
+package devicetest
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/bench"
+)
+
+// The jobs of dm-clone's published figures: unhydrated regions of 4 to 128 KiB, hydrated clones, raw devices.
+
+// Sizes of the devices, by the slowdown: a clone has room for all jobs one after the other, each on regions that no
+// other has touched, and memory for all of it (scripts/bench).
+func benchSize() int64 { return map[bool]int64{true: 1536 * mib, false: 768 * mib}[slowdown < 4] }
+
+// hydratedSize is of the devices of hydrated clones and of the raw ones.
+const hydratedSize = 128 * mib
+
+// publishedJobs are the six jobs, each on its own area of a device of that size: reads in the first third, then writes.
+// Areas of writes are as large as what can be written in the time. Where a write takes a whole region with it that is
+// less, of larger regions, of which there must be enough for no write to find one that is hydrated already.
+func publishedJobs(size, region int64) []job {
+	unit := size / 48
+	latency, rate := job{first: 16 * unit, size: 2 * unit}, job{first: 18 * unit, size: 14 * unit}
+	if region > 4*kib {
+		latency, rate = job{first: 16 * unit, size: 16 * unit}, job{first: 32 * unit, size: 16 * unit}
+	}
+	return []job{
+		{rw: "randwrite", bs: 4 * kib, depth: 1, first: latency.first, size: latency.size, ramp: rampTime, run: runTime},
+		{rw: "randread", bs: 4 * kib, depth: 1, first: 0, size: 4 * unit, ramp: rampTime, run: runTime},
+		{rw: "randwrite", bs: 4 * kib, depth: 32, first: rate.first, size: rate.size, ramp: rampTime, run: runTime},
+		{rw: "randread", bs: 4 * kib, depth: 32, first: 4 * unit, size: 4 * unit, ramp: rampTime, run: runTime},
+		{rw: "write", bs: 256 * kib, depth: 32, first: 32 * unit, size: 16 * unit, ramp: rampTime / 2, run: runTime},
+		{rw: "read", bs: 256 * kib, depth: 32, first: 8 * unit, size: 8 * unit, ramp: rampTime / 2, run: runTime},
+	}
+}
+
+// everywhere is the jobs without areas.
+func everywhere(jobs []job) []job {
+	all := slices.Clone(jobs)
+	for i := range all {
+		all[i].first, all[i].size = 0, 0
+	}
+	return all
+}
+
+// quickJobs are those of the six that a goal judges at that size of regions.
+func quickJobs(jobs []job, region int64) []job {
+	if !quick() {
+		return jobs
+	}
+	if region == 4*kib {
+		return slices.Concat(jobs[:3], jobs[4:])
+	}
+	return []job{jobs[0], jobs[2]}
+}
+
+// measure runs jobs and records them.
+func (m *machine) measure(path string, k bench.Key, jobs []job) {
+	m.Helper()
+	for i, r := range m.fio(path, jobs...) {
+		m.record(k, jobs[i], r)
+	}
+}
+
+// judgedRegions are the sizes of regions that goals are about.
+var judgedRegions = []int64{4 * kib, 8 * kib, 64 * kib, 128 * kib}
+
+// TestBenchUnhydrated: the published jobs on unhydrated regions, dm-clone and ours in turns.
+func TestBenchUnhydrated(t *testing.T) {
+	m := newMachine(t)
+	size := benchSize()
+	d := m.benchDisks("", size)
+	for _, region := range bench.Regions {
+		judged := slices.Contains(judgedRegions, region)
+		if quick() && !judged {
+			continue
+		}
+		n := 1
+		if judged {
+			n = repetitions()
+		}
+		for range n {
+			for _, c := range m.clones(d, region) {
+				c.start()
+				m.measure(c.path, c.key(bench.Unhydrated, "", ""), quickJobs(publishedJobs(size, region), region))
+				c.stop()
+			}
+		}
+	}
+}
+
+// TestBenchHydrated: the same on hydrated clones and on the raw devices, in turns; then more sizes and depths.
+func TestBenchHydrated(t *testing.T) {
+	m := newMachine(t)
+	d := m.benchDisks("", hydratedSize)
+	jobs := everywhere(publishedJobs(hydratedSize, 4*kib))
+	if quick() {
+		jobs = jobs[2:4]
+	}
+	for n := range repetitions() {
+		m.measure(d.dest.path, bench.Key{Candidate: bench.RawDest}, jobs)
+		if !quick() {
+			m.measure(d.source.path, bench.Key{Candidate: bench.RawSource}, jobs)
+		}
+		for _, c := range m.clones(d, 4*kib) {
+			c.start()
+			c.writeAll()
+			m.measure(c.path, c.key(bench.Hydrated, "", ""), jobs)
+			if n == 0 && !quick() {
+				m.measure(c.path, c.key(bench.Hydrated, "", ""), sweepJobs())
+			}
+			c.stop()
+		}
+	}
+	if quick() {
+		return
+	}
+	m.measure(d.dest.path, bench.Key{Candidate: bench.RawDest}, sweepJobs())
+	for _, c := range m.clones(d, 4*kib) {
+		for _, region := range bench.Regions[1:] {
+			c.region = region
+			c.start()
+			c.writeAll()
+			m.measure(c.path, c.key(bench.Hydrated, "", ""), jobs)
+			c.stop()
+		}
+	}
+}
+
+// Times of a job of the sweep: there are many.
+const (
+	sweepRamp = 100 * time.Millisecond
+	sweepTime = 300 * time.Millisecond
+)
+
+// sweepJobs are bench.Sweep without what the published jobs are already, and the mixed one.
+func sweepJobs() []job {
+	jobs := []job{{name: bench.Mixed, rw: "randrw", mix: 70, bs: 4 * kib, depth: 32, ramp: rampTime, run: runTime}}
+	for _, rw := range bench.Sweep.Directions {
+		for _, size := range bench.Sweep.Sizes {
+			for _, depth := range bench.Sweep.Depths {
+				j := job{rw: rw, bs: size, depth: depth, ramp: sweepRamp, run: sweepTime}
+				published := slices.ContainsFunc(bench.Published, func(p struct{ Job, Unit string }) bool { return p.Job == j.named() })
+				if !published {
+					jobs = append(jobs, j)
+				}
+			}
+		}
+	}
+	return jobs
+}
+
+// TestBenchSnapshot: the peer of the published figures, where it loads.
+func TestBenchSnapshot(t *testing.T) {
+	m := newMachine(t)
+	if quick() {
+		t.Skip("not of the core")
+	}
+	if !m.hasSnapshot() {
+		t.Skip("this kernel has no dm-snapshot or no dm-raid")
+	}
+	const size = 384 * mib
+	d := m.benchDisks("", size)
+	d.metadata = m.nullBlk("cow", ssd.sized(size/mib*3/2))
+	m.fio(d.metadata.path, job{rw: "write", bs: mib, depth: 4})
+	for _, region := range bench.Regions {
+		c := &candidate{m: m, name: bench.Snapshot, disks: d, region: region}
+		// A header of zeros is what makes the snapshot a new one.
+		m.fillPart(d.metadata, 0, mib, zeros)
+		c.startSnapshot()
+		m.measure(c.path, c.key(bench.Unhydrated, "", ""), publishedJobs(size, region))
+		c.stop()
+	}
+}
