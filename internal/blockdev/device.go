@@ -35,6 +35,7 @@ type Device struct {
 	logical int   // bytes
 	physic  int   // bytes, physical block
 	align   int   // bytes, what direct I/O asks of offsets, lengths and buffers
+	memory  int   // bytes, what it asks of buffers
 	direct  bool
 	created bool
 	warned  []string
@@ -66,6 +67,26 @@ func (d *Device) MaxDiscard() int64 {
 		return math.MaxInt64
 	}
 	return queue(host.dir(d.stat.Rdev), "discard_max_bytes")
+}
+
+// Depth is how many requests the device takes at a time; 0: any number, as a file, or not known. Of devices that are made
+// of others it is that of the one below that takes the fewest: what is above only hands on.
+func (d *Device) Depth() int {
+	if !d.IsBlock() {
+		return 0
+	}
+	return int(host.depth(d.stat.Rdev, levels))
+}
+
+// DMAAlign is the alignment of memory that direct I/O asks for, in bytes; 1 for buffered I/O.
+func (d *Device) DMAAlign() int {
+	switch {
+	case d.IsBlock():
+		return int(queue(host.dir(d.stat.Rdev), "dma_alignment")) + 1
+	case d.direct:
+		return d.memory
+	}
+	return 1
 }
 
 // Direct says whether I/O bypasses the page cache.

@@ -22,7 +22,7 @@ const pageBlock = 4096
 func (d *Device) alignFile(o Options) error {
 	d.logical, d.physic = sector, sector
 	var err error
-	if d.align, err = d.directAlign(); err != nil {
+	if d.memory, d.align, err = d.directAlign(); err != nil {
 		return d.fail("examine", err, "")
 	}
 	if d.role == Source {
@@ -58,17 +58,17 @@ func (d *Device) acceptBuffered(o Options) error {
 	return nil
 }
 
-// directAlign is the alignment of direct I/O in bytes, 0 where there is none.
+// directAlign is the alignment of direct I/O in bytes, that of memory alone and of all, 0 where there is none.
 // Where the file system does not say, the one that all of them take.
-func (d *Device) directAlign() (int, error) {
+func (d *Device) directAlign() (memory, all int, err error) {
 	memory, offset, known, err := sys.DirectAlign(d.fd())
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if !known {
-		return pageBlock, nil
+		return pageBlock, pageBlock, nil
 	}
-	return max(memory, offset), nil
+	return memory, max(memory, offset), nil
 }
 
 // Geometry is what the clone inherits from its two sides.
@@ -76,6 +76,7 @@ type Geometry struct {
 	Size          int64 // bytes
 	LogicalBlock  int   // bytes: the larger of both
 	PhysicalBlock int   // bytes: the larger of both
+	DMAAlignment  int   // of memory, bytes: the larger of both
 	Warnings      []string
 }
 
@@ -107,12 +108,14 @@ func Match(source, dest *Device, size int64, force bool) (Geometry, error) {
 	if err := g.checkBlocks(source, dest, force); err != nil {
 		return g, err
 	}
-	return g, source.chooseDirect(g.LogicalBlock)
+	err := source.chooseDirect(g.LogicalBlock)
+	g.DMAAlignment = max(source.DMAAlign(), dest.DMAAlign())
+	return g, err
 }
 
 // MatchDest is Match where the source is not there to be looked at: the clone has had these sizes before, in bytes.
 func MatchDest(dest *Device, size int64, block int) (Geometry, error) {
-	g := Geometry{Size: size, LogicalBlock: block, PhysicalBlock: max(block, dest.physic)}
+	g := Geometry{Size: size, LogicalBlock: block, PhysicalBlock: max(block, dest.physic), DMAAlignment: max(block, dest.DMAAlign())}
 	switch {
 	case dest.size < size:
 		return g, dest.fail("use", fmt.Errorf("it has %d bytes, the clone %d", dest.size, size), fmt.Sprintf("Make it at least %d bytes.", size))

@@ -91,11 +91,8 @@ func (t tree) climbPartition(found []span, dir string, s span, levels int) []spa
 }
 
 func (t tree) climbSlaves(found []span, dir string, levels int) []span {
-	slaves, _ := filepath.Glob(filepath.Join(dir, "slaves", "*", "dev"))
-	for _, p := range slaves {
-		if dev, ok := parseDev(text(p)); ok {
-			found = t.climbBlock(found, dev, span{}, levels)
-		}
+	for _, dev := range slaves(dir) {
+		found = t.climbBlock(found, dev, span{}, levels)
 	}
 	return found
 }

@@ -91,10 +91,47 @@ func number(elem ...string) int64 {
 // queue is an attribute of the queue of the device at dir, a number; a
 // partition has its disk's.
 func queue(dir, attribute string) int64 {
-	if isPartition(dir) {
-		dir = filepath.Dir(dir)
+	return number(diskOf(dir), "queue", attribute)
+}
+
+// depth is how many requests a block device takes at a time: its queue has so many places (nr_requests) for each of
+// the hardware's queues. 0 is not known; it looks at most so many levels down.
+func (t tree) depth(rdev uint64, levels int) int64 {
+	if levels == 0 {
+		return 0
 	}
-	return number(dir, "queue", attribute)
+	dir := t.dir(rdev)
+	var least int64
+	for _, below := range slaves(diskOf(dir)) {
+		if n := t.depth(below, levels-1); n > 0 && (least == 0 || n < least) {
+			least = n
+		}
+	}
+	if least > 0 {
+		return least
+	}
+	hardware, _ := filepath.Glob(filepath.Join(diskOf(dir), "mq", "[0-9]*"))
+	return queue(dir, "nr_requests") * max(1, int64(len(hardware)))
+}
+
+// slaves are the devices that the one at dir is made of.
+func slaves(dir string) []uint64 {
+	var devs []uint64
+	found, _ := filepath.Glob(filepath.Join(dir, "slaves", "*", "dev"))
+	for _, path := range found {
+		if dev, ok := parseDev(text(path)); ok {
+			devs = append(devs, dev)
+		}
+	}
+	return devs
+}
+
+// diskOf is the sysfs folder of the disk that a partition is on, or of the device itself.
+func diskOf(dir string) string {
+	if isPartition(dir) {
+		return filepath.Dir(dir)
+	}
+	return dir
 }
 
 // isPartition says whether a sysfs folder is that of a partition; its disk is

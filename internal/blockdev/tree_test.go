@@ -105,3 +105,28 @@ func (f *fakeHost) loop(n uint32, file string, offset int64) sys.Stat {
 	f.write("sys/devices/"+name+"/loop/offset", fmt.Sprintln(offset))
 	return st
 }
+
+// TestDepth: what the queues of a disk hold, also seen from a partition or from what is made of it; of several disks it
+// is that of the one that holds the fewest.
+func TestDepth(t *testing.T) {
+	f := newFakeHost(t)
+	f.block("sda", 8, 0)
+	f.write("sys/devices/sda/queue/nr_requests", "64\n")
+	f.write("sys/devices/sda/mq/0/nr_tags", "32\n")
+	f.partition("sda", "sda1", 8, 1, 2048, 2048)
+	f.block("nvme0n1", 259, 0)
+	f.write("sys/devices/nvme0n1/queue/nr_requests", "1023\n")
+	f.write("sys/devices/nvme0n1/mq/0/nr_tags", "1023\n")
+	f.write("sys/devices/nvme0n1/mq/1/nr_tags", "1023\n")
+	f.dm("dm-0", 0, "nvme0n1", "sda/sda1")
+	f.write("sys/devices/dm-0/queue/nr_requests", "128\n")
+	f.block("ram0", 1, 0)
+	f.dm("dm-1", 1)
+	f.dm("dm-2", 2, "dm-1")
+	f.link("sys/devices/dm-1/slaves/dm-2", f.root+"/sys/devices/dm-2")
+	for name, want := range map[string]int64{"sda": 64, "sda1": 64, "nvme0n1": 2046, "dm-0": 64, "ram0": 0, "dm-2": 0} {
+		if got := f.tree.depth(f.nodes["/dev/"+name].Rdev, levels); got != want {
+			t.Errorf("depth of %s is %d, want %d", name, got, want)
+		}
+	}
+}
