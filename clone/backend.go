@@ -35,10 +35,10 @@ type Backend interface {
 	DiscardDest(token uint32, off, length int64)
 	FlushDest(token uint32)
 
-	// Fetch copies data of a WRITE, or what a READ has got so far, from its byte at on, to dst. It does not
-	// wait.
+	// Fetch copies data of a WRITE from its byte at on to dst, Store copies src to those of a READ, Clear zeroes n
+	// bytes of a READ's. None of them waits.
 	Fetch(r *Request, at int64, dst []byte) error
-	// Clear zeroes n bytes of a READ's data from its byte at on. It does not wait.
+	Store(r *Request, at int64, src []byte) error
 	Clear(r *Request, at, n int64) error
 }
 

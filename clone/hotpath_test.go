@@ -24,6 +24,7 @@ func (q *quiet) ZeroDest(token uint32, _, _ int64, _ bool)        { q.queue(toke
 func (q *quiet) DiscardDest(token uint32, _, _ int64)             { q.queue(token) }
 func (q *quiet) FlushDest(token uint32)                           { q.queue(token) }
 func (q *quiet) Fetch(*Request, int64, []byte) error              { return nil }
+func (q *quiet) Store(*Request, int64, []byte) error              { return nil }
 func (q *quiet) Clear(*Request, int64, int64) error               { return nil }
 func (q *quiet) Flush() error                                     { return nil }
 func (q *quiet) WritePage(uint64, *bitmap.Page) error             { return nil }

@@ -1,36 +1,42 @@
 package clone
 
-// keep is read-through: the bytes [off, end) that r has got from the source are written to the destination
-// too, so that the next READ comes from there and no background copy is needed. They are copied to buffers of
-// the lane, and r is answered without waiting for any of it. Regions covered in part, or larger than a buffer,
-// are left; half of the lane's operations and buffers stay with users, and what is claimed or settled by then
-// is left out, as for any copy in the background (I3, I8).
-func (l *Lane) keep(r *Request, off, end int64) {
-	first, stop := l.core.geo.Covered(off, end-off)
-	n := uint64(l.bufSize) >> l.core.geo.shift
-	for n > 0 && first < stop && len(l.freeOps) > len(l.ops)/2 && len(l.buffers) > l.nrBuffers/2 {
-		next := min(stop, first+n)
-		if !l.keepRegions(r, first, next) {
-			return
-		}
-		first = next
-	}
-}
+// Read-through: what a READ takes from the source goes to a copy buffer of the lane, from there to the request, and
+// after that to the destination, so that the next READ comes from there and no background copy is needed. The READ is
+// answered without waiting for that. Half of the lane's operations and buffers stay with users; what is claimed or
+// settled by then is left out, as for any copy in the background (I3, I8).
 
-// keepRegions writes the regions [first, end), whose bytes r has got.
-func (l *Lane) keepRegions(r *Request, first, end uint64) bool {
-	o := l.newOp(r)
-	l.takeBuffer(o)
-	o.off, o.end = l.core.geo.Start(first), l.core.geo.End(end-1)
-	if l.backend.Fetch(r, o.off-r.Off, o.buf[:o.end-o.off]) != nil {
-		l.freeOp(o)
+// keeps says whether the bytes [off, end), which are about to be read from the source, are to be kept: whole regions are
+// among them, and there are a buffer that holds all of it and an operation for the write.
+func (l *Lane) keeps(off, end int64) bool {
+	if !l.core.readThrough.Load() || end-off > l.bufSize || len(l.freeOps) <= len(l.ops)/2 || len(l.buffers) <= l.nrBuffers/2 {
 		return false
 	}
-	o.req = nil
-	o.kept = Hydration{First: first, End: end, Done: dropped}
-	o.bg = &o.kept
-	l.land(o, first)
-	return true
+	first, stop := l.core.geo.Covered(off, end-off)
+	return first < stop
+}
+
+// keep gives what o has read to its request, and the whole regions of it, with the buffer, to an operation of their
+// own. Without one free by now they are not kept.
+func (l *Lane) keep(o *op) error {
+	if err := l.backend.Store(o.req, o.off-o.req.Off, o.buf[:o.at-o.off]); err != nil {
+		return err
+	}
+	n := len(l.freeOps)
+	if n == 0 {
+		return nil
+	}
+	k := l.freeOps[n-1]
+	l.freeOps = l.freeOps[:n-1]
+	first, stop := l.core.geo.Covered(o.off, o.at-o.off)
+	k.off, k.end = l.core.geo.Start(first), l.core.geo.End(stop-1)
+	k.buf, o.buf = o.buf, nil
+	if k.off > o.off { // direct I/O of the destination wants it at a page
+		copy(k.buf, k.buf[k.off-o.off:k.end-o.off])
+	}
+	k.kept = Hydration{First: first, End: stop, Done: dropped}
+	k.bg = &k.kept
+	l.land(k, first)
+	return nil
 }
 
 // dropped: nobody waits for what is kept. What could not be written stays in state Source.

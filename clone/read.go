@@ -65,6 +65,10 @@ func (l *Lane) readRun(o *op) bool {
 		data := Data{Request: r, At: o.off - r.Off, Len: stop - o.off}
 		switch st {
 		case bitmap.Source:
+			if l.keeps(o.off, stop) {
+				l.takeBuffer(o)
+				data = Data{Buf: o.buf[:stop-o.off]}
+			}
 			l.readSource(o, o.off, data)
 			return true
 		case bitmap.Hydrated:
@@ -81,11 +85,14 @@ func (l *Lane) readRun(o *op) bool {
 // be in the destination by now (I11), and is tried again.
 func (l *Lane) readRunDone(o *op, err error) {
 	r := o.req
+	if err == nil && o.buf != nil {
+		if err := l.keep(o); r.err == nil { // another part may have failed before
+			r.err = err
+		}
+	}
+	l.freeBuffer(o)
 	switch {
 	case err == nil:
-		if o.fromSource && l.core.readThrough.Load() {
-			l.keep(r, o.off, o.at)
-		}
 		o.off, o.tries = o.at, 0
 	case r.err != nil || o.fromSource && l.left(o.off, o.at):
 	case o.fromSource && l.tryAgain(o, err):

@@ -165,6 +165,11 @@ func (l *threadLane) Fetch(r *clone.Request, at int64, dst []byte) error {
 	return nil
 }
 
+func (l *threadLane) Store(r *clone.Request, at int64, src []byte) error {
+	copy(l.clients[r.Tag].data[at:r.Len], src)
+	return nil
+}
+
 func (l *threadLane) Clear(r *clone.Request, at, n int64) error {
 	clear(l.clients[r.Tag].data[at : at+n])
 	return nil

@@ -58,6 +58,7 @@ func (r *rig) DiscardDest(token uint32, off, length int64) {
 }
 func (r *rig) FlushDest(token uint32)                    { r.note(token, 0, 0, false, false) }
 func (r *rig) Fetch(*clone.Request, int64, []byte) error { return nil }
+func (r *rig) Store(*clone.Request, int64, []byte) error { return nil }
 func (r *rig) Clear(*clone.Request, int64, int64) error  { return nil }
 
 type holes struct{ data []span } // regions that are data; all else is hole

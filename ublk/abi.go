@@ -44,6 +44,21 @@ const (
 	FlagFUA     = 1 << 13 // durable when answered
 	FlagNoUnmap = 1 << 15 // WRITE_ZEROES: the space stays allocated
 	FlagSwap    = 1 << 16
+
+	flagNeedRegBuf = 1 << 17 // its pages could not be registered
+)
+
+// autoBufFallback is UBLK_AUTO_BUF_REG_FALLBACK of struct ublk_auto_buf_reg, which is the address of an entry: a request
+// that cannot be registered comes all the same.
+//
+//	struct ublk_auto_buf_reg { __u16 index; __u8 flags; __u8 reserved0; __u32 reserved1; };
+const autoBufFallback = 1
+
+// Places of requests in ublkcN, for reading and writing their bytes.
+const (
+	ioBufStart  = 0x80000000 // UBLKSRV_IO_BUF_OFFSET
+	tagOffset   = 25         // UBLK_TAG_OFF
+	queueOffset = 41         // UBLK_QID_OFF
 )
 
 const (

@@ -18,7 +18,7 @@ type Options struct {
 	ID     int    // AnyID, or the number to have
 	Queues int    // 1 to 4096; the driver makes no more than there are CPUs
 	Depth  int    // requests of a queue at a time, 1 to 4096
-	Params Params // Params.MaxIO times Depth is the memory of each queue
+	Params Params // where requests are copied, Params.MaxIO times Depth is the memory of each queue
 	// Private is kept by the driver for the server (ublksrv_flags): a mark to know the device by.
 	Private uint64
 	// Recoverable makes a device that outlives its server: requests wait until a new one takes over with
@@ -29,8 +29,10 @@ type Options struct {
 	// 0 = a minute.
 	RecoverTime time.Duration
 
-	Tokens      int // backend I/Os of a queue's target: tokens are below it
-	MaxInFlight int // of these, given to the kernel at a time; 0 = all
+	// Copy has the bytes of requests copied also by a driver that can register them.
+	Copy bool
+
+	Tokens int // backend I/Os of a queue's target: tokens are below it
 	// Pin keeps each queue's thread on the CPUs whose requests it gets.
 	Pin bool
 
@@ -38,8 +40,9 @@ type Options struct {
 	// function Fatal, which ends the process. If it returns, the queue's requests fail from then on.
 	Fatal func(error)
 
-	// fail makes a step fail, in tests.
-	fail func(step string) error
+	// In tests: fail makes a step fail; bounce takes no request for registered.
+	fail   func(step string) error
+	bounce bool
 }
 
 // Limits of what a device waits for.
@@ -153,7 +156,7 @@ func (d *Device) add() error {
 	if err != nil {
 		return err
 	}
-	flags, err := requestFlags(offered, d.opts.Recoverable)
+	flags, err := requestFlags(offered, &d.opts)
 	if err != nil {
 		return err
 	}
@@ -173,7 +176,7 @@ func (d *Device) compare() error {
 	if err := d.step("compare"); err != nil {
 		return err
 	}
-	flags, err := requestFlags(d.info.Features, d.opts.Recoverable)
+	flags, err := requestFlags(d.info.Features, &d.opts)
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,8 @@
 //   - The driver is told the full length of a request or an errno, never a part: some kernels take any result of a WRITE for the whole
 //     ([Queue.Commit] does not offer anything else).
 //   - A tag is with the kernel or with the target; a commit of a tag that the target does not have is a bug and ends the process.
-//   - The buffers of a queue are one mapping, there from before the first FETCH until the queue has left.
+//   - The buffers of a queue, where there are any (data.go), are one mapping, there from before the first FETCH until the
+//     queue has left.
 //   - A request of a recoverable device fails only because a target said so, or because somebody stopped the device: whatever ends the process,
 //     and wherever Leave, Recover or Start fail, it waits in the driver for the next server. One that was not answered is sent again, so that
 //     a target must be able to do everything twice.

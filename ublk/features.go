@@ -62,14 +62,16 @@ var featureNames = []struct {
 	{flagNoAutoPartScan, "UBLK_F_NO_AUTO_PART_SCAN", "7.0"},
 }
 
-// requestFlags is what ADD_DEV is asked for, of what is offered. Data move in copy mode: the driver copies
-// between the request and the tag's buffer.
-func requestFlags(offered Features, recoverable bool) (uint64, error) {
+// requestFlags is what ADD_DEV is asked for, of what is offered.
+func requestFlags(offered Features, o *Options) (uint64, error) {
 	flags := uint64(flagCmdIoctlEncode)
 	if offered.NoAutoPartScan {
 		flags |= flagNoAutoPartScan
 	}
-	if recoverable {
+	if offered.AutoBufReg && offered.UserCopy && !o.Copy {
+		flags |= flagAutoBufReg | flagUserCopy
+	}
+	if o.Recoverable {
 		flags |= flagUserRecovery | flagUserRecoveryReissue
 		if offered.Quiesce {
 			flags |= flagQuiesce
@@ -89,8 +91,8 @@ func missing(asked, got uint64) error {
 	return nil
 }
 
-// servedFlags are those of devices that this package can serve, also where it would not ask for them: they
-// say nothing of how requests and data come. A driver sets some by itself.
-const servedFlags = flagCompInTask | flagUserRecovery | flagUserRecoveryReissue | flagCmdIoctlEncode |
+// servedFlags are those of devices that this package can serve, also where it would not ask for them. A driver sets
+// some by itself.
+const servedFlags = flagAutoBufReg | flagUserCopy | flagCompInTask | flagUserRecovery | flagUserRecoveryReissue | flagCmdIoctlEncode |
 	flagUserRecoveryFailIO | flagUpdateSize | flagQuiesce | flagPerIODaemon | flagBufRegOffDaemon |
 	flagSafeStopDev | flagNoAutoPartScan

@@ -105,18 +105,19 @@ func (t *memoryTarget) Request(tag uint16, d Desc) {
 }
 
 func (t *memoryTarget) serve(tag uint16, d Desc) {
+	var err error
 	if d.Op != OpFlush {
 		part := t.m.disk[d.Offset() : d.Offset()+d.Length()]
 		switch d.Op {
 		case OpRead:
-			copy(t.q.Data(tag), part)
+			err = t.q.Store(tag, 0, part)
 		case OpWrite:
-			copy(part, t.q.Data(tag))
+			err = t.q.Fetch(tag, 0, part)
 		case OpDiscard, OpWriteZeroes:
 			clear(part)
 		}
 	}
-	t.q.Commit(tag, nil)
+	t.q.Commit(tag, err)
 }
 
 func (t *memoryTarget) Complete(token uint32, err error) {}

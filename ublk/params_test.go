@@ -116,22 +116,24 @@ func TestFeatures(t *testing.T) {
 	for _, c := range []struct {
 		offered     uint64
 		recoverable bool
+		copied      bool
 		want        uint64
 	}{
-		{0x1fe, false, 0x40}, {0x7fff, false, 0x40}, {0x1fffff, false, 0x40040},
-		{0x1fe, true, 0x58}, {0x7fff, true, 0x1058}, {0x1fffff, true, 0x41058},
+		{0x1fe, false, false, 0x40}, {0x7fff, false, false, 0x8c0}, {0x1fffff, false, false, 0x408c0},
+		{0x1fe, true, false, 0x58}, {0x7fff, true, false, 0x18d8}, {0x1fffff, true, false, 0x418d8},
+		{0x1fffff, false, true, 0x40040}, {0x7fff, true, true, 0x1058},
 	} {
-		if got, err := requestFlags(decodeFeatures(c.offered), c.recoverable); got != c.want || err != nil {
+		if got, err := requestFlags(decodeFeatures(c.offered), &Options{Recoverable: c.recoverable, Copy: c.copied}); got != c.want || err != nil {
 			t.Errorf("of %#x (recoverable %v) are requested %#x, %v; want %#x", c.offered, c.recoverable, got, err, c.want)
 		}
 	}
-	_, err := requestFlags(decodeFeatures(0x2), false)
+	_, err := requestFlags(decodeFeatures(0x2), &Options{})
 	var feature *FeatureError
 	if !errors.As(err, &feature) || !errors.Is(err, ErrNotSupported) || feature.Since != "6.4" {
 		t.Errorf("without encoded commands: %v", err)
 	}
 	for _, offered := range []uint64{0x40, 0x48, 0x50} {
-		if _, err := requestFlags(decodeFeatures(offered), true); !errors.As(err, &feature) || feature.Since != "6.1" {
+		if _, err := requestFlags(decodeFeatures(offered), &Options{Recoverable: true}); !errors.As(err, &feature) || feature.Since != "6.1" {
 			t.Errorf("recoverable of %#x: %v, want a FeatureError", offered, err)
 		}
 	}

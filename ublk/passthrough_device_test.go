@@ -19,22 +19,22 @@ import (
 // passthrough serves each request by one I/O to a backend, on the queue's own ring; the token is the tag.
 type passthrough struct {
 	q    *Queue
-	file *uring.File
+	file *uring.Port
 }
 
 func (p *passthrough) Request(tag uint16, d Desc) {
-	l, token := p.q.Loop(), uint32(tag)
+	token := uint32(tag)
 	switch d.Op {
 	case OpRead:
-		l.Read(token, p.file, d.Offset(), p.q.Data(tag))
+		p.file.Read(token, d.Offset(), p.q.Data(tag))
 	case OpWrite:
-		l.Write(token, p.file, d.Offset(), p.q.Data(tag), d.FUA())
+		p.file.Write(token, d.Offset(), p.q.Data(tag), d.FUA())
 	case OpFlush:
-		l.Flush(token, p.file)
+		p.file.Flush(token)
 	case OpDiscard:
-		l.Discard(token, p.file, d.Offset(), d.Length())
+		p.file.Discard(token, d.Offset(), d.Length())
 	case OpWriteZeroes:
-		l.Zero(token, p.file, d.Offset(), d.Length(), d.Flags&FlagNoUnmap == 0)
+		p.file.Zero(token, d.Offset(), d.Length(), d.Flags&FlagNoUnmap == 0)
 	}
 }
 
@@ -64,11 +64,12 @@ func makeNullBlk(t testing.TB, name string, attributes map[string]string) *os.Fi
 	return f
 }
 
-func startPassthrough(t testing.TB, o Options, backend *os.File) *Device {
+// startPassthrough starts a device over backend with at most limit I/Os at a time of each queue.
+func startPassthrough(t testing.TB, o Options, backend *os.File, limit int) *Device {
 	t.Helper()
 	file, err := uring.NewFile(backend)
 	must(t, err)
-	return startDevice(t, o, func(q *Queue) Target { return &passthrough{q: q, file: file} })
+	return startDevice(t, o, func(q *Queue) Target { return &passthrough{q: q, file: q.Loop().Open(file, limit)} })
 }
 
 // TestPassthrough does random operations from several clients, each in its own part of the device, and
@@ -88,8 +89,11 @@ func TestPassthrough(t *testing.T) {
 		{"file on tmpfs", func(t *testing.T) *os.File { return fileBackend(t, t.TempDir(), 0) }},
 	} {
 		for _, limit := range []int{0, 3} {
-			t.Run(fmt.Sprintf("%s, limit %d", c.name, limit), func(t *testing.T) { testPassthrough(t, c.backend(t), limit) })
+			t.Run(fmt.Sprintf("%s, limit %d", c.name, limit), func(t *testing.T) { testPassthrough(t, c.backend(t), limit, nil) })
 		}
+		// Where the driver registers no requests these are the same as above.
+		t.Run(c.name+", copied", func(t *testing.T) { testPassthrough(t, c.backend(t), 0, func(o *Options) { o.Copy = true }) })
+		t.Run(c.name+", bounced", func(t *testing.T) { testPassthrough(t, c.backend(t), 0, func(o *Options) { o.bounce = true }) })
 	}
 }
 
@@ -102,10 +106,13 @@ func fileBackend(t *testing.T, dir string, flags int) *os.File {
 	return f
 }
 
-func testPassthrough(t *testing.T, backend *os.File, limit int) {
+func testPassthrough(t *testing.T, backend *os.File, limit int, set func(*Options)) {
 	o := testOptions(2)
-	o.Tokens, o.MaxInFlight = o.Depth, limit
-	d := startPassthrough(t, o, backend)
+	o.Tokens = o.Depth
+	if set != nil {
+		set(&o)
+	}
+	d := startPassthrough(t, o, backend, limit)
 	const clients, each = 4, 4 * mib
 	models := make([][]byte, clients)
 	var wg sync.WaitGroup
@@ -181,7 +188,7 @@ func TestBackendCapabilities(t *testing.T) {
 	o := testOptions(1)
 	o.Tokens = o.Depth
 	backend := makeNullBlk(t, "bare", nil) // it has neither discard nor write-zeroes
-	d := startPassthrough(t, o, backend)
+	d := startPassthrough(t, o, backend, 0)
 	f, b := openBlock(t, d), alignedBuffer(t, mib)
 	if _, err := f.WriteAt(pattern(b, 1), 0); err != nil {
 		t.Fatal(err)
@@ -202,7 +209,7 @@ func BenchmarkPassthrough(b *testing.B) {
 	o := testOptions(1)
 	o.Tokens = o.Depth
 	backend := makeNullBlk(b, "bench", nil)
-	d := startPassthrough(b, o, backend)
+	d := startPassthrough(b, o, backend, 0)
 	f, buf := openBlock(b, d), alignedBuffer(b, 4096)
 	b.ReportAllocs()
 	for b.Loop() {

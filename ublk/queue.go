@@ -102,10 +102,10 @@ type Queue struct {
 
 	descMap []byte   // mapping of ublkcN, written by the driver
 	descs   []ioDesc // by tag
-	buffers []byte   // a request's largest size for each tag
-	owners  []owner  // by tag
-	live    int      // tags fetched that are not gone
-	rest    rest     // when the device is left
+	buffers buffers
+	owners  []owner // by tag
+	live    int     // tags fetched that are not gone
+	rest    rest    // when the device is left
 
 	fetch   chan bool     // true: fetch and serve; false: leave
 	fetched chan struct{} // closed when the driver has been given all tags
@@ -122,16 +122,6 @@ func (q *Queue) Depth() int { return q.dev.info.Depth }
 // Loop is the queue's event loop, for backend I/O and wake-ups.
 func (q *Queue) Loop() *uring.Loop { return q.loop }
 
-// Data is the memory of the bytes of tag's request, while the target has it: a WRITE's are in it, a READ's
-// are to be there at Commit. Empty for other operations.
-func (q *Queue) Data(tag uint16) []byte {
-	d := q.desc(tag)
-	if !d.hasData() {
-		return nil
-	}
-	return q.buffer(tag)[:d.Length()]
-}
-
 // Commit answers tag's request: with nil as done whole, otherwise with the errno in err, or EIO if there is
 // none. The tag may be called with its next request from the next round on. It is sent with the next
 // submission.
@@ -139,6 +129,7 @@ func (q *Queue) Commit(tag uint16, err error) {
 	if q.owners[tag] != withTarget {
 		panic(fmt.Sprintf("commit of tag %d, which the target does not have", tag))
 	}
+	err = q.leaveBounce(tag, err)
 	q.issue(ioCommitAndFetchReq, tag, q.desc(tag).result(err))
 }
 
@@ -149,16 +140,12 @@ func (q *Queue) desc(tag uint16) Desc {
 	return Desc{Op: uint8(d.opFlags & opMask), Flags: d.opFlags, Sector: d.startSector, NrSectors: d.nrSectors}
 }
 
-func (q *Queue) buffer(tag uint16) []byte {
-	size := q.dev.info.MaxIO
-	return q.buffers[int(tag)*size : (int(tag)+1)*size]
-}
-
-// issue gives tag to the driver. In copy mode it is told where the tag's buffer is, each time the same.
+// issue gives tag to the driver.
 func (q *Queue) issue(op uint32, tag uint16, result int32) {
 	q.owners[tag] = withDriver
-	cmd := ioCmd{qID: uint16(q.index), tag: tag, result: result, addr: addressOf(q.buffer(tag))}
-	q.loop.Command(uint32(tag), q.dev.charFD, op, bytesOf(&cmd))
+	inEntry, inCommand := q.place(tag)
+	cmd := ioCmd{qID: uint16(q.index), tag: tag, result: result, addr: inCommand}
+	q.loop.Command(uint32(tag), q.dev.charFD, op, inEntry, bytesOf(&cmd))
 }
 
 func addressOf(b []byte) uint64 {
@@ -173,6 +160,7 @@ func (e *events) Complete(token uint32, err error) { e.target.Complete(token, er
 // Drain also looks whether a queue that is to leave can.
 func (e *events) Drain() {
 	e.target.Drain()
+	(*Queue)(e).nextBounce()
 	if e.dev.leaving.Load() {
 		(*Queue)(e).leave()
 	}
@@ -198,10 +186,25 @@ func (q *Queue) request(tag uint16) {
 		return
 	}
 	q.owners[tag] = withTarget
+	q.serveTag(tag)
+}
+
+// serveTag hands it over, with its bytes where the target can have them.
+func (q *Queue) serveTag(tag uint16) {
 	d := q.desc(tag)
 	if !d.known(q.dev.info.MaxIO) {
 		q.Commit(tag, unix.EOPNOTSUPP)
 		return
+	}
+	if q.needsBounce(d) {
+		taken, err := q.takeBounce(tag, d)
+		if err != nil {
+			q.Commit(tag, err)
+			return
+		}
+		if !taken {
+			return
+		}
 	}
 	q.target.Request(tag, d)
 }
@@ -274,13 +277,11 @@ func (q *Queue) setUp(newTarget func(*Queue) Target) error {
 		return err
 	}
 	q.owners = make([]owner, info.Depth)
-	var err error
-	if q.buffers, err = uring.MapBuffer(info.Depth * info.MaxIO); err != nil {
-		return fmt.Errorf("queue %d: %w", q.index, err)
+	if err := q.makeBuffers(); err != nil {
+		return err
 	}
-	q.loop, err = uring.NewLoop((*events)(q), uring.LoopOptions{
-		Tokens: opts.Tokens, MaxInFlight: opts.MaxInFlight, Commands: info.Depth,
-	})
+	var err error
+	q.loop, err = uring.NewLoop((*events)(q), uring.LoopOptions{Tokens: opts.Tokens, Commands: info.Depth, Slots: q.slots()})
 	if err != nil {
 		return fmt.Errorf("queue %d: %w", q.index, err)
 	}
@@ -334,6 +335,6 @@ func (q *Queue) tearDown() {
 		q.dev.keep(q.loop.Close())
 	}
 	if q.live == 0 {
-		q.dev.keep(uring.UnmapBuffer(q.buffers))
+		q.dev.keep(q.freeBuffers())
 	}
 }

@@ -137,6 +137,8 @@ func (i Info) refusal(private uint64) error {
 		return fmt.Errorf("%w: its mark is %#x, not %#x", ErrForeign, i.Private, private)
 	case !i.Features.UserRecovery:
 		return fmt.Errorf("%w: it was made without user recovery", ErrUnrecoverable)
+	case i.Features.AutoBufReg != i.Features.UserCopy: // served with both or neither
+		return fmt.Errorf("%w: how its data come is not served here, flags %#x", ErrUnrecoverable, i.Features.Bits)
 	case i.Features.Bits&^servedFlags != 0:
 		return fmt.Errorf("%w: its flags %#x are not served here", ErrUnrecoverable, i.Features.Bits&^servedFlags)
 	case i.State == StateDead:

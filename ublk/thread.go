@@ -166,7 +166,7 @@ func (t *controlThread) issue(slot int, c *command) {
 		copy(room, c.data)
 		c.head.addr, c.head.len = addressOf(room), uint16(len(c.data))
 	}
-	t.loop.Command(uint32(slot), t.fd, c.op, bytesOf(&c.head))
+	t.loop.Command(uint32(slot), t.fd, c.op, 0, bytesOf(&c.head))
 }
 
 func (t *controlThread) room(slot int) []byte {

@@ -92,7 +92,18 @@ func (l *lane) FlushDest(token uint32) {
 }
 
 func (l *lane) Fetch(r *clone.Request, at int64, dst []byte) error {
+	if r.Op != clone.OpWrite {
+		l.sim.fail(fmt.Errorf("bytes fetched from a %v", r.Op))
+	}
 	copy(dst, l.clients[r.Tag].data[at:r.Len])
+	return nil
+}
+
+func (l *lane) Store(r *clone.Request, at int64, src []byte) error {
+	if r.Op != clone.OpRead {
+		l.sim.fail(fmt.Errorf("bytes stored into a %v", r.Op))
+	}
+	copy(l.clients[r.Tag].data[at:r.Len], src)
 	return nil
 }
 

@@ -75,6 +75,11 @@ func startFrom(c *cli.Context) (start, error) {
 		return start{}, err
 	}
 	def := definition{Name: name, Queues: c.Int("queues"), QueueDepth: c.Int("queue-depth"), SourceShared: c.Bool("source-shared")}
+	zeroCopy, ok := parseSwitch(c.String(zeroCopyFlag))
+	if !ok {
+		return start{}, usage(fmt.Sprintf("--%s %s: on or off is possible", zeroCopyFlag, c.String(zeroCopyFlag)))
+	}
+	def.Copied = !zeroCopy
 	take := def.takeParts
 	if c.IsSet("table") {
 		take = def.takeTable
@@ -112,6 +117,9 @@ func settingFlags(c *cli.Context, to *change) error {
 	}
 	return nil
 }
+
+// zeroCopyFlag is the switch of definition.Copied.
+const zeroCopyFlag = "zero-copy"
 
 // Flags that switch a setting off.
 const (

@@ -75,6 +75,7 @@ func TestCommandLines(t *testing.T) {
 		{"add x --dest /d --metadata /m --source", exit.Usage, "source"},
 		{"--region-size 5000 add x" + parts, exit.Usage, "--region-size 5000"},
 		{"add --queues x y" + parts, exit.Usage, "queues"},
+		{"add --zero-copy perhaps y" + parts, exit.Usage, "--zero-copy perhaps: on or off"},
 		{"add x y" + parts, exit.Usage, `"y" is too much`},
 		{"add x" + parts + " --sauce /s", exit.Usage, "sauce"},
 		{"add x" + parts + " --queues 0", exit.Usage, "--queues"},

@@ -25,10 +25,10 @@ type background struct {
 }
 
 // newBackground makes the hydrator and its lane; nothing runs before start.
-func newBackground(core *clone.Core, source *source, dest *uring.File, buffers [][]byte,
+func newBackground(core *clone.Core, source *source, dest *sharedFile, buffers [][]byte,
 	settings hydrate.Settings, event func()) *background {
 	b := &background{
-		backend: newBackend(source, dest, 2*len(buffers)),
+		backend: newBackend(source, dest, 2*len(buffers), 1),
 		ops:     2 * len(buffers),
 		quit:    make(chan struct{}),
 		left:    make(chan struct{}),
@@ -64,7 +64,9 @@ func (b *background) run(ready chan<- error, fatal func(error)) {
 	defer close(b.left)
 	defer ublk.Guard("hydrator", fatal)
 	loop, err := uring.NewLoop(b, uring.LoopOptions{Tokens: b.ops})
-	b.backend.loop = loop
+	if err == nil {
+		b.backend.attach(loop)
+	}
 	ready <- err
 	if err != nil {
 		return

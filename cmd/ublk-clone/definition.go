@@ -28,6 +28,7 @@ type definition struct {
 	Queues       int    `json:"queues"`
 	QueueDepth   int    `json:"queue_depth"`
 	SourceShared bool   `json:"source_shared"`
+	Copied       bool   `json:"copied"` // the bytes of requests, also where the driver can do without
 	// Table is dm-clone's line if the clone was defined by one: as it was given,
 	// but for paths, which are absolute.
 	Table string `json:"table,omitempty"`
@@ -122,7 +123,7 @@ func (d *definition) differences(other *definition) string {
 	}{
 		{"source", d.Source, other.Source}, {"dest", d.Dest, other.Dest}, {"metadata", d.Metadata, other.Metadata},
 		{"queues", d.Queues, other.Queues}, {"queue depth", d.QueueDepth, other.QueueDepth},
-		{"source shared", d.SourceShared, other.SourceShared},
+		{"source shared", d.SourceShared, other.SourceShared}, {zeroCopyFlag, !d.Copied, !other.Copied},
 	} {
 		if f.here != f.other {
 			differ(f.what, f.here, f.other)

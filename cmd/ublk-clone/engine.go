@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -20,7 +21,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/metadata"
 	"github.com/ublk-clone/ublk-clone/ublk"
-	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
 // Limits of what a stop waits for.
@@ -152,11 +152,17 @@ func (e *cloneEngine) addDevice(context.Context) (err error) {
 	}
 	def, geo := &e.start.Definition, &e.geometry
 	hint := max(int(min(def.RegionSize, maxHint)), geo.PhysicalBlock)
+	// Memory of users goes to the backends as it is, unless it is copied.
+	dma, copied := geo.DMAAlignment, def.Copied
+	if dma >= os.Getpagesize() {
+		dma, copied = 0, true
+	}
 	e.dev, err = ublk.Create(e.control, ublk.Options{
-		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: e.mark(), Recoverable: true,
+		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: e.mark(), Recoverable: true, Copy: copied,
 		Tokens: queueOps(def.QueueDepth),
 		Params: ublk.Params{
 			Size: geo.Size, LogicalBlockSize: geo.LogicalBlock, PhysicalBlockSize: geo.PhysicalBlock, IOMin: hint, IOOpt: hint,
+			MaxIO: maxIO, DMAAlignment: dma,
 			// Passdown or not: a discard of a part of a region does nothing, so nobody is to be told that
 			// it might (dm-clone shows the destination's granularity and ignores such discards).
 			DiscardGranularity: def.RegionSize, MaxDiscard: clone.MaxSpan, MaxWriteZeroes: clone.MaxSpan,
@@ -165,6 +171,9 @@ func (e *cloneEngine) addDevice(context.Context) (err error) {
 	})
 	return driverError("add the block device", err)
 }
+
+// maxIO is the most bytes of a READ or WRITE.
+const maxIO = 512 << 10
 
 // maxHint bounds io_min and io_opt, in bytes: the page cache reads ahead twice io_opt.
 const maxHint = 512 << 10
@@ -203,17 +212,17 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
 		Kick: e.committer.kick, Event: e.changed, Classify: e.classify, Touch: e.live.Touch, Release: e.givePageBack,
 	})
-	dest, err := uring.NewFile(e.dest.File())
+	dest, err := newSharedFile(e.dest)
 	if err != nil {
 		return err
 	}
-	depth := e.dev.Info().Depth
-	for range e.dev.Info().Queues {
+	depth, queues := e.dev.Info().Depth, e.dev.Info().Queues
+	for range queues {
 		buffers, err := e.buffers(queueBuffers(geo.RegionSize(), depth))
 		if err != nil {
 			return err
 		}
-		e.frontends = append(e.frontends, newFrontend(e.core, &e.source, dest, depth, buffers, e.log, e.requestFailed, e.requestRefused))
+		e.frontends = append(e.frontends, newFrontend(e.core, &e.source, dest, queues, depth, buffers, e.log, e.requestFailed, e.requestRefused))
 	}
 	buffers, err := e.buffers(hydratorBuffers, defaultBatchBytes)
 	if err != nil {
@@ -233,9 +242,9 @@ const hydratorBuffers = 16
 const queueBufferBytes = 16 << 20
 
 // queueBuffers: a copy buffer of a queue holds a region and what a small request adds to it at either side, as
-// long as that is within reason, and there are no more of them than can be used at a time.
+// long as that is within reason, and any READ, for read-through; there are no more of them than can be used at a time.
 func queueBuffers(regionSize int64, depth int) (n int, size int64) {
-	size = min(max(2*regionSize, 64<<10), 1<<20)
+	size = min(max(2*regionSize, maxIO), 1<<20)
 	return min(depth, int(queueBufferBytes/size)), size
 }
 

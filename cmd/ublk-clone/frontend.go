@@ -19,24 +19,70 @@ import (
 
 // backend gives a lane's I/O to its thread's loop. It is the clone.Backend of queues and of the hydrator.
 type backend struct {
-	loop   *uring.Loop // set on the lane's thread before its first request
+	loop   *uring.Loop // set on the lane's thread before its first request, by attach
+	users  userData    // nil: the hydrator's, which has no requests
 	source *source
-	dest   *uring.File
+	from   *uring.Port // to the source that was read last
+	dest   *sharedFile
+	to     *uring.Port // to the destination
+	lanes  int         // that share source and destination
 	// reading is what a read of the source has taken, by token.
 	reading []*openSource
-	// data is the memory of a request's bytes. The hydrator has no requests.
-	data func(r *clone.Request) []byte
 }
 
-func (b *backend) bytes(d clone.Data) []byte {
-	if d.Request == nil {
-		return d.Buf
+// sharedFile is a file that the loops of all lanes use, and how many requests it takes at a time; 0: any number.
+type sharedFile struct {
+	*uring.File
+	depth int
+}
+
+// newSharedFile is of an open source or destination.
+func newSharedFile(d *blockdev.Device) (*sharedFile, error) {
+	f, err := uring.NewFile(d.File())
+	return &sharedFile{f, d.Depth()}, err
+}
+
+// share is how many I/Os each of a number of lanes gives to the file at a time: together twice what it takes, so that
+// it always has the next one (uring.Port has the figures).
+func (f *sharedFile) share(lanes int) int {
+	if f.depth == 0 {
+		return 0
 	}
-	return b.data(d.Request)[d.At : d.At+d.Len]
+	return max(1, 2*f.depth/lanes)
 }
 
-func newBackend(source *source, dest *uring.File, tokens int) *backend {
-	return &backend{source: source, dest: dest, reading: make([]*openSource, tokens)}
+// newBackend is for one of a number of lanes.
+func newBackend(source *source, dest *sharedFile, tokens, lanes int) *backend {
+	return &backend{source: source, dest: dest, reading: make([]*openSource, tokens), lanes: lanes}
+}
+
+// userData are the bytes of requests, by tag: a ublk.Queue.
+type userData interface {
+	Data(tag uint16) uring.Data
+	Fetch(tag uint16, at int64, dst []byte) error
+	Store(tag uint16, at int64, src []byte) error
+	Clear(tag uint16, at, n int64) error
+}
+
+// attach joins the backend to its thread's loop.
+func (b *backend) attach(loop *uring.Loop) {
+	b.loop = loop
+	b.to = loop.Open(b.dest.File, b.dest.share(b.lanes))
+}
+
+func (b *backend) bytes(d clone.Data) uring.Data {
+	if d.Request == nil {
+		return uring.Memory(d.Buf)
+	}
+	return b.users.Data(uint16(d.Request.Tag)).Slice(d.At, d.Len)
+}
+
+// port is the way to a source.
+func (b *backend) port(s *openSource) *uring.Port {
+	if b.from == nil || b.from.File() != s.file.File {
+		b.from = b.loop.Open(s.file.File, s.file.share(b.lanes))
+	}
+	return b.from
 }
 
 func (b *backend) ReadSource(token uint32, off int64, data clone.Data, alone bool) {
@@ -46,9 +92,9 @@ func (b *backend) ReadSource(token uint32, off int64, data clone.Data, alone boo
 	case s.file == nil:
 		b.loop.Refuse(token, unix.ENODEV)
 	case alone:
-		b.loop.ReadAlone(token, s.file, off, b.bytes(data))
+		b.port(s).ReadAlone(token, off, b.bytes(data))
 	default:
-		b.loop.Read(token, s.file, off, b.bytes(data))
+		b.port(s).Read(token, off, b.bytes(data))
 	}
 }
 
@@ -69,31 +115,33 @@ func (b *backend) ended(token uint32, err error) error {
 }
 
 func (b *backend) ReadDest(token uint32, off int64, data clone.Data) {
-	b.loop.Read(token, b.dest, off, b.bytes(data))
+	b.to.Read(token, off, b.bytes(data))
 }
 
 func (b *backend) WriteDest(token uint32, off int64, data clone.Data, durable bool) {
-	b.loop.Write(token, b.dest, off, b.bytes(data), durable)
+	b.to.Write(token, off, b.bytes(data), durable)
 }
 
 func (b *backend) ZeroDest(token uint32, off, length int64, unmap bool) {
-	b.loop.Zero(token, b.dest, off, length, unmap)
+	b.to.Zero(token, off, length, unmap)
 }
 
 func (b *backend) DiscardDest(token uint32, off, length int64) {
-	b.loop.Discard(token, b.dest, off, length)
+	b.to.Discard(token, off, length)
 }
 
-func (b *backend) FlushDest(token uint32) { b.loop.Flush(token, b.dest) }
+func (b *backend) FlushDest(token uint32) { b.to.Flush(token) }
 
 func (b *backend) Fetch(r *clone.Request, at int64, dst []byte) error {
-	copy(dst, b.data(r)[at:])
-	return nil
+	return b.users.Fetch(uint16(r.Tag), at, dst)
+}
+
+func (b *backend) Store(r *clone.Request, at int64, src []byte) error {
+	return b.users.Store(uint16(r.Tag), at, src)
 }
 
 func (b *backend) Clear(r *clone.Request, at, n int64) error {
-	clear(b.data(r)[at : at+n])
-	return nil
+	return b.users.Clear(uint16(r.Tag), at, n)
 }
 
 // frontend is the ublk.Target of one queue: it turns the driver's requests into the lane's, and the lane's
@@ -118,10 +166,10 @@ const failureBurst = 10
 
 // newFrontend makes the target of a queue of the given depth and its lane; failed is told of requests that
 // fail. attach follows on the queue's thread.
-func newFrontend(core *clone.Core, source *source, dest *uring.File, depth int, buffers [][]byte, log zerolog.Logger,
+func newFrontend(core *clone.Core, source *source, dest *sharedFile, lanes, depth int, buffers [][]byte, log zerolog.Logger,
 	failed func(*clone.Request, error), refused func(*clone.Request)) *frontend {
 	f := &frontend{
-		backend:  newBackend(source, dest, queueOps(depth)),
+		backend:  newBackend(source, dest, queueOps(depth), lanes),
 		requests: make([]clone.Request, depth),
 		log:      log.Sample(&zerolog.BurstSampler{Burst: failureBurst, Period: time.Second}),
 		failed:   failed,
@@ -132,7 +180,6 @@ func newFrontend(core *clone.Core, source *source, dest *uring.File, depth int, 
 		f.requests[tag].Tag = tag
 		f.requests[tag].End = f.end
 	}
-	f.backend.data = func(r *clone.Request) []byte { return f.queue.Data(uint16(r.Tag)) }
 	f.lane = core.NewLane(clone.LaneConfig{
 		Backend: f.backend,
 		Wake:    func() { f.backend.loop.Wake() },
@@ -148,7 +195,8 @@ func queueOps(depth int) int { return 2 * depth }
 
 // attach joins the frontend to its queue.
 func (f *frontend) attach(q *ublk.Queue) ublk.Target {
-	f.queue, f.backend.loop = q, q.Loop()
+	f.queue, f.backend.users = q, q
+	f.backend.attach(q.Loop())
 	return f
 }
 

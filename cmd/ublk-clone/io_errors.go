@@ -68,11 +68,11 @@ func (e *cloneEngine) classify(err error) clone.ErrorClass {
 // forUser is what a user of the block device gets to know of an error: EIO, as the errnos of our devices would
 // speak of the wrong one; but a full destination is what one can do something about.
 func forUser(err error) error {
-	var errno syscall.Errno
-	switch {
-	case err == nil:
+	if err == nil { // before errno is there, which is on the heap
 		return nil
-	case errors.As(err, &errno) && slices.Contains(fullErrors, errno):
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) && slices.Contains(fullErrors, errno) {
 		return syscall.ENOSPC
 	}
 	return syscall.EIO

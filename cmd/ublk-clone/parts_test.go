@@ -86,7 +86,10 @@ func (b *failingBackend) of(kind string) *backend {
 	return b.backend
 }
 
-func (b *failingBackend) setLoop(l *uring.Loop) { b.loop, b.bad.loop = l, l }
+func (b *failingBackend) attach(l *uring.Loop) {
+	b.backend.attach(l)
+	b.bad.attach(l)
+}
 
 func (b *failingBackend) ReadSource(token uint32, off int64, data clone.Data, alone bool) {
 	b.of("read source").ReadSource(token, off, data, alone)
@@ -176,7 +179,7 @@ type parts struct {
 	opened []*os.File
 	memory []*sys.Mapping
 
-	dest, bad  *uring.File
+	dest, bad  *sharedFile
 	badSource  source
 	live       *livemap.Map
 	core       *clone.Core
@@ -218,7 +221,7 @@ func (p *parts) must(err error) {
 	}
 }
 
-func (p *parts) open(path string, flags int) *uring.File {
+func (p *parts) open(path string, flags int) *sharedFile {
 	p.t.Helper()
 	f, err := os.OpenFile(path, flags, 0)
 	p.must(err)
@@ -226,11 +229,11 @@ func (p *parts) open(path string, flags int) *uring.File {
 	return p.wrap(f)
 }
 
-func (p *parts) wrap(f *os.File) *uring.File {
+func (p *parts) wrap(f *os.File) *sharedFile {
 	p.t.Helper()
 	u, err := uring.NewFile(f)
 	p.must(err)
-	return u
+	return &sharedFile{File: u, depth: 2}
 }
 
 func (p *parts) allocate(size int) []byte {
@@ -290,9 +293,9 @@ func (p *parts) newLane(buffers int) *partLane {
 		parts: p, data: p.allocate(4 * partsRegion), work: make(chan struct{}, 1), answer: make(chan error, 1),
 		quit: make(chan struct{}), left: make(chan error, 1),
 	}
-	good, bad := newBackend(&p.engine.source, p.dest, 2*buffers), newBackend(&p.badSource, p.bad, 0)
-	good.data = func(*clone.Request) []byte { return l.data }
-	bad.data, bad.reading = good.data, good.reading
+	good, bad := newBackend(&p.engine.source, p.dest, 2*buffers, 1), newBackend(&p.badSource, p.bad, 0, 1)
+	good.users = memoryOf(l.data)
+	bad.users, bad.reading = good.users, good.reading
 	l.backend = &failingBackend{backend: good, bad: bad, plan: p.plan}
 	l.request.End = func(_ *clone.Request, err error) { l.answer <- err }
 	var memory [][]byte
@@ -302,6 +305,17 @@ func (p *parts) newLane(buffers int) *partLane {
 	l.lane = p.core.NewLane(clone.LaneConfig{Backend: l.backend, Wake: func() { l.loop.Wake() }, Ops: 2 * buffers, Buffers: memory})
 	return l
 }
+
+// memoryOf is the data of the only request.
+type memoryOf []byte
+
+func (m memoryOf) Data(uint16) uring.Data { return uring.Memory(m) }
+
+func (m memoryOf) Fetch(_ uint16, at int64, dst []byte) error { copy(dst, m[at:]); return nil }
+
+func (m memoryOf) Store(_ uint16, at int64, src []byte) error { copy(m[at:], src); return nil }
+
+func (m memoryOf) Clear(_ uint16, at, n int64) error { clear(m[at : at+n]); return nil }
 
 func (p *parts) addHydrator() {
 	l := p.background
@@ -324,7 +338,7 @@ func (l *partLane) start() error {
 		runtime.LockOSThread()
 		loop, err := uring.NewLoop(l, uring.LoopOptions{Tokens: 16})
 		l.loop = loop
-		l.backend.setLoop(loop)
+		l.backend.attach(loop)
 		ready <- err
 		if err == nil {
 			loop.Wake()

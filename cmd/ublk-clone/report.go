@@ -68,6 +68,7 @@ type cloneStatus struct {
 	Warnings       []string      `json:"warnings,omitempty"`
 	Failed         []failedIO    `json:"failed,omitempty"` // requests of users, by side, since the daemon's start
 	Queues         []queueStatus `json:"queues"`
+	ZeroCopy       bool          `json:"zero_copy"`  // devices get the memory of users as it is
 	LastEvent      uint64        `json:"last_event"` // sequence number; 0: none yet
 
 	Holders []blockdev.Holder `json:"holders,omitempty"` // who has the device of a dead daemon open

@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
-	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
 // source is what all lanes read the source through. What is open can be exchanged while they do: a device that has
@@ -26,7 +25,7 @@ type source struct {
 // openSource is one description of the source, or the want of one.
 type openSource struct {
 	device *blockdev.Device // nil: there is none
-	file   *uring.File
+	file   *sharedFile
 	why    error // there is none; for the user
 	// users are the reads in flight, and one more while this is the source of now.
 	users atomic.Int64
@@ -44,7 +43,7 @@ func newOpenSource(device *blockdev.Device, why error) (*openSource, error) {
 		return o, nil
 	}
 	var err error
-	o.file, err = uring.NewFile(device.File())
+	o.file, err = newSharedFile(device)
 	return o, err
 }
 

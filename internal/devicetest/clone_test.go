@@ -91,7 +91,11 @@ func (m *machine) newClone(source, dest, metadata *disk, args ...string) *clone 
 
 // addArgs are the arguments of add behind the name.
 func addArgs(source, dest, metadata *disk, args ...string) []string {
-	return append([]string{"--source", source.path, "--dest", dest.path, "--metadata", metadata.path}, args...)
+	args = append([]string{"--source", source.path, "--dest", dest.path, "--metadata", metadata.path}, args...)
+	if how := os.Getenv("ZERO_COPY"); how != "" {
+		args = append(args, "--zero-copy", how)
+	}
+	return args
 }
 
 // addClone makes a clone and starts it.

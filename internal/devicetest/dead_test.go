@@ -146,10 +146,11 @@ func TestRecoverWaits(t *testing.T) {
 type zeroTarget struct{ q *ublk.Queue }
 
 func (z *zeroTarget) Request(tag uint16, d ublk.Desc) {
+	var err error
 	if d.Op == ublk.OpRead {
-		clear(z.q.Data(tag))
+		err = z.q.Clear(tag, 0, d.Length())
 	}
-	z.q.Commit(tag, nil)
+	z.q.Commit(tag, err)
 }
 func (z *zeroTarget) Complete(uint32, error) {}
 func (z *zeroTarget) Drain()                 {}

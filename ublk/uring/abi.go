@@ -6,6 +6,8 @@ import "unsafe"
 const (
 	opNop         = 0
 	opFsync       = 3
+	opReadFixed   = 4
+	opWriteFixed  = 5
 	opAsyncCancel = 14
 	opFallocate   = 17
 	opRead        = 22
@@ -23,6 +25,9 @@ const (
 	featNoDrop     = 1 << 1 // 5.5
 
 	enterGetEvents = 1 << 0
+
+	registerBuffers2 = 15     // 5.13
+	registerSparse   = 1 << 0 // 5.19
 
 	fsyncDatasync = 1 << 0
 
@@ -107,6 +112,14 @@ type cqe struct {
 	flags    uint32
 }
 
+// rsrcRegister is struct io_uring_rsrc_register, 32 bytes.
+//
+//	struct io_uring_rsrc_register { __u32 nr; __u32 flags; __u64 resv2; __u64 data; __u64 tags; };
+type rsrcRegister struct {
+	nr, flags         uint32
+	resv2, data, tags uint64
+}
+
 const (
 	sqeSize    = 64
 	bigSQESize = 128
@@ -122,6 +135,8 @@ var (
 	_ [unsafe.Sizeof(sqe{}) - sqeSize]struct{}
 	_ [cqeSize - unsafe.Sizeof(cqe{})]struct{}
 	_ [unsafe.Sizeof(cqe{}) - cqeSize]struct{}
+	_ [32 - unsafe.Sizeof(rsrcRegister{})]struct{}
+	_ [unsafe.Sizeof(rsrcRegister{}) - 32]struct{}
 	_ [120 - unsafe.Sizeof(params{})]struct{}
 	_ [unsafe.Sizeof(params{}) - 120]struct{}
 	_ [cmdOffset - unsafe.Offsetof(sqe{}.addr3)]struct{}

@@ -27,8 +27,8 @@ type operation struct {
 	step    step
 	dsync   bool
 	alone   bool // read: no one request with others
-	file    *File
-	buf     []byte // read, write: what is left
+	port    *Port
+	data    Data // read, write: what is left
 	off     int64
 	length  int64
 	nextOne uint32 // in a fifo
@@ -36,43 +36,108 @@ type operation struct {
 	refused unix.Errno
 }
 
-// Read fills buf from off. A file that ends before is io.ErrUnexpectedEOF.
-func (l *Loop) Read(token uint32, f *File, off int64, buf []byte) {
-	l.start(token, operation{step: stepRead, file: f, off: off, buf: buf, length: int64(len(buf))})
+// Data are the bytes of a transfer: memory of this process, or a stretch of a buffer that a driver has put into the
+// table of the loop's ring (LoopOptions.Slots), where nobody here can look at them.
+type Data struct {
+	buf        []byte
+	registered bool
+	slot       uint16
+	at, length int64 // of a registered buffer
+}
+
+// Memory is b, which comes from MapBuffer.
+func Memory(b []byte) Data { return Data{buf: b, length: int64(len(b))} }
+
+// Registered is length bytes of the buffer in slot from its byte at on.
+func Registered(slot uint16, at, length int64) Data {
+	return Data{registered: true, slot: slot, at: at, length: length}
+}
+
+// Len is the number of bytes.
+func (d Data) Len() int64 { return d.length }
+
+// Slice is the stretch of n bytes from byte at of d on.
+func (d Data) Slice(at, n int64) Data {
+	if !d.registered {
+		return Memory(d.buf[at : at+n])
+	}
+	return Registered(d.slot, d.at+at, n)
+}
+
+// Bytes is the memory of d, nil if that is a registered buffer.
+func (d Data) Bytes() []byte { return d.buf }
+
+// Port is a loop's way to a File: no more than a limit of I/Os there are with the kernel at a time, others wait in
+// order. What the queue of a device cannot take is handed to worker threads by the kernel, 63 to 68 % of the requests
+// to one with 5 places at depth 32: 35 thousand requests a second, 43 thousand with at most 10 in flight (6.18, one
+// CPU of 1 GIPS). Its methods are called on the loop's thread; each I/O ends with Handler.Complete.
+type Port struct {
+	loop     *Loop
+	file     *File
+	limit    int
+	inFlight int
+	waiting  fifo
+}
+
+// Open makes a way to f with at most limit I/Os at a time; 0 is no limit. It needs no Close: it is let go of when
+// nothing is in flight there.
+func (l *Loop) Open(f *File, limit int) *Port {
+	if limit == 0 {
+		limit = len(l.ops)
+	}
+	return &Port{loop: l, file: f, limit: limit}
+}
+
+// File is what the port leads to.
+func (p *Port) File() *File { return p.file }
+
+// Read fills d from off. A file that ends before is io.ErrUnexpectedEOF.
+func (p *Port) Read(token uint32, off int64, d Data) {
+	p.take(token, stepRead, off, d.length).data = d
+	p.start(token)
 }
 
 // ReadAlone is Read, but the block layer makes no one request of it and others, which a bad sector that one of
 // them covers would fail whole.
-func (l *Loop) ReadAlone(token uint32, f *File, off int64, buf []byte) {
-	l.start(token, operation{step: stepRead, file: f, off: off, buf: buf, length: int64(len(buf)), alone: true})
+func (p *Port) ReadAlone(token uint32, off int64, d Data) {
+	op := p.take(token, stepRead, off, d.length)
+	op.data, op.alone = d, true
+	p.start(token)
 }
 
-// Refuse ends with errno, without any file.
-func (l *Loop) Refuse(token uint32, errno unix.Errno) {
-	l.start(token, operation{step: stepRefused, refused: errno})
-}
-
-// Write writes the whole of buf at off; with dsync its data are durable when it ends.
-func (l *Loop) Write(token uint32, f *File, off int64, buf []byte, dsync bool) {
-	l.start(token, operation{step: stepWrite, file: f, off: off, buf: buf, length: int64(len(buf)), dsync: dsync})
+// Write writes the whole of d at off; with dsync its data are durable when it ends.
+func (p *Port) Write(token uint32, off int64, d Data, dsync bool) {
+	op := p.take(token, stepWrite, off, d.length)
+	op.data, op.dsync = d, dsync
+	p.start(token)
 }
 
 // Zero makes length bytes at off read as zeros. With unmap their space may be given up; where there is no
 // such way, and where zeroing is not offered at all, zeros are written.
-func (l *Loop) Zero(token uint32, f *File, off, length int64, unmap bool) {
-	l.start(token, operation{step: zeroStep(f, unmap), file: f, off: off, length: length})
+func (p *Port) Zero(token uint32, off, length int64, unmap bool) {
+	p.take(token, zeroStep(p.file, unmap), off, length)
+	p.start(token)
 }
 
 // Discard tells the device that length bytes at off are not needed; what they read as afterwards is not
 // defined. It is advice: where the device or kernel (block devices: before 6.12) does not take it, it ends
 // well and nothing was done.
-func (l *Loop) Discard(token uint32, f *File, off, length int64) {
-	l.start(token, operation{step: stepDiscard, file: f, off: off, length: length})
+func (p *Port) Discard(token uint32, off, length int64) {
+	p.take(token, stepDiscard, off, length)
+	p.start(token)
 }
 
 // Flush makes everything durable whose write had completed before (fdatasync).
-func (l *Loop) Flush(token uint32, f *File) {
-	l.start(token, operation{step: stepFlush, file: f, length: 1})
+func (p *Port) Flush(token uint32) {
+	p.take(token, stepFlush, 0, 1)
+	p.start(token)
+}
+
+// Refuse ends with errno, without any file.
+func (l *Loop) Refuse(token uint32, errno unix.Errno) {
+	op := l.free(token)
+	op.step, op.refused = stepRefused, errno
+	l.done.push(l.ops, token)
 }
 
 // zeroStep is the best way to zero f that is not known to fail.
@@ -86,32 +151,47 @@ func zeroStep(f *File, unmap bool) step {
 	return stepZeroWrite
 }
 
-// start begins an operation, or puts it in line.
-func (l *Loop) start(token uint32, o operation) {
+// free is the operation of a token, which nothing is under way with.
+func (l *Loop) free(token uint32) *operation {
 	op := &l.ops[token]
 	if op.step != stepIdle {
 		panic("backend I/O started on a token in use")
 	}
-	*op = o
-	switch {
-	case o.length == 0:
+	return op
+}
+
+// take makes an operation of a token, without data.
+func (p *Port) take(token uint32, st step, off, length int64) *operation {
+	op := p.loop.free(token)
+	op.step, op.dsync, op.alone, op.given = st, false, false, 0
+	op.port, op.off, op.length = p, off, length
+	return op
+}
+
+// start begins an operation, or puts it in line.
+func (p *Port) start(token uint32) {
+	l := p.loop
+	switch op := &l.ops[token]; {
+	case op.length == 0:
 		l.done.push(l.ops, token)
-	case l.inFlight == l.maxInFlight:
-		l.waiting.push(l.ops, token)
+	case p.inFlight == p.limit:
+		p.waiting.push(l.ops, token)
+		l.outstanding++
 	default:
-		l.inFlight++
+		p.inFlight++
+		l.outstanding++
 		l.issue(token, op)
 	}
 }
 
 // issue prepares the entry for what is left of op.
 func (l *Loop) issue(token uint32, op *operation) {
-	user, fd := userBackend|uint64(token), op.file.fd
+	user, fd := userBackend|uint64(token), op.port.file.fd
 	switch op.step {
 	case stepRead:
-		l.keep(l.ring.ReadPriority(fd, op.off, op.buf, l.priority(op), user))
+		l.keep(l.ring.Read(fd, op.off, op.data, l.priority(op), user))
 	case stepWrite:
-		l.keep(l.ring.Write(fd, op.off, op.buf, writeFlags(op.dsync), user))
+		l.keep(l.ring.Write(fd, op.off, op.data, writeFlags(op.dsync), user))
 	case stepPunch:
 		l.keep(l.ring.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
 	case stepZeroRange:
@@ -142,18 +222,19 @@ func writeFlags(dsync bool) uint32 {
 }
 
 // zeroPiece is the next piece of a written zeroing. NewLoop has made the buffer.
-func zeroPiece(length int64) []byte {
+func zeroPiece(length int64) Data {
 	b, _ := zeros()
-	return b[:min(length, zeroSize)]
+	return Memory(b[:min(length, zeroSize)])
 }
 
 // issueDiscard: a block device has a command for it, a file gives up the space.
 func (l *Loop) issueDiscard(op *operation, user uint64) {
-	if op.file.block {
-		l.keep(l.ring.BlockDiscard(op.file.fd, op.off, op.length, user))
+	fd := op.port.file.fd
+	if op.port.file.block {
+		l.keep(l.ring.BlockDiscard(fd, op.off, op.length, user))
 		return
 	}
-	l.keep(l.ring.Fallocate(op.file.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
+	l.keep(l.ring.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
 }
 
 // backendDone is the kernel's answer to issue. The operation goes on if there is something left, otherwise
@@ -165,10 +246,11 @@ func (l *Loop) backendDone(token uint32, res int32) {
 		l.issue(token, op)
 		return
 	}
-	l.inFlight--
-	if !l.waiting.empty() {
-		next := l.waiting.pop(l.ops)
-		l.inFlight++
+	l.outstanding--
+	if p := op.port; p.waiting.empty() {
+		p.inFlight--
+	} else {
+		next := p.waiting.pop(l.ops)
 		l.issue(next, &l.ops[next])
 	}
 	l.end(token, err)
@@ -192,7 +274,7 @@ func (op *operation) moved(n int64) (again bool, err error) {
 	op.off += n
 	op.length -= n
 	if op.step != stepZeroWrite {
-		op.buf = op.buf[n:]
+		op.data = op.data.Slice(n, op.length)
 	}
 	switch {
 	case op.length == 0:
@@ -223,11 +305,11 @@ func (op *operation) failed(errno unix.Errno) (again bool, err error) {
 	case op.step == stepDiscard && (unsupported || errno == unix.EINVAL):
 		return false, nil
 	case op.step == stepPunch && unsupported:
-		op.file.noPunch.Store(true)
-		op.step = zeroStep(op.file, false)
+		op.port.file.noPunch.Store(true)
+		op.step = zeroStep(op.port.file, false)
 		return true, nil
 	case op.step == stepZeroRange && unsupported:
-		op.file.noZeroRange.Store(true)
+		op.port.file.noZeroRange.Store(true)
 		op.step = stepZeroWrite
 		return true, nil
 	}
@@ -236,7 +318,7 @@ func (op *operation) failed(errno unix.Errno) (again bool, err error) {
 
 // end frees the token and tells the handler, in this order: the handler may use the token at once.
 func (l *Loop) end(token uint32, err error) {
-	l.ops[token] = operation{}
+	l.ops[token].step = stepIdle
 	l.handler.Complete(token, err)
 }
 

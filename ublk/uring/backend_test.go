@@ -15,21 +15,21 @@ func TestLoopReadsAndWritesWhole(t *testing.T) {
 	for name, flags := range map[string]int{"buffered": 0, "direct": unix.O_DIRECT} {
 		t.Run(name, func(t *testing.T) {
 			l, r := newTestLoop(t, LoopOptions{Tokens: 4})
-			f := newTestFile(t, openTestFile(t, t.TempDir(), flags))
+			f := l.Open(newTestFile(t, openTestFile(t, t.TempDir(), flags)), 0)
 			b := mapTestBuffer(t, 1<<20)
 			for i := range b {
 				b[i] = byte(i >> 8)
 			}
-			l.Write(3, f, 4096, b, true)
+			f.Write(3, 4096, Memory(b), true)
 			if e := r.until(t, l, 1)[0]; e != (ended{3, nil}) {
 				t.Fatalf("write: %v", e)
 			}
-			l.Flush(0, f)
+			f.Flush(0)
 			if e := r.until(t, l, 1)[0]; e != (ended{0, nil}) {
 				t.Fatalf("flush: %v", e)
 			}
 			in := mapTestBuffer(t, 1<<20)
-			l.Read(1, f, 4096, in)
+			f.Read(1, 4096, Memory(in))
 			if e := r.until(t, l, 1)[0]; e != (ended{1, nil}) {
 				t.Fatalf("read: %v", e)
 			}
@@ -45,7 +45,7 @@ func TestShortReads(t *testing.T) {
 	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
 	pr, pw := testPipe(t)
 	b := mapTestBuffer(t, 4096)
-	l.Read(0, newTestFile(t, pr), 0, b[:10])
+	l.Open(newTestFile(t, pr), 0).Read(0, 0, Memory(b[:10]))
 	for i, piece := range []string{"abc", "defg", "hi"} {
 		if _, err := pw.WriteString(piece); err != nil {
 			t.Fatal(err)
@@ -80,7 +80,7 @@ func TestShortWrites(t *testing.T) {
 		}
 		got <- in
 	}()
-	l.Write(0, newTestFile(t, pw), 0, b, false)
+	l.Open(newTestFile(t, pw), 0).Write(0, 0, Memory(b), false)
 	if err := r.one(t, l); err != nil {
 		t.Fatalf("write: %v", err)
 	}
@@ -94,7 +94,7 @@ func TestReadPastEnd(t *testing.T) {
 	f := openTestFile(t, t.TempDir(), 0)
 	must(t, f.Truncate(1000))
 	b := mapTestBuffer(t, 4096)
-	l.Read(0, newTestFile(t, f), 0, b)
+	l.Open(newTestFile(t, f), 0).Read(0, 0, Memory(b))
 	if err := r.one(t, l); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("read past the end: %v", err)
 	}
@@ -142,9 +142,10 @@ func TestAdvance(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			op := c.op
-			op.file = &File{}
-			if op.step == stepRead || op.step == stepWrite {
-				op.buf = make([]byte, op.length)
+			op.port = &Port{file: &File{}}
+			moves := op.step == stepRead || op.step == stepWrite
+			if moves {
+				op.data = Memory(make([]byte, op.length))
 			}
 			again, err := op.advance(c.res)
 			if again != c.again || !errors.Is(err, c.err) || (c.err == nil) != (err == nil) {
@@ -156,8 +157,8 @@ func TestAdvance(t *testing.T) {
 			if again && op.step != c.step {
 				t.Errorf("goes on with step %d, want %d", op.step, c.step)
 			}
-			if op.buf != nil && int64(len(op.buf)) != op.length {
-				t.Errorf("%d bytes of buffer for %d", len(op.buf), op.length)
+			if moves && (op.data.Len() != op.length || int64(len(op.data.buf)) != op.length) {
+				t.Errorf("%d bytes of buffer, %d in fact, for %d", op.data.Len(), len(op.data.buf), op.length)
 			}
 		})
 	}
@@ -176,7 +177,7 @@ func zeroCase(t *testing.T, dir string, prepare func(*File), unmap bool) (file *
 	if prepare != nil {
 		prepare(file)
 	}
-	l.Zero(0, file, zeroPart, zeroPart, unmap)
+	l.Open(file, 0).Zero(0, zeroPart, zeroPart, unmap)
 	if err := r.one(t, l); err != nil {
 		t.Fatalf("zero: %v", err)
 	}
@@ -246,7 +247,7 @@ func TestDiscard(t *testing.T) {
 	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
 	f := openTestFile(t, t.TempDir(), 0)
 	must(t, os.WriteFile(f.Name(), fill(make([]byte, 1<<20), 1), 0o600))
-	l.Discard(0, newTestFile(t, f), 0, 1<<20)
+	l.Open(newTestFile(t, f), 0).Discard(0, 0, 1<<20)
 	if err := r.one(t, l); err != nil {
 		t.Fatal(err)
 	}
@@ -260,9 +261,9 @@ func TestDiscard(t *testing.T) {
 // TestNothingToDo: an operation of no length ends, but not within the call.
 func TestNothingToDo(t *testing.T) {
 	l, r := newTestLoop(t, LoopOptions{Tokens: 2})
-	f := newTestFile(t, openTestFile(t, t.TempDir(), 0))
-	l.Read(0, f, 0, nil)
-	l.Zero(1, f, 0, 0, true)
+	f := l.Open(newTestFile(t, openTestFile(t, t.TempDir(), 0)), 0)
+	f.Read(0, 0, Memory(nil))
+	f.Zero(1, 0, 0, true)
 	if len(r.ends) != 0 {
 		t.Error("ended within the call")
 	}
@@ -294,7 +295,7 @@ func TestReadAlone(t *testing.T) {
 	f := openTestFile(t, t.TempDir(), 0)
 	must(t, os.WriteFile(f.Name(), fill(make([]byte, 4096), 0xff), 0o600))
 	buf := mapTestBuffer(t, 4096)
-	l.ReadAlone(0, newTestFile(t, f), 0, buf)
+	l.Open(newTestFile(t, f), 0).ReadAlone(0, 0, Memory(buf))
 	last := (l.ring.tail - 1) & l.ring.sqMask * l.ring.stride
 	got := (*sqe)(unsafe.Pointer(&l.ring.sqes[last])).ioprio
 	if got == 0 || got != l.alonePriority || got == other.alonePriority {
@@ -307,17 +308,36 @@ func TestReadAlone(t *testing.T) {
 
 func TestTokenInUse(t *testing.T) {
 	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
-	f := newTestFile(t, openTestFile(t, t.TempDir(), 0))
-	l.Flush(0, f)
+	f := l.Open(newTestFile(t, openTestFile(t, t.TempDir(), 0)), 0)
+	f.Flush(0)
 	func() {
 		defer func() {
 			if recover() == nil {
 				t.Error("a second operation on the token was taken")
 			}
 		}()
-		l.Flush(0, f)
+		f.Flush(0)
 	}()
 	if err := r.one(t, l); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRegisteredData: a stretch of a registered buffer is addressed by its place in it, and what a short result leaves
+// by the place behind.
+func TestRegisteredData(t *testing.T) {
+	d := Registered(3, 4096, 8192).Slice(512, 1024)
+	if d.Len() != 1024 || d.Bytes() != nil {
+		t.Errorf("%+v", d)
+	}
+	var s sqe
+	s.opcode = opRead
+	s.move(d, opReadFixed)
+	if s.opcode != opReadFixed || s.bufIndex != 3 || s.addr != 4608 || s.len != 1024 {
+		t.Errorf("entry %+v", s)
+	}
+	op := operation{step: stepRead, data: d, length: d.Len()}
+	if again, err := op.advance(512); !again || err != nil || op.data.slot != 3 || op.data.at != 5120 || op.data.length != 512 {
+		t.Errorf("after a short read: %+v, again %v, %v", op.data, again, err)
 	}
 }

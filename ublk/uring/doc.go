@@ -12,8 +12,8 @@
 //
 // # Loop
 //
-// A [Loop] owns a ring and serves one thread: backend I/O that is finished whole, commands of a driver, and
-// wake-ups from other threads. One round is: submit and wait; completions; drain. See [Loop.Run].
+// A [Loop] owns a ring and serves one thread: backend I/O that is finished whole, through a [Port] to each file,
+// commands of a driver, and wake-ups from other threads. One round is: submit and wait; completions; drain. See [Loop.Run].
 //
 // # Threads
 //
@@ -25,5 +25,6 @@
 // # Memory
 //
 // The kernel reads and writes buffers while no Go code holds their address: they come from [MapBuffer], never
-// from the Go heap or a stack, and stay mapped until the I/O has completed.
+// from the Go heap or a stack, and stay mapped until the I/O has completed. Or they are no memory of this process at all:
+// a driver puts the pages of its requests into the ring's table ([Registered]).
 package uring

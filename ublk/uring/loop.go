@@ -30,10 +30,8 @@ type CommandHandler interface {
 type LoopOptions struct {
 	// Tokens is the number of backend I/Os that the handler may have: tokens are below it.
 	Tokens int
-	// MaxInFlight is the most backend I/Os that the kernel is given at a time; others wait in order. 0 is no
-	// limit. What a device's queue cannot take is handed to worker threads by the kernel, at a third of the
-	// speed: about twice the device's nr_requests is best.
-	MaxInFlight int
+	// Slots is the number of places for buffers that a driver registers with the ring, see Registered.
+	Slots int
 	// Commands is the most commands outstanding. Without a CommandHandler it is 0.
 	Commands int
 	// BigSQE makes room for payloads of up to 80 bytes in a command, instead of 16.
@@ -55,10 +53,8 @@ type Loop struct {
 	commands CommandHandler // handler, if it is one
 
 	ops         []operation // by token
-	waiting     fifo        // for a place among those in flight
 	done        fifo        // ended without the kernel
-	inFlight    int
-	maxInFlight int
+	outstanding int         // with the kernel, or in line at a port
 	// alonePriority is the I/O priority of what is read alone.
 	alonePriority uint16
 
@@ -69,22 +65,19 @@ type Loop struct {
 // NewLoop makes a loop for the calling goroutine, which is locked to its thread and stays so until Close. If
 // h is a CommandHandler, it gets the ends of commands.
 func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
-	if o.Tokens < 0 || o.MaxInFlight < 0 || o.Commands < 0 {
+	if o.Tokens < 0 || o.Commands < 0 || o.Slots < 0 {
 		return nil, fmt.Errorf("make loop: negative size in %+v", o)
 	}
-	l := &Loop{handler: h, maxInFlight: o.MaxInFlight, ops: make([]operation, o.Tokens)}
+	l := &Loop{handler: h, ops: make([]operation, o.Tokens)}
 	l.alonePriority = bestEffort | uint16(loops.Add(1)%8)
 	l.commands, _ = h.(CommandHandler)
-	if l.maxInFlight == 0 || l.maxInFlight > o.Tokens {
-		l.maxInFlight = o.Tokens
-	}
 	if _, err := zeros(); err != nil {
 		return nil, err
 	}
 	// An entry for each thing that can be outstanding, twice for commands because each may be cancelled, and
 	// the wake-up: the submission queue can then never be full, and the completion queue never overflow.
-	entries := l.maxInFlight + 2*o.Commands + 1
-	ring, err := NewRing(Options{Entries: uint32(entries), BigSQE: o.BigSQE})
+	entries := o.Tokens + 2*o.Commands + 1
+	ring, err := NewRing(Options{Entries: uint32(entries), BigSQE: o.BigSQE, Slots: uint32(o.Slots)})
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +114,7 @@ func (l *Loop) round() {
 func (l *Loop) finished() bool { return l.err != nil || l.stopped && l.Idle() }
 
 // Idle says that no backend I/O is outstanding. Called on the loop's thread.
-func (l *Loop) Idle() bool { return l.inFlight == 0 && l.waiting.empty() && l.done.empty() }
+func (l *Loop) Idle() bool { return l.outstanding == 0 && l.done.empty() }
 
 // submitAndWait submits what the last round prepared and waits for something to do.
 func (l *Loop) submitAndWait() {
@@ -129,7 +122,7 @@ func (l *Loop) submitAndWait() {
 	if !l.done.empty() {
 		wait = 0
 	}
-	err := l.ring.Enter(wait, l.inFlight > 0)
+	err := l.ring.Enter(wait, l.outstanding > 0)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EBUSY) {
 		return // short of memory or of completion places: what is ready is taken, then it is tried again
 	}
@@ -228,10 +221,10 @@ func (l *Loop) Stop() { l.stopped = true }
 // Fail ends Run with err, as a failure of the ring does. Called on the loop's thread.
 func (l *Loop) Fail(err error) { l.keep(err) }
 
-// Command issues a driver's command op on the descriptor fd; payload is copied. It ends with one call of
-// CommandHandler.Command with id.
-func (l *Loop) Command(id uint32, fd int, op uint32, payload []byte) {
-	l.keep(l.ring.Command(fd, op, payload, userCommand|uint64(id)))
+// Command issues a driver's command op on the descriptor fd; payload is copied, addr is the entry's. It ends with one
+// call of CommandHandler.Command with id.
+func (l *Loop) Command(id uint32, fd int, op uint32, addr uint64, payload []byte) {
+	l.keep(l.ring.Command(fd, op, addr, payload, userCommand|uint64(id)))
 }
 
 // CancelCommand asks the kernel to give up the command with this id, which ends in any case with its own call

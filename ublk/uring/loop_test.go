@@ -103,7 +103,7 @@ func TestSubmit(t *testing.T) {
 	defer f.Close()
 	b := fill(mapTestBuffer(t, 4096), 'x')
 	before := l.Idle()
-	l.Write(0, newTestFile(t, f), 0, b[:5], false)
+	l.Open(newTestFile(t, f), 0).Write(0, 0, Memory(b[:5]), false)
 	l.Submit()
 	if !before || l.Idle() {
 		t.Errorf("idle before a write: %v, with one outstanding: %v", before, l.Idle())
@@ -127,17 +127,17 @@ func TestSubmit(t *testing.T) {
 // they complete, in order.
 func TestInFlightLimit(t *testing.T) {
 	const tokens, limit = 10, 3
-	l, r := newTestLoop(t, LoopOptions{Tokens: tokens, MaxInFlight: limit})
+	l, r := newTestLoop(t, LoopOptions{Tokens: tokens})
 	pr, pw := testPipe(t)
 	b := mapTestBuffer(t, 4096)
-	f := newTestFile(t, pr)
+	f := l.Open(newTestFile(t, pr), limit)
 	most := 0
 	for token := range uint32(tokens) {
-		l.Read(token, f, 0, b[token:token+1])
+		f.Read(token, 0, Memory(b[token:token+1]))
 		most = max(most, int(l.ring.Pending()))
 	}
-	if l.inFlight != limit || l.waiting.n != tokens-limit {
-		t.Errorf("%d in flight and %d waiting, want %d and %d", l.inFlight, l.waiting.n, limit, tokens-limit)
+	if f.inFlight != limit || f.waiting.n != tokens-limit {
+		t.Errorf("%d in flight and %d waiting, want %d and %d", f.inFlight, f.waiting.n, limit, tokens-limit)
 	}
 	if most > limit+1 {
 		t.Errorf("%d entries prepared, want at most the %d reads and the wake-up", most, limit)
@@ -150,8 +150,8 @@ func TestInFlightLimit(t *testing.T) {
 			t.Errorf("end %d is token %d with %v", i, e.token, e.err)
 		}
 	}
-	if l.inFlight != 0 || !l.waiting.empty() {
-		t.Errorf("%d in flight and %d waiting at the end", l.inFlight, l.waiting.n)
+	if f.inFlight != 0 || !f.waiting.empty() {
+		t.Errorf("%d in flight and %d waiting at the end", f.inFlight, f.waiting.n)
 	}
 }
 
@@ -229,11 +229,11 @@ func TestWakeAfterClose(t *testing.T) {
 
 // TestStopWaits: Run returns when the last operation has ended, those in line included.
 func TestStopWaits(t *testing.T) {
-	l, r := newTestLoop(t, LoopOptions{Tokens: 2, MaxInFlight: 1})
+	l, r := newTestLoop(t, LoopOptions{Tokens: 2})
 	pr, pw := testPipe(t)
-	f, b := newTestFile(t, pr), mapTestBuffer(t, 4096)
-	l.Read(0, f, 0, b[:1])
-	l.Read(1, f, 0, b[1:2])
+	f, b := l.Open(newTestFile(t, pr), 1), mapTestBuffer(t, 4096)
+	f.Read(0, 0, Memory(b[:1]))
+	f.Read(1, 0, Memory(b[1:2]))
 	l.Stop()
 	var over atomic.Bool
 	go func() {
@@ -255,19 +255,19 @@ func TestStopWaits(t *testing.T) {
 // TestStorm runs operations under a storm of signals: each ends once and whole.
 func TestStorm(t *testing.T) {
 	const tokens = 16
-	l, r := newTestLoop(t, LoopOptions{Tokens: tokens, MaxInFlight: 4})
-	f := newTestFile(t, openTestFile(t, t.TempDir(), unix.O_DIRECT))
+	l, r := newTestLoop(t, LoopOptions{Tokens: tokens})
+	f := l.Open(newTestFile(t, openTestFile(t, t.TempDir(), unix.O_DIRECT)), 4)
 	b := mapTestBuffer(t, tokens*4096)
 	stop := storm(t)
 	defer stop()
 	for pass := range byte(15) {
 		for token := range uint32(tokens) {
-			l.Write(token, f, int64(token)*4096, fill(b[token*4096:][:4096], pass^byte(token)), false)
+			f.Write(token, int64(token)*4096, Memory(fill(b[token*4096:][:4096], pass^byte(token))), false)
 		}
 		r.until(t, l, tokens)
 		clear(b)
 		for token := range uint32(tokens) {
-			l.Read(token, f, int64(token)*4096, b[token*4096:][:4096])
+			f.Read(token, int64(token)*4096, Memory(b[token*4096:][:4096]))
 		}
 		seen := [tokens]int{}
 		for _, e := range r.until(t, l, tokens) {
@@ -316,8 +316,8 @@ func TestCommands(t *testing.T) {
 	must(t, err)
 	defer l.Close()
 	f := openTestFile(t, t.TempDir(), 0)
-	l.Command(0, int(f.Fd()), 1, make([]byte, 16))
-	l.Command(1, int(f.Fd()), 1, make([]byte, 16))
+	l.Command(0, int(f.Fd()), 1, 0, make([]byte, 16))
+	l.Command(1, int(f.Fd()), 1, 0, make([]byte, 16))
 	l.CancelCommand(0)
 	for len(c.results) < 2 {
 		l.round()
@@ -332,18 +332,18 @@ func TestCommands(t *testing.T) {
 // loopRounds makes the operations of a round, for the benchmark and the test of allocation.
 func loopRounds(tb testing.TB) (round func()) {
 	const tokens = 8
-	l, r := newTestLoop(tb, LoopOptions{Tokens: tokens, MaxInFlight: 4})
+	l, r := newTestLoop(tb, LoopOptions{Tokens: tokens})
 	f := openTestFile(tb, tb.TempDir(), 0)
 	must(tb, f.Truncate(tokens*4096))
-	file, b := newTestFile(tb, f), mapTestBuffer(tb, tokens*4096)
+	file, b := l.Open(newTestFile(tb, f), 4), mapTestBuffer(tb, tokens*4096)
 	r.ends = make([]ended, 0, 2*tokens)
 	return func() {
 		for token := range uint32(tokens) {
 			piece := b[token*4096:][:4096]
 			if token%2 == 0 {
-				l.Read(token, file, int64(token)*4096, piece)
+				file.Read(token, int64(token)*4096, Memory(piece))
 			} else {
-				l.Write(token, file, int64(token)*4096, piece, false)
+				file.Write(token, int64(token)*4096, Memory(piece), false)
 			}
 		}
 		l.Wake()

@@ -46,6 +46,9 @@ func UnmapBuffer(b []byte) error {
 // the copy.
 const zeroSize = 1 << 20
 
+// Zeros is memory that reads as zeros and cannot be written, 1 MiB of it.
+func Zeros() ([]byte, error) { return zeros() }
+
 // zeros is zeroSize bytes that cannot be written, shared by all loops and mapped for the life of the process.
 var zeros = sync.OnceValues(func() ([]byte, error) {
 	return mapAnonymous(zeroSize, unix.PROT_READ, unix.MADV_POPULATE_READ)

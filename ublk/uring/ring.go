@@ -25,6 +25,7 @@ type Options struct {
 	Entries           uint32 // submission queue, rounded up to a power of two by the kernel
 	CompletionEntries uint32 // completion queue, at least Entries; 0 = twice Entries
 	BigSQE            bool   // entries of 128 bytes, for commands with up to 80 bytes of payload
+	Slots             uint32 // places for buffers that a driver registers
 }
 
 // Completion is one finished entry.
@@ -82,7 +83,11 @@ func NewRing(o Options) (*Ring, error) {
 	if o.BigSQE {
 		r.stride = bigSQESize
 	}
-	if err := r.mapQueues(&p); err != nil {
+	err := r.mapQueues(&p)
+	if err == nil && o.Slots > 0 {
+		err = r.makeSlots(o.Slots)
+	}
+	if err != nil {
 		r.Close()
 		return nil, err
 	}
@@ -125,6 +130,17 @@ func (r *Ring) mapQueues(p *params) error {
 	}
 	r.tail, r.head = atomic.LoadUint32(r.sqTail), atomic.LoadUint32(r.cqHead)
 	r.seen = r.head
+	return nil
+}
+
+// makeSlots makes the table of registered buffers, all of its places empty.
+func (r *Ring) makeSlots(n uint32) error {
+	table := rsrcRegister{nr: n, flags: registerSparse}
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), registerBuffers2,
+		uintptr(unsafe.Pointer(&table)), unsafe.Sizeof(table), 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("make io_uring's table of %d buffers: %w", n, errno)
+	}
 	return nil
 }
 

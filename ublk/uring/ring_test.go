@@ -237,11 +237,11 @@ func TestReadWrite(t *testing.T) {
 			for i := range out {
 				out[i] = byte(i * 7)
 			}
-			must(t, r.Write(int(f.Fd()), 8192, out, unix.RWF_DSYNC, 1))
+			must(t, r.Write(int(f.Fd()), 8192, Memory(out), unix.RWF_DSYNC, 1))
 			if c := r.one(t); c != (Completion{1, 4096}) {
 				t.Fatalf("write: %+v", c)
 			}
-			must(t, r.Read(int(f.Fd()), 8192, in, 2))
+			must(t, r.Read(int(f.Fd()), 8192, Memory(in), 0, 2))
 			if c := r.one(t); c != (Completion{2, 4096}) {
 				t.Fatalf("read: %+v", c)
 			}
@@ -256,7 +256,7 @@ func TestReadWrite(t *testing.T) {
 			if c := r.one(t); c != (Completion{4, 0}) {
 				t.Fatalf("fallocate: %+v", c)
 			}
-			must(t, r.Read(int(f.Fd()), 8192, in, 5))
+			must(t, r.Read(int(f.Fd()), 8192, Memory(in), 0, 5))
 			if c := r.one(t); c.Res != 4096 || !bytes.Equal(in, make([]byte, 4096)) {
 				t.Errorf("read of the hole: %+v, or not zeros", c)
 			}
@@ -267,7 +267,7 @@ func TestReadWrite(t *testing.T) {
 func TestResultsAreErrnos(t *testing.T) {
 	r := newTestRing(t, Options{Entries: 4})
 	f := openTestFile(t, t.TempDir(), 0)
-	must(t, r.Command(int(f.Fd()), 1, make([]byte, 16), 1))
+	must(t, r.Command(int(f.Fd()), 1, 0, make([]byte, 16), 1))
 	if c := r.one(t); c.Res != -int32(unix.EOPNOTSUPP) {
 		t.Errorf("command to a file: %+v, want EOPNOTSUPP", c)
 	}
@@ -288,11 +288,11 @@ func TestPayload(t *testing.T) {
 		name string
 	}{{false, 16, "64-byte entries"}, {true, 80, "128-byte entries"}} {
 		r := newTestRing(t, Options{Entries: 1, BigSQE: c.big})
-		if err := r.Command(0, 1, make([]byte, c.max+1), 0); err == nil {
+		if err := r.Command(0, 1, 0, make([]byte, c.max+1), 0); err == nil {
 			t.Errorf("%s take a payload of %d bytes", c.name, c.max+1)
 		}
 		payload := bytes.Repeat([]byte{0xa5}, c.max)
-		must(t, r.Command(-1, 0x11223344, payload, 0x55))
+		must(t, r.Command(-1, 0x11223344, 0x66, payload, 0x55))
 		if !bytes.Equal(r.sqes[cmdOffset:cmdOffset+c.max], payload) {
 			t.Errorf("%s: the payload is not at %d", c.name, cmdOffset)
 		}
@@ -316,7 +316,7 @@ func TestInterrupted(t *testing.T) {
 			stop := storm(t)
 			defer stop()
 			for i := range 60 {
-				must(t, r.Read(int(pr.Fd()), 0, b[:1], uint64(i)))
+				must(t, r.Read(int(pr.Fd()), 0, Memory(b[:1]), 0, uint64(i)))
 				go func() {
 					if _, err := pw.Write([]byte{byte(i)}); err != nil {
 						t.Error(err)

@@ -47,8 +47,9 @@ func flushAll(f *os.File, times int) (err error) {
 	if err != nil {
 		return err
 	}
+	port := l.Open(file, 0)
 	for token := range times {
-		l.Flush(uint32(token), file)
+		port.Flush(uint32(token))
 	}
 	for len(r.ends) < times && l.err == nil {
 		l.round()

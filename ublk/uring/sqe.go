@@ -15,9 +15,12 @@ func (r *Ring) next() (*sqe, error) {
 	}
 	off := (r.tail & r.sqMask) * r.stride
 	r.tail++
-	entry := r.sqes[off : off+r.stride]
-	clear(entry)
-	return (*sqe)(unsafe.Pointer(unsafe.SliceData(entry))), nil
+	s := (*sqe)(unsafe.Pointer(&r.sqes[off]))
+	*s = sqe{}
+	if r.stride > sqeSize {
+		clear(r.sqes[off+sqeSize : off+r.stride])
+	}
+	return s, nil
 }
 
 // makeRoom submits without waiting. EAGAIN and EBUSY are no errors if something was taken all the same.
@@ -49,40 +52,45 @@ func (r *Ring) Nop(user uint64) error {
 	return nil
 }
 
-// Read prepares a read of len(buf) bytes at off. The completion's result is the number of bytes.
-func (r *Ring) Read(fd int, off int64, buf []byte, user uint64) error {
-	return r.ReadPriority(fd, off, buf, 0, user)
-}
-
-// ReadPriority is Read with an I/O priority as of ioprio_set(2); 0 is the thread's.
-func (r *Ring) ReadPriority(fd int, off int64, buf []byte, priority uint16, user uint64) error {
+// Read prepares a read of d at off with an I/O priority as of ioprio_set(2); 0 is the thread's. The completion's
+// result is the number of bytes.
+func (r *Ring) Read(fd int, off int64, d Data, priority uint16, user uint64) error {
 	s, err := r.next()
 	if err != nil {
 		return err
 	}
 	s.opcode, s.fd, s.userData, s.ioprio = opRead, int32(fd), user, priority
-	s.off, s.addr, s.len = uint64(off), address(buf), transferSize(buf)
+	s.off = uint64(off)
+	s.move(d, opReadFixed)
 	return nil
 }
 
-// Write prepares a write of buf at off; rwFlags are RWF_ flags, such as unix.RWF_DSYNC. The completion's
+// Write prepares a write of d at off; rwFlags are RWF_ flags, such as unix.RWF_DSYNC. The completion's
 // result is the number of bytes.
-func (r *Ring) Write(fd int, off int64, buf []byte, rwFlags uint32, user uint64) error {
+func (r *Ring) Write(fd int, off int64, d Data, rwFlags uint32, user uint64) error {
 	s, err := r.next()
 	if err != nil {
 		return err
 	}
 	s.opcode, s.fd, s.userData = opWrite, int32(fd), user
-	s.off, s.addr, s.len, s.opFlags = uint64(off), address(buf), transferSize(buf), rwFlags
+	s.off, s.opFlags = uint64(off), rwFlags
+	s.move(d, opWriteFixed)
 	return nil
+}
+
+// move says where the bytes are. In a registered buffer of a driver's request the address is the offset in it
+// (io_buffer_register_bvec, io_uring/rsrc.c, 6.18: imu->ubuf = 0).
+func (s *sqe) move(d Data, fixed uint8) {
+	s.len = uint32(min(d.length, transferMax))
+	if d.registered {
+		s.opcode, s.bufIndex, s.addr = fixed, d.slot, uint64(d.at)
+		return
+	}
+	s.addr = address(d.buf)
 }
 
 // transferMax is the most bytes that the kernel reads or writes at once (MAX_RW_COUNT for 4 KiB pages, fs.h).
 const transferMax = 0x7ffff000
-
-func transferSize(buf []byte) uint32 {
-	return uint32(min(len(buf), transferMax))
-}
 
 // Fdatasync prepares a flush of the file's data.
 func (r *Ring) Fdatasync(fd int, user uint64) error {
@@ -120,9 +128,9 @@ func (r *Ring) BlockDiscard(fd int, off, length int64, user uint64) error {
 	return nil
 }
 
-// Command prepares a driver's command op (IORING_OP_URING_CMD); payload is copied into the entry: at most 16
-// bytes, 80 with BigSQE.
-func (r *Ring) Command(fd int, op uint32, payload []byte, user uint64) error {
+// Command prepares a driver's command op (IORING_OP_URING_CMD); addr is its own field, which some commands use;
+// payload is copied into the entry: at most 16 bytes, 80 with BigSQE.
+func (r *Ring) Command(fd int, op uint32, addr uint64, payload []byte, user uint64) error {
 	if len(payload) > int(r.stride)-cmdOffset {
 		return unix.EMSGSIZE
 	}
@@ -130,7 +138,7 @@ func (r *Ring) Command(fd int, op uint32, payload []byte, user uint64) error {
 	if err != nil {
 		return err
 	}
-	s.opcode, s.fd, s.userData, s.off = opURingCmd, int32(fd), user, uint64(op)
+	s.opcode, s.fd, s.userData, s.off, s.addr = opURingCmd, int32(fd), user, uint64(op), addr
 	copy(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(s), cmdOffset)), r.stride-cmdOffset), payload)
 	return nil
 }

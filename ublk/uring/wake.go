@@ -49,7 +49,7 @@ func (w *waker) ring() {
 
 // arm puts the read into the ring.
 func (w *waker) arm(r *Ring) error {
-	return r.Read(w.fd, 0, w.counter[:8], userWake)
+	return r.Read(w.fd, 0, Memory(w.counter[:8]), 0, userWake)
 }
 
 func (w *waker) close() error {
