@@ -36,7 +36,7 @@ func (w window) end() (took, busy time.Duration) {
 	return took, took*time.Duration(max(1, len(cpus))) - (w.m.idleTime() - w.idle)
 }
 
-// idleLine is in /proc/timer_list, for each CPU: exact, where /proc/stat has hundredths of a second.
+// idleLine is in /proc/timer_list, for each CPU: exact, where /proc/stat has hundredths of a second. 7.3 has no such line.
 var idleLine = regexp.MustCompile(`(?m)^\s*\.(?:idle|iowait)_sleeptime\s*:\s*(\d+) nsecs`)
 
 // idleTime of all CPUs since the start.
@@ -48,10 +48,14 @@ func (m *machine) idleTime() time.Duration {
 		ns, _ := strconv.ParseInt(match[1], 10, 64)
 		sum += time.Duration(ns)
 	}
-	if len(found) == 0 {
-		m.Fatal("/proc/timer_list says nothing of idle time")
+	if len(found) > 0 {
+		return sum
 	}
-	return sum
+	var user, nice, system, idle, wait int64 // hundredths of a second
+	if _, err := fmt.Sscanf(m.readFile("/proc/stat"), "cpu %d %d %d %d %d", &user, &nice, &system, &idle, &wait); err != nil {
+		m.Fatalf("/proc/stat: %v", err)
+	}
+	return time.Duration(idle+wait) * 10 * time.Millisecond
 }
 
 // threadTime is what the threads of a process have run, those of the kernel that work for it included. One that ends
@@ -78,7 +82,7 @@ type cost struct {
 // Parts of a job's run: what a request costs is the median of several, as now and then the kernel does other things too.
 const (
 	costParts = 5
-	costPart  = 300 * time.Millisecond
+	costPart  = 500 * time.Millisecond
 )
 
 // costOf measures a request of a job, in parts of its run: starting fio costs more than what it does. With calls the

@@ -279,10 +279,15 @@ func (c *candidate) start(settings ...string) {
 	}
 }
 
-// kernelDevice makes a device-mapper device that stop removes.
+// kernelDevice makes a device-mapper device that stop removes, or the end of a test that fails.
 func (c *candidate) kernelDevice(name, table string) string {
 	c.m.Helper()
 	c.m.run("dmsetup", "create", name, "--table", table)
+	c.m.Cleanup(func() {
+		if c.path != "" {
+			c.m.try("dmsetup", "remove", "--retry", name)
+		}
+	})
 	return c.m.mapperPath(name)
 }
 
