@@ -257,18 +257,24 @@ var complaints = []string{
 // traceLines is how much of what follows a complaint is shown: its registers and stack.
 const traceLines = 40
 
-// check fails the test if the kernel has complained since the last look.
+// check fails the test if the kernel has complained since the last look. What it has complained of comes last: the
+// end is what is left of a long log.
 func (k *kernelLog) check(t *testing.T) {
 	t.Helper()
+	var said []string
 	show := 0
 	for {
 		text, ok := k.next()
 		switch {
 		case !ok:
+			for _, text := range said {
+				t.Errorf("the kernel says: %s", text)
+			}
 			return
 		case k.complains(text):
-			t.Errorf("the kernel says: %s", text)
+			said = append(said, text)
 			show = traceLines
+			fallthrough
 		case show > 0:
 			t.Logf("                 %s", text)
 			show--
