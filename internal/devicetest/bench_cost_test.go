@@ -227,9 +227,11 @@ func TestBenchCost(t *testing.T) {
 	}
 }
 
-// recorded is what TestBenchCounts compares with, by kernel, at S=4: what it prints where a change is meant.
+// recorded is what TestBenchCounts compares with, by kernel, at S=1: what it prints where a change is meant. The CPU is
+// busy all the time there, and the figures repeat: within 0.1 % and 6 % of them (6.18, three runs). At S=4, where it
+// waits, one request finds another to share a system call with or not, for a whole run: 1.26 to 1.67 a request.
 var recorded = map[string]counts{
-	"6.18": {read: 2.189, write: 2.155, readCalls: 0.812, writeCalls: 0.858},
+	"6.18": {read: 1.697, write: 1.676, readCalls: 0.155, writeCalls: 0.153},
 }
 
 // counts of a hydrated clone at depth 32.
@@ -247,8 +249,8 @@ const (
 // TestBenchCounts: what a request costs on a hydrated clone is what it cost when it was last looked at.
 func TestBenchCounts(t *testing.T) {
 	m := newMachine(t)
-	if slowdown != 4 {
-		t.Skip("recorded at S=4")
+	if slowdown != 1 {
+		t.Skip("recorded at S=1")
 	}
 	d := m.benchDisks("", hydratedSize)
 	read, write := costJob(bench.KindRead, "randread", 0, 0), costJob(bench.KindWrite, "randwrite", 0, 0)

@@ -125,11 +125,13 @@ func (c *clone) del() {
 // abandon deletes the clone if the test did not get so far: by the command, else by ending the daemon
 // and the device, so that later tests find a clean machine.
 func (c *clone) abandon() {
-	if c.m.Failed() { // del removes the log
-		log, err := os.ReadFile(filepath.Join(runDir, c.name+".log"))
-		c.m.Logf("the daemon's log (%v):\n%s", err, log)
-	} else if c.path == "" {
+	log, err := os.ReadFile(filepath.Join(runDir, c.name+".log"))
+	deleted := c.path == "" && (err != nil || !c.m.Failed()) // del removes the log, an add that failed leaves one
+	if deleted {
 		return
+	}
+	if c.m.Failed() {
+		c.m.Logf("the daemon's log (%v):\n%s", err, log)
 	}
 	o := c.m.try(command, "del", c.name)
 	if o.code == 0 {
