@@ -230,6 +230,7 @@ func (m *machine) waitFor(limit time.Duration, what string, check func() error) 
 type kernelLog struct {
 	fd       int
 	expected []string // of the complaints, which the test provokes
+	excused  string   // a function of the kernel
 }
 
 // followKernelLog begins at the end of the log.
@@ -257,27 +258,40 @@ var complaints = []string{
 // traceLines is how much of what follows a complaint is shown: its registers and stack.
 const traceLines = 40
 
+// excuse lets the kernel give a warning within that function of its own.
+func (k *kernelLog) excuse(function string) { k.excused = function }
+
 // check fails the test if the kernel has complained since the last look. What it has complained of comes last: the
 // end is what is left of a long log.
 func (k *kernelLog) check(t *testing.T) {
 	t.Helper()
-	var said []string
-	show := 0
+	for _, text := range k.complained(t) {
+		t.Errorf("the kernel says: %s", text)
+	}
+}
+
+// complained is what the kernel has complained of since the last look, with its traces in the test's log.
+func (k *kernelLog) complained(t *testing.T) (said []string) {
+	t.Helper()
+	shown := traceLines
 	for {
 		text, ok := k.next()
-		switch {
-		case !ok:
-			for _, text := range said {
-				t.Errorf("the kernel says: %s", text)
-			}
-			return
-		case k.complains(text):
+		if !ok {
+			return said
+		}
+		if k.complains(text) {
 			said = append(said, text)
-			show = traceLines
-			fallthrough
-		case show > 0:
-			t.Logf("                 %s", text)
-			show--
+			shown = 0
+		}
+		if shown == traceLines {
+			continue
+		}
+		shown++
+		t.Logf("                 %s", text)
+		if k.excused != "" && strings.Contains(text, k.excused) && strings.Contains(said[len(said)-1], "WARNING:") {
+			t.Log("                 excused")
+			said = said[:len(said)-1]
+			shown = traceLines
 		}
 	}
 }
@@ -302,4 +316,38 @@ func (k *kernelLog) complains(text string) bool {
 	return slices.ContainsFunc(complaints, func(complaint string) bool {
 		return !slices.Contains(k.expected, complaint) && strings.Contains(text, complaint)
 	})
+}
+
+// TestKernelLog: what the kernel complains of is found, and what is excused is that and no more.
+func TestKernelLog(t *testing.T) {
+	k := followKernelLog(t)
+	defer unix.Close(k.fd)
+	for _, c := range []struct {
+		name     string
+		says     []string
+		expected []string
+		want     int
+	}{
+		{"nothing", []string{"all is well"}, nil, 0},
+		{"an error", []string{"I/O error, dev x", "all is well"}, nil, 1},
+		{"an error that is expected", []string{"I/O error, dev x"}, []string{"I/O error"}, 0},
+		{"a warning", []string{"WARNING: a.c:1", " elsewhere+0x1/0x2"}, nil, 1},
+		{"a warning that is excused", []string{"WARNING: a.c:1", " some_function+0x1/0x2"}, nil, 0},
+		{"another warning too", []string{"WARNING: a.c:1", " some_function+0x1/0x2", "WARNING: b.c:2"}, nil, 1},
+		{"another warning before it", []string{"WARNING: a.c:1", "WARNING: b.c:2", " some_function+0x1/0x2"}, nil, 1},
+		{"not a warning", []string{"BUG: a.c:1", " some_function+0x1/0x2"}, nil, 1},
+		{"no warning before it", []string{" some_function+0x1/0x2"}, nil, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			k.expected, k.excused = c.expected, "some_function"
+			for _, text := range c.says {
+				if err := os.WriteFile("/dev/kmsg", []byte(text+"\n"), 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if said := k.complained(t); len(said) != c.want {
+				t.Errorf("%d complaints: %q, not %d", len(said), said, c.want)
+			}
+		})
+	}
 }

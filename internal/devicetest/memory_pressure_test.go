@@ -45,6 +45,9 @@ type pressure struct {
 func TestMemoryPressure(t *testing.T) {
 	m := newMachine(t)
 	m.run("modprobe", "virtio_blk")
+	// kswapd that drops inodes lets ext4 allocate memory that must not fail, of which the allocator warns when it is
+	// short (__alloc_pages_slowpath, 6.13 and later; seen once on 7.3). It loses nothing, and no block device can help it.
+	m.kernel.excuse("super_cache_scan")
 	memory := m.memoryNumber("MemTotal")
 	source, dest, metadata := m.block("/dev/vda"), m.block("/dev/vdb"), m.block("/dev/vdc")
 	p := &pressure{clone: m.addClone(source, dest, metadata, "--rate", "2MiB/s"), folder: filepath.Join(m.dir, "fs")}
