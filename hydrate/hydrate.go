@@ -54,6 +54,10 @@ type Config struct {
 	Lane *clone.Lane
 	// Holes may be nil: the source has none.
 	Holes Holes
+	// Request is the most that the source is asked for at a time, in bytes, as the kernel cuts what is larger; 0 = anything.
+	// A batch of several is cut so that the last one is as large as the others: on a disk that takes as long for a
+	// small one (1 MiB in requests of 127 KiB, the last of 8) that is a ninth of the rate.
+	Request int64
 	// Batches is the most batches in flight: the operations and buffers of the lane.
 	Batches int
 	// Now is the clock; After makes Pump run again after d.
@@ -206,8 +210,16 @@ func (h *Hydrator) take() Settings {
 	if !s.Enabled || h.cfg.Core.Mode() != clone.ReadWrite {
 		s.Threshold = 0
 	}
-	s.Batch = max(1, min(s.Batch, s.Threshold, h.cfg.Lane.CopyRegions()))
+	s.Batch = h.whole(max(1, min(s.Batch, s.Threshold, h.cfg.Lane.CopyRegions())))
 	return s
+}
+
+// whole cuts a batch of several of the source's requests to whole ones.
+func (h *Hydrator) whole(batch uint64) uint64 {
+	if bytes := int64(h.bytes(batch)); h.cfg.Request > 0 && bytes > h.cfg.Request {
+		return h.nrIn(bytes / h.cfg.Request * h.cfg.Request)
+	}
+	return batch
 }
 
 // pump starts batches until a bound is met and says in which state that leaves us.
@@ -250,7 +262,7 @@ func (h *Hydrator) room(s Settings) uint64 { return s.Threshold - min(s.Threshol
 // batch at a time, and more where that is less than the floor (I12).
 func (h *Hydrator) batchRegions(s Settings, state State, room uint64) uint64 {
 	now := h.cfg.Now()
-	if room == 0 {
+	if room == 0 || len(h.flying) > 0 && room < s.Batch/2 { // what is left of the threshold is not worth a request
 		return 0
 	}
 	if debt := h.cap.debt(now); debt > 0 {

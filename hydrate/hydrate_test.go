@@ -166,6 +166,36 @@ func TestBatchIsCutToThreshold(t *testing.T) {
 	}
 }
 
+// TestBatchIsWholeRequests of the source: the last one is not smaller than the others, and a small rest of the threshold
+// is no batch.
+func TestBatchIsWholeRequests(t *testing.T) {
+	for _, c := range []struct {
+		request int64
+		want    uint64 // regions
+	}{{0, 8}, {1 << 20, 8}, {8 * regionSize, 8}, {7 * regionSize, 7}, {3 * regionSize, 6}, {3*regionSize - 512, 5}, {512, 8}} {
+		r := newRig(t, 100, on, nil)
+		r.h.cfg.Request = c.request
+		r.h.Pump()
+		if len(r.asked) != 4 {
+			t.Errorf("requests of %d: asked %v", c.request, r.asked)
+		}
+		for _, a := range r.asked {
+			if a.next-a.first != c.want {
+				t.Errorf("requests of %d: %d regions, want %d", c.request, a.next-a.first, c.want)
+			}
+		}
+	}
+	r := newRig(t, 100, Settings{Enabled: true, Threshold: 11, Batch: 8}, nil)
+	r.h.Pump()
+	if len(r.asked) != 1 {
+		t.Errorf("asked %v for a rest of 3", r.asked)
+	}
+	r.finish(good)
+	if st := r.h.Status(); st.State != Done {
+		t.Errorf("ended %v", st.State)
+	}
+}
+
 func TestHolesAreMarkedAndNotRead(t *testing.T) {
 	r := newRig(t, 100, on, holes{data: []span{{10, 13}, {90, 91}}})
 	read := uint64(0)

@@ -42,7 +42,7 @@ func newBackground(core *clone.Core, source *source, dest *sharedFile, buffers [
 	b.timer = time.AfterFunc(time.Hour, b.wake)
 	b.timer.Stop()
 	b.Hydrator = hydrate.New(hydrate.Config{
-		Core: core, Lane: b.lane, Holes: source, Batches: len(buffers),
+		Core: core, Lane: b.lane, Holes: source, Request: source.maxRequest(), Batches: len(buffers),
 		Now: time.Now, After: func(d time.Duration) { b.timer.Reset(d) },
 		Wake: b.wake, Event: event, Settings: settings,
 	})

@@ -98,6 +98,14 @@ func (s *source) device() *blockdev.Device {
 	return nil
 }
 
+// maxRequest is that of what is open now, 0 if nothing is.
+func (s *source) maxRequest() int64 {
+	if d := s.device(); d != nil {
+		return d.MaxRequest()
+	}
+	return 0
+}
+
 // away says why nothing is open, nil if something is.
 func (s *source) away() error { return s.now.Load().why }
 

@@ -78,6 +78,15 @@ func (d *Device) Depth() int {
 	return int(host.depth(d.stat.Rdev, levels))
 }
 
+// MaxRequest is the most that the device is asked for at a time, in bytes: the kernel cuts what is larger. 0: anything, as
+// a file, or not known.
+func (d *Device) MaxRequest() int64 {
+	if !d.IsBlock() {
+		return 0
+	}
+	return queue(host.dir(d.stat.Rdev), "max_sectors_kb") << 10
+}
+
 // DMAAlign is the alignment of memory that direct I/O asks for, in bytes; 1 for buffered I/O.
 func (d *Device) DMAAlign() int {
 	switch {
