@@ -54,10 +54,10 @@ type Config struct {
 	Lane *clone.Lane
 	// Holes may be nil: the source has none.
 	Holes Holes
-	// Request is the most that the source is asked for at a time, in bytes, as the kernel cuts what is larger; 0 = anything.
-	// A batch of several is cut so that the last one is as large as the others: on a disk that takes as long for a
-	// small one (1 MiB in requests of 127 KiB, the last of 8) that is a ninth of the rate.
+	// Request is the most that the source is asked for at a time, in bytes, as the kernel cuts what is larger, and Depth
+	// how many such requests it takes; 0 = anything. See Hydrator.whole.
 	Request int64
+	Depth   int
 	// Batches is the most batches in flight: the operations and buffers of the lane.
 	Batches int
 	// Now is the clock; After makes Pump run again after d.
@@ -210,16 +210,8 @@ func (h *Hydrator) take() Settings {
 	if !s.Enabled || h.cfg.Core.Mode() != clone.ReadWrite {
 		s.Threshold = 0
 	}
-	s.Batch = h.whole(max(1, min(s.Batch, s.Threshold, h.cfg.Lane.CopyRegions())))
+	s.Batch = max(1, min(s.Batch, s.Threshold, h.cfg.Lane.CopyRegions()))
 	return s
-}
-
-// whole cuts a batch of several of the source's requests to whole ones.
-func (h *Hydrator) whole(batch uint64) uint64 {
-	if bytes := int64(h.bytes(batch)); h.cfg.Request > 0 && bytes > h.cfg.Request {
-		return h.nrIn(bytes / h.cfg.Request * h.cfg.Request)
-	}
-	return batch
 }
 
 // pump starts batches until a bound is met and says in which state that leaves us.
@@ -269,17 +261,32 @@ func (h *Hydrator) batchRegions(s Settings, state State, room uint64) uint64 {
 		h.sleep(debt)
 		return 0
 	}
-	n := min(s.Batch, room)
+	n := h.whole(min(s.Batch, room))
 	if h.cap.rate > 0 {
 		n = min(n, h.nrIn(h.cap.rate/batchesASecond))
 	}
 	if state == Yielding {
-		n = min(n, h.nrIn(yieldBytes))
+		n = h.whole(min(n, h.nrIn(yieldBytes)))
 		if len(h.flying) > 0 && !h.floor.behind(h.bytes(n), now) {
 			return 0
 		}
 	}
 	return n
+}
+
+// whole cuts a batch to whole requests of the source, of those no more than it takes at a time. On a disk of depth 1 that
+// takes 127 KiB, batches of 1 MiB end with a request of 8 KiB, which lasts as long as the others; and several of them take
+// turns there, end together, and fill the destination's queue at once while it was idle before: 4 KiB writes of users
+// waited for 2.2 ms at p99 (342 us without hydration).
+func (h *Hydrator) whole(batch uint64) uint64 {
+	bytes, request := int64(h.bytes(batch)), h.cfg.Request
+	if request == 0 || bytes <= request {
+		return batch
+	}
+	if h.cfg.Depth > 0 {
+		bytes = min(bytes, request*int64(h.cfg.Depth))
+	}
+	return h.nrIn(bytes / request * request)
 }
 
 // nrIn is how many regions bytes are, at least 1.

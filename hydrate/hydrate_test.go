@@ -166,22 +166,26 @@ func TestBatchIsCutToThreshold(t *testing.T) {
 	}
 }
 
-// TestBatchIsWholeRequests of the source: the last one is not smaller than the others, and a small rest of the threshold
-// is no batch.
+// TestBatchIsWholeRequests of the source: the last one is not smaller than the others, there are no more than the source
+// takes, and a small rest of the threshold is no batch.
 func TestBatchIsWholeRequests(t *testing.T) {
 	for _, c := range []struct {
 		request int64
+		depth   int
 		want    uint64 // regions
-	}{{0, 8}, {1 << 20, 8}, {8 * regionSize, 8}, {7 * regionSize, 7}, {3 * regionSize, 6}, {3*regionSize - 512, 5}, {512, 8}} {
+	}{
+		{0, 0, 8}, {1 << 20, 0, 8}, {8 * regionSize, 1, 8}, {7 * regionSize, 0, 7}, {3 * regionSize, 0, 6}, {3 * regionSize, 32, 6},
+		{3 * regionSize, 1, 3}, {3*regionSize - 512, 0, 5}, {3*regionSize - 512, 1, 2}, {512, 0, 8}, {512, 1, 1},
+	} {
 		r := newRig(t, 100, on, nil)
-		r.h.cfg.Request = c.request
+		r.h.cfg.Request, r.h.cfg.Depth = c.request, c.depth
 		r.h.Pump()
 		if len(r.asked) != 4 {
-			t.Errorf("requests of %d: asked %v", c.request, r.asked)
+			t.Errorf("%d requests of %d: asked %v", c.depth, c.request, r.asked)
 		}
 		for _, a := range r.asked {
 			if a.next-a.first != c.want {
-				t.Errorf("requests of %d: %d regions, want %d", c.request, a.next-a.first, c.want)
+				t.Errorf("%d requests of %d: %d regions, want %d", c.depth, c.request, a.next-a.first, c.want)
 			}
 		}
 	}

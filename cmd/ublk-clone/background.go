@@ -27,6 +27,7 @@ type background struct {
 // newBackground makes the hydrator and its lane; nothing runs before start.
 func newBackground(core *clone.Core, source *source, dest *sharedFile, buffers [][]byte,
 	settings hydrate.Settings, event func()) *background {
+	request, depth := source.takes()
 	b := &background{
 		backend: newBackend(source, dest, 2*len(buffers), 1),
 		ops:     2 * len(buffers),
@@ -42,7 +43,7 @@ func newBackground(core *clone.Core, source *source, dest *sharedFile, buffers [
 	b.timer = time.AfterFunc(time.Hour, b.wake)
 	b.timer.Stop()
 	b.Hydrator = hydrate.New(hydrate.Config{
-		Core: core, Lane: b.lane, Holes: source, Request: source.maxRequest(), Batches: len(buffers),
+		Core: core, Lane: b.lane, Holes: source, Request: request, Depth: depth, Batches: len(buffers),
 		Now: time.Now, After: func(d time.Duration) { b.timer.Reset(d) },
 		Wake: b.wake, Event: event, Settings: settings,
 	})

@@ -30,25 +30,27 @@ type backend struct {
 	reading []*openSource
 }
 
-// sharedFile is a file that the loops of all lanes use, and how many requests it takes at a time; 0: any number.
+// sharedFile is a file that the loops of all lanes use, and how many requests each of its queues takes at a time; 0: any
+// number.
 type sharedFile struct {
 	*uring.File
-	depth int
+	depth, queues int
 }
 
 // newSharedFile is of an open source or destination.
 func newSharedFile(d *blockdev.Device) (*sharedFile, error) {
 	f, err := uring.NewFile(d.File())
-	return &sharedFile{f, d.Depth()}, err
+	depth, queues := d.Depth()
+	return &sharedFile{f, depth, queues}, err
 }
 
 // share is how many I/Os each of a number of lanes gives to the file at a time: together twice what it takes, so that
-// it always has the next one (uring.Port has the figures).
+// it always has the next one (uring.Port has the figures). A lane is one thread, which reaches one queue at a time.
 func (f *sharedFile) share(lanes int) int {
 	if f.depth == 0 {
 		return 0
 	}
-	return max(1, 2*f.depth/lanes)
+	return max(1, 2*f.depth*min(f.queues, lanes)/lanes)
 }
 
 // newBackend is for one of a number of lanes.

@@ -233,7 +233,7 @@ func (p *parts) wrap(f *os.File) *sharedFile {
 	p.t.Helper()
 	u, err := uring.NewFile(f)
 	p.must(err)
-	return &sharedFile{File: u, depth: 2}
+	return &sharedFile{File: u, depth: 2, queues: 1}
 }
 
 func (p *parts) allocate(size int) []byte {

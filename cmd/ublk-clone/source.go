@@ -98,12 +98,13 @@ func (s *source) device() *blockdev.Device {
 	return nil
 }
 
-// maxRequest is that of what is open now, 0 if nothing is.
-func (s *source) maxRequest() int64 {
+// takes is the largest request that what is open now takes, in bytes, and how many at a time; 0: anything.
+func (s *source) takes() (request int64, depth int) {
 	if d := s.device(); d != nil {
-		return d.MaxRequest()
+		request = d.MaxRequest()
+		depth, _ = d.Depth()
 	}
-	return 0
+	return request, depth
 }
 
 // away says why nothing is open, nil if something is.

@@ -69,13 +69,14 @@ func (d *Device) MaxDiscard() int64 {
 	return queue(host.dir(d.stat.Rdev), "discard_max_bytes")
 }
 
-// Depth is how many requests the device takes at a time; 0: any number, as a file, or not known. Of devices that are made
-// of others it is that of the one below that takes the fewest: what is above only hands on.
-func (d *Device) Depth() int {
+// Depth is how many requests each queue of the device's hardware takes at a time, and how many queues there are; 0 requests:
+// any number, as a file, or not known. Of devices that are made of others it is that of the one below that takes the
+// fewest: what is above only hands on.
+func (d *Device) Depth() (requests, queues int) {
 	if !d.IsBlock() {
-		return 0
+		return 0, 0
 	}
-	return int(host.depth(d.stat.Rdev, levels))
+	return host.depth(d.stat.Rdev, levels)
 }
 
 // MaxRequest is the most that the device is asked for at a time, in bytes: the kernel cuts what is larger. 0: anything, as

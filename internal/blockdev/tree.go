@@ -94,24 +94,23 @@ func queue(dir, attribute string) int64 {
 	return number(diskOf(dir), "queue", attribute)
 }
 
-// depth is how many requests a block device takes at a time: its queue has so many places (nr_requests) for each of
-// the hardware's queues. 0 is not known; it looks at most so many levels down.
-func (t tree) depth(rdev uint64, levels int) int64 {
+// depth is how many requests each of the queues of a block device's hardware takes at a time (nr_requests), and how many
+// queues there are. 0 is not known; it looks at most so many levels down.
+func (t tree) depth(rdev uint64, levels int) (requests, queues int) {
 	if levels == 0 {
-		return 0
+		return 0, 0
 	}
 	dir := t.dir(rdev)
-	var least int64
 	for _, below := range slaves(diskOf(dir)) {
-		if n := t.depth(below, levels-1); n > 0 && (least == 0 || n < least) {
-			least = n
+		if n, q := t.depth(below, levels-1); n > 0 && (requests == 0 || n*q < requests*queues) {
+			requests, queues = n, q
 		}
 	}
-	if least > 0 {
-		return least
+	if requests > 0 {
+		return requests, queues
 	}
 	hardware, _ := filepath.Glob(filepath.Join(diskOf(dir), "mq", "[0-9]*"))
-	return queue(dir, "nr_requests") * max(1, int64(len(hardware)))
+	return int(queue(dir, "nr_requests")), max(1, len(hardware))
 }
 
 // slaves are the devices that the one at dir is made of.

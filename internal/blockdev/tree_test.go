@@ -124,9 +124,11 @@ func TestDepth(t *testing.T) {
 	f.dm("dm-1", 1)
 	f.dm("dm-2", 2, "dm-1")
 	f.link("sys/devices/dm-1/slaves/dm-2", f.root+"/sys/devices/dm-2")
-	for name, want := range map[string]int64{"sda": 64, "sda1": 64, "nvme0n1": 2046, "dm-0": 64, "ram0": 0, "dm-2": 0} {
-		if got := f.tree.depth(f.nodes["/dev/"+name].Rdev, levels); got != want {
-			t.Errorf("depth of %s is %d, want %d", name, got, want)
+	for name, want := range map[string][2]int{
+		"sda": {64, 1}, "sda1": {64, 1}, "nvme0n1": {1023, 2}, "dm-0": {64, 1}, "ram0": {0, 1}, "dm-2": {0, 0},
+	} {
+		if requests, queues := f.tree.depth(f.nodes["/dev/"+name].Rdev, levels); requests != want[0] || requests > 0 && queues != want[1] {
+			t.Errorf("depth of %s is %d in %d queues, want %d", name, requests, queues, want)
 		}
 	}
 }
