@@ -3,6 +3,7 @@
 package devicetest
 
 import (
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -58,12 +59,28 @@ func quickJobs(jobs []job, region int64) []job {
 	return []job{jobs[0], jobs[2]}
 }
 
-// measure runs jobs and records them.
+// measure runs jobs and records them. What is done in a second is told by the device: fio counts a job's last requests,
+// and the time that they take, as it happens (6 to 15 % of a second of 178 requests, of which 32 are in flight).
 func (m *machine) measure(path string, k bench.Key, jobs []job) {
 	m.Helper()
-	for i, r := range m.fio(path, jobs...) {
-		m.record(k, jobs[i], r)
+	d := &disk{m: m, name: filepath.Base(path)}
+	for _, j := range jobs {
+		fio := m.startFio(path, j)
+		time.Sleep(j.ramp)
+		before, from := d.traffic(), time.Now()
+		time.Sleep(j.run * 9 / 10) // it must not end before the look at it
+		done, took := d.traffic().since(before), time.Since(from)
+		r := fio.result()
+		r.Read.rate(done.readBytes, j.bs, took)
+		r.Write.rate(done.writeBytes, j.bs, took)
+		m.record(k, j, r)
 	}
+}
+
+// rate takes the place of what fio has counted.
+func (s *fioSide) rate(bytes, request int64, took time.Duration) {
+	s.Bytes = float64(bytes) / took.Seconds()
+	s.IOPS = s.Bytes / float64(request)
 }
 
 // judgedRegions are the sizes of regions that goals are about.

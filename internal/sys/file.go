@@ -84,6 +84,11 @@ func Fdatasync(fd int) error {
 	return wrap("fdatasync", retry(func() error { return unix.Fdatasync(fd) }))
 }
 
+// DropCache gives up what the page cache holds of the file and has been written.
+func DropCache(fd int) error {
+	return wrap("fadvise", unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED))
+}
+
 // FlockExclusive takes the exclusive flock of the description, or fails at once
 // with EWOULDBLOCK.
 func FlockExclusive(fd int) error { return flock(fd, unix.LOCK_EX) }
