@@ -39,7 +39,6 @@ type sharedFile struct {
 
 // newSharedFile is of an open source or destination.
 func newSharedFile(d *blockdev.Device) (*sharedFile, error) {
-	d.DropCache()
 	f, err := uring.NewFile(d.File())
 	depth, queues := d.Depth()
 	return &sharedFile{f, depth, queues}, err
