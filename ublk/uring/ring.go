@@ -183,7 +183,8 @@ func (r *Ring) Ready() uint32 {
 // again (nothing is lost), and those that end the ring.
 //
 // With raw the runtime is not told that the thread sleeps: it keeps its P, which saves it 3.4 futex calls and
-// 9 us a request when the wait is short, and costs other goroutines a processor when it is long.
+// 9 us a request when the wait is short, and costs other goroutines a processor when it is long: there have to be more of
+// them (GOMAXPROCS) than threads that wait so.
 //
 // The runtime interrupts the wait with a signal when it wants the thread to stop; the kernel then answers
 // EINTR, or, if it had taken entries, their number. Both mean: go on, and let the runtime have its way in
