@@ -64,6 +64,10 @@ type Config struct {
 	// DeltaPages is how many pages of the region map may hold marks that are not committed yet; 0 is the
 	// default. Half of it is the users'; neither a request nor a Hydration may touch more pages than that.
 	DeltaPages int
+	// LeastZeros is from how many bytes on zeros that were read from the source in the background, or for a user whose
+	// READ is kept, are written as zeros and not as data: the destination may have a cheaper way, and give up the space.
+	// 0 = never.
+	LeastZeros int64
 	// Classify tells of a backend's error what it means, from any thread. nil: all are Local.
 	Classify func(error) ErrorClass
 	// Now is the clock. nil: time.Now.
@@ -82,6 +86,8 @@ type Core struct {
 
 	classify func(error) ErrorClass
 	now      func() time.Time
+
+	leastZeros int64
 
 	// poolBounds: the map has more pages than the pool, which can therefore be full.
 	poolBounds bool
@@ -131,7 +137,7 @@ func New(cfg Config) *Core {
 	pages := bitmap.PagesFor(cfg.Geometry.Regions())
 	pool := int(min(cmp.Or(uint64(cfg.DeltaPages), deltaPages), pages))
 	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event, release: cfg.Release, touch: cfg.Touch}
-	c.classify, c.now = cfg.Classify, cfg.Now
+	c.classify, c.now, c.leastZeros = cfg.Classify, cfg.Now, cfg.LeastZeros
 	if c.now == nil {
 		c.now = time.Now
 	}

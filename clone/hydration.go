@@ -1,6 +1,10 @@
 package clone
 
-import "github.com/ublk-clone/ublk-clone/bitmap"
+import (
+	"bytes"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+)
 
 // Hydration is one background hydration, preallocated by the hydrator: the regions [First, End), all in the
 // state that Kind says when it began. A copy of more than one region must fit a copy buffer. Regions that
@@ -64,11 +68,13 @@ func (l *Lane) land(o *op, region uint64) {
 		l.hydrationDone(o, err)
 		return
 	}
-	st := bitmap.Source
+	st, end := bitmap.Source, o.bg.End
 	if o.bg.Kind == ZeroZero {
 		st = bitmap.Zero
+	} else if o.bg.Kind == CopySource && l.core.leastZeros > 0 {
+		o.zeros, end = l.sameStretch(o, region)
 	}
-	switch l.core.claimBackground(&o.claim, st, region, o.bg.End) {
+	switch l.core.claimBackground(&o.claim, st, region, end) {
 	case claimed:
 		o.holds = true
 		l.planLanding(o)
@@ -78,16 +84,53 @@ func (l *Lane) land(o *op, region uint64) {
 	case refused:
 		l.hydrationDone(o, ErrReadOnly)
 	default:
+		if end < o.bg.End {
+			l.land(o, end)
+			return
+		}
 		l.hydrationDone(o, nil)
 	}
 }
+
+// sameStretch is where the regions from first on, of what was read early, end to be all zeros, for at least leastZeros bytes,
+// or to be anything else. It looks at each region once or twice, and mostly only at its first bytes. A region that is larger
+// than the buffer is data.
+func (l *Lane) sameStretch(o *op, first uint64) (zeros bool, end uint64) {
+	geo, read := l.core.geo, o.off+l.bufSize
+	run := first // where the zeros begin that region ends
+	for region := first; region < o.bg.End; region++ {
+		lo, hi := geo.Start(region), geo.End(region)
+		if hi <= read && allZeros(o.buf[lo-o.off:hi-o.off]) {
+			continue
+		}
+		if lo-geo.Start(run) >= l.core.leastZeros {
+			return l.zerosFrom(first, run, region)
+		}
+		run = region + 1
+	}
+	if run < o.bg.End && geo.Start(o.bg.End)-geo.Start(run) >= l.core.leastZeros {
+		return l.zerosFrom(first, run, o.bg.End)
+	}
+	return false, o.bg.End
+}
+
+// zerosFrom: regions [run, end) are zeros; what is before them comes first.
+func (l *Lane) zerosFrom(first, run, end uint64) (zeros bool, stop uint64) {
+	if run > first {
+		return false, run
+	}
+	return true, end
+}
+
+// allZeros compares b with itself, one byte further on: as fast as memory is.
+func allZeros(b []byte) bool { return b[0] == 0 && bytes.Equal(b[:len(b)-1], b[1:]) }
 
 // planLanding: zeros, or what was read early, and of a region larger than the buffer also the rest,
 // which is the exception to I8.
 func (l *Lane) planLanding(o *op) {
 	lo, hi := l.core.geo.Start(o.claim.first), l.core.geo.Start(o.claim.end)
 	o.plan = plan{}
-	if o.bg.Kind != CopySource {
+	if o.bg.Kind != CopySource || o.zeros {
 		o.plan.work(segZero, lo, hi)
 	} else {
 		o.plan.work(segEarly, lo, min(hi, o.off+l.bufSize))

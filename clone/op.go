@@ -32,6 +32,8 @@ type op struct {
 	fromSource bool
 	// passdown: a DISCARD is passed down where regions are not hydrated.
 	passdown bool
+	// zeros: what is landing was read as zeros.
+	zeros bool
 
 	req  *Request
 	bg   *Hydration

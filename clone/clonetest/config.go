@@ -108,7 +108,9 @@ type Config struct {
 	Batch      uint64
 	// ReadThrough and Passdown are the core's switches, turned over now and then if Switch.
 	ReadThrough, Passdown, Switch bool
-	BadSectors                    int // of the source, until the end
+	// LeastZeros is the core's; bytes.
+	LeastZeros int64
+	BadSectors int // of the source, until the end
 
 	// Brief ends the run when all is answered and read once more.
 	Brief bool
@@ -131,6 +133,7 @@ type Config struct {
 func Random(seed uint64) Config {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	c := Config{Seed: seed, RegionSize: clone.MinRegionSize << rng.IntN(3)}
+	c.LeastZeros = int64(seed%3) * c.RegionSize // of a third of the seeds none
 	if rng.IntN(8) == 0 {
 		c.drawLarge(rng)
 	} else {

@@ -180,6 +180,7 @@ func (s *sim) open() error {
 		Kick:        func() { s.committer.kicked = true },
 		Event:       func() { s.live.mode, s.live.flushLost = s.core.Mode(), s.core.FlushLost() },
 		DeltaPages:  s.cfg.DeltaPages,
+		LeastZeros:  s.cfg.LeastZeros,
 		Touch:       s.touch,
 		Classify:    classify,
 		Now:         func() time.Time { return time.Time{} }, // tries have a limit in number only

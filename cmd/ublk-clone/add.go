@@ -75,11 +75,13 @@ func startFrom(c *cli.Context) (start, error) {
 		return start{}, err
 	}
 	def := definition{Name: name, Queues: c.Int("queues"), QueueDepth: c.Int("queue-depth"), SourceShared: c.Bool("source-shared")}
-	zeroCopy, ok := parseSwitch(c.String(zeroCopyFlag))
-	if !ok {
-		return start{}, usage(fmt.Sprintf("--%s %s: on or off is possible", zeroCopyFlag, c.String(zeroCopyFlag)))
+	for flag, off := range map[string]*bool{zeroCopyFlag: &def.Copied, detectZeroesFlag: &def.ZerosAsData} {
+		on, ok := parseSwitch(c.String(flag))
+		if !ok {
+			return start{}, usage(fmt.Sprintf("--%s %s: on or off is possible", flag, c.String(flag)))
+		}
+		*off = !on
 	}
-	def.Copied = !zeroCopy
 	take := def.takeParts
 	if c.IsSet("table") {
 		take = def.takeTable
@@ -118,8 +120,11 @@ func settingFlags(c *cli.Context, to *change) error {
 	return nil
 }
 
-// zeroCopyFlag is the switch of definition.Copied.
-const zeroCopyFlag = "zero-copy"
+// The switches of definition.Copied and definition.ZerosAsData.
+const (
+	zeroCopyFlag     = "zero-copy"
+	detectZeroesFlag = "detect-zeroes"
+)
 
 // Flags that switch a setting off.
 const (

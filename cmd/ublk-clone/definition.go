@@ -28,7 +28,8 @@ type definition struct {
 	Queues       int    `json:"queues"`
 	QueueDepth   int    `json:"queue_depth"`
 	SourceShared bool   `json:"source_shared"`
-	Copied       bool   `json:"copied"` // the bytes of requests, also where the driver can do without
+	Copied       bool   `json:"copied"`        // the bytes of requests, also where the driver can do without
+	ZerosAsData  bool   `json:"zeros_as_data"` // zeros of the source are copied as any other bytes
 	// Table is dm-clone's line if the clone was defined by one: as it was given,
 	// but for paths, which are absolute.
 	Table string `json:"table,omitempty"`
@@ -75,6 +76,18 @@ const (
 	minRegionSize = metadata.MinRegionSize
 	maxRegionSize = metadata.MaxRegionSize
 )
+
+// leastZeros is from how many bytes on zeros of the source are not copied as data: small enough for what a file system
+// leaves between its structures, large enough for a request of its own.
+const leastZeros = 64 << 10
+
+// leastZeros is what lanes are told; 0 = never.
+func (d *definition) leastZeros() int64 {
+	if d.ZerosAsData {
+		return 0
+	}
+	return leastZeros
+}
 
 // check refuses what no clone can be.
 func (d *definition) check() error {
@@ -124,6 +137,7 @@ func (d *definition) differences(other *definition) string {
 		{"source", d.Source, other.Source}, {"dest", d.Dest, other.Dest}, {"metadata", d.Metadata, other.Metadata},
 		{"queues", d.Queues, other.Queues}, {"queue depth", d.QueueDepth, other.QueueDepth},
 		{"source shared", d.SourceShared, other.SourceShared}, {zeroCopyFlag, !d.Copied, !other.Copied},
+		{detectZeroesFlag, !d.ZerosAsData, !other.ZerosAsData},
 	} {
 		if f.here != f.other {
 			differ(f.what, f.here, f.other)

@@ -210,7 +210,7 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 	e.core = clone.New(clone.Config{
 		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted,
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
-		Kick: e.committer.kick, Event: e.changed, Classify: e.classify, Touch: e.live.Touch, Release: e.givePageBack,
+		LeastZeros: e.start.Definition.leastZeros(), Kick: e.committer.kick, Event: e.changed, Classify: e.classify, Touch: e.live.Touch, Release: e.givePageBack,
 	})
 	e.dest.DropCache()
 	dest, err := newSharedFile(e.dest)

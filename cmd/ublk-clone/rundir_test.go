@@ -111,6 +111,7 @@ func TestDifferences(t *testing.T) {
 		{"left open", func(d *definition) { d.Size, d.RegionSize, d.Settings = 0, 0, change{} }, ""},
 		{"another source", func(d *definition) { d.Source, d.Queues = "/t", 2 }, "source is /s, not /t; queues is 1, not 2"},
 		{"copied", func(d *definition) { d.Copied = true }, "zero-copy is true, not false"},
+		{"zeros as data", func(d *definition) { d.ZerosAsData = true }, "detect-zeroes is true, not false"},
 		{"another size", func(d *definition) { d.Size, d.RegionSize = 1<<20, 8192 }, "size is 1GiB, not 1MiB; region size is 4KiB, not 8KiB"},
 		{"another rate", func(d *definition) { d.Settings = change{Rate: &other} }, "rate is 1MiB/s, not 3KiB/s"},
 		{"one more setting", func(d *definition) { d.Settings = hydration(false) }, "hydration is not set, not off"},

@@ -3,7 +3,9 @@
 package devicetest
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -171,4 +173,45 @@ func (m *machine) sparseFile(path string, size, islands int64) *disk {
 		m.Fatal(err)
 	}
 	return &disk{m: m, path: path, size: size}
+}
+
+// Zeros of a source that tells of no holes, as a disk does, need no space in the destination; with --detect-zeroes=off they
+// are data like any other.
+func TestZerosOfSource(t *testing.T) {
+	const size, islands = 64 * mib, 4
+	for _, detect := range []string{"on", "off"} {
+		t.Run(detect, func(t *testing.T) {
+			m := newMachine(t)
+			folder := m.ext4Folder(192)
+			source := m.loop(m.sparseFile(folder+"/source", size, islands).path, sector)
+			file := filepath.Join(folder, "dest")
+			m.run("truncate", "-s", fmt.Sprint(size), file)
+			dest := m.loop(file, sector)
+			m.fillDisk(dest, junk)
+			w := newModel(size, 4*kib)
+			w.set(0, size, zeros)
+			for i := range int64(islands) {
+				w.set(i*size/islands, i*size/islands+mib, original)
+			}
+			c := m.addClone(source, dest, m.missing("meta"), "--no-hydration", "--detect-zeroes="+detect)
+			c.hydrateFast()
+			s := c.waitHydrated()
+			if s.Bytes.Copied != size {
+				t.Errorf("%d bytes copied, expected %d", s.Bytes.Copied, size)
+			}
+			w.check(m, c.path)
+			c.del()
+			w.check(m, dest.path)
+			m.run("sync")
+			var st unix.Stat_t
+			if err := unix.Stat(file, &st); err != nil {
+				t.Fatal(err)
+			}
+			space := st.Blocks * sector
+			t.Logf("%d KiB of the destination's %d need space", space/kib, size/kib)
+			if most := int64((islands + 1) * mib); detect == "on" && space > most || detect == "off" && space < size {
+				t.Errorf("%d bytes need space", space)
+			}
+		})
+	}
 }
