@@ -263,6 +263,9 @@ func (q *Queue) serve() error {
 		q.issue(ioFetchReq, uint16(tag), 0)
 	}
 	q.loop.Submit()
+	if err := q.loop.Err(); err != nil {
+		return err
+	}
 	close(q.fetched)
 	if err := q.mapDescriptors(); err != nil {
 		return err

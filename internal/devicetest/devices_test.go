@@ -3,6 +3,7 @@
 package devicetest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -112,7 +113,8 @@ func (m *machine) block(path string) *disk {
 	d := &disk{m: m, path: path, name: filepath.Base(path)}
 	m.waitFor(cleanLimit, path, func() error {
 		_, err := os.Stat(path)
-		return err
+		_, late := os.Stat(filepath.Join("/sys/block", d.name, "size")) // sda that was found again has a node first
+		return errors.Join(err, late)
 	})
 	d.size = m.number(filepath.Join("/sys/block", d.name, "size")) * sector
 	return d

@@ -117,6 +117,9 @@ func (l *Loop) round() {
 
 func (l *Loop) finished() bool { return l.err != nil || l.stopped && l.Idle() }
 
+// Err is why Run will end, or nil. Called on the loop's thread.
+func (l *Loop) Err() error { return l.err }
+
 // Idle says that no backend I/O is outstanding. Called on the loop's thread.
 func (l *Loop) Idle() bool { return l.outstanding == 0 && l.done.empty() }
 
