@@ -174,9 +174,6 @@ func sweepJobs() []job {
 // TestBenchSnapshot: the peer of the published figures, where it loads.
 func TestBenchSnapshot(t *testing.T) {
 	m := newMachine(t)
-	if quick() {
-		t.Skip("not of the core")
-	}
 	if !m.hasSnapshot() {
 		t.Skip("this kernel has no dm-snapshot or no dm-raid")
 	}

@@ -17,9 +17,6 @@ import (
 // device. The files are sparse: nothing but the map depends on the size.
 func TestBenchStart(t *testing.T) {
 	m := newMachine(t)
-	if quick() {
-		t.Skip("not of the core")
-	}
 	for n := range repetitions() {
 		for i, size := range []int64{gib, tib, 16 * tib} {
 			own := fmt.Sprintf("%d-%d", n, i)
