@@ -213,8 +213,7 @@ func (l *Lane) newOp(r *Request) *op {
 func (l *Lane) freeOp(o *op) {
 	l.freeBuffer(o)
 	o.checkFree()
-	token := o.token
-	*o = op{token: token}
+	o.opState, o.plan.planCounts = opState{}, planCounts{}
 	l.freeOps = append(l.freeOps, o)
 }
 

@@ -23,7 +23,14 @@ const (
 // op is one operation: the context of one backend I/O at a time, in a table indexed by token. It
 // belongs to a request, or to a background hydration.
 type op struct {
-	token   uint32
+	token uint32
+	opState
+	plan plan
+}
+
+// opState is what of an operation is cleared when it ends; of the plan nothing is, but for its counts. (Clearing all
+// of the 432 bytes was 0.4 % of what a write costs.)
+type opState struct {
 	step    step
 	holds   bool // claim is in the table
 	durable bool // writeThrough: the write itself makes a FUA durable
@@ -47,7 +54,6 @@ type op struct {
 	at       int64 // bytes: end of the run that is being read; progress in a segment
 	buf      []byte
 	claim    claim
-	plan     plan
 }
 
 // segmentKind is one kind of work on a stretch of the destination.
@@ -72,9 +78,13 @@ type segment struct {
 type plan struct {
 	segments [5]segment // WRITE_ZEROES inside large regions: head copy, zeros; tail zeros, copy; runs
 	marks    [3]mark
-	nrSegs   int
-	nrMarks  int
-	seg      int
+	planCounts
+}
+
+type planCounts struct {
+	nrSegs  int
+	nrMarks int
+	seg     int
 	// edges is how many regions the plan copies in part from the source.
 	edges uint64
 }

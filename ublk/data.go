@@ -24,6 +24,8 @@ func (i Info) ZeroCopy() bool { return i.Features.AutoBufReg && i.Features.UserC
 
 // buffers is the memory of a queue for the bytes of requests.
 type buffers struct {
+	registers bool // as Info.ZeroCopy says
+
 	tags []byte // copied: a request's largest size for each tag
 
 	bounce  []byte // registered: the largest size, once
@@ -35,8 +37,8 @@ const noTag = -1
 
 func (q *Queue) makeBuffers() (err error) {
 	info := &q.dev.info
-	q.buffers.bounced = noTag
-	if info.ZeroCopy() {
+	q.buffers.registers, q.buffers.bounced = info.ZeroCopy(), noTag
+	if q.buffers.registers {
 		q.buffers.waiting = make([]uint16, 0, info.Depth)
 		q.buffers.bounce, err = uring.MapBuffer(info.MaxIO)
 	} else {
@@ -57,7 +59,7 @@ func (q *Queue) freeBuffers() error {
 
 // slots is how many places the ring's table needs.
 func (q *Queue) slots() int {
-	if q.dev.info.ZeroCopy() {
+	if q.buffers.registers {
 		return q.dev.info.Depth
 	}
 	return 0
@@ -66,7 +68,7 @@ func (q *Queue) slots() int {
 // place tells the driver where the bytes of tag's next request belong: in its buffer, each time the same, or in its
 // slot of the table.
 func (q *Queue) place(tag uint16) (inEntry, inCommand uint64) {
-	if q.dev.info.ZeroCopy() {
+	if q.buffers.registers {
 		return uint64(tag) | autoBufFallback<<16, 0
 	}
 	return 0, addressOf(q.tagBuffer(tag))
@@ -80,7 +82,7 @@ func (q *Queue) tagBuffer(tag uint16) []byte {
 // memory is where tag's bytes can be looked at; nil: they are registered.
 func (q *Queue) memory(tag uint16) []byte {
 	switch {
-	case !q.dev.info.ZeroCopy():
+	case !q.buffers.registers:
 		return q.tagBuffer(tag)
 	case q.buffers.bounced == int(tag):
 		return q.buffers.bounce
@@ -155,7 +157,7 @@ func (q *Queue) userCopy(transfer func(fd int, b []byte, off int64) (int, error)
 
 // needsBounce says whether the driver has failed to register the request's pages.
 func (q *Queue) needsBounce(d Desc) bool {
-	if !q.dev.info.ZeroCopy() || !d.hasData() {
+	if !q.buffers.registers || !d.hasData() {
 		return false
 	}
 	return d.Flags&flagNeedRegBuf != 0 || q.dev.opts.bounce

@@ -37,20 +37,21 @@ type operation struct {
 }
 
 // Data are the bytes of a transfer: memory of this process, or a stretch of a buffer that a driver has put into the
-// table of the loop's ring (LoopOptions.Slots), where nobody here can look at them.
+// table of the loop's ring (LoopOptions.Slots), where nobody here can look at them. It is small, and has no pointer for
+// the collector to be told of: each request hands one through eight calls.
 type Data struct {
-	buf        []byte
-	registered bool
+	at         uint64 // address of the memory, or the byte of the registered buffer
+	length     int64
 	slot       uint16
-	at, length int64 // of a registered buffer
+	registered bool
 }
 
 // Memory is b, which comes from MapBuffer.
-func Memory(b []byte) Data { return Data{buf: b, length: int64(len(b))} }
+func Memory(b []byte) Data { return Data{at: address(b), length: int64(len(b))} }
 
 // Registered is length bytes of the buffer in slot from its byte at on.
 func Registered(slot uint16, at, length int64) Data {
-	return Data{registered: true, slot: slot, at: at, length: length}
+	return Data{registered: true, slot: slot, at: uint64(at), length: length}
 }
 
 // Len is the number of bytes.
@@ -58,14 +59,12 @@ func (d Data) Len() int64 { return d.length }
 
 // Slice is the stretch of n bytes from byte at of d on.
 func (d Data) Slice(at, n int64) Data {
-	if !d.registered {
-		return Memory(d.buf[at : at+n])
+	if at < 0 || n < 0 || at > d.length-n {
+		panic("slice of a transfer's bytes out of range")
 	}
-	return Registered(d.slot, d.at+at, n)
+	d.at, d.length = d.at+uint64(at), n
+	return d
 }
-
-// Bytes is the memory of d, nil if that is a registered buffer.
-func (d Data) Bytes() []byte { return d.buf }
 
 // Port is a loop's way to a File: no more than a limit of I/Os there are with the kernel at a time, others wait in
 // order. What the queue of a device cannot take is handed to worker threads by the kernel, 63 to 68 % of the requests
@@ -273,12 +272,13 @@ func (op *operation) advance(res int32) (again bool, err error) {
 func (op *operation) moved(n int64) (again bool, err error) {
 	op.off += n
 	op.length -= n
+	if op.length == 0 {
+		return false, nil
+	}
 	if op.step != stepZeroWrite {
 		op.data = op.data.Slice(n, op.length)
 	}
 	switch {
-	case op.length == 0:
-		return false, nil
 	case n > 0:
 		return true, nil
 	case op.step == stepRead:

@@ -81,12 +81,10 @@ func (r *Ring) Write(fd int, off int64, d Data, rwFlags uint32, user uint64) err
 // move says where the bytes are. In a registered buffer of a driver's request the address is the offset in it
 // (io_buffer_register_bvec, io_uring/rsrc.c, 6.18: imu->ubuf = 0).
 func (s *sqe) move(d Data, fixed uint8) {
-	s.len = uint32(min(d.length, transferMax))
+	s.len, s.addr = uint32(min(d.length, transferMax)), d.at
 	if d.registered {
-		s.opcode, s.bufIndex, s.addr = fixed, d.slot, uint64(d.at)
-		return
+		s.opcode, s.bufIndex = fixed, d.slot
 	}
-	s.addr = address(d.buf)
 }
 
 // transferMax is the most bytes that the kernel reads or writes at once (MAX_RW_COUNT for 4 KiB pages, fs.h).
