@@ -69,7 +69,7 @@ type userData interface {
 // attach joins the backend to its thread's loop.
 func (b *backend) attach(loop *uring.Loop) {
 	b.loop = loop
-	b.to = loop.Open(b.dest.File, b.dest.share(b.lanes))
+	b.to = loop.OpenFixed(b.dest.File, b.dest.share(b.lanes))
 }
 
 func (b *backend) bytes(d clone.Data) uring.Data {

@@ -26,9 +26,12 @@ const (
 
 	enterGetEvents = 1 << 0
 
+	registerFiles    = 2      // 5.1
+	unregisterFiles  = 3      // 5.1
 	registerBuffers2 = 15     // 5.13
 	registerSparse   = 1 << 0 // 5.19
 
+	sqeFixedFile  = 1 << 0 // 5.1
 	fsyncDatasync = 1 << 0
 
 	offSQRing = 0

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +39,61 @@ func TestLoopReadsAndWritesWhole(t *testing.T) {
 				t.Error("read other bytes than were written")
 			}
 		})
+	}
+}
+
+// TestOpenFixed: all that a port does goes to the registered file, whatever has its descriptor now; a second one is a
+// plain port; and once the loop is closed nothing holds the file open, nor its locks.
+func TestOpenFixed(t *testing.T) {
+	lockThread(t)
+	r := &recorder{}
+	l, err := NewLoop(r, LoopOptions{Tokens: 1})
+	must(t, err)
+	f, other := openTestFile(t, t.TempDir(), 0), openTestFile(t, t.TempDir(), 0)
+	must(t, f.Truncate(1<<20))
+	must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	fixed := l.OpenFixed(newTestFile(t, f), 0)
+	plain := l.OpenFixed(newTestFile(t, other), 0)
+	b := mapTestBuffer(t, 8192)
+	fill(b, 0xff)
+	plain.Write(0, 0, Memory(b[:4096]), false)
+	must(t, r.one(t, l))
+	must(t, unix.Dup3(int(other.Fd()), int(f.Fd()), 0)) // the descriptor is another file's
+
+	fixed.Write(0, 0, Memory(b), true)
+	must(t, r.one(t, l))
+	fixed.Zero(0, 0, 1024, true)
+	must(t, r.one(t, l))
+	fixed.Zero(0, 1024, 1024, false)
+	must(t, r.one(t, l))
+	fixed.Discard(0, 4096, 4096)
+	must(t, r.one(t, l))
+	fixed.Flush(0)
+	must(t, r.one(t, l))
+	fixed.Read(0, 0, Memory(b))
+	must(t, r.one(t, l))
+	if want := append(make([]byte, 2048), fill(make([]byte, 2048), 0xff)...); !bytes.Equal(b, append(want, make([]byte, 4096)...)) {
+		t.Error("the registered file holds other bytes")
+	}
+	if st, err := other.Stat(); err != nil || st.Size() != 4096 {
+		t.Errorf("the other file has %d bytes, %v", st.Size(), err)
+	}
+	again, err := os.Open(f.Name())
+	must(t, err)
+	defer again.Close()
+	if err := unix.Flock(int(again.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK {
+		t.Errorf("the registered file is not open any more: %v", err)
+	}
+	must(t, l.Close())
+	// A kernel's worker that did one of the operations has its own hold of the file for a moment, registered or not.
+	for until := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		err := unix.Flock(int(again.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			break
+		}
+		if time.Now().After(until) {
+			t.Fatalf("the loop is closed, and its file not: %v", err)
+		}
 	}
 }
 

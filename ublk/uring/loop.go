@@ -240,7 +240,12 @@ func (l *Loop) CancelCommand(id uint32) {
 	l.keep(l.ring.Cancel(userCommand|uint64(id), userCancel|uint64(id)))
 }
 
-// Close gives back the ring and the wake-up. Called on the loop's thread, after Run.
+// Close gives back the ring and the wake-up. Called on the loop's thread, after Run. A registered file is
+// let go of here if no backend I/O is outstanding, and otherwise by the kernel in its own time.
 func (l *Loop) Close() error {
-	return errors.Join(l.ring.Close(), l.waker.close())
+	var err error
+	if l.Idle() {
+		err = l.ring.unfix()
+	}
+	return errors.Join(err, l.ring.Close(), l.waker.close())
 }

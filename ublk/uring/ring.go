@@ -45,6 +45,7 @@ type Ring struct {
 	rings  []byte // mapping: both queues
 	sqes   []byte // mapping: entries
 	stride uint32 // bytes from an entry to the next
+	fixed  bool   // a file is registered
 
 	sqHead, sqTail *uint32
 	sqMask         uint32
@@ -140,6 +141,32 @@ func (r *Ring) makeSlots(n uint32) error {
 		uintptr(unsafe.Pointer(&table)), unsafe.Sizeof(table), 0, 0)
 	if errno != 0 {
 		return fmt.Errorf("make io_uring's table of %d buffers: %w", n, errno)
+	}
+	return nil
+}
+
+// Fix registers the file of a descriptor with the ring, which has room for one, and answers what entries may have in
+// the descriptor's place: the kernel need not look it up for each. The ring keeps the file open until unfix, or for some
+// time after Close.
+func (r *Ring) Fix(fd int) (int, error) {
+	file := int32(fd)
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), registerFiles, uintptr(unsafe.Pointer(&file)), 1, 0, 0)
+	if errno != 0 {
+		return 0, fmt.Errorf("register a file with io_uring: %w", errno)
+	}
+	r.fixed = true
+	return fixedFile, nil
+}
+
+// unfix lets go of the registered file, if there is one. Before 6.13 it waits for the I/O on it.
+func (r *Ring) unfix() error {
+	if !r.fixed {
+		return nil
+	}
+	r.fixed = false
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), unregisterFiles, 0, 0, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("unregister io_uring's file: %w", errno)
 	}
 	return nil
 }

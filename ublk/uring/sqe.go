@@ -59,7 +59,8 @@ func (r *Ring) Read(fd int, off int64, d Data, priority uint16, user uint64) err
 	if err != nil {
 		return err
 	}
-	s.opcode, s.fd, s.userData, s.ioprio = opRead, int32(fd), user, priority
+	s.opcode, s.userData, s.ioprio = opRead, user, priority
+	s.file(fd)
 	s.off = uint64(off)
 	s.move(d, opReadFixed)
 	return nil
@@ -72,10 +73,22 @@ func (r *Ring) Write(fd int, off int64, d Data, rwFlags uint32, user uint64) err
 	if err != nil {
 		return err
 	}
-	s.opcode, s.fd, s.userData = opWrite, int32(fd), user
+	s.opcode, s.userData = opWrite, user
+	s.file(fd)
 	s.off, s.opFlags = uint64(off), rwFlags
 	s.move(d, opWriteFixed)
 	return nil
+}
+
+// fixedFile marks what stands for a descriptor as the ring's registered file.
+const fixedFile = 1 << 32
+
+// file says which: a descriptor, or what Ring.Fix has answered.
+func (s *sqe) file(fd int) {
+	s.fd = int32(fd)
+	if fd&fixedFile != 0 {
+		s.flags = sqeFixedFile
+	}
 }
 
 // move says where the bytes are. In a registered buffer of a driver's request the address is the offset in it
@@ -96,7 +109,8 @@ func (r *Ring) Fdatasync(fd int, user uint64) error {
 	if err != nil {
 		return err
 	}
-	s.opcode, s.fd, s.userData, s.opFlags = opFsync, int32(fd), user, fsyncDatasync
+	s.opcode, s.userData, s.opFlags = opFsync, user, fsyncDatasync
+	s.file(fd)
 	return nil
 }
 
@@ -106,7 +120,8 @@ func (r *Ring) Fallocate(fd int, mode uint32, off, length int64, user uint64) er
 	if err != nil {
 		return err
 	}
-	s.opcode, s.fd, s.userData = opFallocate, int32(fd), user
+	s.opcode, s.userData = opFallocate, user
+	s.file(fd)
 	s.off, s.addr, s.len = uint64(off), uint64(length), mode
 	return nil
 }
@@ -121,7 +136,8 @@ func (r *Ring) BlockDiscard(fd int, off, length int64, user uint64) error {
 	if err != nil {
 		return err
 	}
-	s.opcode, s.fd, s.userData = opURingCmd, int32(fd), user
+	s.opcode, s.userData = opURingCmd, user
+	s.file(fd)
 	s.off, s.addr, s.addr3 = cmdDiscard, uint64(off), uint64(length)
 	return nil
 }
@@ -136,7 +152,8 @@ func (r *Ring) Command(fd int, op uint32, addr uint64, payload []byte, user uint
 	if err != nil {
 		return err
 	}
-	s.opcode, s.fd, s.userData, s.off, s.addr = opURingCmd, int32(fd), user, uint64(op), addr
+	s.opcode, s.userData, s.off, s.addr = opURingCmd, user, uint64(op), addr
+	s.file(fd)
 	copy(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(s), cmdOffset)), r.stride-cmdOffset), payload)
 	return nil
 }
