@@ -228,7 +228,7 @@ func TestBenchCost(t *testing.T) {
 // busy all the time there, and the figures repeat: CPU time within 0.3 %, system calls within 4 % of these (6.18). At S=4,
 // where it waits, one request finds another to share a system call with or not, for a whole run: 1.26 to 1.67 a request.
 var recorded = map[string]counts{
-	"6.18": {read: 1.482, write: 1.462, readCalls: 0.247, writeCalls: 0.250},
+	"6.18": {read: 1.455, write: 1.450, readCalls: 0.255, writeCalls: 0.264},
 }
 
 // counts of a hydrated clone at depth 32.

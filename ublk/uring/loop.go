@@ -94,10 +94,10 @@ func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 //
 // One system call a round. While backend I/O is in flight the wait is short and the thread keeps its
 // processor; see Ring.Enter. Rounds fill by themselves when the CPU is what is short: on one of 1 GIPS a request of 4 KiB
-// at depth 32 takes 0.25 system calls (1.3 to 1.7 on one that mostly waits), and 24.0 us for a read and 24.5 for a write of
-// all that the machine does, the user's program included, where dm-clone's take 16.2 and 16.8. 15.1 us of them are this
-// thread's, mostly the kernel's second pass through the block layer and io_uring; Go code is 2.7 (6.18, TestBenchCounts and
-// a profile in the guest; built with that profile it would be 0.3 less).
+// at depth 32 takes 0.26 system calls (1.3 to 1.7 on one that mostly waits), and 23.6 us for a read and 24.3 for a write of
+// all that the machine does, the user's program included, where dm-clone's take 16.2 and 16.8. 14.8 us of them are this
+// thread's, mostly the kernel's second pass through the block layer and io_uring; Go code is 2.3 (6.18, TestBenchCounts and
+// a profile in the guest; built with that profile it would be 0.2 less).
 func (l *Loop) Run() error {
 	for !l.finished() {
 		l.round()
