@@ -366,11 +366,6 @@ func (c *candidate) traffic() traffic {
 // hasKernelClone loads dm-clone.
 func (m *machine) hasKernelClone() bool { return m.try("modprobe", "dm-clone").code == 0 }
 
-// hasSnapshot loads dm-snapshot and the mirror.
-func (m *machine) hasSnapshot() bool {
-	return m.try("modprobe", "dm-snapshot").code == 0 && m.try("modprobe", "dm-raid").code == 0
-}
-
 // clones are the candidates that are clones.
 func (m *machine) clones(d disks, region int64) []*candidate {
 	var all []*candidate

@@ -73,7 +73,7 @@ func (d Data) Slice(at, n int64) Data {
 type Port struct {
 	loop     *Loop
 	file     *File
-	fd       int // for entries: the file's, or what Ring.Fix has answered
+	fd       int // for entries: the file's, or what Ring.fix has answered
 	limit    int
 	inFlight int
 	waiting  fifo
@@ -94,7 +94,7 @@ func (l *Loop) Open(f *File, limit int) *Port {
 // ublkcN it is cannot be deleted.)
 func (l *Loop) OpenFixed(f *File, limit int) *Port {
 	p := l.Open(f, limit)
-	if fd, err := l.ring.Fix(f.fd); err == nil {
+	if fd, err := l.ring.fix(f.fd); err == nil {
 		p.fd = fd
 	}
 	return p
@@ -285,13 +285,12 @@ func (op *operation) advance(res int32) (again bool, err error) {
 func (op *operation) moved(n int64) (again bool, err error) {
 	op.off += n
 	op.length -= n
-	if op.length == 0 {
-		return false, nil
-	}
 	if op.step != stepZeroWrite {
 		op.data = op.data.Slice(n, op.length)
 	}
 	switch {
+	case op.length == 0:
+		return false, nil
 	case n > 0:
 		return true, nil
 	case op.step == stepRead:

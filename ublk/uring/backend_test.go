@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"testing"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -43,7 +42,7 @@ func TestLoopReadsAndWritesWhole(t *testing.T) {
 }
 
 // TestOpenFixed: all that a port does goes to the registered file, whatever has its descriptor now; a second one is a
-// plain port; and once the loop is closed nothing holds the file open, nor its locks.
+// plain port.
 func TestOpenFixed(t *testing.T) {
 	lockThread(t)
 	r := &recorder{}
@@ -84,16 +83,27 @@ func TestOpenFixed(t *testing.T) {
 	if err := unix.Flock(int(again.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK {
 		t.Errorf("the registered file is not open any more: %v", err)
 	}
+}
+
+// TestFixedIsLetGo: a loop that is closed has let its registered file go, and with it the locks. (A kernel's worker, which
+// does what might wait, has a hold of the file for a moment longer, registered or not. No worker is needed here.)
+func TestFixedIsLetGo(t *testing.T) {
+	lockThread(t)
+	l, err := NewLoop(&recorder{}, LoopOptions{Tokens: 1})
+	must(t, err)
+	f := openTestFile(t, t.TempDir(), 0)
+	must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	l.OpenFixed(newTestFile(t, f), 0)
+	again, err := os.Open(f.Name())
+	must(t, err)
+	defer again.Close()
+	must(t, f.Close())
+	if err := unix.Flock(int(again.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK {
+		t.Errorf("the registered file is not open any more: %v", err)
+	}
 	must(t, l.Close())
-	// A kernel's worker that did one of the operations has its own hold of the file for a moment, registered or not.
-	for until := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		err := unix.Flock(int(again.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			break
-		}
-		if time.Now().After(until) {
-			t.Fatalf("the loop is closed, and its file not: %v", err)
-		}
+	if err := unix.Flock(int(again.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Errorf("the loop is closed, and its file not: %v", err)
 	}
 }
 
@@ -202,7 +212,7 @@ func TestAdvance(t *testing.T) {
 			op.port = &Port{file: &File{}}
 			moves := op.step == stepRead || op.step == stepWrite
 			if moves {
-				op.data = Memory(make([]byte, op.length))
+				op.data = Registered(0, 0, op.length)
 			}
 			again, err := op.advance(c.res)
 			if again != c.again || !errors.Is(err, c.err) || (c.err == nil) != (err == nil) {
@@ -214,8 +224,8 @@ func TestAdvance(t *testing.T) {
 			if again && op.step != c.step {
 				t.Errorf("goes on with step %d, want %d", op.step, c.step)
 			}
-			if again && moves && op.data.Len() != op.length {
-				t.Errorf("%d bytes of buffer for %d", op.data.Len(), op.length)
+			if moved := c.op.length - op.length; moves && (op.data.Len() != op.length || op.data.at != uint64(moved)) {
+				t.Errorf("%d bytes from byte %d on, for %d that are left after %d", op.data.Len(), op.data.at, op.length, moved)
 			}
 		})
 	}

@@ -145,10 +145,10 @@ func (r *Ring) makeSlots(n uint32) error {
 	return nil
 }
 
-// Fix registers the file of a descriptor with the ring, which has room for one, and answers what entries may have in
+// fix registers the file of a descriptor with the ring, which has room for one, and answers what entries may have in
 // the descriptor's place: the kernel need not look it up for each. The ring keeps the file open until unfix, or for some
 // time after Close.
-func (r *Ring) Fix(fd int) (int, error) {
+func (r *Ring) fix(fd int) (int, error) {
 	file := int32(fd)
 	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), registerFiles, uintptr(unsafe.Pointer(&file)), 1, 0, 0)
 	if errno != 0 {

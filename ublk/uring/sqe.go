@@ -83,7 +83,7 @@ func (r *Ring) Write(fd int, off int64, d Data, rwFlags uint32, user uint64) err
 // fixedFile marks what stands for a descriptor as the ring's registered file.
 const fixedFile = 1 << 32
 
-// file says which: a descriptor, or what Ring.Fix has answered.
+// file says which: a descriptor, or what Ring.fix has answered.
 func (s *sqe) file(fd int) {
 	s.fd = int32(fd)
 	if fd&fixedFile != 0 {
