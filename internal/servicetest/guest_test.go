@@ -213,7 +213,7 @@ func (g *guest) listen(in *json.Decoder) {
 
 // outcome of a command.
 type outcome struct {
-	code           int // exit status; 124 = took longer than its limit
+	code           int // exit status; -1 = killed, 124 = took longer than its limit
 	stdout, stderr string
 	took           time.Duration // by the guest's clock
 }
@@ -297,7 +297,8 @@ func (g *guest) run(name string, args ...string) string {
 	return g.start(commandLimit, name, args...).must()
 }
 
-// sh runs a script of the shell whose every command must succeed.
+// sh runs a script of the shell whose every command must succeed: one a line, as the shell lets any but the last
+// command of an && list fail.
 func (g *guest) sh(script string) string {
 	g.Helper()
 	return g.run("bash", "-euo", "pipefail", "-c", script)
@@ -437,9 +438,13 @@ func (g *guest) checkLog(path string) {
 		}
 	}
 	if g.Failed() {
+		lines = slices.CompactFunc(lines, func(a, b string) bool { return waits(a) && waits(b) })
 		g.Logf("the end of %s:\n%s", path, strings.Join(lines[max(0, len(lines)-shownLines):], "\n"))
 	}
 }
+
+// waits says whether the line is what systemd prints again and again while it waits for a job.
+func waits(line string) bool { return strings.Contains(line, " job is running for ") || strings.Contains(line, " running (") }
 
 // complains says whether the line is a complaint that the test does not expect.
 func (g *guest) complains(line string) bool {
