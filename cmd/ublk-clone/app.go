@@ -45,7 +45,9 @@ func newApp(p *program) *cli.App {
 		Commands: []*cli.Command{
 			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
 			p.recoverCommand(), p.restartCommand(), p.pruneCommand(), p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(),
-			p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.versionCommand(),
+			p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.importCommand(), p.versionCommand(),
+			{Name: unitPrepareCommand, Hidden: true, Action: p.unitPrepare},
+			{Name: unitStopCommand, Hidden: true, Action: p.unitStop},
 			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.runSpawned() }},
 		},
 	}
@@ -92,6 +94,10 @@ missing metadata the clone is new; DEST must then carry no file system or other
 known signature, and one that is a missing file is created. Otherwise
 the clone goes on where it was. The same command again says "unchanged".
 
+Without SOURCE, DEST, METADATA and LINE the clone is defined by
+/etc/ublk-clone/NAME.toml, whose keys are these flags: source = "/dev/sdb". The
+unit ublk-clone@NAME starts it so at every boot.
+
 Settings (rates, threshold, batch, read-through, passdown, retries, hydration)
 are kept over a restart; one that a later add names changes.
 
@@ -123,6 +129,17 @@ covers its regions whole and needs no copy; larger regions make the map smaller.
 			&cli.StringFlag{Name: "wait", Value: "ready", Usage: "return when the clone is `STATE`: ready or hydrated"},
 			outputFlag("json"),
 		},
+	}
+}
+
+func (p *program) importCommand() *cli.Command {
+	return &cli.Command{
+		Name: "import-clonetab", Usage: "make definitions of the lines of systemd's clonetab", ArgsUsage: "[FILE]", Action: p.importClonetab,
+		Description: `Writes /etc/ublk-clone/NAME.toml for each line of FILE (default: /etc/clonetab),
+and prints its path: "NAME SOURCE DESTINATION METADATA [region-size=BYTES]".
+Nothing is written if one cannot be. The clones are started by
+` + "`systemctl enable --now ublk-clone@NAME`" + `.`,
+		Flags: []cli.Flag{outputFlag("json (errors)")},
 	}
 }
 

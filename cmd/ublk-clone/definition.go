@@ -39,6 +39,8 @@ type definition struct {
 	// known as this clone's.
 	Device string `json:"device,omitempty"`
 	Mark   uint64 `json:"mark,omitempty"`
+	// Unit is systemd's unit that the daemon is the main process of, "" if there is none.
+	Unit string `json:"unit,omitempty"`
 }
 
 // start is a definition with what holds for this start only.

@@ -80,7 +80,7 @@ type cloneEngine struct {
 func newEngine(st start, log zerolog.Logger) engine {
 	e := &cloneEngine{start: st, log: log, records: theRecordDir(), committer: newCommitter(log), keep: st.Recover}
 	e.happened = newEventLog(st.Definition.Name, log)
-	e.watcher = newWatcher(e.happened, e.look, e.closeUse)
+	e.watcher = newWatcher(e.happened, e.look, e.whenHydrated)
 	return e
 }
 
@@ -107,6 +107,7 @@ func (e *cloneEngine) steps() []step {
 		{name: "load the region map and lock the memory", do: e.loadMap, undo: e.freeMemory},
 		{name: "begin the session", do: e.beginSession, undo: e.endSession, limit: teardownLimit},
 		{name: "record the use of the destination", do: e.recordUse},
+		{name: "tell udev of the devices", do: e.nameForUdev, undo: e.unnameForUdev},
 		{name: "watch for events", do: e.startWatcher, undo: func() error { e.watcher.stop(); return nil }, limit: teardownLimit},
 		{name: "start hydration", do: e.startHydration, undo: func() error { return e.background.stop() }, limit: teardownLimit},
 		{name: "start the device", do: e.startDevice, undo: e.stopDevice, limit: teardownLimit},
