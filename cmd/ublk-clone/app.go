@@ -45,7 +45,7 @@ func newApp(p *program) *cli.App {
 		Commands: []*cli.Command{
 			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
 			p.recoverCommand(), p.restartCommand(), p.pruneCommand(), p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(),
-			p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.versionCommand(),
+			p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.doctorCommand(), p.versionCommand(),
 			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.runSpawned() }},
 		},
 	}
@@ -300,6 +300,17 @@ func (p *program) metadataCommand() *cli.Command {
 				Flags: []cli.Flag{output},
 			},
 		},
+	}
+}
+
+func (p *program) doctorCommand() *cli.Command {
+	return &cli.Command{
+		Name: "doctor", Usage: "look what clones need of this machine, and what is wrong", Action: p.doctor,
+		Description: `Looks at driver, kernel, limits, permissions, memory, folders and clones, and says of
+each thing what it means and what to do. It changes nothing, and without root it
+says what it cannot see. With a problem the exit code is that of the first one;
+warnings alone are 0.`,
+		Flags: []cli.Flag{outputFlag("json")},
 	}
 }
 
