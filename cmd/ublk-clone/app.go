@@ -119,6 +119,7 @@ covers its regions whole and needs no copy; larger regions make the map smaller.
 			&cli.BoolFlag{Name: "create", Usage: "the metadata must be empty or missing"},
 			&cli.BoolFlag{Name: "open", Usage: "the metadata must be there"},
 			&cli.BoolFlag{Name: "force", Usage: "overwrite a destination that carries something, accept what is warned about"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "check all that can be, say what it would be and take, and change nothing"},
 			&cli.BoolFlag{Name: "foreground", Usage: "be the daemon; end by SIGTERM or `ublk-clone del`"},
 			&cli.StringFlag{Name: "wait", Value: "ready", Usage: "return when the clone is `STATE`: ready or hydrated"},
 			outputFlag("json"),

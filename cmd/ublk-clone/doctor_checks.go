@@ -100,10 +100,10 @@ var betterFeatures = []struct {
 	what    string
 	version string
 }{
-	{func(f ublk.Features) bool { return f.AutoBufReg && f.UserCopy }, "memory of users is copied once", "6.16"},
-	{func(f ublk.Features) bool { return f.Quiesce }, "a restart keeps users waiting a little longer", "6.16"},
-	{func(f ublk.Features) bool { return f.SafeStop }, "`del` looks for users before it stops a device", "7.0"},
-	{func(f ublk.Features) bool { return f.NoAutoPartScan }, "new devices are searched for partitions", "7.0"},
+	{func(f ublk.Features) bool { return f.AutoBufReg && f.UserCopy }, "the memory of users is not copied", "6.16"},
+	{func(f ublk.Features) bool { return f.Quiesce }, "a restart keeps users waiting less", "6.16"},
+	{func(f ublk.Features) bool { return f.SafeStop }, "the driver itself stops no device that somebody has open", "7.0"},
+	{func(f ublk.Features) bool { return f.NoAutoPartScan }, "new devices are not searched for partitions", "7.0"},
 }
 
 func (h *host) checkFeatures(f *findings) {
@@ -130,14 +130,14 @@ func (h *host) checkFeatures(f *findings) {
 	var lacks []string
 	for _, b := range betterFeatures {
 		if !b.has(got) {
-			lacks = append(lacks, b.what+" (not from "+b.version+" on)")
+			lacks = append(lacks, b.what+" (from "+b.version+" on)")
 		}
 	}
 	if len(lacks) == 0 {
 		f.ok("The driver offers all that clones need and use.")
 		return
 	}
-	f.ok("The driver offers all that clones need. What newer ones do better: %s.", strings.Join(lacks, "; "))
+	f.ok("The driver offers all that clones need. With newer ones %s.", strings.Join(lacks, "; "))
 }
 
 func (h *host) checkDevices(f *findings) {

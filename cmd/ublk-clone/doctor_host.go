@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 
@@ -49,13 +50,13 @@ func newHost(p *program) *host {
 		root: "/", dir: string(p.dir), records: string(theRecordDir()), maps: liveMaps,
 		owner: sys.Owner, free: sys.FreeAt, write: sys.MayWrite, ring: tryRing, driver: askDriver, noSwap: sys.TryNoSwap,
 		program: exec.LookPath,
-		clones: func() ([]cloneStatus, error) {
+		clones: sync.OnceValues(func() ([]cloneStatus, error) {
 			names, err := p.dir.names()
 			if err != nil {
 				return nil, err
 			}
 			return p.statuses(names)
-		},
+		}),
 		orphans:    p.dir.orphans,
 		definition: checkDefinition,
 	}
@@ -108,7 +109,7 @@ func (h *host) number(elem ...string) (int64, bool) {
 }
 
 func (h *host) there(elem ...string) bool {
-	_, err := os.Stat(h.path(elem...))
+	_, err := sys.StatPath(h.path(elem...)) // which waits for no server
 	return err == nil
 }
 

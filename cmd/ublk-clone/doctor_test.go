@@ -147,7 +147,7 @@ func TestDoctorFindsEach(t *testing.T) {
 			h.driver = func() (ublk.Features, error) {
 				return ublk.Features{IoctlEncode: true, UserRecovery: true, UserRecoveryReissue: true, Bits: 1<<6 | 1<<3 | 1<<4}, nil
 			}
-		}, "", exit.OK, "copied once (not from 6.16 on)"},
+		}, "", exit.OK, "not copied (from 6.16 on)"},
 		{"as many devices as can be", func(h *healthy) {
 			h.put("proc/sys/kernel/osrelease", "6.12.1")
 			h.put("sys/module/ublk_drv/parameters/ublks_max", "1")
