@@ -90,6 +90,23 @@ func (m *machine) untouched(disks ...*disk) string {
 	return b.String()
 }
 
+// untouchedFolder fails the test if what is done changes the names in a folder.
+func (m *machine) untouchedFolder(folder string, do func()) {
+	m.Helper()
+	names := func() string {
+		all, err := filepath.Glob(folder + "/*")
+		if err != nil {
+			m.Fatal(err)
+		}
+		return strings.Join(all, " ")
+	}
+	before := names()
+	do()
+	if after := names(); after != before {
+		m.Errorf("%s has %s, not %s", folder, after, before)
+	}
+}
+
 // digest is that of the content of a device or file, "missing" if there is none.
 func (m *machine) digest(path string) string {
 	m.Helper()
@@ -176,6 +193,11 @@ func TestDryRun(t *testing.T) {
 	m.run("wipefs", "-aq", dest.path)
 	refused("the same device twice", m.newClone(source, source, m.missing("meta")), exit.Refused)
 	refused("no such source", m.newClone(m.missing("nosource"), dest, m.missing("meta")), exit.Source)
+	for _, folder := range []string{"/root", "/share"} { // overlay and FUSE: no file is made there, with or without a name
+		m.untouchedFolder(folder, func() {
+			refused("a destination in "+folder, m.newClone(source, &disk{m: m, path: folder + "/dest"}, m.missing("meta")), exit.Refused)
+		})
+	}
 	refused("--open of nothing", c, exit.Metadata, "--open")
 	holder := m.open(dest.path, os.O_RDWR|os.O_EXCL)
 	refused("the destination is held", c, exit.Busy)
