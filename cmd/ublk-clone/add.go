@@ -34,6 +34,9 @@ func (p *program) add(c *cli.Context) error {
 	if err := p.needRoot("add clone " + st.Definition.Name); err != nil {
 		return err
 	}
+	if c.Bool("dry-run") {
+		return p.dryRun(st, asJSON)
+	}
 	if err := p.dir.create(); err != nil {
 		return err
 	}

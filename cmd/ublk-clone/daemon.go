@@ -314,6 +314,7 @@ func (d *daemon) explainPhase() (state, reason, action string) {
 type readiness struct {
 	Device string     `json:"device,omitempty"`
 	Error  *wireError `json:"error,omitempty"`
+	Trial  *trial     `json:"trial,omitempty"` // of a dry run, in a device's place
 }
 
 // report sends the outcome of the start through the pipe, and closes it.

@@ -138,9 +138,9 @@ func driverError(doing string, err error) error {
 	e := &exit.Error{Code: exit.Other, Doing: doing, Cause: err}
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		e.Code, e.Next = exit.Denied, "Run it as root."
+		e.Code, e.Next = exit.Denied, "Run it as root; `ublk-clone doctor` says what else may be in the way."
 	case errors.Is(err, ublk.ErrNoDriver), errors.Is(err, ublk.ErrNotSupported):
-		e.Code = exit.Feature
+		e.Code, e.Next = exit.Feature, "`ublk-clone doctor` says what is missing, and how to get it."
 	}
 	return e
 }
@@ -151,6 +151,12 @@ func (e *cloneEngine) addDevice(context.Context) (err error) {
 	if e.start.Recover {
 		return e.takeOverDevice()
 	}
+	e.dev, err = ublk.Create(e.control, e.deviceOptions())
+	return driverError("add the block device", err)
+}
+
+// deviceOptions are those of a new device.
+func (e *cloneEngine) deviceOptions() ublk.Options {
 	def, geo := &e.start.Definition, &e.geometry
 	hint := max(int(min(def.RegionSize, maxHint)), geo.PhysicalBlock)
 	// Memory of users goes to the backends as it is, unless it is copied.
@@ -158,7 +164,7 @@ func (e *cloneEngine) addDevice(context.Context) (err error) {
 	if dma >= os.Getpagesize() {
 		dma, copied = 0, true
 	}
-	e.dev, err = ublk.Create(e.control, ublk.Options{
+	return ublk.Options{
 		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: e.mark(), Recoverable: true, Copy: copied,
 		Tokens: queueOps(def.QueueDepth),
 		Params: ublk.Params{
@@ -169,8 +175,7 @@ func (e *cloneEngine) addDevice(context.Context) (err error) {
 			DiscardGranularity: def.RegionSize, MaxDiscard: clone.MaxSpan, MaxWriteZeroes: clone.MaxSpan,
 			VolatileCache: true, FUA: true,
 		},
-	})
-	return driverError("add the block device", err)
+	}
 }
 
 // maxIO is the most bytes of a READ or WRITE.

@@ -151,6 +151,9 @@ func (p *program) runSpawned() error {
 	if err != nil {
 		return errors.Join(err, readiness{Error: toWire(err)}.report(pipe))
 	}
+	if st.DryRun {
+		return p.runTrial(st).report(pipe)
+	}
 	writer := newAsyncWriter(&boundedFile{file: os.Stderr, max: logBytes})
 	defer writer.close(time.Second)
 	log := newLog(os.Stderr, writer)

@@ -28,6 +28,9 @@ func Open(path string, flags int, perm os.FileMode) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+// OpenNameless is a flag of Open: path is a folder, and the file has no name in it and is gone when it is closed.
+const OpenNameless = unix.O_TMPFILE
+
 // SetDirect switches O_DIRECT of an open description on or off. EINVAL says
 // that the file system has no direct I/O.
 func SetDirect(fd int, on bool) error {
