@@ -5,7 +5,7 @@ SEEDS ?= 2000
 FUZZTIME ?= 20000x
 export KERNEL RUN BENCH SOAK
 
-.PHONY: build test test-full race sim fuzz mutants vm-test pressure vm-shell vm-bench bench bench-quick bench-native soak check lint demo clean help
+.PHONY: build test test-full race sim fuzz mutants vm-test pressure vm-shell vm-bench service-test service-shell bench bench-quick bench-native soak check lint demo clean help
 
 build: ## the static binary that users get, build/ublk-clone
 	mkdir -p build
@@ -37,6 +37,12 @@ pressure: ## writes and swap on a clone in a guest with 512 MiB: KERNEL=
 
 vm-shell: ## a shell in a guest, to look at a kernel by hand: KERNEL=
 	scripts/vm shell
+
+service-test: ## tests of the service, in guests with systemd and udev that reboot: KERNEL=, RUN=regexp
+	scripts/service-tests
+
+service-shell: ## a shell in such a guest, with disks source, dest and metadata: KERNEL=
+	scripts/service-vm shell
 
 vm-bench: ## single measurements on the counting clock: KERNEL=, RUN=regexp, BENCH_S=4|1
 	BENCH=1 scripts/device-tests

@@ -249,12 +249,6 @@ func followKernelLog(t *testing.T) *kernelLog {
 // expect lets the kernel say what a test provokes.
 func (k *kernelLog) expect(complaints ...string) { k.expected = complaints }
 
-// complaints are what the kernel says when it or a device has gone wrong.
-var complaints = []string{
-	"BUG", "WARNING:", "Oops", "blocked for more than", "general protection", "soft lockup", "stall on CPU", "Out of memory",
-	"I/O error", "EXT4-fs error", "EXT4-fs warning", "lost async page write",
-}
-
 // traceLines is how much of what follows a complaint is shown: its registers and stack.
 const traceLines = 40
 
@@ -313,7 +307,7 @@ func (k *kernelLog) next() (string, bool) {
 
 // complains says whether the message is a complaint that the test does not expect.
 func (k *kernelLog) complains(text string) bool {
-	return slices.ContainsFunc(complaints, func(complaint string) bool {
+	return slices.ContainsFunc(Complaints, func(complaint string) bool {
 		return !slices.Contains(k.expected, complaint) && strings.Contains(text, complaint)
 	})
 }
