@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -150,12 +151,35 @@ func (p *program) takeDefined(c *cli.Context) (path string, err error) {
 	if def == nil {
 		return "", usage("--source is missing, and there is no definition " + path)
 	}
-	for _, key := range slices.Sorted(maps.Keys(def)) {
-		if err := setDefined(c, key, def[key]); err != nil {
-			return path, definedError(path, err)
-		}
+	if err := def.set(c); err != nil {
+		return path, definedError(path, err)
 	}
 	return path, nil
+}
+
+// checkDefined says whether add takes the definition, as far as that can be seen without looking at a device.
+func (p *program) checkDefined(name string) error {
+	add := p.addCommand()
+	add.Action = func(c *cli.Context) error {
+		path, err := p.takeDefined(c)
+		if err == nil {
+			_, err = startFrom(c)
+		}
+		return blame(path, err)
+	}
+	quiet := func(*cli.Context, error) {}
+	app := &cli.App{Commands: []*cli.Command{add}, Writer: io.Discard, ErrWriter: io.Discard, ExitErrHandler: quiet}
+	return app.Run([]string{"ublk-clone", add.Name, "--", name})
+}
+
+// set sets the flags of add that the command line has not.
+func (d defined) set(c *cli.Context) error {
+	for _, key := range slices.Sorted(maps.Keys(d)) {
+		if err := setDefined(c, key, d[key]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func setDefined(c *cli.Context, key, value string) error {
@@ -176,7 +200,7 @@ func setDefined(c *cli.Context, key, value string) error {
 // blame gives an error of the command line to the definition that the flags come from, "" for none.
 func blame(path string, err error) error {
 	var e *exit.Error
-	if path == "" || !errors.As(err, &e) || e.Code != exit.Usage {
+	if path == "" || !errors.As(err, &e) || e.Code != exit.Usage || e.Object == path {
 		return err
 	}
 	return definedError(path, e.Cause)

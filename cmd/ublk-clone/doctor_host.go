@@ -41,9 +41,6 @@ type host struct {
 // definitionsDir has the definitions that units are started from.
 const definitionsDir = "/etc/ublk-clone"
 
-// checkDefinition reads a definition of definitionsDir. nil: this program does not read them.
-var checkDefinition func(path string) error
-
 // newHost is this machine.
 func newHost(p *program) *host {
 	return &host{
@@ -57,8 +54,10 @@ func newHost(p *program) *host {
 			}
 			return p.statuses(names)
 		}),
-		orphans:    p.dir.orphans,
-		definition: checkDefinition,
+		orphans: p.dir.orphans,
+		definition: func(path string) error {
+			return p.checkDefined(strings.TrimSuffix(filepath.Base(path), definedSuffix))
+		},
 	}
 }
 

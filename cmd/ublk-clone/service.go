@@ -211,19 +211,24 @@ func (p *program) unitPrepare(*cli.Context) error {
 	return nil
 }
 
-// unitStop is the unit's ExecStop. When the machine goes down and somebody still has the device open, a file system
-// that could not be unmounted, the daemon is to serve until the end: without it the last sync would wait for ever.
+// unitStop is the unit's ExecStop. A stop of the unit alone needs nothing: the manager's SIGTERM makes the daemon leave the
+// device to the next one. When the machine goes down there is no next one, and whoever looks at the device then, as LVM's
+// services do, would wait for ever: it is deleted. If somebody still has it open, a file system that could not be
+// unmounted, the daemon serves until the end, for the last sync.
 func (p *program) unitStop(c *cli.Context) error {
 	name, err := named(c)
-	if err != nil {
+	if err != nil || !goingDown() {
 		return err
 	}
-	if !goingDown() {
-		return nil // the manager's SIGTERM makes the daemon leave the device to the next one
+	_, err = p.dir.ask(name, request{Verb: verbStop, WaitMS: releaseLimit.Milliseconds()}, releaseLimit+stopLimit)
+	if exit.Code(err) == exit.Busy {
+		_, err = p.dir.ask(name, request{Verb: verbStay}, askLimit)
 	}
-	_, err = p.dir.ask(name, request{Verb: verbStay}, askLimit)
 	return err
 }
+
+// releaseLimit is for those who look at every device, and let go at once.
+const releaseLimit = 3 * time.Second
 
 // goingDown says whether the machine is being shut down.
 func goingDown() bool {
