@@ -116,26 +116,30 @@ func (h *Hydrator) scan(from, end, copyMax, zeroMax uint64) (w work, ok bool) {
 	return w, false
 }
 
-// extent says whether the regions from r on lie whole in a hole of the source, or hold data, and where that
-// ends, at most at stop. A failed look at the source is no hole.
 func (h *Hydrator) extent(r, stop uint64) (hole bool, end uint64) {
-	if h.cfg.Holes == nil {
+	return Extent(h.geo, h.cfg.Holes, r, stop)
+}
+
+// Extent says whether the regions from r on lie whole in a hole of the source, or hold data, and where that
+// ends, at most at stop. A failed look at the source is no hole.
+func Extent(geo clone.Geometry, holes Holes, r, stop uint64) (hole bool, end uint64) {
+	if holes == nil {
 		return false, stop
 	}
-	off := h.geo.Start(r)
-	data, err := h.cfg.Holes.NextData(off)
+	off := geo.Start(r)
+	data, err := holes.NextData(off)
 	if err != nil {
 		return false, stop
 	}
-	data = min(data, h.geo.Size())
-	if first, end := h.geo.Covered(off, data-off); first < end {
+	data = min(data, geo.Size())
+	if first, end := geo.Covered(off, data-off); first < end {
 		return true, min(stop, end)
 	}
-	next, err := h.cfg.Holes.NextHole(data)
+	next, err := holes.NextHole(data)
 	if err != nil || next <= data {
 		return false, stop
 	}
-	_, end = h.geo.Touched(data, min(next, h.geo.Size())-data)
+	_, end = geo.Touched(data, min(next, geo.Size())-data)
 	return false, min(stop, end)
 }
 

@@ -54,11 +54,11 @@ func explainOpen(err error) error {
 	}
 	release := unix.ByteSliceToString(name.Release[:])
 	_, loaded := os.Stat("/sys/module/ublk_drv")
-	return fmt.Errorf("%w: %s does not exist: %s", ErrNoDriver, controlPath, driverAdvice(release, loaded == nil, "/lib/modules"))
+	return fmt.Errorf("%w: %s does not exist: %s", ErrNoDriver, controlPath, DriverAdvice(release, loaded == nil, "/lib/modules"))
 }
 
-// driverAdvice is how to get the driver on kernel release, whose modules are under modules.
-func driverAdvice(release string, loaded bool, modules string) string {
+// DriverAdvice is how to get the driver on kernel release, whose modules are under modules.
+func DriverAdvice(release string, loaded bool, modules string) string {
 	if loaded {
 		return "the module ublk_drv is loaded but there is no node: mount devtmpfs on /dev"
 	}

@@ -138,6 +138,25 @@ func Create(ctl *Control, o Options) (*Device, error) {
 	return d, nil
 }
 
+// Try says what a device made with these options would have, without making it, or why Create would refuse them.
+func Try(ctl *Control, o Options) (Features, error) {
+	o.Params = o.Params.withDefaults()
+	if err := o.validate(); err != nil {
+		return Features{}, err
+	}
+	flags, err := ctl.chooseFlags(context.Background(), &o)
+	return decodeFeatures(flags), err
+}
+
+// chooseFlags is what the driver is asked for, of what it offers.
+func (c *Control) chooseFlags(ctx context.Context, o *Options) (uint64, error) {
+	offered, err := c.Features(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return requestFlags(offered, o)
+}
+
 // step fails where a test wants it to.
 func (d *Device) step(name string) error {
 	if d.opts.fail == nil {
@@ -152,11 +171,7 @@ func (d *Device) add() error {
 		return err
 	}
 	ctx := context.Background()
-	offered, err := d.ctl.Features(ctx)
-	if err != nil {
-		return err
-	}
-	flags, err := requestFlags(offered, &d.opts)
+	flags, err := d.ctl.chooseFlags(ctx, &d.opts)
 	if err != nil {
 		return err
 	}

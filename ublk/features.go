@@ -80,6 +80,12 @@ func requestFlags(offered Features, o *Options) (uint64, error) {
 	return flags, missing(flags, offered.Bits)
 }
 
+// Needed is a FeatureError for the first of what a recoverable device needs that is not offered.
+func Needed(offered Features) error {
+	_, err := requestFlags(offered, &Options{Recoverable: true})
+	return err
+}
+
 // missing is a FeatureError for the first flag of asked that is not in got. An old driver clears what it does
 // not know and says nothing.
 func missing(asked, got uint64) error {

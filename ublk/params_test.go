@@ -161,7 +161,7 @@ func TestDriverAdvice(t *testing.T) {
 		{"6.12", true, "devtmpfs"},
 		{"6.1", false, "kernel 6.1 has no module ublk_drv"},
 	} {
-		if got := driverAdvice(c.release, c.loaded, modules); !strings.Contains(got, c.want) {
+		if got := DriverAdvice(c.release, c.loaded, modules); !strings.Contains(got, c.want) {
 			t.Errorf("kernel %s, loaded %v: %q, want %q in it", c.release, c.loaded, got, c.want)
 		}
 	}

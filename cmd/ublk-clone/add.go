@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
@@ -14,9 +15,13 @@ import (
 )
 
 func (p *program) add(c *cli.Context) error {
-	st, err := startFrom(c)
+	defined, err := p.takeDefined(c)
 	if err != nil {
 		return err
+	}
+	st, err := startFrom(c)
+	if err != nil {
+		return blame(defined, err)
 	}
 	asJSON, err := form(c, "json")
 	if err != nil {
@@ -29,11 +34,17 @@ func (p *program) add(c *cli.Context) error {
 	if err := p.needRoot("add clone " + st.Definition.Name); err != nil {
 		return err
 	}
+	if c.Bool("dry-run") {
+		return p.dryRun(st, asJSON)
+	}
 	if err := p.dir.create(); err != nil {
 		return err
 	}
 	if err := p.sameThere(&st.Definition); err != nil {
 		return err
+	}
+	if c.Bool("foreground") && theService(zerolog.Nop()) != nil {
+		return p.serve(st)
 	}
 	there, err := p.unchanged(&st.Definition)
 	if err != nil {
@@ -47,7 +58,7 @@ func (p *program) add(c *cli.Context) error {
 	switch {
 	case there:
 	case c.Bool("foreground"):
-		return p.runForeground(st)
+		return p.endRecovery(st, p.runForeground(st, ""))
 	default:
 		start := p.dir.spawn
 		if st.Recover {

@@ -45,7 +45,9 @@ func newApp(p *program) *cli.App {
 		Commands: []*cli.Command{
 			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
 			p.recoverCommand(), p.restartCommand(), p.pruneCommand(), p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(),
-			p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.versionCommand(),
+			p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.importCommand(), p.doctorCommand(), p.versionCommand(),
+			{Name: unitPrepareCommand, Hidden: true, Action: p.unitPrepare},
+			{Name: unitStopCommand, Hidden: true, Action: p.unitStop},
 			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.runSpawned() }},
 		},
 	}
@@ -92,6 +94,10 @@ missing metadata the clone is new; DEST must then carry no file system or other
 known signature, and one that is a missing file is created. Otherwise
 the clone goes on where it was. The same command again says "unchanged".
 
+Without SOURCE, DEST, METADATA and LINE the clone is defined by
+/etc/ublk-clone/NAME.toml, whose keys are these flags: source = "/dev/sdb". The
+unit ublk-clone@NAME starts it so at every boot.
+
 Settings (rates, threshold, batch, read-through, passdown, retries, hydration)
 are kept over a restart; one that a later add names changes.
 
@@ -119,10 +125,22 @@ covers its regions whole and needs no copy; larger regions make the map smaller.
 			&cli.BoolFlag{Name: "create", Usage: "the metadata must be empty or missing"},
 			&cli.BoolFlag{Name: "open", Usage: "the metadata must be there"},
 			&cli.BoolFlag{Name: "force", Usage: "overwrite a destination that carries something, accept what is warned about"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "check all that can be, say what it would be and take, and change nothing"},
 			&cli.BoolFlag{Name: "foreground", Usage: "be the daemon; end by SIGTERM or `ublk-clone del`"},
 			&cli.StringFlag{Name: "wait", Value: "ready", Usage: "return when the clone is `STATE`: ready or hydrated"},
 			outputFlag("json"),
 		},
+	}
+}
+
+func (p *program) importCommand() *cli.Command {
+	return &cli.Command{
+		Name: "import-clonetab", Usage: "make definitions of the lines of systemd's clonetab", ArgsUsage: "[FILE]", Action: p.importClonetab,
+		Description: `Writes /etc/ublk-clone/NAME.toml for each line of FILE (default: /etc/clonetab),
+and prints its path: "NAME SOURCE DESTINATION METADATA [region-size=BYTES]".
+Nothing is written if one cannot be. The clones are started by
+` + "`systemctl enable --now ublk-clone@NAME`" + `.`,
+		Flags: []cli.Flag{outputFlag("json (errors)")},
 	}
 }
 
@@ -300,6 +318,17 @@ func (p *program) metadataCommand() *cli.Command {
 				Flags: []cli.Flag{output},
 			},
 		},
+	}
+}
+
+func (p *program) doctorCommand() *cli.Command {
+	return &cli.Command{
+		Name: "doctor", Usage: "look what clones need of this machine, and what is wrong", Action: p.doctor,
+		Description: `Looks at driver, kernel, limits, permissions, memory, folders and clones, and says of
+each thing what it means and what to do. It changes nothing, and without root it
+says what it cannot see. With a problem the exit code is that of the first one;
+warnings alone are 0.`,
+		Flags: []cli.Flag{outputFlag("json")},
 	}
 }
 

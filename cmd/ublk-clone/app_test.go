@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 func command(t *testing.T, line string) (code int, out, errs string) {
 	t.Helper()
 	var o, e bytes.Buffer
-	p := &program{out: &o, errs: &e, dir: runDir(t.TempDir())}
+	p := &program{out: &o, errs: &e, dir: runDir(t.TempDir()), defined: definedDir(t.TempDir())}
 	code = p.run(append([]string{"ublk-clone"}, strings.Fields(line)...))
 	return code, o.String(), e.String()
 }

@@ -18,6 +18,7 @@ type background struct {
 	backend *backend
 	ops     int         // of the lane, and so tokens of the loop
 	timer   *time.Timer // runs Pump again
+	pulse   pulse
 
 	quit chan struct{} // closed: stop starting, leave when nothing is in flight
 	left chan struct{} // closed when the thread has given everything back
@@ -97,6 +98,7 @@ func (b *background) Complete(token uint32, err error) {
 
 // Drain is called once a round.
 func (b *background) Drain() {
+	b.pulse.answer()
 	b.lane.Drain()
 	select {
 	case <-b.quit:

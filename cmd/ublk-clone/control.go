@@ -46,6 +46,7 @@ const (
 	verbResume  = "resume"
 	verbStop    = "stop"
 	verbLeave   = "leave"
+	verbStay    = "stay"
 )
 
 // request is what a command asks its daemon.

@@ -42,6 +42,7 @@ func (e *fakeEngine) retry() error                  { e.retries++; return nil }
 func (e *fakeEngine) keepDevice(bool)               {}
 func (e *fakeEngine) warmUp() error                 { return nil }
 func (e *fakeEngine) warn(string, ...any)           { e.warned = true }
+func (e *fakeEngine) answers() bool                 { return true }
 func (e *fakeEngine) waits() error                  { return e.waiting }
 
 // wire is a connection that has said all that it will.

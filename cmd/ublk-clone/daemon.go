@@ -48,6 +48,8 @@ type engine interface {
 	warmUp() error
 	// warn notes what the user should know of the start.
 	warn(format string, args ...any)
+	// answers says whether all loops have gone round since it was called last.
+	answers() bool
 	// waits is what the steps wait for now, nil for nothing. Any goroutine may ask.
 	waits() error
 }
@@ -76,7 +78,9 @@ type daemon struct {
 	stops  chan stopRequest
 	// stopping is taken by the one stop request that may wait.
 	stopping chan struct{}
-	keep     bool // taking down leaves the block device, and the definition for who recovers it
+	manager  *service // nil: none
+	stay     bool     // SIGTERM is not obeyed: the machine goes down, and the device is in use
+	keep     bool     // taking down leaves the block device, and the definition for who recovers it
 
 	// mu is held, for reading, as long as a control request is with the engine.
 	mu struct {
@@ -140,6 +144,7 @@ func (d *daemon) list() []step {
 				d.mu.Lock()
 				defer d.mu.Unlock()
 				d.engine.note(def)
+				def.Unit = d.manager.name()
 				return d.dir.store(def)
 			},
 		},
@@ -185,6 +190,11 @@ func (d *daemon) run(ready func(device string, err error)) error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 
+	ended := make(chan struct{})
+	defer close(ended)
+	if d.manager != nil {
+		go d.manager.follow(d, ended)
+	}
 	err := d.bringUp(signals)
 	ready(d.engine.device(), err)
 	if err != nil {
@@ -192,6 +202,10 @@ func (d *daemon) run(ready func(device string, err error)) error {
 	}
 	d.log.Info().Str("device", d.engine.device()).Msg("clone is up")
 	d.keepDevice(false)
+	if d.manager != nil {
+		d.manager.tell("READY=1")
+		go d.manager.feed(d.engine.answers, ended)
+	}
 	return d.live(signals)
 }
 
@@ -215,7 +229,7 @@ func (d *daemon) bringUp(signals <-chan os.Signal) error {
 // answer serves one control request, on the connection's goroutine.
 func (d *daemon) answer(req request) answer {
 	switch req.Verb {
-	case verbStop, verbLeave:
+	case verbStop, verbLeave, verbStay:
 		return d.answerStop(req)
 	case verbEvents:
 		return d.engine.events().answer(req.After, time.Duration(req.WaitMS)*time.Millisecond)
@@ -255,6 +269,14 @@ func (d *daemon) notUp() error {
 		Next: "See `ublk-clone status " + d.start.Definition.Name + "`, then try again."}
 }
 
+// currentStatus is for the daemon's own use.
+func (d *daemon) currentStatus() *cloneStatus {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	st := d.status()
+	return &st
+}
+
 // status is what the commands print. d.mu is held.
 func (d *daemon) status() cloneStatus {
 	def := &d.start.Definition
@@ -292,6 +314,7 @@ func (d *daemon) explainPhase() (state, reason, action string) {
 type readiness struct {
 	Device string     `json:"device,omitempty"`
 	Error  *wireError `json:"error,omitempty"`
+	Trial  *trial     `json:"trial,omitempty"` // of a dry run, in a device's place
 }
 
 // report sends the outcome of the start through the pipe, and closes it.

@@ -18,7 +18,7 @@ import (
 // or at once if the device is in use; sent is closed when it is on its way. With
 // keep the device stays for the next daemon, in use or not.
 type stopRequest struct {
-	keep  bool
+	verb  string
 	wait  time.Duration
 	reply chan error
 	sent  chan struct{}
@@ -30,6 +30,10 @@ func (d *daemon) live(signals chan os.Signal) error {
 	for {
 		select {
 		case sig := <-signals:
+			if sig == syscall.SIGTERM && d.stay {
+				d.log.Warn().Msg("the machine goes down while the clone is in use: it is served until the end")
+				continue
+			}
 			if sig == syscall.SIGTERM {
 				d.keepDevice(true)
 				return d.takeDown()
@@ -40,7 +44,12 @@ func (d *daemon) live(signals chan os.Signal) error {
 			}
 			return d.takeDown()
 		case r := <-d.stops:
-			if r.keep {
+			if r.verb == verbStay {
+				d.stay = d.unheld() != nil
+				r.reply <- nil
+				continue
+			}
+			if r.verb == verbLeave {
 				d.keepDevice(true)
 			} else if err := d.free(r.wait, signals); err != nil {
 				r.reply <- err
@@ -105,6 +114,9 @@ func heldError(device string, holders []blockdev.Holder) error {
 
 // takeDown takes every step back. Whatever goes wrong now, the clone ends.
 func (d *daemon) takeDown() error {
+	if d.manager != nil {
+		d.manager.tell("STOPPING=1")
+	}
 	err := d.done.stop()
 	if err != nil {
 		d.log.Error().Err(err).Msg("clone stopped with errors")
@@ -134,7 +146,7 @@ func (d *daemon) answerStop(req request) answer {
 		return answer{Error: toWire(&exit.Error{Code: exit.Busy, Doing: "end the daemon of", Object: d.start.Definition.Name,
 			Cause: errors.New("another command does that already"), Next: "Wait for that."})}
 	}
-	r := stopRequest{keep: req.Verb == verbLeave, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
+	r := stopRequest{verb: req.Verb, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
 	d.stops <- r
 	return answer{Error: toWire(<-r.reply), sent: r.sent}
 }

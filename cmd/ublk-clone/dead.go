@@ -170,7 +170,7 @@ func (p *program) clearDead(def *definition, c clearing) error {
 	if err := removeDead(def, c); err != nil {
 		return errors.Join(err, lock.release())
 	}
-	var errs error
+	errs := errors.Join(p.dir.forgetUdev(def.Device), p.dir.forgetUdev(def.Dest))
 	for _, path := range []string{p.dir.socket(def.Name), p.dir.log(def.Name), p.dir.definition(def.Name)} {
 		errs = errors.Join(errs, removeIfThere(path))
 	}

@@ -39,6 +39,8 @@ type definition struct {
 	// known as this clone's.
 	Device string `json:"device,omitempty"`
 	Mark   uint64 `json:"mark,omitempty"`
+	// Unit is systemd's unit that the daemon is the main process of, "" if there is none.
+	Unit string `json:"unit,omitempty"`
 }
 
 // start is a definition with what holds for this start only.
@@ -49,6 +51,7 @@ type start struct {
 	Force      bool       `json:"force"`
 	Recover    bool       `json:"recover"` // take over the device that a dead daemon has left
 	Replace    bool       `json:"replace"` // a living daemon is to leave it first
+	DryRun     bool       `json:"dry_run"` // only say what would be (dry_run.go)
 	// Fence is how long a recovery may wait for the dead daemon's last requests; 0: fenceLimit.
 	Fence time.Duration `json:"fence,omitempty"`
 }

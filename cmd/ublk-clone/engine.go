@@ -80,7 +80,7 @@ type cloneEngine struct {
 func newEngine(st start, log zerolog.Logger) engine {
 	e := &cloneEngine{start: st, log: log, records: theRecordDir(), committer: newCommitter(log), keep: st.Recover}
 	e.happened = newEventLog(st.Definition.Name, log)
-	e.watcher = newWatcher(e.happened, e.look, e.closeUse)
+	e.watcher = newWatcher(e.happened, e.look, e.whenHydrated)
 	return e
 }
 
@@ -107,6 +107,7 @@ func (e *cloneEngine) steps() []step {
 		{name: "load the region map and lock the memory", do: e.loadMap, undo: e.freeMemory},
 		{name: "begin the session", do: e.beginSession, undo: e.endSession, limit: teardownLimit},
 		{name: "record the use of the destination", do: e.recordUse},
+		{name: "tell udev of the devices", do: e.nameForUdev, undo: e.unnameForUdev},
 		{name: "watch for events", do: e.startWatcher, undo: func() error { e.watcher.stop(); return nil }, limit: teardownLimit},
 		{name: "start hydration", do: e.startHydration, undo: func() error { return e.background.stop() }, limit: teardownLimit},
 		{name: "start the device", do: e.startDevice, undo: e.stopDevice, limit: teardownLimit},
@@ -137,9 +138,9 @@ func driverError(doing string, err error) error {
 	e := &exit.Error{Code: exit.Other, Doing: doing, Cause: err}
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		e.Code, e.Next = exit.Denied, "Run it as root."
+		e.Code, e.Next = exit.Denied, "Run it as root; `ublk-clone doctor` says what else may be in the way."
 	case errors.Is(err, ublk.ErrNoDriver), errors.Is(err, ublk.ErrNotSupported):
-		e.Code = exit.Feature
+		e.Code, e.Next = exit.Feature, "`ublk-clone doctor` says what is missing, and how to get it."
 	}
 	return e
 }
@@ -150,6 +151,12 @@ func (e *cloneEngine) addDevice(context.Context) (err error) {
 	if e.start.Recover {
 		return e.takeOverDevice()
 	}
+	e.dev, err = ublk.Create(e.control, e.deviceOptions())
+	return driverError("add the block device", err)
+}
+
+// deviceOptions are those of a new device.
+func (e *cloneEngine) deviceOptions() ublk.Options {
 	def, geo := &e.start.Definition, &e.geometry
 	hint := max(int(min(def.RegionSize, maxHint)), geo.PhysicalBlock)
 	// Memory of users goes to the backends as it is, unless it is copied.
@@ -157,7 +164,7 @@ func (e *cloneEngine) addDevice(context.Context) (err error) {
 	if dma >= os.Getpagesize() {
 		dma, copied = 0, true
 	}
-	e.dev, err = ublk.Create(e.control, ublk.Options{
+	return ublk.Options{
 		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: e.mark(), Recoverable: true, Copy: copied,
 		Tokens: queueOps(def.QueueDepth),
 		Params: ublk.Params{
@@ -168,8 +175,7 @@ func (e *cloneEngine) addDevice(context.Context) (err error) {
 			DiscardGranularity: def.RegionSize, MaxDiscard: clone.MaxSpan, MaxWriteZeroes: clone.MaxSpan,
 			VolatileCache: true, FUA: true,
 		},
-	})
-	return driverError("add the block device", err)
+	}
 }
 
 // maxIO is the most bytes of a READ or WRITE.

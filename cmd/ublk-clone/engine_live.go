@@ -43,10 +43,10 @@ func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
 		regions = bitmap.New(nr, e.live.Pages()) // with what could be read, which was in it before
 		return regions, e.fillFromLive(regions)
 	}
-	st := e.live.State()
-	if st.Commit > e.store.CommitSequence() {
-		return nil, e.refuseLive(fmt.Errorf("they are older than its live map: commit %d, not %d", e.store.CommitSequence(), st.Commit))
+	if err := e.refuseOlder(); err != nil {
+		return nil, err
 	}
+	st := e.live.State()
 	if !e.live.taken || clone.Mode(st.Mode) == clone.ReadWrite { // else the last one may be that which failed
 		e.live.SetCommit(e.store.CommitSequence())
 	}
@@ -64,33 +64,52 @@ func (e *cloneEngine) openLive(nr uint64) error {
 		return err
 	}
 	sb := e.store.Superblock()
-	if sb.Clean || sb.BootID != boot {
-		return e.newLive(&sb, boot, nr)
-	}
-	m, err := livemap.Open(liveMaps, sb.UUID)
-	if err == nil {
-		e.live = liveMap{Map: m, session: sb.Session, taken: true}
-		want := livemap.Identity{UUID: sb.UUID, Boot: boot, Session: sb.Session, Regions: nr}
-		switch {
-		case m.Identity() != want:
-			err = fmt.Errorf("they are of session %d, its live map is of session %d", sb.Session, m.Identity().Session)
-		case e.start.Force && m.State().FlushLost: // nobody can tell which of its marks are true
-			err = errors.New("a flush of the destination has failed under the last daemon")
-		default:
-			if e.start.Force { // the metadata are taken to be repaired: they get what could not be committed
-				m.SetState(0, false)
-			}
-			return nil
-		}
-	}
+	begins, err := e.takeLive(&sb, boot, nr)
 	switch {
+	case err == nil && begins:
+		return e.newLive(&sb, boot, nr)
+	case err == nil:
+		if e.start.Force { // the metadata are taken to be repaired: they get what could not be committed
+			e.live.SetState(0, false)
+		}
+		return nil
 	case e.start.Force:
 		e.log.Warn().Err(err).Msg("--force: going on from the last commit; what was written after it may be lost")
 		return errors.Join(e.closeLive(), e.newLive(&sb, boot, nr))
-	case errors.Is(err, fs.ErrNotExist):
-		err = errors.New("its daemon did not stop in order, and the live map, which has what was written since the last commit, is gone")
 	}
 	return e.refuseLive(err)
+}
+
+// takeLive opens the live map of a session that goes on, unless one begins. An error says why there should be a map and
+// none counts. Nothing is changed.
+func (e *cloneEngine) takeLive(sb *metadata.Superblock, boot metadata.UUID, nr uint64) (begins bool, err error) {
+	if sb.Clean || sb.BootID != boot {
+		return true, nil
+	}
+	m, err := livemap.Open(liveMaps, sb.UUID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, errors.New("its daemon did not stop in order, and the live map, which has what was written since the last commit, is gone")
+	}
+	if err != nil {
+		return false, err
+	}
+	e.live = liveMap{Map: m, session: sb.Session, taken: true}
+	want := livemap.Identity{UUID: sb.UUID, Boot: boot, Session: sb.Session, Regions: nr}
+	switch {
+	case m.Identity() != want:
+		return false, fmt.Errorf("they are of session %d, its live map is of session %d", sb.Session, m.Identity().Session)
+	case e.start.Force && m.State().FlushLost: // nobody can tell which of its marks are true
+		return false, errors.New("a flush of the destination has failed under the last daemon")
+	}
+	return false, nil
+}
+
+// refuseOlder refuses metadata of which the live map knows a later commit.
+func (e *cloneEngine) refuseOlder() error {
+	if st := e.live.State(); st.Commit > e.store.CommitSequence() {
+		return e.refuseLive(fmt.Errorf("they are older than its live map: commit %d, not %d", e.store.CommitSequence(), st.Commit))
+	}
+	return nil
 }
 
 // refuseLive: going on would silently lose acknowledged writes.
@@ -114,7 +133,7 @@ func (e *cloneEngine) newLive(sb *metadata.Superblock, boot metadata.UUID, nr ui
 // not committed yet.
 func (e *cloneEngine) fillMap(regions *bitmap.Map) error {
 	load := func(page uint64, img *bitmap.Page) error {
-		if regions.FullImage(page, img) { // takes no memory
+		if regions.FullImage(page, img) && !e.start.DryRun { // takes no memory
 			e.live.SetFull(page)
 		}
 		return regions.Load(page, img)

@@ -18,7 +18,7 @@ import (
 
 // openMeta opens the metadata device first: what it holds says whether the clone is new.
 func (e *cloneEngine) openMeta(context.Context) error {
-	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{Force: e.start.Force, Create: !e.start.Open})
+	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{Force: e.start.Force, Create: !e.start.Open, DryRun: e.start.DryRun})
 	if err != nil && gone(err) {
 		return e.standIn(err)
 	}
@@ -65,7 +65,7 @@ func (e *cloneEngine) openDest(context.Context) error {
 		size = cmp.Or(size, e.found.DeviceSize)
 	}
 	dest, err := blockdev.Open(blockdev.Dest, e.start.Definition.Dest, blockdev.Options{
-		Force: e.start.Force, Create: !e.start.Open, Size: size, Others: e.beside(),
+		Force: e.start.Force, Create: !e.start.Open, Size: size, Others: e.beside(), DryRun: e.start.DryRun,
 	})
 	if err != nil {
 		return err

@@ -94,6 +94,11 @@ func storeFromLive(mark uint64) (*metadata.Store, error) {
 func (e *cloneEngine) fillFromLive(regions *bitmap.Map) error {
 	e.live.uncommitted = bitmap.NewDelta(regions.NrPages(), 0)
 	e.live.SetState(uint8(max(clone.ReadOnly, clone.Mode(e.live.State().Mode))), false)
+	return e.mapOfLive(regions)
+}
+
+// mapOfLive fills a map whose memory holds the live map's pages.
+func (e *cloneEngine) mapOfLive(regions *bitmap.Map) error {
 	for page := range regions.NrPages() {
 		if e.live.Full(page) {
 			regions.LoadFull(page)

@@ -33,7 +33,7 @@ func (e *cloneEngine) passdown(s settings) bool { return s.DiscardPassdown && e.
 // checkPassdown finds, as dm-clone does, whether the destination can discard whole regions; if not, it is
 // no failure.
 func (e *cloneEngine) checkPassdown(s settings) {
-	limit, region := e.dest.MaxDiscard(), e.core.Geometry().RegionSize()
+	limit, region := e.dest.MaxDiscard(), e.start.Definition.RegionSize
 	switch {
 	case limit == 0:
 		e.noPassdown = "the destination cannot discard"

@@ -155,6 +155,7 @@ type frontend struct {
 	requests []clone.Request // by tag
 	log      zerolog.Logger  // of failed requests; never blocks
 	failed   func(*clone.Request, error)
+	pulse    pulse
 
 	// After deaths in a row, see caution. Set before the first request; the rest is the queue's thread's.
 	caution *caution
@@ -275,6 +276,7 @@ func (f *frontend) Complete(token uint32, err error) {
 
 // Drain is called once a round.
 func (f *frontend) Drain() {
+	f.pulse.answer()
 	f.lane.Drain()
 	if f.caution != nil {
 		f.serveHeld()

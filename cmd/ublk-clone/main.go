@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -40,6 +41,7 @@ import (
 type program struct {
 	out, errs io.Writer
 	dir       runDir
+	defined   definedDir
 	newEngine func(start, zerolog.Logger) engine
 }
 
@@ -49,12 +51,19 @@ type program struct {
 func init() { runtime.LockOSThread() }
 
 func main() {
-	p := &program{out: os.Stdout, errs: os.Stderr, dir: theRunDir(), newEngine: newEngine}
+	p := &program{out: os.Stdout, errs: os.Stderr, dir: theRunDir(), defined: theDefinedDir(), newEngine: newEngine}
 	os.Exit(p.run(os.Args))
 }
 
 // run does what the command line says and returns the exit code.
 func (p *program) run(args []string) int {
+	if filepath.Base(args[0]) == generatorName && len(args) > 1 {
+		if err := p.generate(args[1], destRules); err != nil {
+			p.complain(err, false)
+			return exit.Code(err)
+		}
+		return exit.OK
+	}
 	app := newApp(p)
 	args = flagsFirst(app, args)
 	err := app.Run(args)

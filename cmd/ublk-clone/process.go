@@ -9,6 +9,9 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
@@ -17,10 +20,11 @@ import (
 // This file is about the process of a daemon: what it owes to whoever frees memory by writing to its device (I9),
 // and the place that it runs in.
 //
-// A daemon runs in the mount namespace of process 1, whoever starts it. In a namespace of its own, as a service
-// or `unshare` gives, it would keep copies of mounts: a file system on a clone, its own or another, would stay
+// A daemon runs in the mount namespace of process 1, whoever starts it, or in one that follows it. In a namespace of its
+// own, as `unshare` gives, it would keep copies of mounts: a file system on a clone, its own or another, would stay
 // mounted there when it has long been unmounted for everybody else, and the clone in use for ever. And its live
-// map would be there, where the next daemon does not look (I6).
+// map would be there, where the next daemon does not look (I6). That of a sandboxed unit follows: what is mounted and
+// unmounted outside is so inside, and the live maps' tmpfs was mounted outside before (unit-prepare).
 
 // prepare makes the process one that memory reclaim does not wait for in a circle. Its memory is locked later,
 // when there is most of it.
@@ -121,7 +125,20 @@ func elsewhere() (bool, error) {
 		return false, &exit.Error{Code: exit.Denied, Doing: "find the mount namespace of process 1", Cause: err,
 			Next: "Daemons run there. Run it as root, with CAP_SYS_ADMIN and CAP_SYS_PTRACE."}
 	}
-	return !here, nil
+	return !here && !follows(), nil
+}
+
+// follows says whether this mount namespace gets the mounts and unmounts of another (its root is a slave:
+// mount_namespaces(7)) and has the live maps of process 1.
+func follows() bool {
+	roots, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter("/"))
+	if err != nil || len(roots) == 0 || !strings.Contains(roots[0].Optional, "master:") {
+		return false
+	}
+	here, err := sys.StatPath(liveMaps)
+	there, errThere := sys.StatPath("/proc/1/root" + liveMaps)
+	run, errRun := sys.StatPath(filepath.Dir(liveMaps))
+	return err == nil && errThere == nil && errRun == nil && sameObject(here, there) && here.Dev != run.Dev
 }
 
 // sameThere fails if a path of the definition, or the folder of the sockets, means something else in the mount

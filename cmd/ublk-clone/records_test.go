@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,17 +63,28 @@ func (f *files) make(path string, size int64) string {
 	return path
 }
 
-// open does what a daemon's start does before it asks for the driver, and undoes it with after in between.
+// open does what a daemon's start does before it asks for the driver, and undoes it with after in between. Before that it
+// is tried: a dry run says the same.
 func (f *files) open(change func(*start), after func(*cloneEngine) error) error {
 	f.t.Helper()
 	st := start{Definition: definition{Name: "c", Source: f.source, Dest: f.dest, Metadata: f.metadata, Queues: 1, QueueDepth: 1}}
 	change(&st)
+	tried := f.dryRun(st, nothing)
+	refused, err := f.run(st, after)
+	if fmt.Sprint(tried) != fmt.Sprint(refused) || exit.Code(tried) != exit.Code(refused) {
+		f.t.Errorf("a dry run says %v, exit code %d, and the start %v, %d", tried, exit.Code(tried), refused, exit.Code(refused))
+	}
+	return errors.Join(refused, err)
+}
+
+// run tells the errors of the steps from others.
+func (f *files) run(st start, after func(*cloneEngine) error) (refused, err error) {
 	e := &cloneEngine{start: st, log: zerolog.Nop(), records: f.records}
 	var done steps
 	if err := done.run(context.Background(), e.openSteps()); err != nil {
-		return err
+		return err, nil
 	}
-	return errors.Join(after(e), done.stop())
+	return nil, errors.Join(after(e), done.stop())
 }
 
 // use opens the clone, as of a session, and records it.

@@ -50,6 +50,12 @@ func (p *program) recoverNamed(name string, limit time.Duration) error {
 	if served, err := p.dir.served(name); served || err != nil {
 		return err
 	}
+	if def.Unit != "" {
+		if err := p.byUnit("start", def); err != nil {
+			return err
+		}
+		return p.added(name, false, "", "")
+	}
 	if err := recoverable(def); err != nil {
 		return &exit.Error{Code: exit.Code(err), Doing: "recover", Object: name, Cause: err, Next: "The same `ublk-clone add` goes on where it was."}
 	}
@@ -93,10 +99,15 @@ func recoverable(def *definition) error {
 // be trusted any more, nobody ever will: then the device is stopped, so that its users do not wait for good.
 func (p *program) recoverDead(st start) (device string, err error) {
 	device, err = p.dir.spawn(st)
-	if exit.Code(err) != exit.Metadata || p.dir.alive(st.Definition.Name) {
-		return device, err
+	return device, p.endRecovery(st, err)
+}
+
+// endRecovery stops the device of a recovery that has failed for good.
+func (p *program) endRecovery(st start, err error) error {
+	if !st.Recover || exit.Code(err) != exit.Metadata || p.dir.alive(st.Definition.Name) {
+		return err
 	}
-	return "", errors.Join(err, p.clearDead(&st.Definition, forceDead))
+	return errors.Join(err, p.clearDead(&st.Definition, forceDead))
 }
 
 // continued makes an add whose clone has a dead daemon and a living device a recovery of that.

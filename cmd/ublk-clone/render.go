@@ -156,12 +156,15 @@ func duration(d time.Duration) string {
 }
 
 // labelled wraps text behind a label of eight columns.
-func labelled(label, text string) string {
-	lines := []string{fmt.Sprintf("%-7s", label)}
+func labelled(label, text string) string { return wrapped(fmt.Sprintf("%-7s", label), textWidth, text) }
+
+// wrapped wraps text to a width, behind a head that its further lines leave empty.
+func wrapped(head string, width int, text string) string {
+	lines := []string{head}
 	for word := range strings.FieldsSeq(text) {
 		last := &lines[len(lines)-1]
-		if len(*last)+1+len(word) > textWidth {
-			lines = append(lines, strings.Repeat(" ", 7))
+		if len(*last)+1+len(word) > width && len(*last) > len(head) {
+			lines = append(lines, strings.Repeat(" ", len(head)))
 			last = &lines[len(lines)-1]
 		}
 		*last += " " + word

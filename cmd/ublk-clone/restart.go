@@ -26,6 +26,12 @@ func (p *program) restartNamed(name string, limit time.Duration) error {
 	if !p.dir.alive(name) {
 		return p.recoverNamed(name, limit)
 	}
+	if def.Unit != "" {
+		if err := p.byUnit("restart", def); err != nil {
+			return err
+		}
+		return p.added(name, false, "", "")
+	}
 	if _, err := p.recoverDead(start{Definition: *def, Open: true, Recover: true, Replace: true, Fence: limit}); err != nil {
 		return err
 	}

@@ -132,8 +132,7 @@ func (d runDir) acquire(name string) (*nameLock, error) {
 		err = sys.FlockExclusive(int(f.Fd()))
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			f.Close()
-			return nil, &exit.Error{Code: exit.Busy, Doing: "lock the name", Object: name,
-				Cause: errors.New("another daemon of that name starts, runs or stops"), Next: "See `ublk-clone status " + name + "`, then try again."}
+			return nil, nameTaken(name)
 		}
 		if err != nil {
 			f.Close()
@@ -144,6 +143,11 @@ func (d runDir) acquire(name string) (*nameLock, error) {
 		}
 		f.Close()
 	}
+}
+
+func nameTaken(name string) error {
+	return &exit.Error{Code: exit.Busy, Doing: "lock the name", Object: name,
+		Cause: errors.New("another daemon of that name starts, runs or stops"), Next: "See `ublk-clone status " + name + "`, then try again."}
 }
 
 func sameFile(f *os.File, path string) bool {

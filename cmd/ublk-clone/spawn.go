@@ -151,6 +151,9 @@ func (p *program) runSpawned() error {
 	if err != nil {
 		return errors.Join(err, readiness{Error: toWire(err)}.report(pipe))
 	}
+	if st.DryRun {
+		return p.runTrial(st).report(pipe)
+	}
 	writer := newAsyncWriter(&boundedFile{file: os.Stderr, max: logBytes})
 	defer writer.close(time.Second)
 	log := newLog(os.Stderr, writer)
@@ -167,15 +170,21 @@ func (p *program) runSpawned() error {
 }
 
 // runForeground is the daemon in this very process, for a service manager. It
-// prints the device's path when the clone is up.
-func (p *program) runForeground(st start) error {
+// prints the device's path when the clone is up. differs is what the clone's
+// definition says otherwise than what it takes over.
+func (p *program) runForeground(st start, differs string) error {
 	if err := settle(); err != nil {
 		return err
 	}
 	writer := newAsyncWriter(os.Stderr)
 	defer writer.close(time.Second)
 	log := newLog(os.Stderr, writer)
-	return newDaemon(p.dir, st, p.newEngine(st, log), log).run(func(device string, err error) {
+	d := newDaemon(p.dir, st, p.newEngine(st, log), log)
+	d.manager = theService(log)
+	if differs != "" {
+		d.engine.warn("the clone goes on as it was, and its definition says otherwise by now: its %s", differs)
+	}
+	return d.run(func(device string, err error) {
 		if err != nil {
 			return
 		}

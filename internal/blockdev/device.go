@@ -38,6 +38,7 @@ type Device struct {
 	memory  int   // bytes, what it asks of buffers
 	direct  bool
 	created bool
+	dry     bool // Options.DryRun
 	warned  []string
 }
 
@@ -127,7 +128,12 @@ func (d *Device) Present() bool {
 
 // Flush makes every write through the description that ended before it durable.
 // It blocks.
-func (d *Device) Flush() error { return sys.Fdatasync(d.fd()) }
+func (d *Device) Flush() error {
+	if d.dry {
+		return nil
+	}
+	return sys.Fdatasync(d.fd())
+}
 
 // DropCache gives up what the page cache holds of the device. Direct writes look for it there as long as there is anything
 // of the whole device (filemap_invalidate_pages, mm/filemap.c, 6.18), and whoever made or probed it has left something.

@@ -49,9 +49,12 @@ func (d *Device) NextHole(off int64) (int64, error) {
 // that what was written and not flushed is not in the page cache for a later
 // daemon to find. Buffers for direct I/O come from AllocBuffer. One caller at a
 // time.
+//
+// After Options.DryRun it takes writes and forgets them: nothing of it changes.
 type MetadataFile struct {
 	*Device
 	buffers []*sys.Mapping
+	end     int64 // what there is behind it, up to size, is imagined
 }
 
 // NewMetadataFile wraps an open metadata device.
@@ -59,7 +62,7 @@ func NewMetadataFile(d *Device) (*MetadataFile, error) {
 	if d.align > pageBlock {
 		return nil, d.fail("use", fmt.Errorf("direct I/O on it needs an alignment of %d bytes, more than %d", d.align, pageBlock), "")
 	}
-	return &MetadataFile{Device: d}, nil
+	return &MetadataFile{Device: d, end: d.size}, nil
 }
 
 // Grow makes a file at least size bytes long, the new part a hole. A block
@@ -68,12 +71,18 @@ func (f *MetadataFile) Grow(size int64) error {
 	if f.IsBlock() || f.size >= size {
 		return nil
 	}
-	if err := f.file.Truncate(size); err != nil {
-		return f.fail("grow", err, "Free space on its file system.")
+	if !f.dry {
+		if err := f.file.Truncate(size); err != nil {
+			return f.fail("grow", err, "Free space on its file system.")
+		}
+		f.end = size
 	}
 	f.size = size
 	return nil
 }
+
+// FoundSize is how large it is, whatever Grow has made of it in a dry run, in bytes.
+func (f *MetadataFile) FoundSize() int64 { return f.end }
 
 // Close closes the device and frees the buffers; none may be used afterwards.
 func (f *MetadataFile) Close() error {
@@ -104,6 +113,11 @@ func (f *MetadataFile) AllocBuffer(size int) []byte {
 
 // ReadAt fills p from off.
 func (f *MetadataFile) ReadAt(p []byte, off int64) error {
+	if f.dry && off+int64(len(p)) > f.end && off+int64(len(p)) <= f.size {
+		there := max(0, min(int64(len(p)), f.end-off))
+		clear(p[there:])
+		p = p[:there]
+	}
 	err := sys.ReadFullAt(f.fd(), p, off)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("%s ends before byte %d: %w", f.path, off+int64(len(p)), err)
@@ -112,11 +126,19 @@ func (f *MetadataFile) ReadAt(p []byte, off int64) error {
 }
 
 // WriteAt writes p at off. The bytes are durable after Flush.
-func (f *MetadataFile) WriteAt(p []byte, off int64) error { return sys.WriteFullAt(f.fd(), p, off) }
+func (f *MetadataFile) WriteAt(p []byte, off int64) error {
+	if f.dry {
+		return nil
+	}
+	return sys.WriteFullAt(f.fd(), p, off)
+}
 
 // ZeroRange makes length bytes at off read as zeros, durably after Flush: a
 // hole in a file, the device's own way on a block device.
 func (f *MetadataFile) ZeroRange(off, length int64) error {
+	if f.dry {
+		return nil
+	}
 	if f.IsBlock() {
 		return sys.ZeroOut(f.fd(), off, length)
 	}

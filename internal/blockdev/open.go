@@ -31,6 +31,9 @@ type Options struct {
 	Reserve bool
 	// ReadOnly opens metadata to look at it.
 	ReadOnly bool
+	// DryRun refuses what would be refused and changes nothing: block devices are opened for reading only, so that
+	// nobody is told of a change, and a file that would be made is one without a name in its folder, gone when it is closed.
+	DryRun bool
 	// Others are open for the same clone: a device that overlaps one of them is
 	// refused, before opening it would only find it busy.
 	Others []*Device
@@ -103,7 +106,7 @@ func blockFlags(role Role, o Options) int {
 		return os.O_RDONLY
 	case role == Source:
 		return os.O_RDONLY | os.O_EXCL
-	case o.ReadOnly:
+	case o.ReadOnly, o.DryRun:
 		return os.O_RDONLY | os.O_EXCL | syscall.O_DIRECT
 	}
 	return os.O_RDWR | os.O_EXCL | syscall.O_DIRECT
@@ -111,7 +114,14 @@ func blockFlags(role Role, o Options) int {
 
 // create makes the file; a loser of a race for the name fails with EEXIST.
 func create(role Role, path string, o Options) (*Device, error) {
-	d, err := open(role, path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	flags := os.O_RDWR | os.O_CREATE | os.O_EXCL
+	if o.DryRun {
+		flags = os.O_RDWR | sys.OpenNameless
+	}
+	d, err := open(role, path, flags)
+	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EISDIR) {
+		return nil, noNameless(role, path, o)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -119,9 +129,28 @@ func create(role Role, path string, o Options) (*Device, error) {
 	return d.setUp(o)
 }
 
+// noNameless is of a dry run in a folder whose file system has no files without names. It is refused if it is of a kind
+// that no file would be made on.
+func noNameless(role Role, path string, o Options) error {
+	folder, err := open(role, filepath.Dir(path), os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	folder.path = path
+	defer folder.Close()
+	if err := folder.refuseIndirect(o); err != nil {
+		return err
+	}
+	return folder.fail("try to make", errors.New("its file system cannot tell without making it"), "Make an empty file there yourself, or leave --dry-run out.")
+}
+
 // open makes the one description.
 func open(role Role, path string, flags int) (*Device, error) {
-	f, err := sys.Open(path, flags, 0o600)
+	at := path
+	if flags&sys.OpenNameless == sys.OpenNameless {
+		at = filepath.Dir(path)
+	}
+	f, err := sys.Open(at, flags, 0o600)
 	if err != nil {
 		if errors.Is(err, syscall.EBUSY) {
 			return nil, busy(role, "open", path, err)
@@ -160,6 +189,7 @@ func (d *Device) abandon(err error) error {
 
 // setUp locks a file and finds sizes and alignment; on an error d is closed.
 func (d *Device) setUp(o Options) (*Device, error) {
+	d.dry = o.DryRun
 	prepare := d.setUpFile
 	if d.IsBlock() {
 		prepare = d.setUpBlock
@@ -273,6 +303,9 @@ func (d *Device) sizeFile(o Options) error {
 }
 
 func (d *Device) reserve(o Options) error {
+	if d.dry {
+		return d.tryReserve(o)
+	}
 	err := sys.Reserve(d.fd(), o.Size)
 	if errors.Is(err, syscall.EOPNOTSUPP) {
 		err = d.doWithoutReserve(o)
@@ -285,6 +318,28 @@ func (d *Device) reserve(o Options) error {
 		d.warn("the file system of the destination %s writes to new places: a full one fails writes, though space is reserved", d.path)
 	}
 	return err
+}
+
+// tryReserve is reserve for a file without a name, which takes no more than a block. Space that only root may take does
+// not count.
+func (d *Device) tryReserve(o Options) error {
+	err := sys.Reserve(d.fd(), min(o.Size, pageBlock))
+	var free int64
+	if errors.Is(err, syscall.EOPNOTSUPP) {
+		err = d.doWithoutReserve(o)
+	} else if err == nil {
+		free, err = sys.Free(d.fd())
+		if err == nil && free < o.Size {
+			err = fmt.Errorf("%w: %d bytes are free", syscall.ENOSPC, free)
+		}
+	}
+	if err == nil {
+		err = d.file.Truncate(o.Size)
+	}
+	if err != nil {
+		return d.fail("reserve space for", fmt.Errorf("%d bytes: %w", o.Size, err), "Free space on its file system.")
+	}
+	return nil
 }
 
 // doWithoutReserve: there must be space at least now.

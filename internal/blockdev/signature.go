@@ -25,10 +25,7 @@ const (
 // It is for a new clone only; a destination that is partly hydrated carries the
 // source's. Where the probe itself fails the destination counts as used.
 func (d *Device) Signature(force bool) error {
-	found, err := probe(d.path, probeLimit)
-	if err != nil {
-		found = "it cannot be told what it carries: " + err.Error()
-	}
+	found := d.Carries()
 	if found == "" {
 		return nil
 	}
@@ -38,6 +35,18 @@ func (d *Device) Signature(force bool) error {
 	}
 	return d.refuse("overwrite", errors.New(found),
 		"If nothing on it is needed, wipe it with `wipefs -a`, or use --force. Check that source and destination are not mixed up.")
+}
+
+// Carries says what blkid finds on the device, "" for nothing, as on a file that Open has just made.
+func (d *Device) Carries() string {
+	if d.created {
+		return ""
+	}
+	found, err := probe(d.path, probeLimit)
+	if err != nil {
+		return "it cannot be told what it carries: " + err.Error()
+	}
+	return found
 }
 
 // probe says what blkid finds on the device at path, "" for nothing. It runs

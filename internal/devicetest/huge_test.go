@@ -52,6 +52,13 @@ func TestHugeSource(t *testing.T) {
 	fill(end, source.size-mib, original)
 	m.writeEnd(source, end)
 	c := m.newClone(source, dest, m.missing("meta"), "--no-hydration", "--force")
+	m.within(10*time.Second, "a dry run", func() time.Duration {
+		from := time.Now()
+		if got := c.dryRun(); got.ToCopy != mib || got.Regions != 1<<32 {
+			t.Errorf("a dry run says %+v", got)
+		}
+		return time.Since(from)
+	})
 	m.within(5*time.Second, "add", func() time.Duration {
 		from := time.Now()
 		c.add()

@@ -103,6 +103,21 @@ func Mount(dir string) error {
 	return nil
 }
 
+// TryMount says whether Mount would succeed, and how much could be written there; 0: there is none yet. Nothing is changed.
+func TryMount(dir string) (free int64, err error) {
+	there, err := sys.TmpfsThere(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist), err == nil && !there:
+		err = sys.TryNoSwap()
+	case err == nil:
+		free, err = sys.FreeAt(dir)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("live maps in %s: %w", dir, err)
+	}
+	return free, nil
+}
+
 // Path is the file of the metadata with this UUID.
 func Path(dir string, uuid [16]byte) string { return filepath.Join(dir, fmt.Sprintf("%x.map", uuid)) }
 

@@ -28,6 +28,9 @@ func Open(path string, flags int, perm os.FileMode) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+// OpenNameless is a flag of Open: path is a folder, and the file has no name in it and is gone when it is closed.
+const OpenNameless = unix.O_TMPFILE
+
 // SetDirect switches O_DIRECT of an open description on or off. EINVAL says
 // that the file system has no direct I/O.
 func SetDirect(fd int, on bool) error {
@@ -109,6 +112,7 @@ func flock(fd, how int) error {
 // Stat is what blockdev asks about a file, a block device or a descriptor.
 type Stat struct {
 	Mode  uint32 // st_mode
+	UID   uint32 // owner
 	Dev   uint64 // device that the file lies on
 	Rdev  uint64 // device that a device node stands for
 	Inode uint64
@@ -135,7 +139,7 @@ func statx(dir int, path string, flags int) (Stat, error) {
 		return unix.Statx(dir, path, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
 	})
 	return Stat{
-		Mode: uint32(st.Mode), Dev: unix.Mkdev(st.Dev_major, st.Dev_minor),
+		Mode: uint32(st.Mode), UID: st.Uid, Dev: unix.Mkdev(st.Dev_major, st.Dev_minor),
 		Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor), Inode: st.Ino,
 		Size: int64(st.Size), Mtime: nanoseconds(st.Mtime), Birth: nanoseconds(st.Btime),
 	}, wrap("stat", err)

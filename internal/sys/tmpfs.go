@@ -12,7 +12,7 @@ import (
 // that is never swapped out (noswap, since 6.4), and mounts one if it is not.
 // Callers that race must hold a lock. EINVAL says that the kernel is older.
 func MountTmpfs(dir string) error {
-	there, err := isMounted(dir)
+	there, err := TmpfsThere(dir)
 	if err != nil || there {
 		return err
 	}
@@ -20,9 +20,9 @@ func MountTmpfs(dir string) error {
 	return wrap("mount tmpfs", unix.Mount("tmpfs", dir, "tmpfs", flags, "mode=0700,size=50%,noswap"))
 }
 
-// isMounted says whether a tmpfs is mounted on dir; another file system there
+// TmpfsThere says whether a tmpfs is mounted on dir; another file system there
 // is an error.
-func isMounted(dir string) (bool, error) {
+func TmpfsThere(dir string) (bool, error) {
 	here, errHere := StatPath(dir)
 	above, errAbove := StatPath(filepath.Dir(dir))
 	if err := errors.Join(errHere, errAbove); err != nil {

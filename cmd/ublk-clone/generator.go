@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/coreos/go-systemd/v22/unit"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+// The generator (systemd.generator(7)): this program under another name, which systemd runs at boot and at each
+// daemon-reload. It adds to the unit of each clone that is defined what only the definition knows: the devices and file
+// systems that it needs, and those that come after it. Whether the clone is started is not its business: `systemctl
+// enable ublk-clone@NAME` is.
+//
+// It also writes a rule for udev, by which destinations lose the names that come from their contents, before any daemon
+// runs: they carry the same file systems as their clones.
+
+// generatorName is what the program is called then: a symbolic link in /usr/lib/systemd/system-generators.
+const generatorName = "ublk-clone-generator"
+
+// destRules is the file with the rule for destinations; 61-ublk-clone.rules acts on what it sets.
+const destRules = "/run/udev/rules.d/60-ublk-clone-dest.rules"
+
+// devicesDir is where clones have their stable names.
+const devicesDir = "/dev/ublk-clone"
+
+// generate is the program as a generator; dirs are those that systemd gives it. A definition that cannot be read costs
+// its own clone only: its unit will say what is wrong.
+func (p *program) generate(dir, rules string) error {
+	names, errs := p.defined.names()
+	var lines strings.Builder
+	for _, name := range names {
+		def, err := p.defined.load(name)
+		if err == nil {
+			err = def.expand()
+		}
+		if err == nil {
+			err = writeFile(filepath.Join(dir, unitOf(name)+".d", "50-definition.conf"), def.dropIn(name))
+			lines.WriteString(def.destRule(name))
+		}
+		errs = errors.Join(errs, err)
+	}
+	if lines.Len() == 0 {
+		return errors.Join(errs, removeIfThere(rules))
+	}
+	return errors.Join(errs, writeFile(rules, lines.String()))
+}
+
+func writeFile(path, text string) error {
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = os.WriteFile(path, []byte(text), 0o644)
+	}
+	if err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "write", Object: path, Cause: err}
+	}
+	return nil
+}
+
+// unitOf is the unit of a clone.
+func unitOf(name string) string { return "ublk-clone@" + name + ".service" }
+
+// expand puts the paths of dm-clone's line where the others are.
+func (d defined) expand() error {
+	line, ok := d["table"]
+	if !ok {
+		return nil
+	}
+	t, err := parseTable(line)
+	if err != nil {
+		return err
+	}
+	d["source"], d["dest"], d["metadata"] = t.source, t.dest, t.metadata
+	return nil
+}
+
+// dropIn is what the definition adds to the unit. Devices are waited for, at most as long as systemd waits for any; the
+// start itself says what is missing, and a clone that is complete needs no source.
+func (d defined) dropIn(name string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# From %s%s, by %s.\n[Unit]\n", name, definedSuffix, generatorName)
+	put := func(key string, values ...string) {
+		for _, v := range values {
+			fmt.Fprintf(&b, "%s=%s\n", key, v)
+		}
+	}
+	var writable []string
+	for _, key := range pathKeys {
+		path := d[key]
+		if !filepath.IsAbs(path) { // MAJOR:MINOR of a table
+			continue
+		}
+		if strings.HasPrefix(path, "/dev/") {
+			device := strings.ReplaceAll(unit.UnitNamePathEscape(path), "%", "%%") + ".device"
+			put("Wants", device)
+			put("After", device)
+			continue
+		}
+		put("RequiresMountsFor", quoted(path))
+		if key != "source" {
+			writable = append(writable, quoted("-"+filepath.Dir(path)))
+		}
+	}
+	for _, path := range d.devices(name) {
+		target := "blockdev@" + unit.UnitNamePathEscape(path) + ".target" // systemd.special(7)
+		put("Wants", target)
+		put("Before", target)
+	}
+	if d[networkKey] == "true" {
+		put("Wants", "network-online.target")
+		put("After", "network-online.target", "nss-lookup.target")
+		put("Before", "remote-fs.target")
+	} else {
+		put("Before", "local-fs.target")
+	}
+	if len(writable) > 0 {
+		slices.Sort(writable)
+		fmt.Fprintf(&b, "\n[Service]\nReadWritePaths=%s\n", strings.Join(slices.Compact(writable), " "))
+	}
+	return b.String()
+}
+
+// quoted is a path as unit files have it.
+func quoted(path string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%").Replace(path) + `"`
+}
+
+// devices are the block devices that the clone makes.
+func (d defined) devices(name string) []string {
+	all := []string{devicesDir + "/" + name}
+	if dm := d["dm"]; dm != "" {
+		all = append(all, "/dev/mapper/"+dm)
+	}
+	return all
+}
+
+// destRule is the rule by which the destination is known, "" for a file. A device has one name of the kernel's and
+// links of udev's, which earlier rules have made.
+func (d defined) destRule(name string) string {
+	path, ok := strings.CutPrefix(filepath.Clean(d["dest"]), "/dev/")
+	if !ok || strings.ContainsAny(path, "\"*?[]|\\\n") {
+		return ""
+	}
+	const rule = "SUBSYSTEM==\"block\", ACTION!=\"remove\", %s==%q, ENV{UBLK_CLONE_DEST}=%q\n"
+	rules := fmt.Sprintf(rule, "SYMLINK", path, name)
+	if !strings.Contains(path, "/") {
+		rules += fmt.Sprintf(rule, "KERNEL", path, name)
+	}
+	return rules
+}

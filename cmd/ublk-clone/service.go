@@ -1,0 +1,246 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	manager "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/rs/zerolog"
+	"github.com/urfave/cli/v2"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
+)
+
+// A daemon that is the main process of a systemd unit (packaging/systemd/ublk-clone@.service): it takes over what
+// serves the clone now, tells the manager how it is, and feeds the watchdog from the data path.
+
+// service is the manager's side; nil for a daemon that none has started.
+type service struct {
+	unit     string        // ublk-clone@NAME.service
+	watchdog time.Duration // the manager kills a daemon that is silent for so long; 0: never
+	log      zerolog.Logger
+}
+
+// theService reads what the manager has put into the environment.
+func theService(log zerolog.Logger) *service {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return nil
+	}
+	watchdog, err := manager.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn().Err(err).Msg("read the watchdog's time from the environment")
+	}
+	return &service{unit: ownUnit(), watchdog: watchdog, log: log}
+}
+
+// ownUnit is the unit that this process is in: the last part of its control group (proc_pid_cgroup(5)).
+func ownUnit() string {
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		if group, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok && strings.HasSuffix(group, ".service") {
+			return path.Base(group)
+		}
+	}
+	return ""
+}
+
+// name is the unit's, "" without one.
+func (s *service) name() string {
+	if s == nil {
+		return ""
+	}
+	return s.unit
+}
+
+// tell sends lines such as "STATUS=..." (sd_notify(3)).
+func (s *service) tell(lines ...string) {
+	if _, err := manager.SdNotify(false, strings.Join(lines, "\n")); err != nil {
+		s.log.Warn().Err(err).Msg("tell the service manager")
+	}
+}
+
+// statusPause is how often the status line is sent.
+const statusPause = 2 * time.Second
+
+// follow tells how the daemon is until ended is closed.
+func (s *service) follow(d *daemon, ended <-chan struct{}) {
+	last := ""
+	for {
+		if text := "STATUS=" + d.currentStatus().serviceText(); text != last {
+			s.tell(text)
+			last = text
+		}
+		select {
+		case <-ended:
+			return
+		case <-time.After(statusPause):
+		}
+	}
+}
+
+// serviceText is the status in a line.
+func (s *cloneStatus) serviceText() string {
+	switch {
+	case !s.serves():
+		return capital(s.State) + ": " + s.Reason
+	case s.State == stateHydrated:
+		return "Hydrated: " + s.Device + " is complete in " + s.Dest
+	}
+	text := fmt.Sprintf("%s: %s of %s", capital(s.State), s.doneText(" "), formatSize(s.Size))
+	if s.State != stateHydrating && s.State != stateYielding {
+		return text + ". " + s.Reason
+	}
+	return text + fmt.Sprintf(", %s, ETA %s", rateText(s.Rate), etaText(s.ETA))
+}
+
+// feed feeds the watchdog until ended is closed: only as long as every loop of the data path goes round when it is
+// asked to. A timer alone would feed it for a daemon whose queues stand still.
+func (s *service) feed(answers func() bool, ended <-chan struct{}) {
+	if s.watchdog == 0 {
+		return
+	}
+	for {
+		if answers() {
+			s.tell(manager.SdNotifyWatchdog)
+		}
+		select {
+		case <-ended:
+			return
+		case <-time.After(s.watchdog / 4):
+		}
+	}
+}
+
+// pulse is how a loop shows that it goes round. The loop's thread answers once a round, which costs it two loads.
+type pulse struct{ asked, answered atomic.Uint64 }
+
+// ask says whether the last question was answered, and asks again.
+func (p *pulse) ask(wake func()) bool {
+	alive := p.answered.Load() == p.asked.Load()
+	p.asked.Add(1)
+	wake()
+	return alive
+}
+
+// answer is the loop's.
+func (p *pulse) answer() {
+	if asked := p.asked.Load(); p.answered.Load() != asked {
+		p.answered.Store(asked)
+	}
+}
+
+// answers says whether all loops have gone round since it was called last.
+func (e *cloneEngine) answers() bool {
+	alive := e.background.pulse.ask(e.background.wake)
+	for _, f := range e.frontends {
+		alive = f.pulse.ask(f.backend.loop.Wake) && alive
+	}
+	return alive
+}
+
+// asService makes the start of a unit one that takes over what serves the clone now: another daemon, or a device that
+// waits for one. That goes on as it was defined, whatever the definition says by now: its users wait. differs says what
+// that says otherwise.
+func (p *program) asService(st start) (_ start, differs string, err error) {
+	there, err := p.dir.load(st.Definition.Name)
+	if exit.Code(err) == exit.NoClone {
+		return st, "", nil
+	}
+	if err != nil {
+		return st, "", err
+	}
+	alive := p.dir.alive(there.Name)
+	if !alive {
+		if err := recoverable(there); errors.Is(err, errNoRemains) {
+			return st, "", nil
+		} else if err != nil {
+			return st, "", err
+		}
+	}
+	return start{Definition: *there, Open: true, Recover: true, Replace: alive}, there.differences(&st.Definition), nil
+}
+
+// systemctlLimit is for a command of the service manager, which waits for the daemon's start.
+const systemctlLimit = "330s"
+
+// byUnit has the service manager do something with a clone's unit: a daemon that this command started would not be the
+// unit's.
+func (p *program) byUnit(verb string, def *definition) error {
+	var said strings.Builder
+	cmd := exec.Command("timeout", systemctlLimit, "systemctl", verb, def.Unit)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Run(); err != nil {
+		return &exit.Error{Code: exit.Other, Doing: verb + " the unit of", Object: def.Name,
+			Cause: fmt.Errorf("systemctl %s %s: %w: %s", verb, def.Unit, err, strings.TrimSpace(said.String())),
+			Next:  "See `systemctl status " + def.Unit + "` and `journalctl -u " + def.Unit + "`."}
+	}
+	return nil
+}
+
+// The hidden commands of a unit: ExecStartPre, outside of the sandbox, and ExecStop.
+const (
+	unitPrepareCommand = "unit-prepare"
+	unitStopCommand    = "unit-stop"
+)
+
+// unitPrepare makes what the daemon needs outside of its sandbox: the folders that it writes to, and the tmpfs of the
+// live maps.
+func (p *program) unitPrepare(*cli.Context) error {
+	if err := p.needRoot("prepare for a unit"); err != nil {
+		return err
+	}
+	if err := p.dir.create(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(string(theRecordDir()), 0o700); err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "make folder", Object: string(theRecordDir()), Cause: err}
+	}
+	if err := livemap.Mount(liveMaps); err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "prepare the live maps", Object: liveMaps, Cause: err}
+	}
+	return nil
+}
+
+// unitStop is the unit's ExecStop. A stop of the unit alone needs nothing: the manager's SIGTERM makes the daemon leave the
+// device to the next one. When the machine goes down there is no next one, and whoever looks at the device then, as LVM's
+// services do, would wait for ever: it is deleted. If somebody still has it open, a file system that could not be
+// unmounted, the daemon serves until the end, for the last sync.
+func (p *program) unitStop(c *cli.Context) error {
+	name, err := named(c)
+	if err != nil || !goingDown() {
+		return err
+	}
+	_, err = p.dir.ask(name, request{Verb: verbStop, WaitMS: releaseLimit.Milliseconds()}, releaseLimit+stopLimit)
+	if exit.Code(err) == exit.Busy {
+		_, err = p.dir.ask(name, request{Verb: verbStay}, askLimit)
+	}
+	return err
+}
+
+// releaseLimit is for those who look at every device, and let go at once.
+const releaseLimit = 3 * time.Second
+
+// goingDown says whether the machine is being shut down.
+func goingDown() bool {
+	out, _ := exec.Command("timeout", "5s", "systemctl", "is-system-running").Output() // fails unless it is "running"
+	return strings.TrimSpace(string(out)) == "stopping"
+}
+
+// serve is the daemon of a unit.
+func (p *program) serve(st start) error {
+	st, differs, err := p.asService(st)
+	if err != nil {
+		return err
+	}
+	return p.endRecovery(st, p.runForeground(st, differs))
+}

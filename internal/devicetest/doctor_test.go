@@ -1,0 +1,298 @@
+//go:build device
+
+package devicetest
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+// finding is what the tests read of `doctor -o json`.
+type finding struct {
+	Check  string `json:"check"`
+	Level  string `json:"level"`
+	Text   string `json:"text"`
+	Action string `json:"action"`
+}
+
+// bad says that it is one of those that doctor names.
+func (f finding) bad() bool { return f.Level == "problem" || f.Level == "warning" }
+
+// doctor runs it, behind another command if there is one, and gives what it names.
+func (m *machine) doctor(behind ...string) (named []finding, code int) {
+	m.Helper()
+	program, err := exec.LookPath(command)
+	if err != nil {
+		m.Fatal(err)
+	}
+	args := append(slices.Clone(behind), program, "doctor", "-o", "json")
+	o := m.try(args[0], args[1:]...)
+	var report struct {
+		Schema string    `json:"schema"`
+		Checks []finding `json:"checks"`
+	}
+	if err := json.Unmarshal([]byte(o.stdout), &report); err != nil || report.Schema != "ublk-clone/v1" || len(report.Checks) < 10 {
+		m.Fatalf("doctor: exit status %d, %v: %s%s", o.code, err, o.stdout, o.stderr)
+	}
+	for _, f := range report.Checks {
+		if f.bad() {
+			named = append(named, f)
+		}
+		if f.bad() && (f.Text == "" || f.Action == "") {
+			m.Errorf("doctor names %+v without a next step", f)
+		}
+	}
+	return named, o.code
+}
+
+// planted is a problem that a test makes.
+type planted struct {
+	name   string
+	plant  func()
+	heal   func()
+	behind []string // doctor runs behind this command, instead of or besides plant
+	checks []string // that name it, as "check level"
+	code   int
+	says   string // in the text or the next step
+}
+
+// TestDoctor: each of the problems, planted alone, is named by its check and no other, with the exit code and a next
+// step; healed, it is not named any more.
+func TestDoctor(t *testing.T) {
+	m := newMachine(t)
+	os.RemoveAll(recordDir)
+	before, code := m.doctor()
+	t.Logf("before: %+v", before)
+	if code != exit.OK {
+		t.Fatalf("doctor finds problems before one is planted: exit status %d, %+v", code, before)
+	}
+	for _, p := range slices.Concat(m.plantedInKernel(), m.plantedLimits(), m.plantedFolders(), m.plantedClones()) {
+		m.checkPlanted(p, before)
+	}
+}
+
+func (m *machine) checkPlanted(p planted, before []finding) {
+	m.Helper()
+	if p.plant != nil {
+		p.plant()
+	}
+	named, code := m.doctor(p.behind...)
+	var got []string
+	says := false
+	for _, f := range named {
+		if slices.Contains(before, f) {
+			continue
+		}
+		got = append(got, f.Check+" "+f.Level)
+		says = says || strings.Contains(f.Text+f.Action, p.says)
+		m.Logf("%s: %s (exit status %d)\n  %s\n  -> %s", p.name, got[len(got)-1], code, f.Text, f.Action)
+	}
+	if !slices.Equal(got, p.checks) || code != p.code || len(got) > 0 && !says {
+		m.Errorf("%s: doctor names %q, exit status %d; expected %q, %d, saying %q", p.name, got, code, p.checks, p.code, p.says)
+	}
+	if p.heal == nil {
+		return
+	}
+	p.heal()
+	if after, code := m.doctor(); !slices.Equal(checksOf(after), checksOf(before)) || code != exit.OK {
+		m.Errorf("%s: after it was healed doctor names %+v, exit status %d", p.name, after, code)
+	}
+}
+
+func checksOf(all []finding) (names []string) {
+	for _, f := range all {
+		names = append(names, f.Check+" "+f.Level)
+	}
+	return names
+}
+
+// release is the kernel's.
+func (m *machine) release() string {
+	m.Helper()
+	return strings.TrimSpace(m.readFile("/proc/sys/kernel/osrelease"))
+}
+
+func (m *machine) plantedInKernel() []planted {
+	const ring, most, pages = "/proc/sys/kernel/io_uring_disabled", "/sys/module/ublk_drv/parameters/ublks_max", "/proc/sys/vm/nr_hugepages"
+	all := []planted{
+		{
+			name: "the module is not loaded", plant: func() { m.run("rmmod", "ublk_drv") }, heal: func() {
+				if _, err := os.Stat("/sys/module/ublk_drv"); err == nil {
+					m.Error("doctor has loaded the module")
+				}
+				m.run("modprobe", "ublk_drv")
+			},
+			checks: []string{"driver problem"}, code: exit.Feature, says: "modprobe ublk_drv",
+		},
+		{
+			name: "io_uring is switched off", plant: func() { m.writeFile(ring, "2") }, heal: func() { m.writeFile(ring, "0") },
+			checks: []string{"io-uring problem"}, code: exit.Feature, says: "io_uring_disabled",
+		},
+		{
+			name: "memory is short", plant: func() { m.takeMemory(100 * mib) }, heal: func() { m.writeFile(pages, "0") },
+			checks: []string{"memory warning"}, code: exit.OK, says: "dry-run",
+		},
+	}
+	if strings.HasPrefix(m.release(), "6.12.") { // later ones count no devices of root's
+		all = append(all, planted{
+			name: "no more devices", plant: func() { m.writeFile(most, "0") }, heal: func() { m.writeFile(most, "64") },
+			checks: []string{"devices warning"}, code: exit.OK, says: "ublks_max",
+		})
+	}
+	return all
+}
+
+// takeMemory leaves that many bytes of memory, more or less: huge pages are in nobody's way and of no use.
+func (m *machine) takeMemory(leave int64) {
+	m.Helper()
+	var kilobytes int64
+	_, rest, _ := strings.Cut(m.readFile("/proc/meminfo"), "MemAvailable:")
+	if _, err := fmt.Sscanf(rest, "%d", &kilobytes); err != nil {
+		m.Fatal(err)
+	}
+	m.dropCaches()
+	m.writeFile("/proc/sys/vm/nr_hugepages", strconv.FormatInt((kilobytes*kib-leave)/(2*mib), 10))
+}
+
+func (m *machine) plantedLimits() []planted {
+	return []planted{
+		{
+			name: "memory cannot be locked", behind: []string{"setpriv", "--bounding-set=-sys_resource,-ipc_lock", "prlimit", "--memlock=65536:65536"},
+			checks: []string{"memory-lock warning", "reclaim warning"}, says: "LimitMEMLOCK",
+		},
+		{
+			name: "no CAP_SYS_RESOURCE", behind: []string{"prlimit", "--memlock=unlimited:unlimited", "setpriv", "--bounding-set=-sys_resource"},
+			checks: []string{"reclaim warning"}, says: "CAP_SYS_RESOURCE",
+		},
+		{
+			name: "no CAP_SYS_ADMIN", behind: []string{"setpriv", "--bounding-set=-sys_admin"},
+			checks: []string{"permission problem"}, code: exit.Denied, says: "CAP_SYS_ADMIN",
+		},
+		{
+			name: "few open files", behind: []string{"prlimit", "--nofile=64:64"},
+			checks: []string{"open-files warning"}, says: "LimitNOFILE",
+		},
+		{
+			name: "no blkid", behind: []string{"env", "PATH=/nonexistent"},
+			checks: []string{"blkid problem"}, code: exit.Other, says: "util-linux",
+		},
+		{name: "not root", behind: []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}},
+	}
+}
+
+const mapsDir = "/run/ublk-clone-maps"
+
+// mountMaps mounts something else in the place of the live maps.
+func (m *machine) mountMaps(args ...string) func() {
+	return func() {
+		m.unmountMaps()
+		if err := os.MkdirAll(mapsDir, 0o700); err != nil {
+			m.Fatal(err)
+		}
+		m.run("mount", append(args, mapsDir)...)
+	}
+}
+
+func (m *machine) unmountMaps() { m.try("umount", mapsDir) }
+
+func (m *machine) plantedFolders() []planted {
+	unfile := func() { os.Remove(runDir) }
+	return []planted{
+		{
+			name: "another file system has the place of the live maps", plant: m.mountMaps("-t", "ramfs", "none"), heal: m.unmountMaps,
+			checks: []string{"live-maps problem"}, code: exit.Other, says: "umount",
+		},
+		{
+			name: "live maps may be swapped out", plant: m.mountMaps("-t", "tmpfs", "none"), heal: m.unmountMaps,
+			checks: []string{"live-maps warning"}, says: "swapped",
+		},
+		{
+			name: "no space for live maps", plant: m.mountMaps("-t", "tmpfs", "-o", "noswap,size=1M", "none"), heal: m.unmountMaps,
+			checks: []string{"live-maps problem"}, code: exit.Other, says: "remount",
+		},
+		{
+			name: "the run folder is a file", plant: func() {
+				if err := os.RemoveAll(runDir); err != nil {
+					m.Fatal(err)
+				}
+				if err := os.WriteFile(runDir, nil, 0o600); err != nil {
+					m.Fatal(err)
+				}
+			}, heal: unfile, checks: []string{"run-folder problem"}, code: exit.Other, says: runDir,
+		},
+		{
+			name: "the run folder is open to all", plant: func() { m.run("mkdir", "-m", "755", runDir) }, heal: unfile,
+			checks: []string{"run-folder warning"}, says: "chmod 700",
+		},
+		{
+			name: "records cannot be written", plant: func() {
+				m.run("mkdir", "-p", recordDir)
+				m.run("mount", "-t", "tmpfs", "-o", "ro,mode=700", "none", recordDir)
+			}, heal: func() { m.run("umount", recordDir); os.RemoveAll(recordDir) },
+			checks: []string{"records warning"}, says: "read-only",
+		},
+		{
+			name: "definitions and no unit", plant: func() {
+				m.run("mkdir", "-p", "/etc/ublk-clone")
+				if err := os.WriteFile("/etc/ublk-clone/x.toml", nil, 0o600); err != nil {
+					m.Fatal(err)
+				}
+			}, heal: func() { os.RemoveAll("/etc/ublk-clone") },
+			checks: []string{"service warning"}, says: "unit",
+		},
+	}
+}
+
+func (m *machine) plantedClones() []planted {
+	source, metadata := m.nullBlk("src", nullOptions{mib: 16}), m.missing("meta")
+	dest := m.known("dst", m.nullBlk("dst", nullOptions{mib: 16}), 16*mib)
+	c := m.newClone(source, dest, metadata, "--no-hydration")
+	kept := metadata.path + ".kept"
+	rename := func(from, to string) {
+		if err := os.Rename(from, to); err != nil {
+			m.Fatal(err)
+		}
+	}
+	return []planted{
+		{
+			name: "a dead clone", plant: func() { c.add(); c.end(syscall.SIGKILL) }, heal: c.recover,
+			checks: []string{"clones problem"}, code: exit.NoAnswer, says: "recover " + c.name,
+		},
+		{
+			name: "a device that nobody serves or knows", plant: func() {
+				c.end(syscall.SIGKILL)
+				if err := os.RemoveAll(runDir); err != nil {
+					m.Fatal(err)
+				}
+			}, heal: func() { m.run(command, "prune"); c.add() },
+			checks: []string{"left-devices problem"}, code: exit.NoAnswer, says: "prune",
+		},
+		{
+			name: "metadata have vanished", plant: func() { c.del(); rename(metadata.path, kept) }, heal: func() { rename(kept, metadata.path) },
+			checks: []string{"records problem"}, code: exit.Metadata, says: metadata.path,
+		},
+		{
+			name: "destination and metadata are away", plant: func() {
+				records, _ := filepath.Glob(recordDir + "/*.json")
+				if len(records) != 1 {
+					m.Fatalf("records: %v", records)
+				}
+				text := strings.ReplaceAll(m.readFile(records[0]), dest.path, "/dev/away")
+				if err := os.WriteFile(records[0], []byte(strings.ReplaceAll(text, metadata.path, "/away")), 0o600); err != nil {
+					m.Fatal(err)
+				}
+			}, heal: func() { os.RemoveAll(recordDir) },
+			checks: []string{"records warning"}, says: "/dev/away",
+		},
+	}
+}
