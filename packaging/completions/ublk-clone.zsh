@@ -9,7 +9,7 @@ for line in "${(@f)$("${words[1]}" complete -- "${(@)words[2,CURRENT]}" 2>/dev/n
 	'') ;;
 	:files) _files && return ;;
 	*=) keys+=("$word") ;;
-	*) found+=("${word//:/\\:}:${line#*$'\t'}") ;;
+	*) found+=("${word//:/\\:}${${line#*$'\t'}:+:${line#*$'\t'}}") ;;
 	esac
 done
 [ ${#keys} = 0 ] || compadd -S '' -- "${keys[@]}"
