@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // Folders of packages that scripts/service-tests has built; the second is of a later version.
@@ -128,7 +127,7 @@ func TestPackage(t *testing.T) {
 		mount /dev/ublkb0 /mnt`)
 	load := g.start(commandLimit, "fio", "--name=load", "--directory=/mnt", "--size=16m", "--rw=randwrite", "--bs=4k",
 		"--direct=1", "--rate_iops=100", "--time_based", "--runtime=40", "--verify=crc32c", "--verify_backlog=64")
-	time.Sleep(5 * time.Second) // into the load
+	g.waitFor(commandLimit, "the load to read what it wrote", func() error { return g.reads("/dev/ublkb0", 100) })
 	if o := g.try("dpkg", "-r", "ublk-clone"); o.code == 0 || !strings.Contains(o.stderr, "in use: data") {
 		t.Errorf("removed beneath a clone: %+v", o)
 	}
@@ -153,6 +152,19 @@ func TestPackage(t *testing.T) {
 		t.Errorf("the purge says: %s", out)
 	}
 	g.run("test", "-e", "/etc/ublk-clone/other.toml")
+}
+
+// reads fails until so many requests have been read from a disk.
+func (g *guest) reads(disk string, want int) error {
+	var n int
+	stat := g.read("/sys/block/" + filepath.Base(disk) + "/stat")
+	if _, err := fmt.Sscan(stat, &n); err != nil {
+		return err
+	}
+	if n < want {
+		return fmt.Errorf("%d of %d reads", n, want)
+	}
+	return nil
 }
 
 // isVersion tells which package is installed and run.

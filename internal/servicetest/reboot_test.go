@@ -57,7 +57,7 @@ func TestReboot(t *testing.T) {
 		ublk-clone del data`)
 }
 
-// TestAgent: a command that fails, one that hangs and one that cannot be run are told apart.
+// TestAgent: a command that fails, one that is killed and one that hangs are told apart; what the kernel says is heard.
 func TestAgent(t *testing.T) {
 	g := newGuest(t, options{})
 	g.powerOn()
@@ -83,6 +83,13 @@ func TestAgent(t *testing.T) {
 	g.write("/root/a/b", "text\n")
 	if text := g.read("/root/a/b"); text != "text\n" {
 		t.Errorf("written and read: %q", text)
+	}
+	g.expect("I/O error")
+	g.sh(`echo "<3>I/O error, that the test has made" >/dev/kmsg`)
+	for line, want := range map[string]bool{"[ 1.0] I/O error, dev x": false, "[ 1.0] BUG: x": true, "[ 1.0] all is well": false} {
+		if got := g.complains(line); got != want {
+			t.Errorf("%q is a complaint: %v", line, got)
+		}
 	}
 	beside.must()
 	g.shutdown("poweroff")
