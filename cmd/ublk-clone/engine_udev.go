@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // What udev's rules (packaging/udev) are told of a clone: a file for its block device and one for its destination, each
@@ -54,12 +55,21 @@ func (e *cloneEngine) nameForUdev(context.Context) error {
 	def := &e.start.Definition
 	err := e.tellName(false)
 	if e.dest.IsBlock() {
-		err = errors.Join(err, theRunDir().tellUdev(def.Dest, "UBLK_CLONE_DEST="+def.Name, !e.start.Recover))
+		err = errors.Join(err, theRunDir().tellUdev(def.Dest, destLines(def), !e.start.Recover))
 	}
 	if err != nil {
 		e.warn("udev was not told of the clone, which may have no name in /dev/ublk-clone: %v", err)
 	}
 	return nil
+}
+
+// destLines are what udev is told of the destination: the name that the definition has for it stays.
+func destLines(def *definition) string {
+	lines := "UBLK_CLONE_DEST=" + def.Name
+	if link, ok := strings.CutPrefix(def.Dest, "/dev/"); ok && strings.Contains(link, "/") {
+		lines += "\nUBLK_CLONE_LINK=" + link
+	}
+	return lines
 }
 
 // tellName tells of the block device; announce is for when that is known already.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
 // A daemon that is the main process of a systemd unit (packaging/systemd/ublk-clone@.service): it takes over what
@@ -205,7 +206,8 @@ func (p *program) unitPrepare(*cli.Context) error {
 	if err := os.MkdirAll(string(theRecordDir()), 0o700); err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "make folder", Object: string(theRecordDir()), Cause: err}
 	}
-	if err := livemap.Mount(liveMaps); err != nil {
+	// A command of a unit is in a mount namespace of its own, also where the sandbox does not hold.
+	if err := sys.DoInInitMounts(func() error { return livemap.Mount(liveMaps) }); err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "prepare the live maps", Object: liveMaps, Cause: err}
 	}
 	return nil
