@@ -83,7 +83,7 @@ func TestService(t *testing.T) {
 	g := newGuest(t, options{disks: map[string]int64{"source": 96 << 20, "dest": 96 << 20, "metadata": 16 << 20}})
 	g.boot()
 	g.install()
-	g.defineData("rate = \"1MiB/s\"\nmin-rate = \"none\"\n")
+	g.defineData("rate = \"256KiB/s\"\nmin-rate = \"none\"\n")
 	g.write("/etc/fstab", "/dev/ublk-clone/data /data ext4 defaults 0 2\n")
 	g.sh(`
 		mkdir /data
