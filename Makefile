@@ -5,11 +5,14 @@ SEEDS ?= 2000
 FUZZTIME ?= 20000x
 export KERNEL RUN BENCH SOAK
 
-.PHONY: build test test-full race sim fuzz mutants vm-test pressure vm-shell vm-bench service-test service-shell bench bench-quick bench-native soak check lint demo clean help
+.PHONY: build package test test-full race sim fuzz mutants vm-test pressure vm-shell vm-bench service-test service-shell bench bench-quick bench-native soak check lint demo clean help
 
 build: ## the static binary that users get, build/ublk-clone
 	mkdir -p build
 	CGO_ENABLED=0 go build -o build/ ./cmd/...
+
+package: ## deb and rpm, in build/packages
+	scripts/package
 
 test: ## everything that a change must pass, host and guests, with totals (what CI runs)
 	scripts/test

@@ -46,6 +46,7 @@ func newApp(p *program) *cli.App {
 			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
 			p.recoverCommand(), p.restartCommand(), p.pruneCommand(), p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(),
 			p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.importCommand(), p.doctorCommand(), p.versionCommand(),
+			{Name: completeCommand, Hidden: true, Action: p.completion},
 			{Name: unitPrepareCommand, Hidden: true, Action: p.unitPrepare},
 			{Name: unitStopCommand, Hidden: true, Action: p.unitStop},
 			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.runSpawned() }},
@@ -87,7 +88,7 @@ func timeoutFlag() cli.Flag {
 
 func (p *program) addCommand() *cli.Command {
 	return &cli.Command{
-		Name: "add", Usage: "make a clone, or bring one up again", ArgsUsage: "NAME", Action: p.add,
+		Name: addName, Usage: "make a clone, or bring one up again", ArgsUsage: "NAME", Action: p.add,
 		Description: `Starts the daemon of clone NAME and prints the path of its block device when it
 is usable. SOURCE, DEST and METADATA are block devices or files. With empty or
 missing metadata the clone is new; DEST must then carry no file system or other

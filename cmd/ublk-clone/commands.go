@@ -302,15 +302,25 @@ func (p *program) simple(verb string) cli.ActionFunc {
 	}
 }
 
+// packageVersion is set by scripts/package; without it the version is what Go knows of the tree.
+var packageVersion string
+
+func versionText() string {
+	if packageVersion != "" {
+		return packageVersion
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
 func (p *program) version(c *cli.Context) error {
 	output, err := form(c, "json")
 	if err != nil {
 		return err
 	}
-	version := "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		version = info.Main.Version
-	}
+	version := versionText()
 	if output != "" {
 		return encodeJSON(p.out, map[string]string{"schema": schema, "version": version, "go": runtime.Version()})
 	}

@@ -444,7 +444,9 @@ func (g *guest) checkLog(path string) {
 }
 
 // waits says whether the line is what systemd prints again and again while it waits for a job.
-func waits(line string) bool { return strings.Contains(line, " job is running for ") || strings.Contains(line, " running (") }
+func waits(line string) bool {
+	return strings.Contains(line, " job is running for ") || strings.Contains(line, " running (")
+}
 
 // complains says whether the line is a complaint that the test does not expect.
 func (g *guest) complains(line string) bool {

@@ -21,13 +21,11 @@ import (
 const pipeWait = time.Second
 
 func main() {
-	if err := serve(); err != nil {
-		fmt.Fprintln(os.Stderr, "agent:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "agent:", serve())
+	os.Exit(1)
 }
 
-// serve answers requests until the port is closed.
+// serve answers requests for as long as it can, and says why it cannot any more.
 func serve() error {
 	port, err := open()
 	if err != nil {
