@@ -63,7 +63,8 @@ func TestLintian(t *testing.T) {
 	if out != "" {
 		t.Error(out)
 	}
-	if out := onHost(t, "lintian", "--allow-root", "--show-overrides", packageFile(t, packages, "deb")); strings.Contains(out, "unused-override") {
+	out = onHost(t, "lintian", "--allow-root", "--fail-on", "none", "--display-info", packageFile(t, packages, "deb"))
+	if strings.Contains(out, "-override ") {
 		t.Errorf("an override that is not needed: %s", out)
 	}
 }
@@ -212,8 +213,12 @@ func (g *guest) checkCompletions() {
 		zpty -w shell 'autoload -Uz compinit; compinit -D -u; LISTMAX=100; unsetopt zle_bracketed_paste; stty -echo; echo ready-$((1+1))'
 		until [[ $out = *ready-2* ]]; do zpty -r shell out || exit 1; done
 		zpty -w -n shell "$1"$'\t\t'
-		sleep 10
-		all=; while zpty -r -t shell out; do all+=$out; done
+		all=
+		for i in {1..150}; do
+			sleep 0.2
+			while zpty -r -t shell out; do all+=$out; done
+			[[ $all != *$2* ]] || break
+		done
 		print -r -- "$all"`)
 	for _, c := range []struct{ line, want string }{
 		{"ublk-clone re", verbs},
@@ -222,7 +227,7 @@ func (g *guest) checkCompletions() {
 		for shell, out := range map[string]string{
 			"bash": g.run("bash", append([]string{"/root/complete.bash"}, strings.Split(c.line, " ")...)...),
 			"fish": g.run("fish", "-c", fmt.Sprintf("complete -C %q", c.line)),
-			"zsh":  g.run("zsh", "-f", "/root/complete.zsh", c.line),
+			"zsh":  g.run("zsh", "-f", "/root/complete.zsh", c.line, c.want[strings.LastIndex(c.want, " ")+1:]),
 		} {
 			for _, word := range strings.Fields(c.want) {
 				if !slices.Contains(strings.Fields(out), word) {

@@ -4,26 +4,13 @@ package servicetest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 )
-
-// The files of the service, as the package has them.
-func (g *guest) install() {
-	g.Helper()
-	g.sh(`
-		d=$(dirname "$(command -v ublk-clone)")/..
-		install -D "$d/build/ublk-clone" /usr/sbin/ublk-clone
-		install -Dm644 -t /usr/lib/systemd/system "$d"/packaging/systemd/*
-		install -Dm644 -t /usr/lib/udev/rules.d "$d"/packaging/udev/*
-		install -Dm644 -t /usr/lib/modules-load.d "$d"/packaging/modules-load.d/*
-		install -d /usr/lib/systemd/system-generators
-		ln -sf /usr/sbin/ublk-clone /usr/lib/systemd/system-generators/ublk-clone-generator
-		systemctl daemon-reload
-		modprobe ublk_drv`)
-}
 
 // status is what `ublk-clone status -o json` says of a clone.
 type status struct {
@@ -82,7 +69,7 @@ func (g *guest) defineData(more string) {
 func TestService(t *testing.T) {
 	g := newGuest(t, options{disks: map[string]int64{"source": 96 << 20, "dest": 96 << 20, "metadata": 16 << 20}})
 	g.boot()
-	g.install()
+	g.install(packages)
 	g.defineData("rate = \"256KiB/s\"\nmin-rate = \"none\"\n")
 	g.write("/etc/fstab", "/dev/ublk-clone/data /data ext4 defaults 0 2\n")
 	g.sh(`
@@ -97,11 +84,17 @@ func TestService(t *testing.T) {
 		t.Errorf("the unit's status line: %s", text)
 	}
 
+	const upgrade = "the upgrade"
 	load := g.start(5*time.Minute, "fio", "--name=x", "--filename=/data/load", "--size=8M", "--rw=randrw", "--bs=4k", "--iodepth=8", "--ioengine=libaio",
 		"--direct=1", "--verify=crc32c", "--time_based", "--runtime=25", "--do_verify=1", "--verify_fatal=1", "--rate=1m")
 	pid := g.status("data").PID
-	for _, cmd := range []string{"systemctl kill -s KILL ublk-clone@data", "systemctl restart ublk-clone@data", "ublk-clone restart data"} {
-		g.sh(cmd)
+	for _, cmd := range []string{"systemctl kill -s KILL ublk-clone@data", "systemctl restart ublk-clone@data", "ublk-clone restart data", upgrade} {
+		if cmd == upgrade {
+			g.install(packagesNext)
+			g.isVersion(packagesNext)
+		} else {
+			g.sh(cmd)
+		}
 		g.awaitNewDaemon("data", pid)
 		pid = g.status("data").PID
 		if main := strings.TrimSpace(g.run("systemctl", "show", "-P", "MainPID", "ublk-clone@data")); main != fmt.Sprint(pid) {
@@ -140,7 +133,7 @@ func TestService(t *testing.T) {
 func TestServiceStop(t *testing.T) {
 	g := newGuest(t, options{disks: map[string]int64{"source": 64 << 20, "dest": 64 << 20, "metadata": 16 << 20}})
 	g.boot()
-	g.install()
+	g.install(packages)
 	g.defineData("no-hydration = true\n")
 	g.sh(`
 		systemctl daemon-reload
@@ -178,7 +171,7 @@ func TestServiceStop(t *testing.T) {
 func TestServiceWatchdog(t *testing.T) {
 	g := newGuest(t, options{disks: map[string]int64{"source": 64 << 20, "dest": 64 << 20, "metadata": 16 << 20}})
 	g.boot()
-	g.install()
+	g.install(packages)
 	g.defineData("no-hydration = true\n")
 	g.write("/etc/systemd/system/ublk-clone@data.service.d/fast.conf", "[Service]\nWatchdogSec=5s\n")
 	g.sh("systemctl daemon-reload; systemctl start ublk-clone@data; mount /dev/ublk-clone/data /mnt")
@@ -187,12 +180,20 @@ func TestServiceWatchdog(t *testing.T) {
 	if now := g.status("data").PID; now != pid {
 		t.Fatalf("a daemon that is well was killed: process %d, now %d", pid, now)
 	}
-	// One thread alone is frozen by a tracer that never lets it go on; the others, timers among them, run.
-	g.sh(`
-		set -- /proc/` + fmt.Sprint(pid) + `/task/*
-		for t; do case $(cat $t/comm) in queue*) q=${t##*/};; esac; done
-		/host$(dirname "$(readlink -f "$(command -v ublk-clone)")" | sed s,^/host,,)/service-agent freeze $q &
-		disown`)
+	// One thread alone stands still; the others, timers among them, go on.
+	queue := strings.TrimSpace(g.sh(fmt.Sprintf(`grep -l "^queue" /proc/%d/task/*/comm | cut -d/ -f5`, pid)))
+	agent, err := filepath.Abs("../../build/service-agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	frozen := g.start(commandLimit, "/host"+agent, "freeze", queue)
+	g.waitFor(commandLimit, "the end of the daemon", func() error {
+		if o := g.try("test", "-e", fmt.Sprintf("/proc/%d/task/%s", pid, queue)); o.code == 0 {
+			return errors.New("its queue is there")
+		}
+		return nil
+	})
+	frozen.must()
 	g.awaitNewDaemon("data", pid)
 	g.sh("cd /mnt; md5sum --quiet -c /root/sums")
 	if result := g.run("journalctl", "-u", "ublk-clone@data", "-o", "cat"); !strings.Contains(result, "Watchdog timeout") {
@@ -205,7 +206,7 @@ func TestServiceWatchdog(t *testing.T) {
 func TestServiceShutdownInUse(t *testing.T) {
 	g := newGuest(t, options{disks: map[string]int64{"source": 64 << 20, "dest": 64 << 20, "metadata": 16 << 20}})
 	g.boot()
-	g.install()
+	g.install(packages)
 	g.defineData("no-hydration = true\n")
 	// The holder outlives the units' stop: systemd spares it as it spares the daemon, until file systems are unmounted.
 	g.sh(`
