@@ -98,6 +98,9 @@ func (b *background) Complete(token uint32, err error) {
 // Drain is called once a round.
 func (b *background) Drain() {
 	b.lane.Drain()
+	if b.backend.obey(b.InFlight()); b.backend.gate.shut {
+		return
+	}
 	select {
 	case <-b.quit:
 		if b.InFlight() == 0 {

@@ -120,6 +120,7 @@ func (e *cloneEngine) status(st *cloneStatus) {
 	} else if why := e.sourceAway(); why != nil {
 		st.Warnings = append(st.Warnings, "going on without the source: "+why.Error())
 	}
+	e.lookAtLayer(st)
 	st.ZeroCopy = e.dev.Info().ZeroCopy()
 	for _, f := range e.frontends {
 		st.Queues = append(st.Queues, queueStatus{Requests: f.lane.Requests()})
