@@ -162,6 +162,10 @@ func (p *program) asService(st start) (_ start, differs string, err error) {
 	}
 	alive := p.dir.alive(there.Name)
 	if !alive {
+		if done, err := p.finishDead(there, there.KeepMetadata); done || err != nil {
+			return st, "", errors.Join(err, p.retire(there), &exit.Error{Code: exit.Refused, Doing: "start", Object: there.Name,
+				Cause: errors.New("it is finished: " + there.finishedText()), Next: "Its unit is not needed any more."})
+		}
 		if err := recoverable(there); errors.Is(err, errNoRemains) {
 			return st, "", nil
 		} else if err != nil {

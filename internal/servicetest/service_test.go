@@ -223,4 +223,3 @@ func TestServiceShutdownInUse(t *testing.T) {
 		t.Logf("the journal was replayed: the holder kept it in use to the end")
 	}
 }
-
