@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,7 +40,7 @@ func (g *guest) awaitNewDaemon(name string, pid int) {
 		if err := json.Unmarshal([]byte(o.stdout), &all); err != nil || len(all.Clones) != 1 {
 			return fmt.Errorf("%v: %+v", err, o)
 		}
-		if st := all.Clones[0]; st.PID == pid || st.State != "hydrating" && st.State != "yielding" && st.State != "hydrated" {
+		if st := all.Clones[0]; st.PID == pid || !slices.Contains([]string{"hydrating", "yielding", "paused", "hydrated"}, st.State) {
 			return fmt.Errorf("process %d, was %d, %s", st.PID, pid, st.State)
 		}
 		return nil
