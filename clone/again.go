@@ -88,8 +88,11 @@ func (l *Lane) readDone(o *op, err error) {
 // readSource queues a read of the source; one that is tried again has the lane's only place for such.
 func (l *Lane) readSource(o *op, off int64, data Data) {
 	add(&l.stats.sourceRead, data.Size())
-	if o.tries > 0 {
+	switch {
+	case o.tries > 0:
 		l.alone = o
+	case o.req != nil:
+		l.beginWait(o)
 	}
 	l.backend.ReadSource(o.token, off, data, o.tries > 0 || o.bg != nil && o.bg.Alone)
 }

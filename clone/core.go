@@ -101,6 +101,8 @@ type Core struct {
 	readThrough atomic.Bool // what users read from the source is kept
 	passdown    atomic.Bool // the destination is told of discards
 
+	period atomic.Uint64 // of the time of users' reads of the source, from 1 on
+
 	// mu is held for a few map operations, never across an I/O or a callback into a frontend or
 	// backend. A lane's inbox lock may be taken under it (a leaf).
 	mu struct {
@@ -141,6 +143,7 @@ func New(cfg Config) *Core {
 	if c.now == nil {
 		c.now = time.Now
 	}
+	c.period.Store(1)
 	c.touched = make([]atomic.Bool, pages)
 	c.mu.active = cfg.Uncommitted
 	if c.mu.active == nil {

@@ -24,6 +24,9 @@ const (
 // belongs to a request, or to a background hydration.
 type op struct {
 	token uint32
+	// period and began are of the user's read of the source that is in flight; period 0: there is none (waits.go).
+	period uint64
+	began  time.Time
 	opState
 	plan plan
 }
@@ -109,6 +112,9 @@ func (l *Lane) Complete(token uint32, err error) {
 	o.checkBusy()
 	if o == l.alone {
 		l.alone = nil
+	}
+	if o.period != 0 {
+		l.endWait(o, err)
 	}
 	switch o.step {
 	case readRun, mergeRead, copyRead:

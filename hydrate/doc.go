@@ -17,11 +17,20 @@
 //
 //	Paused     switched off, or threshold 0
 //	Hydrating  copies are in flight, or about to be
-//	Yielding   users' requests are in flight: one small batch at a time, more where that is less than
-//	           Settings.MinRate (I12)
+//	Yielding   users' requests are in flight, or a reader's was just now: as much at a time as makes users'
+//	           reads of the source take not much longer than alone, one small batch to begin with; more
+//	           where that is less than Settings.MinRate (I12)
 //	Stalled    what is left has failed as often as is tried, or the source is away; a write of all of it,
 //	           a probe that succeeds or Resume goes on
 //	Done       every region is hydrated in the live map (clone.Core.Complete tells of the durable one)
+//
+// # Back-off
+//
+// What hydration costs users is measured, not guessed: the core counts how long their reads of the source take
+// (clone.Waits), in short pauses alone and otherwise with hydration beside them. While they are hardly slower there is
+// a little more of it each time; when they are much slower it is halved, down to a region at a time. yield.go has the
+// rules and the figures. Settings.MinRate is kept also where it costs users more, Settings.Rate where it would cost
+// them nothing.
 //
 // # Threads and locks
 //

@@ -18,7 +18,7 @@ const (
 	yieldPause = 5 * time.Millisecond
 	// stallPause is how often a stalled hydrator looks whether users have healed what failed.
 	stallPause = time.Second
-	// yieldBytes is the size of a batch among users' requests.
+	// yieldBytes is a small batch, which is where it begins among users' requests (yield.go).
 	yieldBytes = 256 << 10
 	// batchesASecond bounds a batch under a cap: a slow cap is not kept by a long copy every few seconds.
 	batchesASecond = 8
@@ -87,6 +87,7 @@ type Hydrator struct {
 	again    time.Time     // not before: a commit comes first
 	cap      pace          // no more than that is copied
 	floor    pace          // no less than that, where the devices can
+	yield    yield         // how much there is beside users
 	nap      time.Duration // until the next Pump, as far as this one has found; 0: none needed
 
 	shared struct {
@@ -137,6 +138,7 @@ type batch struct {
 func New(cfg Config) *Hydrator {
 	h := &Hydrator{cfg: cfg, geo: cfg.Core.Geometry(), regions: cfg.Core.Regions()}
 	h.bad.now = cfg.Now
+	h.yield.forget()
 	for range cfg.Batches {
 		b := &batch{}
 		b.Done = func(*clone.Hydration, error) { panic("unset") }
@@ -222,11 +224,7 @@ func (h *Hydrator) pump(s Settings) State {
 	if s.Threshold == 0 {
 		return Paused
 	}
-	state := Hydrating
-	if h.cfg.Core.UserInFlight() > 0 {
-		state = Yielding
-		h.sleep(yieldPause)
-	}
+	state := h.lookAtUsers(s)
 	for len(h.free) > 0 && !h.waits() {
 		room := h.room(s)
 		n := h.batchRegions(s, state, room)
@@ -247,11 +245,24 @@ func (h *Hydrator) pump(s Settings) State {
 	return state
 }
 
+// lookAtUsers says whether they are there, and sees how they are.
+func (h *Hydrator) lookAtUsers(s Settings) State {
+	now := h.cfg.Now()
+	reading := h.yield.reading(now, h.cfg.Core.Waits())
+	if !reading && h.cfg.Core.UserInFlight() == 0 {
+		h.yield.away()
+		return Hydrating
+	}
+	h.sleep(yieldPause)
+	most := min(s.Threshold, uint64(h.cfg.Batches)*s.Batch) / h.smallBatch(s.Batch)
+	h.yield.look(now, h.cfg.Core, h.bytes(h.inWork), h.bytes(h.smallBatch(s.Batch)), float64(most))
+	return Yielding
+}
+
 // room is how many regions may be started in all.
 func (h *Hydrator) room(s Settings) uint64 { return s.Threshold - min(s.Threshold, h.inWork) }
 
-// batchRegions is how many regions the next batch may copy, 0 = none now. Among users' requests it is a small
-// batch at a time, and more where that is less than the floor (I12).
+// batchRegions is how many regions the next batch may copy, 0 = none now.
 func (h *Hydrator) batchRegions(s Settings, state State, room uint64) uint64 {
 	now := h.cfg.Now()
 	if room == 0 || len(h.flying) > 0 && room < s.Batch/2 { // what is left of the threshold is not worth a request
@@ -266,13 +277,30 @@ func (h *Hydrator) batchRegions(s Settings, state State, room uint64) uint64 {
 		n = min(n, h.nrIn(h.cap.rate/batchesASecond))
 	}
 	if state == Yielding {
-		n = h.whole(min(n, h.nrIn(yieldBytes)))
-		if len(h.flying) > 0 && !h.floor.behind(h.bytes(n), now) {
-			return 0
-		}
+		return h.besideUsers(n, h.smallBatch(s.Batch), now)
 	}
 	return n
 }
+
+// besideUsers cuts a batch of n regions to what users leave us, but for the floor, which is kept with small batches (I12).
+func (h *Hydrator) besideUsers(n, small uint64, now time.Time) uint64 {
+	if h.yield.alone {
+		return 0
+	}
+	allowed, flying := h.yield.allowed(h.bytes(small)), h.bytes(h.inWork)
+	left := allowed - min(allowed, flying)
+	switch {
+	case flying == 0, left >= min(allowed, h.bytes(small))/2: // less is not worth a request
+		return h.whole(min(n, h.nrIn(int64(left))))
+	case h.floor.behind(h.bytes(min(n, small)), now):
+		h.yield.forced = true
+		return min(n, small)
+	}
+	return 0
+}
+
+// smallBatch is how many regions are a small batch.
+func (h *Hydrator) smallBatch(batch uint64) uint64 { return h.whole(min(batch, h.nrIn(yieldBytes))) }
 
 // whole cuts a batch to whole requests of the source, of those no more than it takes at a time. On a disk of depth 1 that
 // takes 127 KiB, batches of 1 MiB end with a request of 8 KiB, which lasts as long as the others; and several of them take

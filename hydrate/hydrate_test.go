@@ -82,6 +82,11 @@ func (h holes) NextHole(off int64) (int64, error) {
 }
 
 func newRig(t *testing.T, regions uint64, s Settings, source Holes) *rig {
+	return newRigOf(t, regions, s, source, 8, 4, 8)
+}
+
+// newRigOf has so many operations, and buffers of so many regions.
+func newRigOf(t *testing.T, regions uint64, s Settings, source Holes, ops, nrBuffers, bufRegions int) *rig {
 	geo, err := clone.NewGeometry(int64(regions)*regionSize, regionSize)
 	if err != nil {
 		t.Fatal(err)
@@ -91,6 +96,7 @@ func newRig(t *testing.T, regions uint64, s Settings, source Holes) *rig {
 		Geometry: geo,
 		Map:      bitmap.New(regions, make([]bitmap.Page, bitmap.PagesFor(regions))),
 		Kick:     func() {},
+		Now:      func() time.Time { return r.now },
 		Classify: func(err error) clone.ErrorClass {
 			if err == errAway {
 				return clone.Away
@@ -98,13 +104,13 @@ func newRig(t *testing.T, regions uint64, s Settings, source Holes) *rig {
 			return clone.Local
 		},
 	})
-	buffers := make([][]byte, 4)
+	buffers := make([][]byte, nrBuffers)
 	for i := range buffers {
-		buffers[i] = make([]byte, 8*regionSize)
+		buffers[i] = make([]byte, bufRegions*regionSize)
 	}
-	r.lane = r.core.NewLane(clone.LaneConfig{Backend: r, Wake: func() {}, Ops: 8, Buffers: buffers})
+	r.lane = r.core.NewLane(clone.LaneConfig{Backend: r, Wake: func() {}, Ops: ops, Buffers: buffers})
 	r.h = New(Config{
-		Core: r.core, Lane: r.lane, Holes: source, Batches: 4, Settings: s,
+		Core: r.core, Lane: r.lane, Holes: source, Batches: nrBuffers, Settings: s,
 		Now: func() time.Time { return r.now }, After: func(d time.Duration) { r.wait = d },
 		Wake: func() {}, Event: func() { r.events++ },
 	})
@@ -369,8 +375,26 @@ func TestYield(t *testing.T) {
 	}
 	r.lane.Complete(user.token, nil)
 	r.h.Pump()
+	if len(r.asked) != 1 || r.h.Status().State != Yielding {
+		t.Errorf("the user may read on, asked %v", r.asked)
+	}
+	r.now = r.now.Add(lingering)
+	r.h.Pump()
 	if len(r.asked) != 4 {
 		t.Errorf("the user is gone, asked %v", r.asked)
+	}
+}
+
+// TestYieldBegins with a small batch, also when the first look at users comes after reads of theirs.
+func TestYieldBegins(t *testing.T) {
+	r := newRig(t, 1000, on, nil)
+	req := clone.Request{Op: clone.OpRead, Off: 999 * regionSize, Len: regionSize, End: func(*clone.Request, error) {}}
+	r.lane.Submit(&req)
+	r.lane.Complete(r.asked[0].token, nil)
+	r.asked = nil
+	r.h.Pump()
+	if len(r.asked) != 1 || r.asked[0].next-r.asked[0].first != on.Batch {
+		t.Errorf("asked %v", r.asked)
 	}
 }
 

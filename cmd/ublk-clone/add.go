@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -85,7 +86,7 @@ func startFrom(c *cli.Context) (start, error) {
 	if err != nil {
 		return start{}, err
 	}
-	def := definition{Name: name, Queues: c.Int("queues"), QueueDepth: c.Int("queue-depth"), SourceShared: c.Bool("source-shared")}
+	def := definition{Name: name, Queues: c.Int("queues"), QueueDepth: c.Int("queue-depth"), SourceShared: c.Bool("source-shared"), DM: c.String("dm")}
 	for flag, off := range map[string]*bool{zeroCopyFlag: &def.Copied, detectZeroesFlag: &def.ZerosAsData} {
 		on, ok := parseSwitch(c.String(flag))
 		if !ok {
@@ -272,7 +273,7 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 	if there {
 		note = " unchanged"
 	}
-	_, err = fmt.Fprintln(p.out, st.Device+note)
+	_, err = fmt.Fprintln(p.out, cmp.Or(st.DMDevice, st.Device)+note)
 	return err
 }
 

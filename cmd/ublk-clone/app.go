@@ -23,7 +23,9 @@ A recipe:
    mount /dev/ublkb0 /mnt && fstrim /mnt         free space is not copied
    ublk-clone resume root                        start hydration
    ublk-clone wait root                          until it is complete
-   umount /mnt && ublk-clone del root            /dev/sdc has all of it
+   umount /mnt && ublk-clone finish root         /dev/sdc stands alone
+
+With --dm NAME, and /dev/mapper/NAME mounted, finish needs no umount.
 
 SIZES are bytes; K M G T and KiB MiB GiB TiB are 1024, kB MB GB TB 1000, s is a
 512-byte sector. NAMES are letters, digits and "._-", at most 64.
@@ -45,7 +47,7 @@ func newApp(p *program) *cli.App {
 		Commands: []*cli.Command{
 			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
 			p.recoverCommand(), p.restartCommand(), p.pruneCommand(), p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(),
-			p.eventsCommand(), p.watchCommand(), p.metadataCommand(), p.importCommand(), p.doctorCommand(), p.versionCommand(),
+			p.eventsCommand(), p.watchCommand(), p.finishCommand(), p.metadataCommand(), p.importCommand(), p.doctorCommand(), p.versionCommand(),
 			{Name: completeCommand, Hidden: true, Action: p.completion},
 			{Name: unitPrepareCommand, Hidden: true, Action: p.unitPrepare},
 			{Name: unitStopCommand, Hidden: true, Action: p.unitStop},
@@ -103,7 +105,10 @@ Settings (rates, threshold, batch, read-through, passdown, retries, hydration)
 are kept over a restart; one that a later add names changes.
 
 A region is the unit of hydration. With the default of 4KiB nearly every write
-covers its regions whole and needs no copy; larger regions make the map smaller.`,
+covers its regions whole and needs no copy; larger regions make the map smaller.
+
+With --dm what is printed, and to be used, is /dev/mapper/DMNAME: finish leads it
+to DEST while it is in use.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone; opened read-only and, unless shared, exclusively"},
 			&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; at least as large"},
@@ -122,6 +127,7 @@ covers its regions whole and needs no copy; larger regions make the map smaller.
 			&cli.IntFlag{Name: "queue-depth", Value: defaultQueueDepth, Usage: "`N` requests in flight for each queue"},
 			&cli.StringFlag{Name: zeroCopyFlag, Value: "on", Usage: "`on|off`: devices get the memory of users as it is, where the driver can (from 6.16 on), or a copy"},
 			&cli.StringFlag{Name: detectZeroesFlag, Value: "on", Usage: "`on|off`: 64 KiB and more of zeros in SOURCE become zeros of DEST, that need no space there, where it can"},
+			&cli.StringFlag{Name: "dm", Usage: "lay a device-mapper device `DMNAME` over the block device, which finish leads to DEST while it is in use"},
 			&cli.BoolFlag{Name: "source-shared", Usage: "several clones use the source: do not lock it"},
 			&cli.BoolFlag{Name: "create", Usage: "the metadata must be empty or missing"},
 			&cli.BoolFlag{Name: "open", Usage: "the metadata must be there"},
@@ -264,13 +270,13 @@ mode is rw again.`,
 
 func (p *program) waitCommand() *cli.Command {
 	return &cli.Command{
-		Name: "wait", Usage: "wait until a clone is hydrated, or for its next event", ArgsUsage: "NAME", Action: p.wait,
+		Name: "wait", Usage: "wait until a clone is hydrated or finished, or for its next event", ArgsUsage: "NAME", Action: p.wait,
 		Description: `For hydration: returns at once, with exit code 8, when it is
 stalled by its source, 9 by its destination. For an
 event: prints it; with --after none is missed since the status whose last_event
 that was. Exit code 11 when the time is up.`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "for", Value: "hydrated", Usage: "wait for `WHAT`: hydrated or event"},
+			&cli.StringFlag{Name: "for", Value: "hydrated", Usage: "wait for `WHAT`: hydrated, finished or event"},
 			&cli.StringFlag{Name: "after", Usage: "the event behind number `N` (default: the next)"},
 			&cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME`, such as 90s or 2h (default: as long as it takes)"},
 			outputFlag("json"),

@@ -99,7 +99,7 @@ func TestCommandLines(t *testing.T) {
 		{"set x rate=1", exit.NoClone, "x"},
 		{"events x", exit.NoClone, "x"},
 		{"events x -o yaml", exit.Usage, "json is possible"},
-		{"wait x --for rain", exit.Usage, "hydrated or event"},
+		{"wait x --for rain", exit.Usage, "hydrated, finished or event"},
 		{"wait x --for event --after x", exit.Usage, "--after x"},
 		{"wait x --after 1", exit.Usage, "--for event"},
 		{"wait x --for event", exit.NoClone, "x"},

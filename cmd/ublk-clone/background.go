@@ -100,6 +100,9 @@ func (b *background) Complete(token uint32, err error) {
 func (b *background) Drain() {
 	b.pulse.answer()
 	b.lane.Drain()
+	if b.backend.obey(b.InFlight()); b.backend.gate.shut {
+		return
+	}
 	select {
 	case <-b.quit:
 		if b.InFlight() == 0 {

@@ -43,7 +43,7 @@ func TestComplete(t *testing.T) {
 		{[]string{"add", "x", "--wait", ""}, "ready hydrated"},
 		{[]string{"add", "x", "--queues", ""}, ""},
 		{[]string{"status", "-o", ""}, "json dm"},
-		{[]string{"wait", "data", "--for", ""}, "hydrated event"},
+		{[]string{"wait", "data", "--for", ""}, "event finished hydrated"},
 		{[]string{"watch", "data", "--progress", "p"}, "plain"},
 		{[]string{"message", "data", "enable"}, "enable_hydration"},
 		{[]string{"set", "data", "rat"}, "rate="},

@@ -47,6 +47,7 @@ const (
 	verbStop    = "stop"
 	verbLeave   = "leave"
 	verbStay    = "stay"
+	verbFinish  = "finish"
 )
 
 // request is what a command asks its daemon.
@@ -57,13 +58,20 @@ type request struct {
 	// After is the sequence number behind which events are asked for; without one
 	// only the last number is told.
 	After *uint64 `json:"after,omitempty"`
-	// WaitMS is how long a stop may wait for the device to be closed, or events for
+	// Keep is of a finish: the metadata stay.
+	Keep bool `json:"keep,omitempty"`
+	// WaitMS is how long a stop or finish may wait for the device to be closed, or events for
 	// the next one, in milliseconds.
 	WaitMS int64 `json:"wait_ms,omitempty"`
 }
 
 // maxWait is the longest that can be told in nanoseconds, in milliseconds.
 const maxWait = int64(math.MaxInt64 / time.Millisecond)
+
+// ends says that the daemon ends by it.
+func (r *request) ends() bool {
+	return r.Verb == verbStop || r.Verb == verbLeave || r.Verb == verbFinish
+}
 
 // check refuses what no command of this version sends: a request is carried out whole or not at all.
 func (r *request) check() error {
@@ -74,7 +82,9 @@ func (r *request) check() error {
 		return errors.New("a change goes with the verb set")
 	case r.After != nil && r.Verb != verbEvents:
 		return errors.New("after goes with the verb events")
-	case r.WaitMS != 0 && r.Verb != verbEvents && r.Verb != verbStop:
+	case r.Keep && r.Verb != verbFinish:
+		return errors.New("keep goes with the verb finish")
+	case r.WaitMS != 0 && r.Verb != verbEvents && r.Verb != verbStop && r.Verb != verbFinish:
 		return errors.New("nothing is to be waited for")
 	case r.WaitMS < 0 || r.WaitMS > maxWait:
 		return fmt.Errorf("wait of %d ms", r.WaitMS)
@@ -300,7 +310,7 @@ func (d runDir) call(name string, req request, limit time.Duration) (ans answer,
 	if err == nil {
 		err = readLine(conn, time.Now().Add(limit), maxLine, &ans)
 	}
-	if err == nil && (req.Verb == verbStop || req.Verb == verbLeave) && ans.Error == nil {
+	if err == nil && req.ends() && ans.Error == nil {
 		_, err = io.Copy(io.Discard, conn) // until the process is gone, or the deadline
 	}
 	if hungUp(err) && d.awaitEnd(name, dyingLimit) {

@@ -23,7 +23,11 @@ type fakeEngine struct {
 	log     *eventLog
 	waiting error // what waits gives
 	path    string
-	busy    error // what tryStop gives
+	busy    error // what tryStop and handOver give
+
+	unfinished error // what finishable gives
+	handed     int   // calls of handOver
+	finished   bool
 }
 
 func newFakeEngine() *fakeEngine {
@@ -31,6 +35,7 @@ func newFakeEngine() *fakeEngine {
 }
 
 func (e *fakeEngine) steps() []step                 { return nil }
+func (e *fakeEngine) top() []step                   { return nil }
 func (e *fakeEngine) device() string                { return e.path }
 func (e *fakeEngine) note(*definition)              {}
 func (e *fakeEngine) tryStop(context.Context) error { return e.busy }
@@ -39,6 +44,9 @@ func (e *fakeEngine) configure(c change) error      { e.changes = append(e.chang
 func (e *fakeEngine) events() *eventLog             { return e.log }
 func (e *fakeEngine) repair() error                 { return nil }
 func (e *fakeEngine) retry() error                  { e.retries++; return nil }
+func (e *fakeEngine) finishable() error             { return e.unfinished }
+func (e *fakeEngine) handOver(time.Duration) error  { e.handed++; return e.busy }
+func (e *fakeEngine) finish(bool)                   { e.finished = true }
 func (e *fakeEngine) keepDevice(bool)               {}
 func (e *fakeEngine) warmUp() error                 { return nil }
 func (e *fakeEngine) warn(string, ...any)           { e.warned = true }
@@ -64,7 +72,7 @@ func (w *wire) Close() error                     { w.closed = true; return nil }
 // made than one that the settings allow.
 func FuzzControl(f *testing.F) {
 	for _, line := range []string{
-		`{"verb":"status"}`, `{"verb":"pause"}`, `{"verb":"resume"}`, `{"verb":"stop","wait_ms":-1}`, `{"verb":"events","after":3}`,
+		`{"verb":"status"}`, `{"verb":"pause"}`, `{"verb":"resume"}`, `{"verb":"stop","wait_ms":-1}`, `{"verb":"finish","keep":true}`, `{"verb":"stop","keep":true}`, `{"verb":"events","after":3}`,
 		`{"verb":"message","message":{"word":"hydration_batch_size","regions":0}}`, `{"verb":"message","message":{"word":"x"}}`,
 		`{"verb":"message","message":{"word":"hydration_threshold","regions":4294967296}}`, `{"verb":"message","message":null}`,
 		`{"verb":"set","change":{"rate":-1}}`, `{"verb":"set","change":{"retries":0}}`, `{"verb":"set","change":{}}`,

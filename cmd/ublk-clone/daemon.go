@@ -23,6 +23,8 @@ type engine interface {
 	// steps bring the clone up, from opening its devices to a usable block
 	// device, and take it down.
 	steps() []step
+	// top is what lies over the block device: a dead daemon's is found by the definition, which is complete by then.
+	top() []step
 	// device is the path of the block device, once the steps are done.
 	device() string
 	// note adds to the definition what the daemon knows by then.
@@ -42,6 +44,12 @@ type engine interface {
 	// retry takes a source back that was away, forgets what failed and tries again; with an error nothing has
 	// changed.
 	retry() error
+	// finishable refuses a clone that its destination cannot stand in for.
+	finishable() error
+	// handOver leads what lies over the block device to the destination. With an error all is as it was.
+	handOver(limit time.Duration) error
+	// finish makes what follows, which takes the clone down, final.
+	finish(keepMetadata bool)
 	// keepDevice says whether taking down leaves the block device, its users waiting.
 	keepDevice(bool)
 	// warmUp does in advance what the steps can do faster then: while the daemon that is to be replaced still serves.
@@ -60,6 +68,7 @@ type phase uint8
 const (
 	phaseStarting phase = iota
 	phaseUp
+	phaseFinishing
 	phaseStopping
 )
 
@@ -102,6 +111,7 @@ func newDaemon(dir runDir, st start, e engine, log zerolog.Logger) *daemon {
 //	4    control socket, which tells how far the start is
 //	5..  the engine's: devices, region map, core, block device
 //	     complete the definition, for whoever finds the daemon dead
+//	     what lies over the block device
 //	last serve all control requests
 //
 // A stop takes them back in reverse.
@@ -137,17 +147,18 @@ func (d *daemon) list() []step {
 		undo: func() error { return d.server.listener.Close() },
 	})
 	list = append(list, d.engine.steps()...)
-	return append(list,
-		step{
-			name: "complete the definition",
-			do: func(context.Context) error {
-				d.mu.Lock()
-				defer d.mu.Unlock()
-				d.engine.note(def)
-				def.Unit = d.manager.name()
-				return d.dir.store(def)
-			},
+	list = append(list, step{
+		name: "complete the definition",
+		do: func(context.Context) error {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.engine.note(def)
+			def.Unit = d.manager.name()
+			return d.dir.store(def)
 		},
+	})
+	list = append(list, d.engine.top()...)
+	return append(list,
 		step{
 			name:  "serve control requests",
 			do:    func(context.Context) error { d.enter(phaseUp); return nil },
@@ -229,7 +240,7 @@ func (d *daemon) bringUp(signals <-chan os.Signal) error {
 // answer serves one control request, on the connection's goroutine.
 func (d *daemon) answer(req request) answer {
 	switch req.Verb {
-	case verbStop, verbLeave, verbStay:
+	case verbStop, verbLeave, verbStay, verbFinish:
 		return d.answerStop(req)
 	case verbEvents:
 		return d.engine.events().answer(req.After, time.Duration(req.WaitMS)*time.Millisecond)
@@ -281,7 +292,7 @@ func (d *daemon) currentStatus() *cloneStatus {
 func (d *daemon) status() cloneStatus {
 	def := &d.start.Definition
 	st := cloneStatus{
-		Name: def.Name, PID: os.Getpid(), Device: def.Device,
+		Name: def.Name, PID: os.Getpid(), Device: def.Device, DMName: def.DM, DMDevice: def.layerPath(),
 		Source: def.Source, Dest: def.Dest, Metadata: def.Metadata, BadRanges: []badRange{}, Queues: []queueStatus{},
 	}
 	if d.mu.phase == phaseUp {
@@ -295,8 +306,11 @@ func (d *daemon) status() cloneStatus {
 
 // explainPhase is the state of a clone that is not up.
 func (d *daemon) explainPhase() (state, reason, action string) {
-	if d.mu.phase == phaseStopping {
+	switch d.mu.phase {
+	case phaseStopping:
 		return stateStopping, "Its daemon is about to end.", ""
+	case phaseFinishing:
+		return stateFinishing, "It is being handed over to its destination.", ""
 	}
 	state, reason = stateStarting, "It is being started"
 	if d.start.Recover {

@@ -18,10 +18,12 @@ import (
 // or at once if the device is in use; sent is closed when it is on its way. With
 // keep the device stays for the next daemon, in use or not.
 type stopRequest struct {
-	verb  string
-	wait  time.Duration
-	reply chan error
-	sent  chan struct{}
+	verb string
+	// keepMetadata is of verbFinish: these stay.
+	keepMetadata bool
+	wait         time.Duration
+	reply        chan error
+	sent         chan struct{}
 }
 
 // live waits for whoever ends the clone: `del`, or an interrupt from the keyboard, which both are refused while
@@ -49,13 +51,12 @@ func (d *daemon) live(signals chan os.Signal) error {
 				r.reply <- nil
 				continue
 			}
-			if r.verb == verbLeave {
-				d.keepDevice(true)
-			} else if err := d.free(r.wait, signals); err != nil {
+			err := d.ready(&r, signals)
+			if err != nil {
 				r.reply <- err
 				continue
 			}
-			err := d.takeDown()
+			err = d.takeDown()
 			r.reply <- err
 			select {
 			case <-r.sent:
@@ -64,6 +65,43 @@ func (d *daemon) live(signals chan os.Signal) error {
 			return err
 		}
 	}
+}
+
+// ready does what comes before taking down. With an error the clone goes on.
+func (d *daemon) ready(r *stopRequest, signals chan os.Signal) error {
+	switch r.verb {
+	case verbLeave:
+		d.keepDevice(true)
+		return nil
+	case verbFinish:
+		return d.finish(r, signals)
+	}
+	return d.free(r.wait, signals)
+}
+
+// finish hands the clone over to its destination: through what lies over the block device, or when nobody has it open.
+func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
+	if err := d.engine.finishable(); err != nil {
+		return err
+	}
+	d.enter(phaseFinishing)
+	def := &d.start.Definition
+	def.KeepMetadata = r.keepMetadata // for whoever finds the daemon dead
+	err := d.dir.store(def)
+	switch {
+	case err != nil:
+	case def.DM != "":
+		err = d.engine.handOver(r.wait)
+	default:
+		err = d.free(r.wait, signals)
+	}
+	if err != nil {
+		d.enter(phaseUp)
+		return err
+	}
+	d.engine.finish(r.keepMetadata)
+	d.log.Info().Str("destination", def.Dest).Msg("it stands alone: the clone is finished")
+	return nil
 }
 
 // holderPause is between two looks at who holds the device.
@@ -89,7 +127,7 @@ func (d *daemon) free(wait time.Duration, signals chan os.Signal) error {
 
 // unheld fails with exit code 5 if somebody has the block device open.
 func (d *daemon) unheld() error {
-	holders, err := blockdev.Holders(d.engine.device())
+	holders, err := users(d.engine.device(), d.start.Definition.Mark)
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "look for users of", Object: d.engine.device(), Cause: err}
 	}
@@ -136,7 +174,7 @@ func (d *daemon) keepDevice(keep bool) {
 // leave connections to other commands.
 func (d *daemon) answerStop(req request) answer {
 	wait := time.Duration(req.WaitMS) * time.Millisecond
-	if !d.awaitUp(wait) {
+	if !d.awaitUp(wait) { // for a finish that is under way, too
 		return answer{Error: toWire(d.notUp())}
 	}
 	select {
@@ -146,7 +184,7 @@ func (d *daemon) answerStop(req request) answer {
 		return answer{Error: toWire(&exit.Error{Code: exit.Busy, Doing: "end the daemon of", Object: d.start.Definition.Name,
 			Cause: errors.New("another command does that already"), Next: "Wait for that."})}
 	}
-	r := stopRequest{verb: req.Verb, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
+	r := stopRequest{verb: req.Verb, keepMetadata: req.Keep, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
 	d.stops <- r
 	return answer{Error: toWire(<-r.reply), sent: r.sent}
 }

@@ -107,7 +107,7 @@ func (r *remains) look(id int, mark uint64) (err error) {
 
 // holders are those who have the device open. To find them takes a look at every process.
 func (r *remains) holders() ([]blockdev.Holder, error) {
-	holders, err := blockdev.Holders(ublk.BlockPath(r.info.ID))
+	holders, err := users(ublk.BlockPath(r.info.ID), r.info.Private)
 	if errors.Is(err, syscall.ENOENT) { // stopped, and not deleted yet
 		err = nil
 	}
@@ -139,7 +139,7 @@ func removeDead(def *definition, c clearing) error {
 	for deadline := time.Now().Add(c.wait); ; time.Sleep(holderPause) {
 		r, err := findRemains(def)
 		if errors.Is(err, errNoRemains) {
-			return nil
+			return liftDead(def, c.force)
 		}
 		if err != nil {
 			return err
@@ -149,7 +149,9 @@ func removeDead(def *definition, c clearing) error {
 		switch {
 		case err != nil:
 		case !held:
-			err = r.remove()
+			if err = liftDead(def, c.force); err == nil {
+				err = r.remove()
+			}
 		case time.Now().After(deadline):
 			err = heldError(def.Device, holders)
 			err.(*exit.Error).Next = "Its daemon is dead, they wait: `ublk-clone recover " + def.Name + "` lets them go on; --force gives them errors."
@@ -163,6 +165,9 @@ func removeDead(def *definition, c clearing) error {
 
 // clearDead removes what a dead daemon has left, its block device first.
 func (p *program) clearDead(def *definition, c clearing) error {
+	if done, err := p.finishDead(def, true); done || err != nil {
+		return err
+	}
 	lock, err := p.dir.acquire(def.Name)
 	if err != nil {
 		return err
@@ -171,10 +176,15 @@ func (p *program) clearDead(def *definition, c clearing) error {
 		return errors.Join(err, lock.release())
 	}
 	errs := errors.Join(p.dir.forgetUdev(def.Device), p.dir.forgetUdev(def.Dest))
-	for _, path := range []string{p.dir.socket(def.Name), p.dir.log(def.Name), p.dir.definition(def.Name)} {
-		errs = errors.Join(errs, removeIfThere(path))
+	return errors.Join(errs, p.dir.forget(def.Name), lock.release())
+}
+
+// forget removes what the daemon of that name has left in the folder, the definition last.
+func (d runDir) forget(name string) (err error) {
+	for _, path := range []string{d.socket(name), d.log(name), d.definition(name)} {
+		err = errors.Join(err, removeIfThere(path))
 	}
-	return errors.Join(errs, lock.release())
+	return err
 }
 
 // silent is the status of a clone whose daemon does not answer, with err.
@@ -184,6 +194,7 @@ func (p *program) silent(name string, err error) cloneStatus {
 	if loadErr != nil {
 		return st
 	}
+	st.DMName, st.DMDevice = def.DM, def.layerPath()
 	st.Device, st.Source, st.Dest, st.Metadata, st.Size, st.RegionSize = def.Device, def.Source, def.Dest, def.Metadata, def.Size, def.RegionSize
 	if !p.dir.alive(name) {
 		st.State = stateDead
@@ -194,6 +205,11 @@ func (p *program) silent(name string, err error) cloneStatus {
 
 // examine says what a dead daemon has left and what to do.
 func (p *program) examine(st *cloneStatus, def *definition) {
+	if _, yes, err := def.switched(); yes && err == nil {
+		st.Reason = "Its daemon died in a finish, when there was nothing to serve any more: " + def.finishedText() + "."
+		st.Action = "`ublk-clone finish " + def.Name + "` does the rest."
+		return
+	}
 	r, err := findRemains(def)
 	switch {
 	case errors.Is(err, errNoRemains):

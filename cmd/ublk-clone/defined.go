@@ -205,3 +205,21 @@ func blame(path string, err error) error {
 	}
 	return definedError(path, e.Cause)
 }
+
+// retire takes the definition of a finished clone away: at the next boot its unit would clone the source over what
+// stands alone by now.
+func (p *program) retire(def *definition) error {
+	path := p.defined.path(def.Name)
+	err := os.Rename(path, path+".finished")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "rename definition", Object: path, Cause: err, Next: "Remove it: the next boot would begin the clone anew."}
+	}
+	fmt.Fprintf(p.errs, "ublk-clone: the definition is %s.finished now\n", path)
+	if def.Unit == "" {
+		return nil
+	}
+	return p.byUnit("disable", def)
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -33,6 +34,8 @@ type definition struct {
 	// Table is dm-clone's line if the clone was defined by one: as it was given,
 	// but for paths, which are absolute.
 	Table string `json:"table,omitempty"`
+	// DM names the device-mapper device that lies over the block device, "" for none.
+	DM string `json:"dm,omitempty"`
 
 	// What the daemon adds once it knows, beside the sizes: the block device, and
 	// the mark that the driver keeps for its server, by which a left-over device is
@@ -41,6 +44,8 @@ type definition struct {
 	Mark   uint64 `json:"mark,omitempty"`
 	// Unit is systemd's unit that the daemon is the main process of, "" if there is none.
 	Unit string `json:"unit,omitempty"`
+	// KeepMetadata is what the last finish was told.
+	KeepMetadata bool `json:"keep_metadata,omitempty"`
 }
 
 // start is a definition with what holds for this start only.
@@ -94,7 +99,7 @@ func (d *definition) leastZeros() int64 {
 
 // check refuses what no clone can be.
 func (d *definition) check() error {
-	if err := checkName(d.Name); err != nil {
+	if err := errors.Join(checkName(d.Name), d.checkLayer()); err != nil {
 		return err
 	}
 	for _, p := range []struct{ flag, path string }{{"--source", d.Source}, {"--dest", d.Dest}, {"--metadata", d.Metadata}} {
@@ -141,6 +146,7 @@ func (d *definition) differences(other *definition) string {
 		{"queues", d.Queues, other.Queues}, {"queue depth", d.QueueDepth, other.QueueDepth},
 		{"source shared", d.SourceShared, other.SourceShared}, {zeroCopyFlag, !d.Copied, !other.Copied},
 		{detectZeroesFlag, !d.ZerosAsData, !other.ZerosAsData},
+		{"dm device", cmp.Or(d.DM, "none"), cmp.Or(other.DM, "none")},
 	} {
 		if f.here != f.other {
 			differ(f.what, f.here, f.other)

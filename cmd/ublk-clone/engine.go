@@ -49,23 +49,27 @@ type cloneEngine struct {
 	created    bool // the metadata, by this start
 	base       metadata.Counters
 
-	control    *ublk.Control
-	dev        *ublk.Device
-	keep       bool // taking down leaves the block device, with its users waiting
-	fence      fence
-	live       liveMap
-	memory     []*sys.Mapping // of the copy buffers
-	spare      []*sys.Mapping // of these, what was taken in advance
-	core       *clone.Core
-	committer  *committer
-	background *background
-	frontends  []*frontend
-	caution    *caution    // nil: there is no need for it
-	life       *time.Timer // its end
-	sampler    sampler
-	failures   failures
-	happened   *eventLog
-	watcher    *watcher
+	mapper       *sys.DM // nil: nothing lies over the block device
+	handedOver   bool    // by `finish`: that leads to the destination
+	finished     bool    // taking down is for good
+	keepMetadata bool
+	control      *ublk.Control
+	dev          *ublk.Device
+	keep         bool // taking down leaves the block device, with its users waiting
+	fence        fence
+	live         liveMap
+	memory       []*sys.Mapping // of the copy buffers
+	spare        []*sys.Mapping // of these, what was taken in advance
+	core         *clone.Core
+	committer    *committer
+	background   *background
+	frontends    []*frontend
+	caution      *caution    // nil: there is no need for it
+	life         *time.Timer // its end
+	sampler      sampler
+	failures     failures
+	happened     *eventLog
+	watcher      *watcher
 
 	reopening sync.Mutex // one caller of findSource at a time
 
@@ -101,7 +105,8 @@ func (e *cloneEngine) changed() {
 // steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then the
 // hydrator, then the last commit and the clean mark, then the device number, then files and locks.
 func (e *cloneEngine) steps() []step {
-	return append(e.openSteps(), []step{
+	look := step{name: "look at the device-mapper device", do: e.openLayer, undo: e.closeLayer}
+	return append(append([]step{look}, e.openSteps()...), []step{
 		{name: "open the driver", do: e.openDriver, undo: func() error { return e.control.Close() }},
 		{name: "add the device", do: e.addDevice, undo: e.deleteDevice, limit: teardownLimit},
 		{name: "load the region map and lock the memory", do: e.loadMap, undo: e.freeMemory},
@@ -112,6 +117,11 @@ func (e *cloneEngine) steps() []step {
 		{name: "start hydration", do: e.startHydration, undo: func() error { return e.background.stop() }, limit: teardownLimit},
 		{name: "start the device", do: e.startDevice, undo: e.stopDevice, limit: teardownLimit},
 	}...)
+}
+
+// top is the layer.
+func (e *cloneEngine) top() []step {
+	return []step{{name: "lay the device-mapper device", do: e.layLayer, undo: func() error { return e.liftLayer(removeLimit) }}}
 }
 
 // openSteps open and lock the three devices and see that they belong together.
@@ -297,7 +307,7 @@ func (e *cloneEngine) freeMemory() (err error) {
 		err = errors.Join(err, m.Close())
 	}
 	e.memory = nil
-	return errors.Join(err, e.closeLive())
+	return errors.Join(err, e.closeLive(), e.faultIfFinished(8))
 }
 
 // startWatcher begins with the condition as it is: what was so before is no event.
@@ -336,11 +346,17 @@ func (e *cloneEngine) note(def *definition) {
 }
 
 // tryStop: a driver that can stop a device only if nobody has it open does so; on others the device is
-// stopped, after holders were looked for.
+// stopped, after holders were looked for. The layer goes first, and comes back if the device stays.
 func (e *cloneEngine) tryStop(ctx context.Context) error {
+	if err := e.liftLayer(0); err != nil {
+		return err
+	}
 	err := e.control.TryStop(ctx, e.dev.Info().ID)
 	switch {
 	case errors.Is(err, unix.EBUSY):
+		if err := e.layLayer(ctx); err != nil {
+			return err
+		}
 		return &exit.Error{Code: exit.Busy, Doing: "delete", Object: e.device(), Cause: errors.New("somebody has it open"), Next: "End whoever uses it, then try again."}
 	case err != nil && !errors.Is(err, ublk.ErrNotSupported):
 		return driverError("stop the block device", err)

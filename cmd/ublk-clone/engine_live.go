@@ -165,7 +165,7 @@ func (e *cloneEngine) closeLive() (err error) {
 		return nil
 	}
 	e.happened.keepIn(nil)
-	if e.live.ended {
+	if e.live.ended || e.finished {
 		err = e.live.Remove()
 	}
 	err = errors.Join(err, e.live.Close())

@@ -35,7 +35,8 @@ func (e *cloneEngine) closeMeta() error {
 	if e.meta == nil {
 		return nil
 	}
-	return e.meta.Close()
+	e.eraseMeta()
+	return errors.Join(e.meta.Close(), e.faultIfFinished(10))
 }
 
 func (e *cloneEngine) removeMeta() error {

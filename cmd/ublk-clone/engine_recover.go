@@ -50,7 +50,7 @@ func (d *definition) deviceID() (id int, err error) {
 func (e *cloneEngine) stopDevice() error {
 	defer e.endCaution()
 	if !e.keep {
-		return e.dev.Stop(drainLimit)
+		return errors.Join(e.dev.Stop(drainLimit), e.faultIfFinished(6))
 	}
 	if err := e.dev.Leave(drainLimit); err != nil {
 		// Requests are at work on a backend that does not answer. The device lives on as after a death; what
@@ -64,7 +64,7 @@ func (e *cloneEngine) deleteDevice() error {
 	if e.keep {
 		return nil
 	}
-	return e.dev.Delete(deleteLimit)
+	return errors.Join(e.dev.Delete(deleteLimit), e.faultIfFinished(9))
 }
 
 // fenceLimit is how long a recovery waits for the last traces of the dead daemon, if nobody says.

@@ -115,5 +115,5 @@ func (e *cloneEngine) endSession() error {
 		return metaError("commit to", e.start.Definition.Metadata, fmt.Errorf("no clean mark is set: %w", err))
 	}
 	e.live.ended = !e.keep
-	return nil
+	return e.faultIfFinished(7)
 }

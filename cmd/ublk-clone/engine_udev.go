@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // What udev's rules (packaging/udev) are told of a clone: a file for its block device and one for its destination, each
@@ -16,7 +17,7 @@ import (
 // while no daemon holds it (I7).
 
 // udevFile is of the kernel's name of a device.
-func (d runDir) udevFile(kernel string) string { return filepath.Join(string(d), "udev", kernel) }
+func (d runDir) udevFile(kernel string) string { return filepath.Join(string(d), kernel+".udev") }
 
 // kernelName is the kernel's name of the device that path leads to.
 func kernelName(path string) string {
@@ -29,11 +30,7 @@ func kernelName(path string) string {
 // tellUdev writes the file of a device; with announce the kernel is to tell of the device again.
 func (d runDir) tellUdev(path, lines string, announce bool) error {
 	kernel := kernelName(path)
-	file := d.udevFile(kernel)
-	err := os.MkdirAll(filepath.Dir(file), 0o700)
-	if err == nil {
-		err = os.WriteFile(file, []byte(lines+"\n"), 0o600)
-	}
+	err := os.WriteFile(d.udevFile(kernel), []byte(lines+"\n"), 0o600)
 	if err == nil && announce {
 		err = os.WriteFile("/sys/class/block/"+kernel+"/uevent", []byte("change"), 0)
 	}
@@ -49,17 +46,26 @@ func (d runDir) forgetUdev(path string) error {
 }
 
 // nameForUdev comes before the device is there for others, so that the first event finds it. Without udev there is only
-// the kernel's name.
+// the kernel's name. The destination is looked at again when a daemon closes it.
 func (e *cloneEngine) nameForUdev(context.Context) error {
 	def := &e.start.Definition
 	err := e.tellName(false)
 	if e.dest.IsBlock() {
-		err = errors.Join(err, theRunDir().tellUdev(def.Dest, "UBLK_CLONE_DEST="+def.Name, !e.start.Recover))
+		err = errors.Join(err, theRunDir().tellUdev(def.Dest, destLines(def), false))
 	}
 	if err != nil {
 		e.warn("udev was not told of the clone, which may have no name in /dev/ublk-clone: %v", err)
 	}
 	return nil
+}
+
+// destLines are what udev is told of the destination: the name that the definition has for it stays.
+func destLines(def *definition) string {
+	lines := "UBLK_CLONE_DEST=" + def.Name
+	if link, ok := strings.CutPrefix(def.Dest, "/dev/"); ok && strings.Contains(link, "/") {
+		lines += "\nUBLK_CLONE_LINK=" + link
+	}
+	return lines
 }
 
 // tellName tells of the block device; announce is for when that is known already.

@@ -25,6 +25,7 @@ const (
 	eventResumed     = "resumed" // after stalled
 	eventMode        = "mode"
 	eventHydrated    = "hydrated"
+	eventFinished    = "finished"
 )
 
 // event is something that has happened to a clone.

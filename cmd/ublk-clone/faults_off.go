@@ -6,5 +6,8 @@ package main
 // faults has it.
 func fault(int) error { return nil }
 
+// faultAt makes a finish go wrong behind a step in tests.
+func faultAt(int) error { return nil }
+
 // deadly kills the daemon in tests.
 func deadly(int64, int64) {}

@@ -5,7 +5,10 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -18,6 +21,28 @@ func fault(k int) error {
 		return fmt.Errorf("fault behind step %d, as %s asks", k, faultEnv)
 	}
 	return nil
+}
+
+// finishEnv is where a finish goes wrong: "die N" kills the daemon behind step N of engine_finish.go, "fail N M" makes these
+// steps fail, each once.
+const finishEnv = "UBLK_CLONE_FINISH_FAULT"
+
+var finishFailed sync.Map
+
+// faultAt is called behind step k of a finish.
+func faultAt(k int) error {
+	words := strings.Fields(os.Getenv(finishEnv))
+	if len(words) < 2 || !slices.Contains(words[1:], strconv.Itoa(k)) {
+		return nil
+	}
+	if words[0] == "die" {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+	if _, before := finishFailed.LoadOrStore(k, true); before {
+		return nil
+	}
+	return fmt.Errorf("fault behind step %d, as %s asks", k, finishEnv)
 }
 
 // deadlyEnv is a byte of the device: a request that touches it kills the daemon.

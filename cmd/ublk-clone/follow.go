@@ -16,7 +16,8 @@ func (p *program) eventsCommand() *cli.Command {
 	return &cli.Command{
 		Name: "events", Usage: "print what happens to clones, as it happens", ArgsUsage: "[NAME]", Action: p.events,
 		Description: `One line for each event, until interrupted or the clone is deleted. Kinds: started,
-settings, source (opened again), source-error and dest-error (the first of a burst), stalled, resumed, mode, hydrated.`,
+settings, source (opened again), source-error and dest-error (the first of a burst), stalled, resumed, mode, hydrated,
+finished (the last one).`,
 		Flags: []cli.Flag{outputFlag("json, an object a line")},
 	}
 }
@@ -142,6 +143,29 @@ func (p *program) followAll(ctx context.Context, show func(event) error) error {
 
 // errSeen ends a follow.
 var errSeen = errors.New("event seen")
+
+// waitFinished returns when the clone is finished, which is its last event; exit code 3 if it was deleted instead.
+func (p *program) waitFinished(ctx context.Context, name string, limit time.Duration) error {
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	err := p.follow(ctx, name, nil, func(ev event) error {
+		if ev.Kind == eventFinished {
+			return errSeen
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, errSeen):
+		return nil
+	case errors.Is(err, context.DeadlineExceeded):
+		return &exit.Error{Code: exit.Timeout, Doing: "wait for the end of clone", Object: name, Cause: fmt.Errorf("not finished within %s", limit),
+			Next: "`ublk-clone finish " + name + "` finishes one that is hydrated."}
+	}
+	return err
+}
 
 // waitEvent shows the events of a clone behind number after, nil for those to come, as soon as there is one.
 func (p *program) waitEvent(ctx context.Context, name string, after *uint64, limit time.Duration, show func(event) error) error {

@@ -26,6 +26,7 @@ type backend struct {
 	dest   *sharedFile
 	to     *uring.Port // to the destination
 	lanes  int         // that share source and destination
+	gate   gate
 	// reading is what a read of the source has taken, by token.
 	reading []*openSource
 }
@@ -220,7 +221,7 @@ func (f *frontend) Request(tag uint16, d ublk.Desc) {
 	if r.Op != clone.OpFlush {
 		r.Off, r.Len = d.Offset(), d.Length()
 	}
-	if f.caution != nil {
+	if f.caution != nil || f.backend.gate.shut || f.backend.gate.refuse != nil {
 		f.held = append(f.held, r)
 		return // Drain is next
 	}
@@ -228,6 +229,7 @@ func (f *frontend) Request(tag uint16, d ublk.Desc) {
 }
 
 func (f *frontend) serve(r *clone.Request) {
+	f.backend.gate.atWork++
 	deadly(r.Off, r.Len)
 	f.lane.Submit(r)
 }
@@ -243,7 +245,7 @@ func (f *frontend) serveHeld() {
 		f.held = slices.Delete(f.held, 0, 1)
 		if may == refusal {
 			f.refused(r)
-			f.end(r, errCondemned)
+			f.answer(r, errCondemned)
 			continue
 		}
 		if !f.caution.over.Load() {
@@ -256,8 +258,28 @@ func (f *frontend) serveHeld() {
 	}
 }
 
-// end answers the driver.
+// serveGate serves what was held while the gate was shut, or refuses it.
+func (f *frontend) serveGate() {
+	refuse := f.backend.gate.refuse
+	for _, r := range f.held {
+		if refuse != nil {
+			f.answer(r, refuse)
+		} else {
+			f.serve(r)
+		}
+	}
+	clear(f.held)
+	f.held = f.held[:0]
+}
+
+// end is the end of a request that was served.
 func (f *frontend) end(r *clone.Request, err error) {
+	f.backend.gate.atWork--
+	f.answer(r, err)
+}
+
+// answer answers the driver.
+func (f *frontend) answer(r *clone.Request, err error) {
 	if err != nil {
 		f.log.Warn().Err(err).Stringer("op", r.Op).Int64("offset", r.Off).Int64("length", r.Len).Msg("request failed")
 		f.failed(r, err)
@@ -278,7 +300,12 @@ func (f *frontend) Complete(token uint32, err error) {
 func (f *frontend) Drain() {
 	f.pulse.answer()
 	f.lane.Drain()
-	if f.caution != nil {
+	open := f.backend.obey(f.backend.gate.atWork)
+	switch {
+	case f.backend.gate.shut:
+	case f.caution != nil && f.backend.gate.refuse == nil:
 		f.serveHeld()
+	case open || f.backend.gate.refuse != nil:
+		f.serveGate()
 	}
 }

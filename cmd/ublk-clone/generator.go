@@ -140,17 +140,18 @@ func (d defined) devices(name string) []string {
 	return all
 }
 
-// destRule is the rule by which the destination is known, "" for a file. A device has one name of the kernel's and
-// links of udev's, which earlier rules have made.
+const destMatch = "SUBSYSTEM==\"block\", ACTION!=\"remove\", "
+
+// destRule is the rule by which the destination is known, "" for a file. A name in a folder
+// of /dev is a link, which an earlier rule has made.
 func (d defined) destRule(name string) string {
 	path, ok := strings.CutPrefix(filepath.Clean(d["dest"]), "/dev/")
 	if !ok || strings.ContainsAny(path, "\"*?[]|\\\n") {
 		return ""
 	}
-	const rule = "SUBSYSTEM==\"block\", ACTION!=\"remove\", %s==%q, ENV{UBLK_CLONE_DEST}=%q\n"
-	rules := fmt.Sprintf(rule, "SYMLINK", path, name)
+	rule := fmt.Sprintf("==%q, ENV{UBLK_CLONE_DEST}=%q", path, name)
 	if !strings.Contains(path, "/") {
-		rules += fmt.Sprintf(rule, "KERNEL", path, name)
+		return destMatch + "KERNEL" + rule + "\n"
 	}
-	return rules
+	return fmt.Sprintf("%sSYMLINK%s, ENV{UBLK_CLONE_LINK}=%q\n", destMatch, rule, path)
 }

@@ -118,27 +118,36 @@ func (e *cloneEngine) settlePages(nr uint64, full func(page uint64) bool) error 
 	return nil
 }
 
-// elsewhere says whether this process is in another mount namespace than process 1.
+// elsewhere says whether this process is in another mount namespace than process 1, and in none that follows it.
 func elsewhere() (bool, error) {
 	here, err := sys.InInitMounts()
 	if err != nil {
 		return false, &exit.Error{Code: exit.Denied, Doing: "find the mount namespace of process 1", Cause: err,
 			Next: "Daemons run there. Run it as root, with CAP_SYS_ADMIN and CAP_SYS_PTRACE."}
 	}
-	return !here && !follows(), nil
+	return !here && follows() != nil, nil
 }
 
-// follows says whether this mount namespace gets the mounts and unmounts of another (its root is a slave:
+// follows fails, and says why, unless this mount namespace gets the mounts and unmounts of another (its root is a slave:
 // mount_namespaces(7)) and has the live maps of process 1.
-func follows() bool {
+func follows() error {
 	roots, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter("/"))
-	if err != nil || len(roots) == 0 || !strings.Contains(roots[0].Optional, "master:") {
-		return false
+	if err != nil {
+		return err
+	}
+	if len(roots) == 0 || !strings.Contains(roots[len(roots)-1].Optional, "master:") {
+		return errors.New("its mounts do not follow those of process 1")
 	}
 	here, err := sys.StatPath(liveMaps)
 	there, errThere := sys.StatPath("/proc/1/root" + liveMaps)
 	run, errRun := sys.StatPath(filepath.Dir(liveMaps))
-	return err == nil && errThere == nil && errRun == nil && sameObject(here, there) && here.Dev != run.Dev
+	if err := errors.Join(err, errThere, errRun); err != nil {
+		return err
+	}
+	if !sameObject(here, there) || here.Dev == run.Dev {
+		return errors.New(liveMaps + " is not the tmpfs that process 1 has there")
+	}
+	return nil
 }
 
 // sameThere fails if a path of the definition, or the folder of the sockets, means something else in the mount
@@ -194,7 +203,9 @@ func sameObject(a, b sys.Stat) bool {
 func settle() error {
 	away, err := elsewhere()
 	if away {
-		err = sys.DoInInitMounts(sys.ExecAgain)
+		if err = sys.DoInInitMounts(sys.ExecAgain); err != nil {
+			err = fmt.Errorf("leave the mount namespace (%w): %w", follows(), err)
+		}
 	}
 	if err == nil {
 		err = os.Chdir("/") // the folder may lie on a clone

@@ -50,6 +50,9 @@ func (p *program) recoverNamed(name string, limit time.Duration) error {
 	if served, err := p.dir.served(name); served || err != nil {
 		return err
 	}
+	if done, err := p.finishDead(def, def.KeepMetadata); done || err != nil {
+		return p.pruned(name+" is finished: "+def.finishedText(), err)
+	}
 	if def.Unit != "" {
 		if err := p.byUnit("start", def); err != nil {
 			return err
@@ -118,6 +121,10 @@ func (p *program) continued(st start) (start, error) {
 	}
 	if err != nil {
 		return st, err
+	}
+	if done, err := p.finishDead(there, there.KeepMetadata); done || err != nil {
+		return st, errors.Join(err, &exit.Error{Code: exit.Exists, Doing: "add clone", Object: there.Name,
+			Cause: errors.New("its daemon died in a finish, which is done now: " + there.finishedText()), Next: "It needs no clone any more."})
 	}
 	if err := recoverable(there); errors.Is(err, errNoRemains) {
 		return st, nil

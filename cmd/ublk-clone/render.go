@@ -32,6 +32,9 @@ func writeDetails(w io.Writer, s *cloneStatus, bytes bool) error {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s   %s   %s   uuid %s\n", s.Name, orDash(s.Device), size(s.Size), orDash(s.UUID))
+	if s.DMName != "" {
+		fmt.Fprintf(&b, "over it %s, which `ublk-clone finish` leads to the destination\n", s.DMDevice)
+	}
 	b.WriteString(labelled("status", capital(s.State)+": "+s.Reason))
 	if s.Action != "" {
 		b.WriteString(labelled("action", s.Action))

@@ -28,6 +28,8 @@ const (
 	stateYielding   = "yielding"
 	stateStalled    = "stalled"
 	stateHydrated   = "hydrated"
+	stateFinishing  = "finishing" // its destination is about to stand alone
+	stateFinished   = "finished"  // it does; only `finish` itself tells
 	stateFailed     = "failed"
 	stateStopping   = "stopping"
 	stateDead       = "dead"   // its daemon is; the device waits for the next one
@@ -39,7 +41,10 @@ type cloneStatus struct {
 	Name   string `json:"name"`
 	UUID   string `json:"uuid"`
 	Device string `json:"device"`
-	PID    int    `json:"pid"`
+	// The device-mapper device over it, where there is one: users are to have that open.
+	DMName   string `json:"dm_name,omitempty"`
+	DMDevice string `json:"dm_device,omitempty"`
+	PID      int    `json:"pid"`
 
 	State  string `json:"state"`
 	Reason string `json:"reason"`           // why it is in this state, and whether data is at risk
@@ -76,7 +81,7 @@ type cloneStatus struct {
 
 // serves says whether there is a daemon that serves the clone: no other knows its figures.
 func (s *cloneStatus) serves() bool {
-	return !slices.Contains([]string{stateStarting, stateRecovering, stateStopping, stateDead, stateSilent}, s.State)
+	return !slices.Contains([]string{stateStarting, stateRecovering, stateFinishing, stateStopping, stateDead, stateSilent}, s.State)
 }
 
 // unserved is an error with exit code 13 unless the clone is served.

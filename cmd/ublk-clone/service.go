@@ -16,6 +16,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
 // A daemon that is the main process of a systemd unit (packaging/systemd/ublk-clone@.service): it takes over what
@@ -161,6 +162,10 @@ func (p *program) asService(st start) (_ start, differs string, err error) {
 	}
 	alive := p.dir.alive(there.Name)
 	if !alive {
+		if done, err := p.finishDead(there, there.KeepMetadata); done || err != nil {
+			return st, "", errors.Join(err, p.retire(there), &exit.Error{Code: exit.Refused, Doing: "start", Object: there.Name,
+				Cause: errors.New("it is finished: " + there.finishedText()), Next: "Its unit is not needed any more."})
+		}
 		if err := recoverable(there); errors.Is(err, errNoRemains) {
 			return st, "", nil
 		} else if err != nil {
@@ -205,7 +210,8 @@ func (p *program) unitPrepare(*cli.Context) error {
 	if err := os.MkdirAll(string(theRecordDir()), 0o700); err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "make folder", Object: string(theRecordDir()), Cause: err}
 	}
-	if err := livemap.Mount(liveMaps); err != nil {
+	// A command of a unit is in a mount namespace of its own, also where the sandbox does not hold.
+	if err := sys.DoInInitMounts(func() error { return livemap.Mount(liveMaps) }); err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "prepare the live maps", Object: liveMaps, Cause: err}
 	}
 	return nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -188,7 +189,7 @@ func (p *program) runForeground(st start, differs string) error {
 		if err != nil {
 			return
 		}
-		if _, err := fmt.Fprintln(p.out, device); err != nil {
+		if _, err := fmt.Fprintln(p.out, cmp.Or(st.Definition.layerPath(), device)); err != nil {
 			log.Warn().Err(err).Msg("print the device")
 		}
 	})

@@ -46,8 +46,10 @@ func (p *program) wait(c *cli.Context) error {
 		return p.waitAndPrint(name, limit, output)
 	case "event":
 		return p.waitEvent(c.Context, name, after, limit, func(ev event) error { return p.printEvent(ev, output) })
+	case "finished":
+		return p.waitFinished(c.Context, name, limit)
 	default:
-		return usage("--for " + what + ": hydrated or event is possible")
+		return usage("--for " + what + ": hydrated, finished or event is possible")
 	}
 }
 

@@ -55,6 +55,7 @@ const (
 	Tuned1024 = "threshold 1024, batch 256"
 	TunedDeep = "threshold 1024, batch 1024"
 	Gentle    = "gentle"
+	Wide      = "defaults, source of depth 64" // not in the table
 )
 
 // Tuned are those that dm-clone's best is taken of.

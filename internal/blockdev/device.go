@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -39,6 +40,7 @@ type Device struct {
 	direct  bool
 	created bool
 	dry     bool // Options.DryRun
+	closed  bool
 	warned  []string
 }
 
@@ -48,6 +50,9 @@ func (d *Device) File() *os.File { return d.file }
 
 // Path is the name under which the device was opened, for messages only.
 func (d *Device) Path() string { return d.path }
+
+// Number is the number of a block device.
+func (d *Device) Number() uint64 { return d.stat.Rdev }
 
 // Size is the size in bytes at open.
 func (d *Device) Size() int64 { return d.size }
@@ -140,11 +145,32 @@ func (d *Device) Flush() error {
 // It saves time and is not needed: an error is none.
 func (d *Device) DropCache() { _ = sys.DropCache(d.fd()) }
 
-// Close gives the description and with it the lock back.
+// IsOpen says whether the description is there: it is not after Close, until Retake.
+func (d *Device) IsOpen() bool { return !d.closed }
+
+// Close gives the description and with it the lock back. A second one does nothing.
 func (d *Device) Close() error {
+	if d.closed {
+		return nil
+	}
+	d.closed = true
 	if err := d.file.Close(); err != nil {
 		return d.fail("close", err, "")
 	}
+	return nil
+}
+
+// Retake opens a block device again that was closed for somebody else to take over, who has not: with the lock, as Open
+// did. Nothing is to be under way on the description that was closed.
+func (d *Device) Retake() error {
+	again, err := open(d.role, d.path, blockFlags(d.role, Options{}))
+	if err != nil {
+		return err
+	}
+	if again.stat.Rdev != d.stat.Rdev || !d.IsBlock() {
+		return errors.Join(again.fail("open", errors.New("its path leads to another device by now"), "Lead it back."), again.Close())
+	}
+	d.file, d.closed = again.file, false
 	return nil
 }
 
@@ -155,6 +181,11 @@ func (d *Device) Remove() error {
 	if !d.created {
 		return nil
 	}
+	return d.unlink()
+}
+
+// unlink removes a file whose path still names it.
+func (d *Device) unlink() error {
 	st, err := sys.StatPath(d.path)
 	if err != nil || st.Dev != d.stat.Dev || st.Inode != d.stat.Inode {
 		return nil

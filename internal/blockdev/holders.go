@@ -137,6 +137,38 @@ func (t tree) stackHolders(st sys.Stat) []Holder {
 	return all
 }
 
+// Mapped is a device-mapper device.
+type Mapped struct{ Name, UUID, Path string }
+
+// MappedOver lists the device-mapper devices whose live tables lead to the device at path.
+func MappedOver(path string) ([]Mapped, error) {
+	st, err := host.stat(path)
+	if err != nil {
+		return nil, err
+	}
+	return host.mappedOver(st), nil
+}
+
+func (t tree) mappedOver(st sys.Stat) []Mapped {
+	dir := t.dir(st.Rdev)
+	if dir == "" || !st.IsBlock() {
+		return nil
+	}
+	var all []Mapped
+	found, _ := filepath.Glob(filepath.Join(dir, "holders", "*"))
+	for _, p := range found {
+		if name := text(p, "dm", "name"); name != "" {
+			all = append(all, Mapped{Name: name, UUID: text(p, "dm", "uuid"), Path: "/dev/" + filepath.Base(p)})
+		}
+	}
+	return all
+}
+
+// Is says whether the holder is that device.
+func (m Mapped) Is(h Holder) bool {
+	return h.Kind == "device" && (h.Where == m.Path || strings.HasPrefix(h.Where, m.Path+" "))
+}
+
 // loopsOver are the loop devices over the device or file, which no lock keeps
 // away and no process has open.
 func (t tree) loopsOver(st sys.Stat) []Holder {

@@ -224,3 +224,36 @@ func TestBenchWriteLatency(t *testing.T) {
 		}
 	}
 }
+
+// wide is a source that takes many requests at a time, each as long as a far one takes, and has no bound of its own in bytes.
+var wide = nullOptions{latency: 5 * time.Millisecond, depth: 64}
+
+// TestBenchWideSource: one depth-1 reader of unhydrated regions on a source for which one small batch at a time is far too
+// little (hydrate/yield.go has the figures). No goal is about it; the rate must be several small batches' all the same.
+func TestBenchWideSource(t *testing.T) {
+	const size = 1024 * mib
+	oneAtATime := float64(256*kib) / 1e6 / wide.latency.Seconds()
+	m := newMachine(t)
+	d := disks{m.nullBlk("wide", wide.sized(size/mib)), m.nullBlk("fast", nullOptions{mib: size / mib}), m.nullBlk("meta", nullOptions{mib: benchMetadata})}
+	m.fio(d.source.path, job{rw: "write", bs: mib, depth: 4})
+	v := &variant{candidate: &candidate{m: m, name: bench.Ours, disks: d, region: 4 * kib, setting: bench.Wide}}
+	alone, beside := wideJob(bench.Reader(1, false), size), wideJob(bench.Reader(1, true), size)
+	v.up()
+	m.measure(v.path, v.key("", "", ""), []job{alone})
+	v.stop()
+	v.up()
+	rate, r := v.beside(beside)
+	v.stop()
+	m.record(v.key("", "", ""), beside, r)
+	m.figure(v.key("", bench.Beside(bench.Hydration, 1), bench.MBps), rate)
+	if rate < 2*oneAtATime {
+		t.Errorf("%.1f MB/s beside a reader; one small batch at a time is %.1f", rate, oneAtATime)
+	}
+}
+
+// wideJob is long enough for hydration to have found what it may do.
+func wideJob(name string, size int64) job {
+	return job{
+		name: name, rw: "randread", bs: 4 * kib, depth: 1, first: size * 3 / 4, size: size / 4, ramp: 1500 * time.Millisecond, run: time.Second,
+	}
+}

@@ -34,6 +34,8 @@ type status struct {
 	Name       string `json:"name"`
 	UUID       string `json:"uuid"`
 	Device     string `json:"device"`
+	DMName     string `json:"dm_name"`
+	DMDevice   string `json:"dm_device"`
 	PID        int    `json:"pid"`
 	State      string `json:"state"`
 	Reason     string `json:"reason"`

@@ -129,6 +129,9 @@ func (t *fileTree) write(rng *rand.Rand, name string, size int64) {
 	if _, err := f.Write(b); err != nil {
 		t.m.Fatal(err)
 	}
+	if err := f.Truncate(size); err != nil { // it may have been longer
+		t.m.Fatal(err)
+	}
 	if err := f.Close(); err != nil {
 		t.m.Fatal(err)
 	}

@@ -49,8 +49,7 @@ type options struct {
 type guest struct {
 	*testing.T
 	options
-	dir      string
-	complain []string // what the kernel says and the test provokes
+	dir string
 
 	vm   *boot // nil: off
 	conn net.Conn
@@ -374,9 +373,6 @@ func (g *guest) off() {
 	g.vm, g.conn = nil, nil
 }
 
-// expect lets the kernel say what a test provokes.
-func (g *guest) expect(complaints ...string) { g.complain = append(g.complain, complaints...) }
-
 // cleanup ends the guest, keeps its logs, and fails the test if the kernel has complained.
 func (g *guest) cleanup() {
 	if g.vm != nil {
@@ -432,7 +428,7 @@ func (g *guest) checkLog(path string) {
 	lines := strings.Split(strings.ReplaceAll(string(text), "\r", ""), "\n")
 	if strings.HasSuffix(path, ".console") {
 		for _, line := range lines {
-			if g.complains(line) {
+			if complains(line) {
 				g.Errorf("%s: the kernel says: %s", filepath.Base(path), line)
 			}
 		}
@@ -448,9 +444,9 @@ func waits(line string) bool {
 	return strings.Contains(line, " job is running for ") || strings.Contains(line, " running (")
 }
 
-// complains says whether the line is a complaint that the test does not expect.
-func (g *guest) complains(line string) bool {
+// complains says whether the line is a complaint of the kernel.
+func complains(line string) bool {
 	return slices.ContainsFunc(devicetest.Complaints, func(complaint string) bool {
-		return !slices.Contains(g.complain, complaint) && strings.Contains(line, complaint)
+		return strings.Contains(line, complaint)
 	})
 }

@@ -164,7 +164,10 @@ func (r *Ring) unfix() error {
 		return nil
 	}
 	r.fixed = false
-	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), unregisterFiles, 0, 0, 0, 0)
+	errno := unix.EINTR
+	for errno == unix.EINTR { // while it waits
+		_, _, errno = unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), unregisterFiles, 0, 0, 0, 0)
+	}
 	if errno != 0 {
 		return fmt.Errorf("unregister io_uring's file: %w", errno)
 	}

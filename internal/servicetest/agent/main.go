@@ -1,5 +1,5 @@
 // Command agent runs commands in a guest for the tests on the host: as many at a time as are asked for. It ends with
-// the guest.
+// the guest. As "agent freeze THREAD" it is one of these commands itself.
 package main
 
 import (
@@ -21,6 +21,13 @@ import (
 const pipeWait = time.Second
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "freeze" {
+		if err := freeze(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "agent:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	fmt.Fprintln(os.Stderr, "agent:", serve())
 	os.Exit(1)
 }

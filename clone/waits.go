@@ -1,0 +1,59 @@
+package clone
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// The hydrator competes with users for the source. For it to see what it costs them, each lane counts their reads of the
+// source and the time that these take. Reads and writes of hydrated regions know nothing of that: they look at no clock.
+//
+// Time is counted by periods: a read counts only if it began and ended in the same one. So what changes with a new period, as
+// hydration that has paused, has its own figure, and no read that saw both is in either.
+
+// waits are written by their lane only and read by anybody.
+type waits struct {
+	reads, timed, time atomic.Int64
+}
+
+// Waits are sums over lanes since the start.
+type Waits struct {
+	Requests int64         // of users, of any kind
+	Reads    int64         // of the source for users, that ended well at once
+	Timed    int64         // those of Reads that began and ended in one period
+	Time     time.Duration // of these together
+}
+
+// Waits may be asked from any thread.
+func (c *Core) Waits() (w Waits) {
+	for _, l := range c.lanes {
+		w.Requests += l.Requests()
+		w.Reads += l.waits.reads.Load()
+		w.Timed += l.waits.timed.Load()
+		w.Time += time.Duration(l.waits.time.Load())
+	}
+	return w
+}
+
+// NewPeriod begins one and answers what has been counted up to then. There is one for all: only the hydrator asks for it.
+func (c *Core) NewPeriod() Waits {
+	c.period.Add(1)
+	return c.Waits()
+}
+
+// beginWait is the start of a read of the source for a user.
+func (l *Lane) beginWait(o *op) { o.period, o.began = l.core.period.Load(), l.core.now() }
+
+// endWait is its end. One that fails, or has failed before, says nothing about hydration.
+func (l *Lane) endWait(o *op, err error) {
+	period := o.period
+	o.period = 0
+	if err != nil {
+		return
+	}
+	add(&l.waits.reads, 1)
+	if period == l.core.period.Load() {
+		add(&l.waits.timed, 1)
+		add(&l.waits.time, l.core.now().Sub(o.began).Nanoseconds())
+	}
+}

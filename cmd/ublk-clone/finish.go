@@ -1,0 +1,161 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// finishLimit is how long a finish waits for users of the block device to close it, or for their requests to end, if nobody
+// says.
+const finishLimit = 10 * time.Second
+
+func (p *program) finishCommand() *cli.Command {
+	return &cli.Command{
+		Name: "finish", Usage: "have the destination of a complete clone stand alone", ArgsUsage: "NAME", Action: p.finish,
+		Description: `For a clone that is hydrated; refused, with exit code 14, as long as anything is
+left. Of one that was added with --dm, the device-mapper device is led to DEST
+while it is in use: its users see no error, also when that fails and the clone
+goes on as before. Of others the block device must not be in use: after the
+timeout it is refused, with exit code 5 and a list of the users.
+
+Then the block device and the daemon are gone, and SOURCE is free. A definition in
+/etc/ublk-clone is renamed to NAME.toml.finished and its unit disabled: the next
+boot must not begin the clone anew. A METADATA
+file is removed, on a device what it is known by is zeroed, so that no later add
+takes them for those of a clone. Prints what to use from now on.`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME` for users, or for their requests to end (default: " + finishLimit.String() + ")"},
+			&cli.BoolFlag{Name: "keep-metadata", Usage: "the metadata stay as they are"},
+			outputFlag("json"),
+		},
+	}
+}
+
+// finish is the command.
+func (p *program) finish(c *cli.Context) error {
+	name, err := named(c)
+	if err != nil {
+		return err
+	}
+	output, err := form(c, "json")
+	if err != nil {
+		return err
+	}
+	limit, err := limitFlag(c)
+	if err != nil {
+		return err
+	}
+	def, err := p.dir.load(name)
+	if err != nil {
+		return err
+	}
+	keep := c.Bool("keep-metadata")
+	last, err := p.finishNamed(def, keep, cmp.Or(limit, finishLimit))
+	if err != nil {
+		return err
+	}
+	if err := p.retire(def); err != nil {
+		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
+	}
+	last.State, last.Reason, last.Action = stateFinished, def.finishedText()+".", ""
+	if output != "" {
+		return p.printJSON([]cloneStatus{last})
+	}
+	_, err = fmt.Fprintln(p.out, cmp.Or(def.layerPath(), def.Dest))
+	return err
+}
+
+// finishNamed has the daemon finish a clone, or does what a dead one has left to do. It gives the last status.
+func (p *program) finishNamed(def *definition, keep bool, limit time.Duration) (last cloneStatus, err error) {
+	if st, err := p.dir.ask(def.Name, request{Verb: verbStatus}, askLimit); err == nil {
+		last = *st
+	}
+	_, err = p.dir.ask(def.Name, request{Verb: verbFinish, Keep: keep, WaitMS: limit.Milliseconds()}, limit+retakeLimit+stopLimit)
+	if exit.Code(err) != exit.NoAnswer || p.dir.alive(def.Name) {
+		return last, err
+	}
+	done, errDead := p.finishDead(def, keep)
+	if done || errDead != nil {
+		return p.silent(def.Name, errors.New("it is finished")), errDead
+	}
+	return last, err
+}
+
+// switched says whether a finish has come so far that the layer leads to the destination, and whose layer it is.
+func (d *definition) switched() (clone metadata.UUID, yes bool, err error) {
+	dest, errStat := sys.StatPath(d.Dest)
+	if d.DM == "" || errStat != nil || !dest.IsBlock() {
+		return clone, false, nil
+	}
+	dm, err := openMapper()
+	if err != nil {
+		return clone, false, err
+	}
+	defer dm.Close()
+	l, err := findLayer(dm, d.DM)
+	if err != nil || l == nil || !l.isOf(d.Mark) || !l.leadsTo(dest.Rdev) {
+		return clone, false, err
+	}
+	return l.uuid, true, nil
+}
+
+// finishDead does what is left of a finish whose daemon was killed, 6 to 11 of engine_finish.go; false: it had not come so far
+// that there is nothing to serve any more.
+func (p *program) finishDead(def *definition, keepMetadata bool) (bool, error) {
+	clone, yes, err := def.switched()
+	if !yes || err != nil {
+		return false, err
+	}
+	lock, err := p.dir.acquire(def.Name)
+	if err != nil {
+		return true, err
+	}
+	defer func() { err = errors.Join(err, lock.release()) }()
+	if err := removeDead(def, forceDead); err != nil { // of the block device itself nobody is to be a user
+		return true, err
+	}
+	err = removeIfThere(livemap.Path(liveMaps, clone))
+	if !keepMetadata {
+		err = errors.Join(err, eraseDead(def.Metadata, clone))
+	}
+	if err != nil {
+		return true, err
+	}
+	return true, p.dir.forget(def.Name)
+}
+
+// eraseDead gives up the metadata of that clone, if they are there.
+func eraseDead(path string, clone metadata.UUID) error {
+	d, err := blockdev.Open(blockdev.Metadata, path, blockdev.Options{})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	meta, err := blockdev.NewMetadataFile(d)
+	if err != nil {
+		return errors.Join(err, d.Close())
+	}
+	store, _, err := metadata.Open(meta)
+	switch {
+	case errors.Is(err, metadata.ErrEmpty):
+		err = nil
+	case err != nil:
+		err = metaError("look at", path, err)
+	case store.Superblock().UUID == clone:
+		err = meta.Erase(metadata.Size(0))
+	}
+	return errors.Join(err, meta.Close())
+}

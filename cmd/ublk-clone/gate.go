@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// A gate is where a lane's requests can be held up while the destination is somebody else's (`finish`):
+//
+//	open  --close: those at work end; the ring lets the destination's file go-->  closed, requests are held
+//	 ^                                                                               |
+//	 +---- open: the ring takes the file again, those held are served ---------------+
+//	                                                                                 |
+//	                                    refuse: those held, and all to come, fail <--+
+//
+// The order comes from another goroutine; the lane's thread carries it out between two rounds of its loop.
+type gate struct {
+	order  atomic.Pointer[gateOrder]
+	done   *gateOrder // the last that was carried out
+	shut   bool       // requests are held
+	atWork int        // requests that are not answered yet, without those that are held
+	refuse error      // what all get
+}
+
+// gateOrder is for all lanes.
+type gateOrder struct {
+	dest   *sharedFile // open: the way to the destination from now on
+	refuse error       // refuse: with this
+	done   chan error  // gets one for each lane
+}
+
+// obey is called once a round. It says that the gate has just been opened, or requests are refused from now on.
+func (b *backend) obey(inFlight int) (open bool) {
+	o := b.gate.order.Load()
+	if o == b.gate.done {
+		return false
+	}
+	var err error
+	switch {
+	case o.dest == nil && o.refuse == nil:
+		b.gate.shut = true
+		if inFlight > 0 || !b.loop.Idle() {
+			return false // it is asked again when they have ended
+		}
+		err = b.loop.LetGo()
+	case o.dest != nil && o.dest != b.dest:
+		b.dest = o.dest
+		b.attach(b.loop)
+	}
+	b.gate.done, b.gate.refuse = o, o.refuse
+	b.gate.shut = o.dest == nil && o.refuse == nil
+	o.done <- err
+	return !b.gate.shut
+}
+
+// errHandedOver is what requests get that come to the block device behind the layer's back when the destination has gone.
+var errHandedOver = errors.Join(errors.New("the destination stands alone: the clone is finished"), unix.ENODEV)
+
+// orderAll has the lanes obey, and waits for all of them.
+func (e *cloneEngine) orderAll(ctx context.Context, o gateOrder) error {
+	backends := []*backend{e.background.backend}
+	for _, f := range e.frontends {
+		backends = append(backends, f.backend)
+	}
+	o.done = make(chan error, len(backends))
+	for _, b := range backends {
+		b.gate.order.Store(&o)
+		b.loop.Wake()
+	}
+	var errs error
+	for range backends {
+		select {
+		case err := <-o.done:
+			errs = errors.Join(errs, err)
+		case <-ctx.Done():
+			return errors.Join(errs, errors.New("requests at work have not ended"), ctx.Err())
+		}
+	}
+	return errs
+}

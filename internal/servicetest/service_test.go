@@ -1,0 +1,226 @@
+//go:build service
+
+package servicetest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// status is what `ublk-clone status -o json` says of a clone.
+type status struct {
+	Device, State, Reason string
+	PID                   int
+	Bytes                 struct{ Hydrated, Remaining int64 }
+	Starts                int
+}
+
+func (g *guest) status(name string) status {
+	g.Helper()
+	var all struct{ Clones []status }
+	out := g.run("ublk-clone", "status", name, "-o", "json")
+	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all.Clones) != 1 {
+		g.Fatalf("status of %s: %v: %s", name, err, out)
+	}
+	return all.Clones[0]
+}
+
+// awaitNewDaemon waits until another process than pid serves the clone.
+func (g *guest) awaitNewDaemon(name string, pid int) {
+	g.Helper()
+	g.waitFor(commandLimit, "another daemon", func() error {
+		o := g.try("ublk-clone", "status", name, "-o", "json")
+		var all struct{ Clones []status }
+		if err := json.Unmarshal([]byte(o.stdout), &all); err != nil || len(all.Clones) != 1 {
+			return fmt.Errorf("%v: %+v", err, o)
+		}
+		if st := all.Clones[0]; st.PID == pid || !slices.Contains([]string{"hydrating", "yielding", "paused", "hydrated"}, st.State) {
+			return fmt.Errorf("process %d, was %d, %s", st.PID, pid, st.State)
+		}
+		return nil
+	})
+}
+
+const byID = "/dev/disk/by-id/virtio-"
+
+// defineData defines a clone, "data", of a source with a file system whose files /root/sums knows; more are further
+// lines of the definition.
+func (g *guest) defineData(more string) {
+	g.Helper()
+	g.sh(`
+		mkfs.ext4 -q -U 11111111-2222-3333-4444-555555555555 ` + byID + `source
+		mount ` + byID + `source /mnt
+		head -c 24M /dev/urandom >/mnt/random
+		cp -r /etc /mnt/etc
+		cd /mnt
+		find . -type f | sort | xargs -d '\n' md5sum >/root/sums
+		cd /
+		umount /mnt`)
+	g.write("/etc/ublk-clone/data.toml", fmt.Sprintf("source = \"%[1]ssource\"\ndest = \"%[1]sdest\"\nmetadata = \"%[1]smetadata\"\n%[2]s", byID, more))
+}
+
+// TestService is the life of a clone that a machine depends on: defined, enabled, mounted by fstab, there again after a
+// reboot in the middle of hydration, and through the death, the restart and the stop of its daemon under load.
+func TestService(t *testing.T) {
+	g := newGuest(t, options{disks: map[string]int64{"source": 96 << 20, "dest": 96 << 20, "metadata": 16 << 20}})
+	g.boot()
+	g.install(packages)
+	g.defineData("rate = \"256KiB/s\"\nmin-rate = \"none\"\n")
+	g.write("/etc/fstab", "/dev/ublk-clone/data /data ext4 defaults 0 2\n")
+	g.sh(`
+		mkdir /data
+		systemctl daemon-reload
+		systemctl enable --now ublk-clone@data
+		mount /data
+		cd /data
+		md5sum --quiet -c /root/sums
+		cd /`)
+	if text := g.run("systemctl", "show", "-P", "StatusText", "ublk-clone@data"); !strings.Contains(text, "% of 96 MiB") {
+		t.Errorf("the unit's status line: %s", text)
+	}
+
+	const upgrade = "the upgrade"
+	load := g.start(5*time.Minute, "fio", "--name=x", "--filename=/data/load", "--size=8M", "--rw=randrw", "--bs=4k", "--iodepth=8", "--ioengine=libaio",
+		"--direct=1", "--verify=crc32c", "--time_based", "--runtime=25", "--do_verify=1", "--verify_fatal=1", "--rate=1m")
+	pid := g.status("data").PID
+	for _, cmd := range []string{"systemctl kill -s KILL ublk-clone@data", "systemctl restart ublk-clone@data", "ublk-clone restart data", upgrade} {
+		if cmd == upgrade {
+			g.install(packagesNext)
+			g.isVersion(packagesNext)
+		} else {
+			g.sh(cmd)
+		}
+		g.awaitNewDaemon("data", pid)
+		pid = g.status("data").PID
+		if main := strings.TrimSpace(g.run("systemctl", "show", "-P", "MainPID", "ublk-clone@data")); main != fmt.Sprint(pid) {
+			t.Errorf("after %s the unit's process is %s, the daemon %d", cmd, main, pid)
+		}
+	}
+	load.must()
+	g.sh("cd /data; md5sum --quiet -c /root/sums; md5sum load >/root/load")
+	if st := g.status("data"); st.Bytes.Remaining == 0 {
+		t.Fatal("all is hydrated: the reboot would not be in the middle of it")
+	}
+
+	g.reboot()
+	g.sh(`
+		findmnt -n -o SOURCE /data
+		systemctl is-active ublk-clone@data
+		cd /data
+		md5sum --quiet -c /root/sums
+		md5sum --quiet -c /root/load`)
+	if st := g.status("data"); st.Bytes.Remaining == 0 || st.Starts < 2 {
+		t.Errorf("after the reboot: %+v", st)
+	}
+
+	g.sh("ublk-clone set data rate=none; ublk-clone wait data --timeout 2m")
+	g.sh(`
+		umount /data
+		ublk-clone del data
+		systemctl disable ublk-clone@data
+		mount -o ro ` + byID + `dest /data
+		cd /data
+		md5sum --quiet -c /root/sums
+		md5sum --quiet -c /root/load`)
+}
+
+// TestServiceStop: a stop leaves the device to the next start, and the load waits.
+func TestServiceStop(t *testing.T) {
+	g := newGuest(t, options{disks: map[string]int64{"source": 64 << 20, "dest": 64 << 20, "metadata": 16 << 20}})
+	g.boot()
+	g.install(packages)
+	g.defineData("no-hydration = true\n")
+	g.sh(`
+		systemctl daemon-reload
+		systemctl start ublk-clone@data
+		mount /dev/ublk-clone/data /mnt
+		systemctl stop ublk-clone@data`)
+	read := g.start(commandLimit, "md5sum", "--quiet", "-c", "/root/sums")
+	_ = read.wait() // /root/sums are relative: it fails at once
+	waiting := g.start(commandLimit, "bash", "-c", "cd /mnt; md5sum --quiet -c /root/sums")
+	time.Sleep(2 * time.Second)
+	g.sh("systemctl start ublk-clone@data")
+	waiting.must()
+
+	// The destination has no name of its contents, the clone has its own.
+	if o := g.try("test", "-e", "/dev/disk/by-uuid/11111111-2222-3333-4444-555555555555"); o.code == 0 {
+		if link := g.run("readlink", "/dev/disk/by-uuid/11111111-2222-3333-4444-555555555555"); strings.Contains(link, strings.TrimSpace(g.run("readlink", byID+"dest"))) {
+			t.Errorf("the destination is found by the file system's UUID: %s", link)
+		}
+	}
+
+	// A definition that cannot be used is said to be so, and not tried for ever.
+	g.write("/etc/ublk-clone/bad.toml", "source = \"/dev/none\"\nregion_size = 4096\n")
+	if o := g.try("systemctl", "start", "ublk-clone@bad"); o.code == 0 {
+		t.Error("a unit with a bad definition has started")
+	}
+	if log := g.run("journalctl", "-u", "ublk-clone@bad", "-o", "cat"); !strings.Contains(log, `unknown key "region_size"`) || !strings.Contains(log, "bad.toml") {
+		t.Errorf("the journal says of a bad definition: %s", log)
+	}
+	if state := strings.TrimSpace(g.try("systemctl", "is-failed", "ublk-clone@bad").stdout); state != "failed" {
+		t.Errorf("the unit with a bad definition is %s", state)
+	}
+}
+
+// TestServiceWatchdog: a daemon whose queue stands still is killed, and its successor serves.
+func TestServiceWatchdog(t *testing.T) {
+	g := newGuest(t, options{disks: map[string]int64{"source": 64 << 20, "dest": 64 << 20, "metadata": 16 << 20}})
+	g.boot()
+	g.install(packages)
+	g.defineData("no-hydration = true\n")
+	g.write("/etc/systemd/system/ublk-clone@data.service.d/fast.conf", "[Service]\nWatchdogSec=5s\n")
+	g.sh("systemctl daemon-reload; systemctl start ublk-clone@data; mount /dev/ublk-clone/data /mnt")
+	pid := g.status("data").PID
+	time.Sleep(8 * time.Second)
+	if now := g.status("data").PID; now != pid {
+		t.Fatalf("a daemon that is well was killed: process %d, now %d", pid, now)
+	}
+	// One thread alone stands still; the others, timers among them, go on.
+	queue := strings.TrimSpace(g.sh(fmt.Sprintf(`grep -l "^queue" /proc/%d/task/*/comm | cut -d/ -f5`, pid)))
+	agent, err := filepath.Abs("../../build/service-agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	frozen := g.start(commandLimit, "/host"+agent, "freeze", queue)
+	g.waitFor(commandLimit, "the end of the daemon", func() error {
+		if o := g.try("test", "-e", fmt.Sprintf("/proc/%d/task/%s", pid, queue)); o.code == 0 {
+			return errors.New("its queue is there")
+		}
+		return nil
+	})
+	frozen.must()
+	g.awaitNewDaemon("data", pid)
+	g.sh("cd /mnt; md5sum --quiet -c /root/sums")
+	if result := g.run("journalctl", "-u", "ublk-clone@data", "-o", "cat"); !strings.Contains(result, "Watchdog timeout") {
+		t.Errorf("the journal does not tell of the watchdog: %s", result)
+	}
+}
+
+// TestServiceShutdownInUse: a file system on a clone that cannot be unmounted before the stop is still served for the last
+// sync, and nothing hangs.
+func TestServiceShutdownInUse(t *testing.T) {
+	g := newGuest(t, options{disks: map[string]int64{"source": 64 << 20, "dest": 64 << 20, "metadata": 16 << 20}})
+	g.boot()
+	g.install(packages)
+	g.defineData("no-hydration = true\n")
+	// The holder outlives the units' stop: systemd spares it as it spares the daemon, until file systems are unmounted.
+	g.sh(`
+		systemctl daemon-reload
+		systemctl enable --now ublk-clone@data
+		mount /dev/ublk-clone/data /mnt
+		systemd-run --unit holder -p DefaultDependencies=no -p SendSIGKILL=no -p KillMode=none bash -c 'exec -a @holder bash -c "cd /mnt; while sleep 1; do date >now; done"'
+		sleep 3
+		date >/mnt/last`)
+	g.shutdown("reboot")
+	g.boot()
+	g.sh("mount /dev/ublk-clone/data /mnt; test -s /mnt/last; cd /mnt; md5sum --quiet -c /root/sums")
+	if log := g.run("dmesg"); strings.Contains(log, "recovery complete") {
+		t.Logf("the journal was replayed: the holder kept it in use to the end")
+	}
+}
