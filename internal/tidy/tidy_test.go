@@ -43,7 +43,7 @@ var allowed = map[string]struct {
 	"internal/livemap":           {imports: []string{"bitmap", "internal/sys"}},
 	"internal/servicetest":       {},
 	"internal/tidy":              {},
-	"internal/servicetest/agent": {imports: []string{"internal/servicetest"}},
+	"internal/servicetest/agent": {imports: []string{"internal/servicetest"}, syscalls: true},
 	"cmd/ublk-clone": {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/exit", "internal/livemap", "internal/sys",
 		"metadata", "ublk", "ublk/uring"}},
 }
