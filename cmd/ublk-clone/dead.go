@@ -175,13 +175,13 @@ func (p *program) clearDead(def *definition, c clearing) error {
 	if err := removeDead(def, c); err != nil {
 		return errors.Join(err, lock.release())
 	}
-	errs := errors.Join(p.dir.forgetUdev(def.Device), p.dir.forgetUdev(def.Dest))
-	return errors.Join(errs, p.dir.forget(def.Name), lock.release())
+	return errors.Join(p.dir.forget(def), lock.release())
 }
 
-// forget removes what the daemon of that name has left in the folder, the definition last.
-func (d runDir) forget(name string) (err error) {
-	for _, path := range []string{d.socket(name), d.log(name), d.definition(name)} {
+// forget removes what the daemon of a clone has left in the folder, the definition last.
+func (d runDir) forget(def *definition) error {
+	err := errors.Join(d.forgetUdev(def.Device), d.forgetUdev(def.Dest))
+	for _, path := range []string{d.socket(def.Name), d.log(def.Name), d.definition(def.Name)} {
 		err = errors.Join(err, removeIfThere(path))
 	}
 	return err

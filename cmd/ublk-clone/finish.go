@@ -132,7 +132,7 @@ func (p *program) finishDead(def *definition, keepMetadata bool) (bool, error) {
 	if err != nil {
 		return true, err
 	}
-	return true, p.dir.forget(def.Name)
+	return true, p.dir.forget(def)
 }
 
 // eraseDead gives up the metadata of that clone, if they are there.

@@ -244,7 +244,7 @@ func (m *machine) plantedFolders() []planted {
 		{
 			name: "definitions and no unit", plant: func() {
 				m.run("mkdir", "-p", "/etc/ublk-clone")
-				if err := os.WriteFile("/etc/ublk-clone/x.toml", nil, 0o600); err != nil {
+				if err := os.WriteFile("/etc/ublk-clone/x.toml", []byte("source = \"/s\"\ndest = \"/d\"\nmetadata = \"/m\"\n"), 0o600); err != nil {
 					m.Fatal(err)
 				}
 			}, heal: func() { os.RemoveAll("/etc/ublk-clone") },
