@@ -172,7 +172,7 @@ func (e *cloneEngine) explain(st *cloneStatus, h hydrate.Status) (state, reason,
 		return stateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",
 			"Repair " + e.start.Definition.Metadata + ", then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then copy what was written since the last FLUSH."
 	case e.core.Complete():
-		return stateHydrated, "Everything is in the destination and durable.", "The clone can be deleted; " + e.start.Definition.Dest + " stands alone."
+		return stateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` has " + e.start.Definition.Dest + " stand alone."
 	}
 	if away := e.sourceAway(); away != nil {
 		return stateStalled, stalledReason(away, h), "Bring " + e.start.Definition.Source + " back, then `ublk-clone resume " + st.Name + "`. No write is at risk."
