@@ -118,14 +118,15 @@ func (e *cloneEngine) settlePages(nr uint64, full func(page uint64) bool) error 
 	return nil
 }
 
-// elsewhere says whether this process is in another mount namespace than process 1, and in none that follows it.
+// elsewhere says whether this process is in another mount namespace than process 1, and not in a unit's that follows it.
 func elsewhere() (bool, error) {
 	here, err := sys.InInitMounts()
 	if err != nil {
 		return false, &exit.Error{Code: exit.Denied, Doing: "find the mount namespace of process 1", Cause: err,
 			Next: "Daemons run there. Run it as root, with CAP_SYS_ADMIN and CAP_SYS_PTRACE."}
 	}
-	return !here && follows() != nil, nil
+	stays := os.Getenv("NOTIFY_SOCKET") != "" && follows() == nil // no sandbox but a unit's is anything to stay for
+	return !here && !stays, nil
 }
 
 // follows fails, and says why, unless this mount namespace gets the mounts and unmounts of another (its root is a slave:
