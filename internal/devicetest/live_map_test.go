@@ -48,6 +48,7 @@ type liveMapBench struct {
 
 func newLiveMapBench(t *testing.T) *liveMapBench {
 	m := newMachine(t)
+	m.dropLiveMaps() // of dead daemons that earlier tests have deleted the devices of, which leaves the map for the next add
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	b := &liveMapBench{metadata: m.nullBlk("meta", nullOptions{mib: 1}), model: newModel(16*mib, 4*kib), dest: dest}
 	m.fillDisk(source, original)
