@@ -209,6 +209,7 @@ func TestServiceShutdownInUse(t *testing.T) {
 	g.boot()
 	g.install(packages)
 	g.defineData("no-hydration = true\n")
+	g.write("/etc/systemd/system/ublk-clone@data.service.d/soon.conf", "[Service]\nTimeoutStopSec=10s\n") // twice that is waited
 	// The holder outlives the units' stop: systemd spares it as it spares the daemon, until file systems are unmounted.
 	g.sh(`
 		systemctl daemon-reload
