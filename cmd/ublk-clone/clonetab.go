@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -118,9 +119,6 @@ func (p *program) importClonetab(c *cli.Context) error {
 		return err
 	}
 	from := cmp.Or(append(args, defaultClonetab)[0], defaultClonetab)
-	if err := p.needRoot("import " + from); err != nil {
-		return err
-	}
 	b, err := os.ReadFile(from)
 	var lines []tabLine
 	if err == nil {
@@ -159,6 +157,9 @@ func (p *program) define(name string, text []byte) error {
 	}
 	if err == nil {
 		err = os.Rename(next, path)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return &exit.Error{Code: exit.Denied, Doing: "write definition", Object: path, Cause: err, Next: "Run it as root."}
 	}
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "write definition", Object: path, Cause: errors.Join(err, removeIfThere(next))}

@@ -24,9 +24,6 @@ const threePaths = "source = \"/dev/src\"\ndest = \"/dev/dst\"\nmetadata = \"/va
 
 // TestDefinitions: a definition is read as add's flags would be, and what is wrong with it is said with its path.
 func TestDefinitions(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("definitions belong to root")
-	}
 	for _, c := range []struct{ text, says string }{
 		{threePaths, ""},
 		{threePaths + "region-size = \"64KiB\"\nqueues = 2\nno-hydration = true\nrate = \"50MiB/s\"\nnetwork = true\n", ""},
@@ -68,9 +65,6 @@ func TestDefinitions(t *testing.T) {
 
 // TestDefinedAndFlags: the command line goes before the definition.
 func TestDefinedAndFlags(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("definitions belong to root")
-	}
 	p, errs := withDefinition(t, threePaths+"queues = 99\n")
 	if code := p.run([]string{"ublk-clone", "add", "data"}); code != exit.Usage || !strings.Contains(errs.String(), "--queues 99") {
 		t.Errorf("the definition's queues: exit code %d, %s", code, errs)
@@ -83,9 +77,6 @@ func TestDefinedAndFlags(t *testing.T) {
 
 // TestGenerator: what a definition adds to its unit and to udev's rules.
 func TestGenerator(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("definitions belong to root")
-	}
 	p, _ := withDefinition(t, "source = \"/dev/nbd0\"\ndest = \"/dev/disk/by-id/virtio-dest\"\nmetadata = \"/srv/my meta/data.meta\"\nnetwork = true\n")
 	if err := os.WriteFile(p.defined.path("my-clone"), []byte("table = \"0 8 clone /dev/m /dev/vdb /images/s 8\"\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -132,9 +123,6 @@ func contains(t *testing.T, path string, lines ...string) {
 
 // TestClonetab: systemd's lines become definitions that add takes; nothing is written if one line is wrong.
 func TestClonetab(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("definitions belong to root")
-	}
 	for _, c := range []struct{ text, says string }{
 		{"# none\n\n", ""},
 		{"a /dev/s /dev/d /dev/m\nb /dev/s2 /dev/d2 /dev/m2 -\n", ""},
