@@ -206,20 +206,19 @@ func blame(path string, err error) error {
 	return definedError(path, e.Cause)
 }
 
-// retire takes the definition of a finished clone away: at the next boot its unit would clone the source over what
-// stands alone by now.
-func (p *program) retire(def *definition) error {
-	path := p.defined.path(def.Name)
-	err := os.Rename(path, path+".finished")
+// retire takes the definition of a clone that is about to be finished away: at the next boot its unit would clone the
+// source over what stands alone by then. It comes first, so that no end of this process is between the two; back undoes
+// it where the clone goes on.
+func (p *program) retire(name string) (back func() error, err error) {
+	path := p.defined.path(name)
+	retired := path + ".finished"
+	err = os.Rename(path, retired)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return func() error { return nil }, nil
 	}
 	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "rename definition", Object: path, Cause: err, Next: "Remove it: the next boot would begin the clone anew."}
+		return nil, &exit.Error{Code: exit.Other, Doing: "rename definition", Object: path, Cause: err,
+			Next: "It must go before the clone is finished: the next boot would begin anew."}
 	}
-	fmt.Fprintf(p.errs, "ublk-clone: the definition is %s.finished now\n", path)
-	if def.Unit == "" {
-		return nil
-	}
-	return p.byUnit("disable", def)
+	return func() error { return os.Rename(retired, path) }, nil
 }

@@ -186,3 +186,44 @@ func TestClonetabOrder(t *testing.T) {
 		t.Errorf("%+v, expected %+v", lines[0], want)
 	}
 }
+
+// TestRetire: the definition of a clone that is finished is out of the next boot's way before anything else is done, and
+// back if the clone goes on.
+func TestRetire(t *testing.T) {
+	p, _ := withDefinition(t, threePaths)
+	back, err := p.retire("data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names, err := p.defined.names(); len(names) != 0 || err != nil {
+		t.Errorf("retired, and still there: %v, %v", names, err)
+	}
+	if err := back(); err != nil {
+		t.Error(err)
+	}
+	if names, err := p.defined.names(); len(names) != 1 || err != nil {
+		t.Errorf("taken back: %v, %v", names, err)
+	}
+	if _, err := p.retire("none"); err != nil {
+		t.Errorf("a clone that is not defined there: %v", err)
+	}
+}
+
+// TestPulse: a loop that has not gone round since it was asked is told from one that has.
+func TestPulse(t *testing.T) {
+	var p pulse
+	woken := 0
+	wake := func() { woken++ }
+	p.ask(wake)
+	p.answer()
+	if !p.ask(wake) {
+		t.Error("a loop that goes round is taken to stand still")
+	}
+	if p.ask(wake) {
+		t.Error("a loop that stands still is taken to go round")
+	}
+	p.answer()
+	if !p.ask(wake) || woken != 4 {
+		t.Errorf("it goes round again; woken %d times", woken)
+	}
+}

@@ -39,7 +39,7 @@ type host struct {
 }
 
 // definitionsDir has the definitions that units are started from.
-const definitionsDir = "/etc/ublk-clone"
+const definitionsDir = defaultDefinedDir
 
 // newHost is this machine.
 func newHost(p *program) *host {

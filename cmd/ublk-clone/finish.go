@@ -60,13 +60,18 @@ func (p *program) finish(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	keep := c.Bool("keep-metadata")
-	last, err := p.finishNamed(def, keep, cmp.Or(limit, finishLimit))
+	back, err := p.retire(name)
 	if err != nil {
 		return err
 	}
-	if err := p.retire(def); err != nil {
-		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
+	last, err := p.finishNamed(def, c.Bool("keep-metadata"), cmp.Or(limit, finishLimit))
+	if err != nil {
+		return errors.Join(err, back())
+	}
+	if def.Unit != "" {
+		if err := p.byUnit("disable", def); err != nil {
+			fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
+		}
 	}
 	last.State, last.Reason, last.Action = stateFinished, def.finishedText()+".", ""
 	if output != "" {
@@ -112,7 +117,7 @@ func (d *definition) switched() (clone metadata.UUID, yes bool, err error) {
 
 // finishDead does what is left of a finish whose daemon was killed, 6 to 11 of engine_finish.go; false: it had not come so far
 // that there is nothing to serve any more.
-func (p *program) finishDead(def *definition, keepMetadata bool) (bool, error) {
+func (p *program) finishDead(def *definition, keepMetadata bool) (done bool, err error) {
 	clone, yes, err := def.switched()
 	if !yes || err != nil {
 		return false, err

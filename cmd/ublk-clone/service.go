@@ -162,10 +162,6 @@ func (p *program) asService(st start) (_ start, differs string, err error) {
 	}
 	alive := p.dir.alive(there.Name)
 	if !alive {
-		if done, err := p.finishDead(there, there.KeepMetadata); done || err != nil {
-			return st, "", errors.Join(err, p.retire(there), &exit.Error{Code: exit.Refused, Doing: "start", Object: there.Name,
-				Cause: errors.New("it is finished: " + there.finishedText()), Next: "Its unit is not needed any more."})
-		}
 		if err := recoverable(there); errors.Is(err, errNoRemains) {
 			return st, "", nil
 		} else if err != nil {
@@ -200,8 +196,12 @@ const (
 
 // unitPrepare makes what the daemon needs outside of its sandbox: the folders that it writes to, and the tmpfs of the
 // live maps.
-func (p *program) unitPrepare(*cli.Context) error {
-	if err := p.needRoot("prepare for a unit"); err != nil {
+func (p *program) unitPrepare(c *cli.Context) error {
+	name, err := named(c)
+	if err != nil {
+		return err
+	}
+	if err := p.needRoot("prepare for the unit of " + name); err != nil {
 		return err
 	}
 	if err := p.dir.create(); err != nil {
@@ -214,7 +214,28 @@ func (p *program) unitPrepare(*cli.Context) error {
 	if err := sys.DoInInitMounts(func() error { return livemap.Mount(liveMaps) }); err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "prepare the live maps", Object: liveMaps, Cause: err}
 	}
-	return nil
+	return p.endFinish(name)
+}
+
+// endFinish does what is left of a finish whose daemon was killed when its users were on the destination already. There
+// is nothing to start then: it fails.
+func (p *program) endFinish(name string) error {
+	there, err := p.dir.load(name)
+	if exit.Code(err) == exit.NoClone || err == nil && p.dir.alive(name) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if _, yes, err := there.switched(); !yes || err != nil {
+		return err
+	}
+	if _, err := p.retire(name); err != nil {
+		return err
+	}
+	_, err = p.finishDead(there, there.KeepMetadata)
+	return errors.Join(err, &exit.Error{Code: exit.Refused, Doing: "start", Object: name, Cause: errors.New("it is finished: " + there.finishedText()),
+		Next: "`systemctl disable ublk-clone@" + name + "`: its unit is not needed any more."})
 }
 
 // unitStop is the unit's ExecStop. A stop of the unit alone needs nothing: the manager's SIGTERM makes the daemon leave the
