@@ -72,10 +72,12 @@ func TestLayer(t *testing.T) {
 	m.expectFailure(m.try(command, append([]string{"add", c.name}, append(c.args, "--dm", "another")...)...), exit.Exists, layerName)
 
 	for _, suspended := range []bool{false, true} { // by whom, a finish that was killed
-		c.end(syscall.SIGKILL)
+		// The suspension comes first, as it does there: it waits for the file system's requests, which a dead daemon
+		// does not answer.
 		if suspended {
 			m.run("dmsetup", "suspend", "--nolockfs", layerName)
 		}
+		c.end(syscall.SIGKILL)
 		if s := c.status(); s.State != "dead" || len(s.Holders) != 1 || s.Holders[0].Where != files.root {
 			t.Errorf("with a dead daemon: %+v", s)
 		}
