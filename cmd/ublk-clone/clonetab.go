@@ -150,19 +150,15 @@ func (p *program) importClonetab(c *cli.Context) error {
 // define writes a definition, whole or not at all, and prints its path.
 func (p *program) define(name string, text []byte) error {
 	path := p.defined.path(name)
-	next := path + ".new"
 	err := os.MkdirAll(string(p.defined), 0o755)
 	if err == nil {
-		err = os.WriteFile(next, text, 0o644)
-	}
-	if err == nil {
-		err = os.Rename(next, path)
+		err = replace(path, text, 0o644)
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		return &exit.Error{Code: exit.Denied, Doing: "write definition", Object: path, Cause: err, Next: "Run it as root."}
 	}
 	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "write definition", Object: path, Cause: errors.Join(err, removeIfThere(next))}
+		return &exit.Error{Code: exit.Other, Doing: "write definition", Object: path, Cause: err}
 	}
 	_, err = fmt.Fprintln(p.out, path)
 	return err

@@ -103,13 +103,21 @@ func (d runDir) store(def *definition) error {
 		return d.fail("write definition", def.Name, err)
 	}
 	path := d.definition(def.Name)
+	if err := replace(path, append(b, '\n'), 0o600); err != nil {
+		return d.fail("write definition", path, err)
+	}
+	return nil
+}
+
+// replace writes a file: whole or not at all.
+func replace(path string, b []byte, mode fs.FileMode) error {
 	next := path + ".new"
-	err = os.WriteFile(next, append(b, '\n'), 0o600)
+	err := os.WriteFile(next, b, mode)
 	if err == nil {
 		err = os.Rename(next, path)
 	}
 	if err != nil {
-		return d.fail("write definition", path, errors.Join(err, removeIfThere(next)))
+		return errors.Join(err, removeIfThere(next))
 	}
 	return nil
 }
