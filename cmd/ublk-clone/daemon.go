@@ -201,10 +201,10 @@ func (d *daemon) run(ready func(device string, err error)) error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 
-	ended := make(chan struct{})
+	up, ended := make(chan struct{}), make(chan struct{})
 	defer close(ended)
 	if d.manager != nil {
-		go d.manager.follow(d, ended)
+		go d.manager.follow(d, up, ended)
 	}
 	err := d.bringUp(signals)
 	ready(d.engine.device(), err)
@@ -214,7 +214,7 @@ func (d *daemon) run(ready func(device string, err error)) error {
 	d.log.Info().Str("device", d.engine.device()).Msg("clone is up")
 	d.keepDevice(false)
 	if d.manager != nil {
-		d.manager.tell("READY=1")
+		close(up)
 		go d.manager.feed(d.engine.answers, ended)
 	}
 	return d.live(signals)

@@ -73,17 +73,24 @@ func (s *service) tell(lines ...string) {
 // statusPause is how often the status line is sent.
 const statusPause = 2 * time.Second
 
-// follow tells how the daemon is until ended is closed.
-func (s *service) follow(d *daemon, ended <-chan struct{}) {
+// follow tells how the daemon is until ended is closed. That it is ready, which ready says, comes with the status that
+// holds then.
+func (s *service) follow(d *daemon, ready, ended <-chan struct{}) {
+	var lines []string
 	last := ""
 	for {
 		if text := "STATUS=" + d.currentStatus().serviceText(); text != last {
-			s.tell(text)
-			last = text
+			lines, last = append(lines, text), text
+		}
+		if len(lines) > 0 {
+			s.tell(lines...)
+			lines = nil
 		}
 		select {
 		case <-ended:
 			return
+		case <-ready:
+			lines, ready = []string{manager.SdNotifyReady}, nil
 		case <-time.After(statusPause):
 		}
 	}
