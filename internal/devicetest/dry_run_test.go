@@ -261,6 +261,7 @@ func TestDryRunFigures(t *testing.T) {
 	paced := m.nullBlk("src", nullOptions{mib: size / mib, mbps: 20})
 	deep := m.nullBlk("deep", nullOptions{mib: size / mib, latency: 20 * time.Millisecond, depth: 4})
 	dest := m.nullBlk("dst", nullOptions{mib: size / mib})
+	least := 1.0
 	for _, c := range []struct {
 		name   string
 		source *disk
@@ -270,11 +271,21 @@ func TestDryRunFigures(t *testing.T) {
 		{"four at a time", deep, nil},
 		{"at a cap", paced, []string{"--rate", "8MiB/s"}},
 	} {
-		t.Run(c.name, func(t *testing.T) { m.figuresHold(t, m.newClone(c.source, dest, m.missing("meta"), c.args...)) })
+		t.Run(c.name, func(t *testing.T) {
+			least = min(least, m.figuresHold(t, m.newClone(c.source, dest, m.missing("meta"), c.args...)))
+		})
+	}
+	if least > 0.05 {
+		t.Errorf("every daemon was over the memory that the dry run said, by %.1f %% at least", 100*least)
 	}
 }
 
-func (m *machine) figuresHold(t *testing.T, c *clone) {
+// heapStep is how much Go's heap grows at once, in bytes (runtime/mheap.go, go 1.26: a chunk of 512 pages). A
+// daemon in twenty has 3 MiB more than the others.
+const heapStep = 4 * mib
+
+// figuresHold runs what was said, and returns by how much the daemon's memory was more, as a fraction.
+func (m *machine) figuresHold(t *testing.T, c *clone) float64 {
 	expected := c.dryRun()
 	if expected.SourceRate == nil || expected.Seconds == nil {
 		t.Fatalf("nothing was measured: %+v", expected)
@@ -292,7 +303,7 @@ func (m *machine) figuresHold(t *testing.T, c *clone) {
 	if s.Bytes.Copied != expected.ToCopy {
 		t.Errorf("%d bytes were copied, not %d", s.Bytes.Copied, expected.ToCopy)
 	}
-	if most := expected.Memory.Start * 105 / 100; resident > most || resident < expected.Memory.Start*3/4 {
+	if most := expected.Memory.Start*105/100 + heapStep; resident > most || resident < expected.Memory.Start*3/4 {
 		t.Errorf("%d KiB are resident, the dry run said %d", resident/kib, expected.Memory.Start/kib)
 	}
 	if *expected.Seconds != (expected.ToCopy+rate-1)/rate {
@@ -309,6 +320,7 @@ func (m *machine) figuresHold(t *testing.T, c *clone) {
 	if err := os.Remove(filepath.Join(m.dir, "meta")); err != nil {
 		t.Fatal(err)
 	}
+	return float64(resident)/float64(expected.Memory.Start) - 1
 }
 
 // TestDryRunOfSparseSource: holes of a source are not copied, and not counted.
