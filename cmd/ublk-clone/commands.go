@@ -72,7 +72,7 @@ func (p *program) del(c *cli.Context) error {
 			return err
 		}
 	}
-	return p.clearDead(def, clearing{force: c.Bool("force"), wait: wait})
+	return p.delDead(def, clearing{force: c.Bool("force"), wait: wait})
 }
 
 // resumeLimit is for a repair of the metadata, which reads and writes all of them.

@@ -180,7 +180,7 @@ func (p *program) clearDead(def *definition, c clearing) error {
 
 // forget removes what the daemon of a clone has left in the folder, the definition last.
 func (d runDir) forget(def *definition) error {
-	err := errors.Join(d.forgetUdev(def.Device), d.forgetUdev(def.Dest))
+	err := d.forgetUdev(def, def.Device)
 	for _, path := range []string{d.socket(def.Name), d.log(def.Name), d.definition(def.Name)} {
 		err = errors.Join(err, removeIfThere(path))
 	}

@@ -1,20 +1,22 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 )
 
 // What udev's rules (packaging/udev) are told of a clone: a file for its block device and one for its destination, each
-// called after the kernel's name for it, with a line that a rule imports.
+// called after the kernel's name for it, and one for its layer, with lines that a rule imports.
 //
-// The block device gets its stable name from it, /dev/ublk-clone/NAME, and is not searched for file systems and the like
-// before it is hydrated: that would read through to a source that may be slow, or away. The destination carries the same
-// file systems as the clone, and loses the names that come from them, so that nobody mounts it in the clone's place
-// while no daemon holds it (I7).
+// The block device gets its stable name from it, /dev/ublk-clone/NAME, and neither it nor the layer is searched for file
+// systems and the like before all is hydrated: that would read through to a source that may be slow, or away. The
+// destination carries the same file systems as the clone, and loses the names that come from them, so that nobody mounts
+// it in the clone's place while no daemon holds it (I7).
 
 // udevFile is of the kernel's name of a device.
 func (d runDir) udevFile(kernel string) string { return filepath.Join(string(d), kernel+".udev") }
@@ -27,31 +29,52 @@ func kernelName(path string) string {
 	return filepath.Base(path)
 }
 
-// tellUdev writes the file of a device; with announce the kernel is to tell of the device again.
-func (d runDir) tellUdev(path, lines string, announce bool) error {
-	kernel := kernelName(path)
-	err := os.WriteFile(d.udevFile(kernel), []byte(lines+"\n"), 0o600)
-	if err == nil && announce {
-		err = os.WriteFile("/sys/class/block/"+kernel+"/uevent", []byte("change"), 0)
-	}
-	return err
+// destUdevFile is not the file of a block device of ours, which may be the destination of another clone.
+func (d runDir) destUdevFile(dest string) string {
+	return filepath.Join(string(d), "dest-"+kernelName(dest)+".udev")
 }
 
-// forgetUdev removes the file of a device.
-func (d runDir) forgetUdev(path string) error {
-	if path == "" {
+// layerUdevFile is of the name of a layer, which is known before the kernel's.
+func (d runDir) layerUdevFile(name string) string {
+	return filepath.Join(string(d), "layer-"+name+".udev")
+}
+
+func tellUdev(file, lines string) error { return os.WriteFile(file, []byte(lines+"\n"), 0o600) }
+
+// announce has the kernel tell of a device again.
+func announce(path string) error {
+	return os.WriteFile("/sys/class/block/"+kernelName(path)+"/uevent", []byte("change"), 0)
+}
+
+// forgetUdev removes the files of a clone.
+func (d runDir) forgetUdev(def *definition, device string) (err error) {
+	if device != "" {
+		err = removeIfThere(d.udevFile(kernelName(device)))
+	}
+	if def.DM != "" {
+		err = errors.Join(err, removeIfThere(d.layerUdevFile(def.DM)))
+	}
+	return errors.Join(err, d.forgetDest(def))
+}
+
+// forgetDest leaves a file that is of another clone: a destination of this one that is a file may be called like the
+// other's device.
+func (d runDir) forgetDest(def *definition) error {
+	file := d.destUdevFile(def.Dest)
+	said, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && string(said) != destLines(def)+"\n" {
 		return nil
 	}
-	return removeIfThere(d.udevFile(kernelName(path)))
+	return errors.Join(err, removeIfThere(file))
 }
 
 // nameForUdev comes before the device is there for others, so that the first event finds it. Without udev there is only
 // the kernel's name. The destination is looked at again when a daemon closes it.
 func (e *cloneEngine) nameForUdev(context.Context) error {
 	def := &e.start.Definition
-	err := e.tellName(false)
+	err := e.tellName()
 	if e.dest.IsBlock() {
-		err = errors.Join(err, theRunDir().tellUdev(def.Dest, destLines(def), false))
+		err = errors.Join(err, tellUdev(theRunDir().destUdevFile(def.Dest), destLines(def)))
 	}
 	if err != nil {
 		e.warn("udev was not told of the clone, which may have no name in /dev/ublk-clone: %v", err)
@@ -68,19 +91,28 @@ func destLines(def *definition) string {
 	return lines
 }
 
-// tellName tells of the block device; announce is for when that is known already.
-func (e *cloneEngine) tellName(announce bool) error {
-	lines := "UBLK_CLONE_NAME=" + e.start.Definition.Name
+// tellName tells of the block device and of the layer over it. What a layer hides is never searched: the layer is.
+func (e *cloneEngine) tellName() error {
+	dir, def := theRunDir(), &e.start.Definition
+	device, name := dir.udevFile(kernelName(e.device())), "UBLK_CLONE_NAME="+def.Name
+	top := name
 	if e.core.Complete() {
-		lines += "\nUBLK_CLONE_COMPLETE=1"
+		top += "\nUBLK_CLONE_COMPLETE=1"
 	}
-	return theRunDir().tellUdev(e.device(), lines, announce)
+	if def.DM == "" {
+		return tellUdev(device, top)
+	}
+	return errors.Join(tellUdev(device, name), tellUdev(dir.layerUdevFile(def.DM), top))
 }
 
 // whenHydrated is called once, when all is durably hydrated.
 func (e *cloneEngine) whenHydrated() {
 	e.closeUse()
-	if err := e.tellName(true); err != nil {
+	err := e.tellName()
+	if err == nil {
+		err = announce(cmp.Or(e.start.Definition.layerPath(), e.device()))
+	}
+	if err != nil {
 		e.log.Warn().Err(err).Msg("tell udev that the clone is complete")
 	}
 }
@@ -90,6 +122,5 @@ func (e *cloneEngine) unnameForUdev() error {
 	if e.keep {
 		return nil
 	}
-	dir := theRunDir()
-	return errors.Join(dir.forgetUdev(e.device()), dir.forgetUdev(e.start.Definition.Dest))
+	return theRunDir().forgetUdev(&e.start.Definition, e.device())
 }

@@ -26,7 +26,7 @@ const defaultRunDir = "/run/ublk-clone"
 //	NAME.lock   locked (flock) by its daemon for as long as it lives
 //	NAME.json   its definition
 //	NAME.sock   the control socket
-//	DEVICE.udev what udev is told of its devices (engine_udev.go)
+//	*.udev      what udev is told of its devices, called after them (engine_udev.go)
 //	NAME.log    what the daemon logged; kept after a failure
 type runDir string
 

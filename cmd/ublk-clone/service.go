@@ -195,6 +195,22 @@ func (p *program) byUnit(verb string, def *definition) error {
 	return nil
 }
 
+// delDead ends a clone whose daemon is dead. Its unit would begin it anew meanwhile, and is stopped first; if the clone
+// stays, so does what its unit does for it.
+func (p *program) delDead(def *definition, c clearing) error {
+	if def.Unit == "" {
+		return p.clearDead(def, c)
+	}
+	if err := p.byUnit("stop", def); err != nil { // as when the unit is not there any more
+		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
+	}
+	err := p.clearDead(def, c)
+	if err != nil {
+		err = errors.Join(err, p.byUnit("start", def))
+	}
+	return err
+}
+
 // The hidden commands of a unit: ExecStartPre, outside of the sandbox, and ExecStop.
 const (
 	unitPrepareCommand = "unit-prepare"

@@ -39,7 +39,8 @@ type slowGroup struct {
 	folder string
 }
 
-func (m *machine) slowGroup() *slowGroup {
+// mountGroups mounts the cgroups (Documentation/admin-guide/cgroup-v2.rst) and returns where.
+func (m *machine) mountGroups() string {
 	m.Helper()
 	root := filepath.Join(m.dir, "cgroup")
 	if err := os.Mkdir(root, 0o755); err != nil {
@@ -49,6 +50,12 @@ func (m *machine) slowGroup() *slowGroup {
 		m.Fatalf("mount cgroup2: %v", err)
 	}
 	m.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
+	return root
+}
+
+func (m *machine) slowGroup() *slowGroup {
+	m.Helper()
+	root := m.mountGroups()
 	m.writeFile(filepath.Join(root, "cgroup.subtree_control"), "+io")
 	g := &slowGroup{m: m, folder: filepath.Join(root, "slow")}
 	if err := os.Mkdir(g.folder, 0o755); err != nil {

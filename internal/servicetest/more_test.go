@@ -45,17 +45,31 @@ func TestServiceFinish(t *testing.T) {
 	g := newGuest(t, options{disks: map[string]int64{"source": 48 << 20, "dest": 48 << 20}})
 	g.boot()
 	g.install(packages)
-	g.defineData("dm = \"data\"\n")
+	g.defineData("dm = \"data\"\nrate = \"1MiB/s\"\nmin-rate = \"none\"\n")
 	g.sh(`
 		sed -i 's,^metadata.*,metadata = "/var/lib/data.meta",' /etc/ublk-clone/data.toml
 		systemctl enable --now ublk-clone@data
 		mount /dev/mapper/data /mnt`)
+	if p := g.properties("/dev/mapper/data"); strings.Contains(p, "ID_FS_UUID=") {
+		t.Errorf("udev has searched a layer whose clone is not complete:\n%s", p)
+	}
 	load := g.start(5*time.Minute, "fio", "--name=x", "--filename=/mnt/load", "--size=4M", "--rw=randrw", "--bs=4k", "--iodepth=8", "--ioengine=libaio",
 		"--direct=1", "--verify=crc32c", "--time_based", "--runtime=25", "--do_verify=1", "--verify_fatal=1", "--rate=1m")
 	g.sh(`
-		ublk-clone wait data --timeout 2m
-		ublk-clone finish data --timeout 30s`)
+		ublk-clone set data rate=none
+		ublk-clone wait data --timeout 2m`)
+	named := func(when string) {
+		if to := strings.TrimSpace(g.run("readlink", "-f", "/dev/disk/by-uuid/"+dataUUID)); to != "/dev/dm-0" {
+			t.Errorf("%s the file system's name leads to %s", when, to)
+		}
+	}
+	g.properties("/dev/mapper/data")
+	named("complete,")
+	g.sh("ublk-clone finish data --timeout 30s")
 	load.must()
+	g.properties("/dev/mapper/data")
+	g.properties(byID + "dest")
+	named("finished,")
 	g.sh(`
 		cd /mnt
 		md5sum --quiet -c /root/sums
@@ -104,6 +118,9 @@ func TestServiceMany(t *testing.T) {
 	}
 }
 
+// socketLimit is what a control socket may take.
+const socketLimit = 100 * time.Millisecond
+
 // allServe sees that n clones are served and answer, and logs their memory and the time of their answers.
 func (g *guest) allServe(n int) {
 	g.Helper()
@@ -113,5 +130,16 @@ func (g *guest) allServe(n int) {
 		}
 		return nil
 	})
+	answers := strings.TrimSpace(g.run("bash", "-c", "/host"+agentProgram(g.T)+" ask /run/ublk-clone/*.sock"))
+	g.Logf("microseconds to an answer:\n%s", answers)
+	if got := strings.Count(answers, "\n") + 1; got != n {
+		g.Errorf("%d daemons have answered, not %d", got, n)
+	}
+	for line := range strings.Lines(answers) {
+		var best, worst int64
+		if _, err := fmt.Sscan(line, &best, &worst); err != nil || best >= socketLimit.Microseconds() {
+			g.Errorf("an answer took %s (%v)", line, err)
+		}
+	}
 	g.Logf("memory: %s", strings.ReplaceAll(g.sh(`grep -h VmRSS /proc/[0-9]*/status | sort -k2n | tail -1; free -m | sed -n 2p`), "\n", "; "))
 }

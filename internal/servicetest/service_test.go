@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // status is what `ublk-clone status -o json` says of a clone.
@@ -56,12 +58,25 @@ func (g *guest) properties(device string) string {
 
 const byID = "/dev/disk/by-id/virtio-"
 
+// dataUUID is the file system's of defineData.
+const dataUUID = "11111111-2222-3333-4444-555555555555"
+
+// agentProgram is the path of the agent on the host, whose folders the guest has in /host.
+func agentProgram(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs("../../build/service-agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // defineData defines a clone, "data", of a source with a file system whose files /root/sums knows; more are further
 // lines of the definition.
 func (g *guest) defineData(more string) {
 	g.Helper()
 	g.sh(`
-		mkfs.ext4 -q -U 11111111-2222-3333-4444-555555555555 ` + byID + `source
+		mkfs.ext4 -q -U ` + dataUUID + ` ` + byID + `source
 		mount ` + byID + `source /mnt
 		head -c 24M /dev/urandom >/mnt/random
 		cp -r /etc /mnt/etc
@@ -144,7 +159,7 @@ func TestService(t *testing.T) {
 	if p := g.properties(byID + "dest"); !strings.Contains(p, "UBLK_CLONE_DEST=data") || strings.Contains(p, "ID_FS_UUID=") || strings.Contains(p, "by-uuid") {
 		t.Errorf("udev's view of the destination:\n%s", p)
 	}
-	if p := g.properties("/dev/ublk-clone/data"); !strings.Contains(p, "ID_FS_UUID=11111111-") {
+	if p := g.properties("/dev/ublk-clone/data"); !strings.Contains(p, "ID_FS_UUID="+dataUUID) {
 		t.Errorf("udev's view of the complete clone:\n%s", p)
 	}
 	g.sh(`
@@ -157,12 +172,34 @@ func TestService(t *testing.T) {
 		md5sum --quiet -c /root/load`)
 }
 
+// checkRights sees that nobody but root gets at what a daemon of the clone "data" has, and that its sandbox is as tight as the docs say.
+func (g *guest) checkRights() {
+	g.Helper()
+	if open := g.sh("find /run/ublk-clone /run/ublk-clone-maps /var/lib/ublk-clone ! -type l \\( -perm /077 -o ! -user root \\) -ls"); open != "" {
+		g.Errorf("others have rights:\n%s", open)
+	}
+	if open := g.sh("find /dev/ublk-control /dev/ublkc* \\( -perm /066 -o ! -user root \\) -ls"); open != "" {
+		g.Errorf("others have rights:\n%s", open)
+	}
+	if o := g.try("runuser", "-u", "nobody", "--", "ublk-clone", "status", "data"); o.code != exit.Denied || !strings.Contains(o.stderr, "Run it as root") {
+		g.Errorf("nobody asks for the status: %+v", o)
+	}
+	score := g.try("systemd-analyze", "security", "--threshold=25", "ublk-clone@data")
+	if score.code != 0 {
+		g.Errorf("the sandbox is looser than 2.5:\n%s%s", score.stdout, score.stderr)
+	}
+	lines := strings.Split(strings.TrimSpace(score.stdout), "\n")
+	g.Log(lines[len(lines)-1])
+}
+
 // TestServiceStop: a stop leaves the device to the next start, and the load waits.
 func TestServiceStop(t *testing.T) {
 	g := pausedClone(t)
 	g.sh(`
 		systemctl daemon-reload
-		systemctl start ublk-clone@data
+		systemctl start ublk-clone@data`)
+	g.checkRights()
+	g.sh(`
 		mount /dev/ublk-clone/data /mnt
 		systemctl stop ublk-clone@data`)
 	waiting := g.start(commandLimit, "bash", "-c", "cd /mnt; md5sum --quiet -c /root/sums")
@@ -170,6 +207,29 @@ func TestServiceStop(t *testing.T) {
 	g.run("pgrep", "-x", "md5sum") // it waits
 	g.sh("systemctl start ublk-clone@data")
 	waiting.must()
+
+	// A del of a clone whose daemon is dead, and whose unit is about to begin it anew, is refused while somebody has it
+	// open, who goes on; otherwise it is the end of it.
+	g.write("/etc/systemd/system/ublk-clone@data.service.d/slow.conf", "[Service]\nRestartSec=4s\n")
+	g.sh("systemctl daemon-reload")
+	pid := g.status("data").PID
+	g.sh("systemctl kill -s KILL ublk-clone@data; sleep 1")
+	if o := g.try("ublk-clone", "del", "data"); o.code != exit.Busy || !strings.Contains(o.stderr, "mounted on /mnt") {
+		t.Errorf("del of a dead daemon's clone that is mounted: %+v", o)
+	}
+	g.awaitNewDaemon("data", pid)
+	g.sh(`
+		cd /mnt
+		md5sum --quiet -c /root/sums
+		cd /
+		umount /mnt
+		systemctl kill -s KILL ublk-clone@data
+		sleep 1
+		ublk-clone del data
+		sleep 6`)
+	if list := g.run("ublk-clone", "list"); strings.Contains(list, "data") || strings.Contains(g.run("ls", "/dev"), "ublkb") {
+		t.Errorf("after a del it is there again:\n%s", list)
+	}
 
 	// A definition that cannot be used is said to be so, and not tried for ever.
 	g.write("/etc/ublk-clone/bad.toml", "source = \"/dev/none\"\nregion_size = 4096\n")
@@ -196,11 +256,7 @@ func TestServiceWatchdog(t *testing.T) {
 	}
 	// One thread alone stands still; the others, timers among them, go on.
 	queue := strings.TrimSpace(g.sh(fmt.Sprintf(`grep -l "^queue" /proc/%d/task/*/comm | cut -d/ -f5`, pid)))
-	agent, err := filepath.Abs("../../build/service-agent")
-	if err != nil {
-		t.Fatal(err)
-	}
-	frozen := g.start(commandLimit, "/host"+agent, "freeze", queue)
+	frozen := g.start(commandLimit, "/host"+agentProgram(t), "freeze", queue)
 	g.waitFor(commandLimit, "the end of the daemon", func() error {
 		if o := g.try("test", "-e", fmt.Sprintf("/proc/%d/task/%s", pid, queue)); o.code == 0 {
 			return errors.New("its queue is there")

@@ -1,5 +1,5 @@
 // Command agent runs commands in a guest for the tests on the host: as many at a time as are asked for. It ends with
-// the guest. As "agent freeze THREAD" it is one of these commands itself.
+// the guest. As "agent freeze THREAD" and "agent ask SOCKET..." it is one of these commands itself.
 package main
 
 import (
@@ -21,15 +21,23 @@ import (
 const pipeWait = time.Second
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == "freeze" {
-		if err := freeze(os.Args[2]); err != nil {
-			fmt.Fprintln(os.Stderr, "agent:", err)
-			os.Exit(1)
-		}
-		return
+	err := do(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "agent:", err)
+		os.Exit(1)
 	}
-	fmt.Fprintln(os.Stderr, "agent:", serve())
-	os.Exit(1)
+}
+
+func do(args []string) error {
+	switch {
+	case len(args) == 0:
+		return serve()
+	case args[0] == "freeze" && len(args) == 2:
+		return freeze(args[1])
+	case args[0] == "ask":
+		return ask(args[1:])
+	}
+	return fmt.Errorf("unknown command: %q", args)
 }
 
 // serve answers requests for as long as it can, and says why it cannot any more.

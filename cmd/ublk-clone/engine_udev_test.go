@@ -1,0 +1,42 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestForgetUdev: of what udev is told, a clone takes back its own, and only that.
+func TestForgetUdev(t *testing.T) {
+	dir := runDir(t.TempDir())
+	def := &definition{Name: "a", Dest: "/dev/none/sdy", DM: "layer"}
+	files := []string{dir.udevFile("ublkb7"), dir.layerUdevFile("layer"), dir.destUdevFile(def.Dest)}
+	for _, f := range files {
+		if err := tellUdev(f, destLines(def)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, other := range []*definition{
+		{Name: "b", Dest: filepath.Join(t.TempDir(), "sdy")},    // a file that is called like a's destination
+		{Name: "b", Dest: filepath.Join(t.TempDir(), "ublkb7")}, // and one like its device
+	} {
+		if err := dir.forgetUdev(other, "/dev/ublkb8"); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, f := range files {
+		if _, err := os.Stat(f); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := dir.forgetUdev(def, "/dev/ublkb7"); err != nil {
+		t.Error(err)
+	}
+	for _, f := range files {
+		if _, err := os.Stat(f); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", f, err)
+		}
+	}
+}
