@@ -43,6 +43,7 @@ func newApp(p *program) *cli.App {
 		ErrWriter:       p.errs,
 		ExitErrHandler:  func(*cli.Context, error) {},
 		OnUsageError:    func(_ *cli.Context, err error, _ bool) error { return usage(err.Error()) },
+		Flags:           []cli.Flag{&cli.BoolFlag{Name: versionFlag, Usage: "print the version"}},
 		Action:          p.noCommand,
 		Commands: []*cli.Command{
 			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
@@ -76,8 +77,14 @@ func (p *program) noCommand(c *cli.Context) error {
 	if c.Args().Present() {
 		return usage(fmt.Sprintf("unknown command %q", c.Args().First()))
 	}
+	if c.Bool(versionFlag) {
+		return p.version(c)
+	}
 	return cli.ShowAppHelp(c)
 }
+
+// versionFlag is what programs have instead of the command.
+const versionFlag = "version"
 
 // Flags that several commands have.
 func outputFlag(forms string) cli.Flag {

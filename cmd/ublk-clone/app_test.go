@@ -38,6 +38,7 @@ func TestCommandLines(t *testing.T) {
 		{"help", exit.OK, "EXIT CODES"},
 		{"add --help", exit.OK, "--source"},
 		{"version", exit.OK, "ublk-clone"},
+		{"--version", exit.OK, "(go"},
 		{"list", exit.OK, "NAME"},
 		{"ls", exit.OK, "NAME"},
 		{"status", exit.OK, "NAME"},

@@ -160,7 +160,7 @@ func (d *daemon) takeDown() error {
 		d.log.Error().Err(err).Msg("clone stopped with errors")
 		return err
 	}
-	d.log.Info().Msg("clone stopped")
+	d.log.Info().Bool("device_left", d.keep).Msg("clone stopped")
 	return nil
 }
 

@@ -346,6 +346,7 @@ func (g *guest) shutdown(verb string) {
 	select {
 	case <-g.vm.ended:
 	case <-time.After(shutdownLimit):
+		g.try("bash", "-c", "echo 8 >/proc/sysrq-trigger; echo w >/proc/sysrq-trigger; sleep 1") // to the console: who waits, for what
 		g.Fatalf("systemctl %s: the guest is still there after %v", verb, shutdownLimit)
 	}
 	g.Logf("systemctl %s took %v", verb, time.Since(from).Round(time.Second))

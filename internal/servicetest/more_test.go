@@ -5,6 +5,7 @@ package servicetest
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -109,13 +110,38 @@ func TestServiceMany(t *testing.T) {
 		systemctl daemon-reload
 		systemctl enable --now $(for i in $(seq 0 %[1]d); do echo ublk-clone@c$i; done)`, n-1))
 	g.allServe(n)
+	g.slowManager()
 	g.reboot()
+	g.run("rm", slowSystemctl)
+	if left := strings.Count(g.journal(1), `"device_left":true`); left > 0 {
+		t.Errorf("%d clones that nobody had open were left without a daemon when the machine went down", left)
+	}
 	g.allServe(n)
 	g.sh(fmt.Sprintf(`
 		for i in $(seq 0 %d); do ublk-clone wait c$i --timeout 3m; cmp -n 4194304 /srv/s$i /dev/ublk-clone/c$i; ublk-clone del c$i; cmp /srv/s$i /srv/d$i; done`, n-1))
 	if left := g.run("ublk-clone", "list"); strings.Count(left, "\n") != 1 {
 		t.Errorf("left: %s", left)
 	}
+}
+
+// slowSystemctl comes before the real one in the PATH of units.
+const slowSystemctl = "/usr/local/bin/systemctl"
+
+// slowManager has the service manager say its state late, as it may while it stops everything on a slow machine.
+func (g *guest) slowManager() {
+	g.Helper()
+	g.write(slowSystemctl, "#!/bin/sh\n[ \"$1\" != is-system-running ] || sleep 8\nexec /usr/bin/systemctl \"$@\"\n")
+	g.run("chmod", "755", slowSystemctl)
+}
+
+// journal is what the nth boot has said.
+func (g *guest) journal(n int) string {
+	g.Helper()
+	b, err := os.ReadFile(filepath.Join(g.dir, fmt.Sprintf("boot-%d.journal", n)))
+	if err != nil {
+		g.Fatal(err)
+	}
+	return string(b)
 }
 
 // socketLimit is what a control socket may take.
