@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -274,7 +275,7 @@ func (p *program) unitStop(c *cli.Context) error {
 		return err
 	}
 	state := managerState()
-	if state != "" && state != goingDown {
+	if slices.Contains(managerUp, state) {
 		return nil
 	}
 	_, err = p.dir.ask(name, request{Verb: verbStop, WaitMS: releaseLimit.Milliseconds()}, releaseLimit+stopLimit)
@@ -291,10 +292,13 @@ const releaseLimit = 3 * time.Second
 // with the host busy, waited for more than 5 s.
 const stateLimit = "30s"
 
-// goingDown is the manager's state while the machine is being shut down.
+// States of the service manager (systemctl(1), is-system-running): while the machine is being shut down, and while it is
+// not.
 const goingDown = "stopping"
 
-// managerState is the service manager's, "" if it does not answer.
+var managerUp = []string{"initializing", "starting", "running", "degraded", "maintenance"}
+
+// managerState is the service manager's state; "", "unknown" or "offline" if it does not answer.
 func managerState() string {
 	out, _ := exec.Command("timeout", stateLimit, "systemctl", "is-system-running").Output() // fails unless it is "running"
 	return strings.TrimSpace(string(out))

@@ -127,10 +127,17 @@ func TestServiceMany(t *testing.T) {
 // slowSystemctl comes before the real one in the PATH of units.
 const slowSystemctl = "/usr/local/bin/systemctl"
 
-// slowManager has the service manager say its state late, as it may while it stops everything on a slow machine.
+// slowManager has the service manager say its state late, or to every other who asks not at all, as it may while it stops
+// everything on a slow machine.
 func (g *guest) slowManager() {
 	g.Helper()
-	g.write(slowSystemctl, "#!/bin/sh\n[ \"$1\" != is-system-running ] || sleep 8\nexec /usr/bin/systemctl \"$@\"\n")
+	g.write(slowSystemctl, `#!/bin/sh
+if [ "$1" = is-system-running ]; then
+	sleep 8
+	[ $(($$ % 2)) = 0 ] || { echo unknown; exit 4; }
+fi
+exec /usr/bin/systemctl "$@"
+`)
 	g.run("chmod", "755", slowSystemctl)
 }
 
