@@ -249,7 +249,14 @@ func (p *program) unchanged(def *definition) (bool, error) {
 		return false, &exit.Error{Code: exit.Exists, Doing: "add clone", Object: def.Name, Cause: errors.New("it exists, and its " + diff),
 			Next: "`ublk-clone set " + def.Name + "` changes settings. For the rest `ublk-clone del " + def.Name + "` first, or use another name."}
 	}
-	return true, nil
+	return !p.dir.dying(def.Name), nil
+}
+
+// dying says that a daemon that had its lock a moment ago was killed and has ended since: the kernel closes its files one
+// after the other.
+func (d runDir) dying(name string) bool {
+	_, err := d.call(name, request{Verb: verbStatus}, askLimit)
+	return exit.Code(err) == exit.NoAnswer && d.awaitEnd(name, dyingLimit)
 }
 
 // added waits for what was asked for and prints the device.

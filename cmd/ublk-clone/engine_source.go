@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 	"time"
 
@@ -116,6 +117,18 @@ func (e *cloneEngine) sourceAway() error {
 // errRemoved: the kernel has removed the block device under its users.
 var errRemoved = errors.New("the device was removed")
 
+// letGoTime is for a letGo on the way, which nobody has asked for.
+const letGoTime = time.Second
+
+func tryLockFor(mu *sync.Mutex, limit time.Duration) bool {
+	for deadline := time.Now().Add(limit); !mu.TryLock(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
 // letGo gives up a source that was removed. Its description is dead for ever, and keeps what is left of the device in
 // the kernel, which may be in the way of its coming back.
 func (e *cloneEngine) letGo() {
@@ -147,7 +160,7 @@ func (e *cloneEngine) retry() error {
 // findSource sees to it that the source is open and the right one: the description that is open, if it works, or
 // else a new one. What cannot be read and is still the device that its path leads to stays: there is no other.
 func (e *cloneEngine) findSource() error {
-	if !e.reopening.TryLock() {
+	if !tryLockFor(&e.reopening, letGoTime) {
 		return &exit.Error{Code: exit.Busy, Doing: "look for the source", Object: e.start.Definition.Source, Cause: errors.New("another resume does so"), Next: "Try again."}
 	}
 	defer e.reopening.Unlock()

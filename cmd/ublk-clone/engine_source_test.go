@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -160,5 +161,8 @@ func TestFindSource(t *testing.T) {
 	if err := e.findSource(); exit.Code(err) != exit.Busy {
 		t.Errorf("beside another: %v", err)
 	}
-	e.reopening.Unlock()
+	time.AfterFunc(letGoTime/4, e.reopening.Unlock) // as letGo, whom nobody has asked
+	if err := e.findSource(); err != nil {
+		t.Errorf("beside one that is soon done: %v", err)
+	}
 }

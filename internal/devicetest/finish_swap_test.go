@@ -41,14 +41,14 @@ func TestFinishSwap(t *testing.T) {
 	}
 	var rounds atomic.Int64
 	stop, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- p.inAndOut(busy, &rounds, stop) }()
+	go func() { ended <- pageInAndOut(busy, &rounds, stop) }()
 	goesOn := func(d *disk) {
 		t.Helper()
-		from, read := rounds.Load(), d.traffic()
+		from, before := rounds.Load(), d.traffic()
 		m.waitFor(cleanLimit, "pages to go out and come in", func() error {
-			n, bytes := rounds.Load()-from, d.traffic().since(read).readBytes
+			n, bytes := rounds.Load()-from, d.traffic().since(before).writeBytes
 			if n < 3 || bytes < mib {
-				return fmt.Errorf("%d rounds, %d bytes read", n, bytes)
+				return fmt.Errorf("%d rounds, %d bytes written", n, bytes)
 			}
 			return nil
 		})
@@ -80,22 +80,20 @@ func TestFinishSwap(t *testing.T) {
 	m.run("dmsetup", "remove", "--retry", layerName)
 }
 
-// pager pages memory out for good: MADV_PAGEOUT only starts the writes to a device that is not synchronous, and the pages
-// stay in the swap cache until somebody looks for memory.
+// pager pages memory out. MADV_PAGEOUT only starts the writes to a device that is not synchronous: the pages stay in the
+// swap cache until somebody looks for memory.
 type pager struct {
 	m       *machine
 	reclaim string // memory.reclaim of all, who writes to it looks for memory
 }
 
-// mostlyOut is how much of the swap cache is of no matter.
-const mostlyOut = mib / 4
-
+// out sees to it that what comes in again is read from the device, but for a part.
 func (p *pager) out(b []byte) error {
 	if err := unix.Madvise(b, unix.MADV_PAGEOUT); err != nil {
 		return err
 	}
 	for range 1000 {
-		if p.m.memoryNumber("SwapCached") < mostlyOut {
+		if p.m.memoryNumber("SwapCached") < int64(len(b)/8) {
 			return nil
 		}
 		err := os.WriteFile(p.reclaim, []byte("1M swappiness=200"), 0)
@@ -106,13 +104,13 @@ func (p *pager) out(b []byte) error {
 	return errors.New("the swap cache stays full")
 }
 
-// inAndOut writes, pages out and reads again, until stop.
-func (p *pager) inAndOut(b []byte, rounds *atomic.Int64, stop <-chan struct{}) error {
+// pageInAndOut writes, pages out and reads again, until stop.
+func pageInAndOut(b []byte, rounds *atomic.Int64, stop <-chan struct{}) error {
 	for n := byte(1); ; n++ {
 		for i := range b {
 			b[i] = n + byte(i>>12)
 		}
-		if err := p.out(b); err != nil {
+		if err := unix.Madvise(b, unix.MADV_PAGEOUT); err != nil {
 			return err
 		}
 		for i := range b {
