@@ -16,13 +16,9 @@ import (
 )
 
 func (p *program) add(c *cli.Context) error {
-	defined, err := p.takeDefined(c)
+	st, err := p.startDefined(c)
 	if err != nil {
-		return err
-	}
-	st, err := startFrom(c)
-	if err != nil {
-		return blame(defined, err)
+		return p.asBefore(c, err)
 	}
 	asJSON, err := form(c, "json")
 	if err != nil {
@@ -70,6 +66,33 @@ func (p *program) add(c *cli.Context) error {
 		}
 	}
 	return p.added(st.Definition.Name, there, until, asJSON)
+}
+
+// startDefined reads the flags, those that a definition has among them.
+func (p *program) startDefined(c *cli.Context) (start, error) {
+	defined, err := p.takeDefined(c)
+	if err != nil {
+		return start{}, err
+	}
+	st, err := startFrom(c)
+	return st, blame(defined, err)
+}
+
+// asBefore is for a unit's clone that is there, and whose definition cannot be used by now: it goes on as it was defined, as
+// its users wait.
+func (p *program) asBefore(c *cli.Context, bad error) error {
+	if !c.Bool("foreground") || theService(zerolog.Nop()) == nil {
+		return bad
+	}
+	there, err := p.dir.load(c.Args().First())
+	if err == nil && !p.dir.alive(there.Name) {
+		err = recoverable(there)
+	}
+	if err != nil {
+		return bad
+	}
+	fmt.Fprintln(p.errs, "ublk-clone: warning: the clone goes on as it was defined before:", bad)
+	return p.serve(start{Definition: *there})
 }
 
 // needRoot is for commands that need more than a daemon that listens.

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -48,6 +49,8 @@ const (
 	verbLeave   = "leave"
 	verbStay    = "stay"
 	verbFinish  = "finish"
+	// verbFinishable asks whether a finish would be refused.
+	verbFinishable = "finishable"
 )
 
 // request is what a command asks its daemon.
@@ -84,7 +87,7 @@ func (r *request) check() error {
 		return errors.New("after goes with the verb events")
 	case r.Keep && r.Verb != verbFinish:
 		return errors.New("keep goes with the verb finish")
-	case r.WaitMS != 0 && r.Verb != verbEvents && r.Verb != verbStop && r.Verb != verbFinish:
+	case r.WaitMS != 0 && !slices.Contains([]string{verbEvents, verbStop, verbFinish, verbFinishable}, r.Verb):
 		return errors.New("nothing is to be waited for")
 	case r.WaitMS < 0 || r.WaitMS > maxWait:
 		return fmt.Errorf("wait of %d ms", r.WaitMS)

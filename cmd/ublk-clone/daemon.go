@@ -240,7 +240,7 @@ func (d *daemon) bringUp(signals <-chan os.Signal) error {
 // answer serves one control request, on the connection's goroutine.
 func (d *daemon) answer(req request) answer {
 	switch req.Verb {
-	case verbStop, verbLeave, verbStay, verbFinish:
+	case verbStop, verbLeave, verbStay, verbFinish, verbFinishable:
 		return d.answerStop(req)
 	case verbEvents:
 		return d.engine.events().answer(req.After, time.Duration(req.WaitMS)*time.Millisecond)

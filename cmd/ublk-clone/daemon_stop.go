@@ -46,12 +46,16 @@ func (d *daemon) live(signals chan os.Signal) error {
 			}
 			return d.takeDown()
 		case r := <-d.stops:
-			if r.verb == verbStay {
-				d.stay = d.unheld() != nil
-				r.reply <- nil
+			if r.verb == verbFinishable {
+				r.reply <- d.engine.finishable()
 				continue
 			}
 			err := d.ready(&r, signals)
+			if err != nil && r.verb == verbStay { // whoever has it open, known to us or not
+				d.stay, err = true, nil
+				r.reply <- nil
+				continue
+			}
 			if err != nil {
 				r.reply <- err
 				continue

@@ -207,8 +207,8 @@ func blame(path string, err error) error {
 }
 
 // retire takes the definition of a clone that is about to be finished away: at the next boot its unit would clone the
-// source over what stands alone by then. It comes first, so that no end of this process is between the two; back undoes
-// it where the clone goes on.
+// source over what stands alone by then. It comes before the finish, so that no end of this process is between the two, and
+// after it was seen that nothing is left to be cloned; back undoes it where the clone goes on.
 func (p *program) retire(name string) (back func() error, err error) {
 	path := p.defined.path(name)
 	retired := path + ".finished"

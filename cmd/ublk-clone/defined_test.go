@@ -81,7 +81,7 @@ func TestGenerator(t *testing.T) {
 	if err := os.WriteFile(p.defined.path("my-clone"), []byte("table = \"0 8 clone /dev/m /dev/vdb /images/s 8\"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(p.defined.path("broken"), []byte("source ="), 0o644); err != nil {
+	if err := os.WriteFile(p.defined.path("broken"), []byte("dest = \"/dev/vdz\"\nsource ="), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	dir, rules := t.TempDir(), filepath.Join(t.TempDir(), "60-x.rules")
@@ -93,7 +93,11 @@ func TestGenerator(t *testing.T) {
 		`Before=blockdev@dev-ublk\x2dclone-data.target`, "After=network-online.target", "Before=remote-fs.target")
 	contains(t, filepath.Join(dir, "ublk-clone@my-clone.service.d/50-definition.conf"), "After=dev-vdb.device\n", "Before=local-fs.target",
 		`Before=blockdev@dev-ublk\x2dclone-my\x2dclone.target`, `RequiresMountsFor="/images/s"`)
-	contains(t, rules, `SYMLINK=="disk/by-id/virtio-dest", ENV{UBLK_CLONE_DEST}="data"`, `KERNEL=="vdb", ENV{UBLK_CLONE_DEST}="my-clone"`)
+	contains(t, rules, `SYMLINK=="disk/by-id/virtio-dest", ENV{UBLK_CLONE_DEST}="data"`, `KERNEL=="vdb", ENV{UBLK_CLONE_DEST}="my-clone"`,
+		`KERNEL=="vdz", ENV{UBLK_CLONE_DEST}="broken"`)
+	if got := loosened([]string{quoted("-/root"), quoted("-/root/x")}) + loosened([]string{quoted("-/")}) + loosened([]string{quoted("-/srv")}); got != "ProtectHome=no\nProtectSystem=full\n" {
+		t.Errorf("folders that the sandbox makes read-only itself: %q", got)
+	}
 
 	for _, name := range []string{"data", "my-clone", "broken"} {
 		if err := os.Remove(p.defined.path(name)); err != nil {

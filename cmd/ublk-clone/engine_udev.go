@@ -41,9 +41,15 @@ func (d runDir) layerUdevFile(name string) string {
 
 func tellUdev(file, lines string) error { return os.WriteFile(file, []byte(lines+"\n"), 0o600) }
 
-// announce has the kernel tell of a device again.
+// announce has the kernel tell of a device and of its partitions again.
 func announce(path string) error {
-	return os.WriteFile("/sys/class/block/"+kernelName(path)+"/uevent", []byte("change"), 0)
+	disk := "/sys/class/block/" + kernelName(path)
+	err := os.WriteFile(disk+"/uevent", []byte("change"), 0)
+	parts, _ := filepath.Glob(disk + "/*/partition") // the pattern is right
+	for _, part := range parts {
+		err = errors.Join(err, os.WriteFile(filepath.Join(filepath.Dir(part), "uevent"), []byte("change"), 0))
+	}
+	return err
 }
 
 // forgetUdev removes the files of a clone.

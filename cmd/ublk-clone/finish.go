@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -60,18 +63,21 @@ func (p *program) finish(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	limit = cmp.Or(limit, finishLimit)
+	if err := p.finishable(name, limit); err != nil {
+		return err
+	}
 	back, err := p.retire(name)
 	if err != nil {
 		return err
 	}
-	last, err := p.finishNamed(def, c.Bool("keep-metadata"), cmp.Or(limit, finishLimit))
-	if err != nil {
+	last, err := p.finishNamed(def, c.Bool("keep-metadata"), limit)
+	if err != nil && p.goesOn(name, err) {
 		return errors.Join(err, back())
 	}
-	if def.Unit != "" {
-		if err := p.byUnit("disable", def); err != nil {
-			fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
-		}
+	p.forgetDefined(def)
+	if err != nil {
+		return err
 	}
 	last.State, last.Reason, last.Action = stateFinished, def.finishedText()+".", ""
 	if output != "" {
@@ -79,6 +85,43 @@ func (p *program) finish(c *cli.Context) error {
 	}
 	_, err = fmt.Fprintln(p.out, cmp.Or(def.layerPath(), def.Dest))
 	return err
+}
+
+// finishable sees that all is in the destination before the definition goes: from then on it does not matter when this
+// process or the machine ends, as nothing is left to be cloned. Of a dead daemon the layer tells.
+func (p *program) finishable(name string, limit time.Duration) error {
+	_, err := p.dir.ask(name, request{Verb: verbFinishable, WaitMS: limit.Milliseconds()}, limit+askLimit)
+	if exit.Code(err) == exit.NoAnswer && !p.dir.alive(name) {
+		err = nil
+	}
+	if err == nil {
+		signal.Ignore(os.Interrupt, syscall.SIGHUP, syscall.SIGTERM) // the rest has its limits
+	}
+	return err
+}
+
+// goesOn says whether the clone is what it was after a finish that has failed. It is not if the destination stands alone,
+// and only something behind that went wrong: its definition must not come back.
+func (p *program) goesOn(name string, failed error) bool {
+	st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+	if err == nil {
+		return st.State != stateFinishing && st.State != stateStopping
+	}
+	return exit.Code(failed) == exit.NoAnswer // killed before that
+}
+
+// forgetDefined is for what knows of a clone that is finished: its unit, and udev, which has hidden the destination.
+func (p *program) forgetDefined(def *definition) {
+	var err error
+	if def.Unit != "" {
+		err = p.byUnit("disable", def)
+	}
+	if dest, errStat := sys.StatPath(def.Dest); errStat == nil && dest.IsBlock() {
+		err = errors.Join(err, announce(def.Dest))
+	}
+	if err != nil {
+		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
+	}
 }
 
 // finishNamed has the daemon finish a clone, or does what a dead one has left to do. It gives the last status.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -43,6 +44,9 @@ func (p *program) generate(dir, rules string) error {
 		if err == nil {
 			err = writeFile(filepath.Join(dir, unitOf(name)+".d", "50-definition.conf"), def.dropIn(name))
 			lines.WriteString(def.destRule(name))
+		}
+		if err != nil {
+			lines.WriteString(p.defined.looseRule(name))
 		}
 		errs = errors.Join(errs, err)
 	}
@@ -121,9 +125,22 @@ func (d defined) dropIn(name string) string {
 	}
 	if len(writable) > 0 {
 		slices.Sort(writable)
-		fmt.Fprintf(&b, "\n[Service]\nReadWritePaths=%s\n", strings.Join(slices.Compact(writable), " "))
+		fmt.Fprintf(&b, "\n[Service]\nReadWritePaths=%s\n%s", strings.Join(slices.Compact(writable), " "), loosened(writable))
 	}
 	return b.String()
+}
+
+// loosened takes from the unit's sandbox what makes the very same folder read-only, which else wins (systemd.exec(5),
+// ReadWritePaths=).
+func loosened(writable []string) string {
+	var lines string
+	if slices.ContainsFunc([]string{"/home", "/root", "/run/user"}, func(dir string) bool { return slices.Contains(writable, quoted("-"+dir)) }) {
+		lines += "ProtectHome=no\n"
+	}
+	if slices.Contains(writable, quoted("-/")) {
+		lines += "ProtectSystem=full\n"
+	}
+	return lines
 }
 
 // quoted is a path as unit files have it.
@@ -138,6 +155,20 @@ func (d defined) devices(name string) []string {
 		all = append(all, "/dev/mapper/"+dm)
 	}
 	return all
+}
+
+// destLine is what a definition that cannot be read may still say.
+var destLine = regexp.MustCompile(`(?m)^\s*dest\s*=\s*["']([^"'\n]+)["']`)
+
+// looseRule is the rule of a definition that cannot be read. Nobody serves its clone, so that the destination is to be hidden
+// all the more.
+func (d definedDir) looseRule(name string) string {
+	text, err := os.ReadFile(d.path(name))
+	match := destLine.FindSubmatch(text)
+	if err != nil || match == nil {
+		return ""
+	}
+	return defined{"dest": string(match[1])}.destRule(name)
 }
 
 const destMatch = "SUBSYSTEM==\"block\", ACTION!=\"remove\", "

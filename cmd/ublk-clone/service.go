@@ -267,19 +267,18 @@ func (p *program) endFinish(name string) error {
 // services do, would wait for ever, and the machine with it: it is deleted. If somebody still has it open, a file system
 // that could not be unmounted, the daemon serves until the end, for the last sync.
 //
-// A manager that does not answer is one with a lot to do, as when the machine goes down: what nobody has open is deleted
-// then as well, which costs no more than that the next start adds it again.
+// A manager that does not answer is one with a lot to do, as when the machine goes down. It is taken for that: if it was a
+// stop, what nobody has open is added again by the next start, and who has it open notices nothing.
 func (p *program) unitStop(c *cli.Context) error {
 	name, err := named(c)
 	if err != nil {
 		return err
 	}
-	state := managerState()
-	if slices.Contains(managerUp, state) {
+	if slices.Contains(managerUp, managerState()) {
 		return nil
 	}
 	_, err = p.dir.ask(name, request{Verb: verbStop, WaitMS: releaseLimit.Milliseconds()}, releaseLimit+stopLimit)
-	if exit.Code(err) == exit.Busy && state == goingDown {
+	if exit.Code(err) == exit.Busy {
 		_, err = p.dir.ask(name, request{Verb: verbStay}, askLimit)
 	}
 	return err
@@ -292,13 +291,11 @@ const releaseLimit = 3 * time.Second
 // with the host busy, waited for more than 5 s.
 const stateLimit = "30s"
 
-// States of the service manager (systemctl(1), is-system-running): while the machine is being shut down, and while it is
-// not.
-const goingDown = "stopping"
-
+// managerUp is the service manager's states while the machine is not being shut down (systemctl(1), is-system-running).
 var managerUp = []string{"initializing", "starting", "running", "degraded", "maintenance"}
 
-// managerState is the service manager's state; "", "unknown" or "offline" if it does not answer.
+// managerState is the service manager's state: "stopping" while the machine is being shut down; "", "unknown" or "offline" if
+// it does not answer.
 func managerState() string {
 	out, _ := exec.Command("timeout", stateLimit, "systemctl", "is-system-running").Output() // fails unless it is "running"
 	return strings.TrimSpace(string(out))

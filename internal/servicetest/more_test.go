@@ -68,6 +68,9 @@ func TestServiceFinish(t *testing.T) {
 	named("complete,")
 	g.sh("ublk-clone finish data --timeout 30s")
 	load.must()
+	if p := g.sh("udevadm settle; udevadm info --query=property " + byID + "dest"); !strings.Contains(p, "ID_FS_UUID="+dataUUID) {
+		t.Errorf("finished, udev still hides the destination:\n%s", p)
+	}
 	g.properties("/dev/mapper/data")
 	g.properties(byID + "dest")
 	named("finished,")

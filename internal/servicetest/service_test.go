@@ -90,7 +90,7 @@ func (g *guest) defineData(more string) {
 // pausedClone is a guest in which a clone is defined that is not hydrated by itself.
 func pausedClone(t *testing.T) *guest {
 	t.Helper()
-	g := newGuest(t, options{disks: map[string]int64{"source": 64 << 20, "dest": 64 << 20, "metadata": 16 << 20}})
+	g := newGuest(t, options{disks: map[string]int64{"source": 64 << 20, "dest": 72 << 20, "metadata": 16 << 20}})
 	g.boot()
 	g.install(packages)
 	g.defineData("no-hydration = true\n")
@@ -172,6 +172,17 @@ func TestService(t *testing.T) {
 		md5sum --quiet -c /root/load`)
 }
 
+// partitionDest makes the destination of "data" a partition, of all but the first MiB of a disk of 72.
+func (g *guest) partitionDest() {
+	g.Helper()
+	g.sh(`
+		printf '\0\0\0\0\203\0\0\0\0\010\0\0\0\070\002\0' | dd of=` + byID + `dest bs=1 seek=446 conv=notrunc status=none
+		printf '\125\252' | dd of=` + byID + `dest bs=1 seek=510 conv=notrunc status=none
+		blockdev --rereadpt ` + byID + `dest
+		udevadm settle
+		sed -i 's,^\(dest.*\)"$,\1-part1",' /etc/ublk-clone/data.toml`)
+}
+
 // checkRights sees that nobody but root gets at what a daemon of the clone "data" has, and that its sandbox is as tight as the docs say.
 func (g *guest) checkRights() {
 	g.Helper()
@@ -195,9 +206,13 @@ func (g *guest) checkRights() {
 // TestServiceStop: a stop leaves the device to the next start, and the load waits.
 func TestServiceStop(t *testing.T) {
 	g := pausedClone(t)
+	g.partitionDest()
 	g.sh(`
 		systemctl daemon-reload
 		systemctl start ublk-clone@data`)
+	if p := g.properties(byID + "dest-part1"); !strings.Contains(p, "UBLK_CLONE_DEST=data") || strings.Contains(p, "ID_FS_UUID=") {
+		t.Errorf("udev's view of a destination that is a partition:\n%s", p)
+	}
 	g.checkRights()
 	g.sh(`
 		mount /dev/ublk-clone/data /mnt
@@ -208,11 +223,19 @@ func TestServiceStop(t *testing.T) {
 	g.sh("systemctl start ublk-clone@data")
 	waiting.must()
 
+	// Nor does a definition that cannot be read any more keep the users waiting for a new daemon.
+	pid := g.status("data").PID
+	definition := g.run("cat", "/etc/ublk-clone/data.toml")
+	g.write("/etc/ublk-clone/data.toml", definition+"nonsense = 1\n")
+	g.sh("systemctl kill -s KILL ublk-clone@data")
+	g.awaitNewDaemon("data", pid)
+	g.write("/etc/ublk-clone/data.toml", definition)
+
 	// A del of a clone whose daemon is dead, and whose unit is about to begin it anew, is refused while somebody has it
 	// open, who goes on; otherwise it is the end of it.
 	g.write("/etc/systemd/system/ublk-clone@data.service.d/slow.conf", "[Service]\nRestartSec=4s\n")
 	g.sh("systemctl daemon-reload")
-	pid := g.status("data").PID
+	pid = g.status("data").PID
 	g.sh("systemctl kill -s KILL ublk-clone@data; sleep 1")
 	if o := g.try("ublk-clone", "del", "data"); o.code != exit.Busy || !strings.Contains(o.stderr, "mounted on /mnt") {
 		t.Errorf("del of a dead daemon's clone that is mounted: %+v", o)
