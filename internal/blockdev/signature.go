@@ -77,7 +77,10 @@ func probe(path string, limit time.Duration) (string, error) {
 func probed(out string, code int, err error) (string, error) {
 	switch {
 	case err == nil:
-		return "it carries " + describe(out), nil
+		if found := describe(out); found != "" {
+			return "it carries " + found, nil
+		}
+		return "", nil
 	case code == blkidNothing:
 		return "", nil
 	case code == blkidAmbiguous:
@@ -86,12 +89,18 @@ func probed(out string, code int, err error) (string, error) {
 	return "", fmt.Errorf("run blkid: %w", err)
 }
 
-// describe puts the lines of `blkid -o export` in words.
+// describe puts the lines of `blkid -o export` in words, "" for none that are of what is on the device: of a partition they
+// say what the table around it has on it, too.
 func describe(out string) string {
 	value := map[string]string{}
 	for line := range strings.Lines(out) {
 		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
-		value[k] = v
+		if k != "" && k != "DEVNAME" && !strings.HasPrefix(k, "PART_ENTRY_") {
+			value[k] = v
+		}
+	}
+	if len(value) == 0 {
+		return ""
 	}
 	var parts []string
 	if v := value["TYPE"]; v != "" {
