@@ -328,6 +328,7 @@ func (d *daemon) explainPhase() (state, reason, action string) {
 type readiness struct {
 	Device string     `json:"device,omitempty"`
 	Error  *wireError `json:"error,omitempty"`
+	Unfit  bool       `json:"unfit,omitempty"` // the error is an unfitError
 	Trial  *trial     `json:"trial,omitempty"` // of a dry run, in a device's place
 }
 

@@ -37,11 +37,10 @@ func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
 	}
 	if err := e.fillMap(regions); err != nil {
 		err = metaError("load the region map from", e.start.Definition.Metadata, err)
-		if !e.live.taken || !unreadable(err) || e.standIn(err) != nil {
+		if !e.live.taken || !unreadable(err) {
 			return nil, err
 		}
-		regions = bitmap.New(nr, e.live.Pages()) // with what could be read, which was in it before
-		return regions, e.fillFromLive(regions)
+		return e.mapInstead(nr, err)
 	}
 	if err := e.refuseOlder(); err != nil {
 		return nil, err
@@ -51,7 +50,21 @@ func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
 		e.live.SetCommit(e.store.CommitSequence())
 	}
 	e.live.SetLoaded()
+	if e.live.taken { // before the core takes what was read for durable: it is when this has been flushed
+		if err := e.openSession(); err != nil {
+			return e.mapInstead(nr, err)
+		}
+	}
 	return regions, nil
+}
+
+// mapInstead is the map when the live map stands in for metadata that have failed because of cause.
+func (e *cloneEngine) mapInstead(nr uint64, cause error) (*bitmap.Map, error) {
+	if err := e.standIn(cause); err != nil {
+		return nil, err
+	}
+	regions := bitmap.New(nr, e.live.Pages()) // with what could be read, which was in it before
+	return regions, e.fillFromLive(regions)
 }
 
 // openLive decides by the superblock whether a live map counts, see package livemap.
@@ -114,7 +127,7 @@ func (e *cloneEngine) refuseOlder() error {
 
 // refuseLive: going on would silently lose acknowledged writes.
 func (e *cloneEngine) refuseLive(cause error) error {
-	return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.start.Definition.Metadata, Cause: cause,
+	return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.start.Definition.Metadata, Cause: unfitError{cause},
 		Next: "Nothing was written. If the file system on the clone can take a power cut, --force goes on from the last commit."}
 }
 

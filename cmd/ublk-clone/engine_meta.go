@@ -19,7 +19,7 @@ import (
 // openMeta opens the metadata device first: what it holds says whether the clone is new.
 func (e *cloneEngine) openMeta(context.Context) error {
 	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{Force: e.start.Force, Create: !e.start.Open, DryRun: e.start.DryRun})
-	if err != nil && gone(err) {
+	if err != nil && unopened(err) {
 		return e.standIn(err)
 	}
 	if err != nil {
@@ -138,7 +138,7 @@ func (e *cloneEngine) adopt() error {
 	}
 	if def.RegionSize != sb.RegionSize {
 		return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.start.Definition.Metadata,
-			Cause: fmt.Errorf("their region size is %s, not %s", exactSize(sb.RegionSize), exactSize(def.RegionSize)),
+			Cause: unfitError{fmt.Errorf("their region size is %s, not %s", exactSize(sb.RegionSize), exactSize(def.RegionSize))},
 			Next:  "Leave --region-size out, or give " + exactSize(sb.RegionSize) + ": the size of a region is fixed when metadata are made."}
 	}
 	want, err := e.superblock()

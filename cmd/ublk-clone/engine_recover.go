@@ -24,7 +24,7 @@ func (e *cloneEngine) takeOverDevice() error {
 		return err
 	}
 	if def.Mark != e.mark() {
-		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: errors.New("these are not the metadata that its last daemon had")}
+		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: unfitError{errors.New("these are not the metadata that its last daemon had")}}
 	}
 	e.dev, err = ublk.Recover(e.control, id, ublk.Options{Private: def.Mark, Tokens: queueOps(def.QueueDepth), RecoverTime: e.fenceTime()})
 	if err != nil {

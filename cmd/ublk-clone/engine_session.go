@@ -14,8 +14,10 @@ import (
 // beginSession clears the clean mark, and flushes that, before the first request is answered (I6), and
 // starts the committer.
 func (e *cloneEngine) beginSession(context.Context) error {
-	if err := e.openSession(); err != nil {
-		return err
+	if !e.live.taken { // else readMap has done it, or the live map stands in
+		if err := e.openSession(); err != nil {
+			return err
+		}
 	}
 	e.live.ended = false
 	e.base = e.store.Superblock().Counters
@@ -32,9 +34,6 @@ func (e *cloneEngine) beginSession(context.Context) error {
 
 // openSession writes the superblock of a session that begins, or goes on.
 func (e *cloneEngine) openSession() error {
-	if e.detached() != nil {
-		return nil // it goes on, and cannot be told so
-	}
 	machine, boot, err := identities()
 	if err != nil {
 		return err

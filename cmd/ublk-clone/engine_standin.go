@@ -4,18 +4,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"syscall"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// The live map stands in for metadata that a recovery cannot read (I11): the device goes on in mode ro. Why that is
-// safe:
+// The live map stands in for metadata that a recovery cannot read or write (I11): the device goes on in mode ro. Why
+// that is safe:
 //
 //  1. The live map is the one of this device: its name is the UUID whose beginning is the device's mark in the
 //     driver, and boot, session, regions, source and destination are checked as ever, against the copy of the
@@ -25,31 +24,36 @@ import (
 //  3. Nothing is written to the metadata: the store has no device (metadata.Detached). The mode is ro, so nothing is
 //     marked that could not be committed, and no FLUSH that needs a commit is answered.
 //  4. The fence (I7) is for writes of a dead daemon that land late. Those to the destination wait for its lock as
-//     ever. The metadata's lock is held where they can be opened. Where they cannot be, the device is gone, and the
-//     kernel has ended what was under way on it; when it comes back it is opened with its lock, and every
+//     ever. The metadata's lock is held where they can be opened for writing. Where they cannot be, the device is gone
+//     or read-only, and nothing of ours is written; when it comes back it is opened with its lock, and every
 //     page is written anew (repairMetadata), so that it does not matter what it holds.
 //  5. Metadata that can be read and make no sense are treated alike, and it is said: what they hold is in the live
 //     map. Those of another clone, another session or a newer version are refused: they have an owner.
 
-// gone says that a device cannot be opened as it is not there.
-func gone(err error) bool {
-	for _, e := range []error{syscall.ENXIO, syscall.ENODEV, syscall.EIO, syscall.ENOMEDIUM, fs.ErrNotExist} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
-}
+// unopened says that metadata cannot be opened to be read and written, for now.
+func unopened(err error) bool { return blockdev.Away(err) || blockdev.Unwritable(err) }
 
 // unreadable says that metadata were opened and cannot be read, or make no sense.
 func unreadable(err error) bool {
 	if errors.Is(err, metadata.ErrVersion) {
 		return false
 	}
-	return gone(err) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, metadata.ErrDamaged) || errors.Is(err, metadata.ErrEmpty)
+	return blockdev.Away(err) || errors.Is(err, metadata.ErrDamaged) || errors.Is(err, metadata.ErrEmpty)
 }
 
-// standIn makes the live map stand in for metadata that cannot be read because of cause, or gives back cause.
+// unfitError proves that metadata or live map are not those of the device that waits, or that the live map is lost: no
+// daemon will ever serve it.
+type unfitError struct{ error }
+
+func (e unfitError) Unwrap() error { return e.error }
+
+// unfit says so of the error of a start.
+func unfit(err error) bool {
+	var e unfitError
+	return errors.As(err, &e) || errors.Is(err, metadata.ErrMismatch)
+}
+
+// standIn makes the live map stand in for metadata that cannot be used because of cause, or gives back cause.
 func (e *cloneEngine) standIn(cause error) error {
 	if !e.start.Recover {
 		return cause
@@ -57,11 +61,14 @@ func (e *cloneEngine) standIn(cause error) error {
 	store, err := storeFromLive(e.start.Definition.Mark)
 	if err != nil {
 		e.log.Warn().Err(err).Msg("the live map cannot stand in for the metadata")
+		if errors.Is(err, fs.ErrNotExist) {
+			return unfitError{cause}
+		}
 		return cause
 	}
 	e.store = store
 	e.setDetached(cause)
-	e.warn("the metadata %s cannot be read: %v. The live map stands in for them, read-only", e.start.Definition.Metadata, cause)
+	e.warn("the metadata %s cannot be used: %v. The live map stands in for them, read-only", e.start.Definition.Metadata, cause)
 	return nil
 }
 

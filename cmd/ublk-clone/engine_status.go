@@ -166,7 +166,7 @@ func (e *cloneEngine) explain(st *cloneStatus, h hydrate.Status) (state, reason,
 		return stateFailed, "A flush of the destination failed: what was written since the flush before it may be lost. Hydrated regions are served, no region is marked any more, FLUSH fails.",
 			"Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."
 	case e.detached() != nil:
-		return stateFailed, fmt.Sprintf("The metadata could not be read (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", e.detached()),
+		return stateFailed, fmt.Sprintf("The metadata could not be used (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", e.detached()),
 			"Bring " + e.start.Definition.Metadata + " back, then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then do not restart this machine."
 	case e.core.Mode() != clone.ReadWrite:
 		return stateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",

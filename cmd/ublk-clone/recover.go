@@ -105,9 +105,9 @@ func (p *program) recoverDead(st start) (device string, err error) {
 	return device, p.endRecovery(st, err)
 }
 
-// endRecovery stops the device of a recovery that has failed for good.
+// endRecovery stops the device of a recovery that has failed for good. After any other error it waits for the next.
 func (p *program) endRecovery(st start, err error) error {
-	if !st.Recover || exit.Code(err) != exit.Metadata || p.dir.alive(st.Definition.Name) {
+	if !st.Recover || !unfit(err) || p.dir.alive(st.Definition.Name) {
 		return err
 	}
 	return errors.Join(err, p.clearDead(&st.Definition, forceDead))

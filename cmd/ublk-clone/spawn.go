@@ -131,7 +131,11 @@ func (d runDir) awaitReady(cmd *exec.Cmd, pipe *os.File, st start) (string, erro
 	if err != nil {
 		return "", spawnError(name, fmt.Errorf("it ended (%v) and said: %s", waitErr, d.tail(name, 5)))
 	}
-	return "", errors.Join(got.Error.err(), d.forgetLog(st))
+	err = got.Error.err()
+	if got.Unfit {
+		err = unfitError{err}
+	}
+	return "", errors.Join(err, d.forgetLog(st))
 }
 
 // giveUp ends a daemon that did not come up in time.
@@ -160,7 +164,7 @@ func (p *program) runSpawned() error {
 	log := newLog(os.Stderr, writer)
 	d := newDaemon(p.dir, st, p.newEngine(st, log), log)
 	err = d.run(func(device string, err error) {
-		if err := (readiness{Device: device, Error: toWire(err)}).report(pipe); err != nil {
+		if err := (readiness{Device: device, Error: toWire(err), Unfit: unfit(err)}).report(pipe); err != nil {
 			log.Warn().Err(err).Msg("report to the command that started this daemon")
 		}
 	})

@@ -40,6 +40,20 @@ func TestAway(t *testing.T) {
 	}
 }
 
+// TestUnwritable: what can only be read is told from what is not there, or not permitted.
+func TestUnwritable(t *testing.T) {
+	for err, want := range map[error]bool{
+		&exit.Error{Cause: errReadOnly}:              true,
+		fmt.Errorf("open: %w", syscall.EROFS):        true,
+		fmt.Errorf("open: %w", syscall.EACCES):       false,
+		fmt.Errorf("superblock: %w", syscall.ENOENT): false,
+	} {
+		if got := Unwritable(err); got != want {
+			t.Errorf("unwritable %t: %v", got, err)
+		}
+	}
+}
+
 // TestMatchDest: without its source a clone has the sizes of before, which the destination must still fit.
 func TestMatchDest(t *testing.T) {
 	for _, c := range []struct {

@@ -70,6 +70,12 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	return d.setUp(o)
 }
 
+// errReadOnly: a block device that nobody may write.
+var errReadOnly = errors.New("the device is read-only")
+
+// Unwritable says of an error of Open that what was to be written can only be read.
+func Unwritable(err error) bool { return errors.Is(err, errReadOnly) || errors.Is(err, syscall.EROFS) }
+
 // errNoSize: a device whose medium is out, or that its driver has lost.
 var errNoSize = errors.New("it has no size: no medium, or not set up")
 
@@ -214,7 +220,7 @@ func (d *Device) setUpBlock(o Options) error {
 		return d.fail("open", errNoSize, "Insert a medium, or set the device up.")
 	}
 	if readOnly && d.role != Source && !o.ReadOnly {
-		return d.fail("open", errors.New("the device is read-only"), "See `blockdev --setrw`.")
+		return d.fail("open", errReadOnly, "See `blockdev --setrw`.")
 	}
 	d.size, d.logical, d.physic, d.align, d.direct = size, logical, physical, logical, direct
 	if d.role == Source && o.Shared {

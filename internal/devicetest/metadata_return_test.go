@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
@@ -220,6 +222,95 @@ func TestMetadataUnreadable(t *testing.T) {
 			b.resumes()
 		})
 	}
+}
+
+// TestMetadataUnwritable: it is the same with metadata that a recovery can read and not write, whether it is the writes
+// that fail or the device has become read-only, and in a planned restart, too.
+func TestMetadataUnwritable(t *testing.T) {
+	cases := []struct {
+		name       string
+		fail, mend func(b *returnBench)
+	}{
+		{"writes fail", func(b *returnBench) { b.metadata.failWrites() }, func(b *returnBench) { b.metadata.mend() }},
+		{"a read-only device",
+			func(b *returnBench) { b.m.run("blockdev", "--setro", b.metadata.path) },
+			func(b *returnBench) { b.m.run("blockdev", "--setrw", b.metadata.path) }},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			b := newReturnBench(t)
+			b.breakMetadata(func() { c.fail(b) })
+			b.m.run(command, "restart", b.name)
+			b.readOnly("restarted")
+			b.end(syscall.SIGKILL)
+			b.recover()
+			b.readOnly("recovered")
+			b.m.expectFailure(b.m.try(command, "resume", b.name), exit.Metadata)
+			b.end(syscall.SIGKILL)
+			c.mend(b)
+			b.recover()
+			b.readOnly("mended")
+			b.resumes()
+		})
+	}
+}
+
+// TestMetadataUnwritableSince: they were sound when the daemon died, and cannot be written by the next.
+func TestMetadataUnwritableSince(t *testing.T) {
+	b := newReturnBench(t)
+	b.end(syscall.SIGKILL)
+	b.metadata.failWrites()
+	for range 2 {
+		b.recover()
+		b.readOnly("recovered")
+		b.end(syscall.SIGKILL)
+	}
+	b.recover()
+	b.metadata.mend()
+	b.readOnly("mended")
+	b.resumes()
+}
+
+// TestMetadataReadOnlyFS: the file system of the metadata's file is read-only when the daemon is replaced. They are
+// not a device's, which the rest of the bench is for.
+func TestMetadataReadOnlyFS(t *testing.T) {
+	m := newMachine(t)
+	m.kernel.expect("I/O error")
+	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
+	m.fillDisk(source, original)
+	m.fillDisk(dest, junk)
+	folder := m.ext4Folder(16)
+	remount := func(flags uintptr) {
+		t.Helper()
+		m.waitFor(cleanLimit, "nobody to write there", func() error { return unix.Mount("", folder, "", unix.MS_REMOUNT|flags, "") })
+	}
+	meta := &disk{m: m, path: filepath.Join(folder, "meta")}
+	c := m.addClone(source, dest, meta, "--no-hydration", "--read-through=off")
+	w, v, buf := newModel(16*mib, 4*kib), m.open(c.path, os.O_RDWR), m.buffer(4096)
+	if err := errors.Join(w.write(v, buf, 0, false), v.flush(), w.write(v, buf, mib, false)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		c.end(syscall.SIGKILL)
+		remount(unix.MS_RDONLY)
+		c.recover()
+		if s := c.status(); s.Mode != "ro" || !strings.Contains(s.Reason, "metadata") {
+			t.Errorf("mode %s, state %s: %s", s.Mode, s.State, s.Reason)
+		}
+		if err := v.flush(); err == nil {
+			t.Error("FLUSH succeeds")
+		}
+		w.check(m, c.path)
+		m.expectFailure(m.try(command, "resume", c.name), exit.Metadata, meta.path)
+	}
+	remount(0)
+	m.run(command, "resume", c.name)
+	if err := v.flush(); err != nil {
+		t.Errorf("FLUSH after resume: %v", err)
+	}
+	v.close()
+	w.check(m, c.path)
+	c.del()
 }
 
 // TestMetadataGone: the metadata's device is not there when the daemon is replaced, or goes under it, and comes back as
