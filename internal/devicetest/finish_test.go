@@ -35,6 +35,8 @@ const finishSize = 24 * mib
 // newFinishBench makes the clone of a file system, mounts it and writes to it. fault is for its daemon, "" for none.
 func newFinishBench(t *testing.T, fault string, args ...string) *finishBench {
 	m := newMachine(t)
+	m.dropLiveMaps() // what other tests have left by design: a finish leaves nothing
+	os.RemoveAll(recordDir)
 	b := &finishBench{
 		source: m.nullBlk("src", nullOptions{mib: finishSize / mib}), dest: m.nullBlk("dst", nullOptions{mib: finishSize/mib + 3}),
 		meta: m.missing("meta"), size: finishSize,
