@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,15 +62,18 @@ func (d runDir) forgetUdev(def *definition, device string) (err error) {
 	return errors.Join(err, d.forgetDest(def))
 }
 
-// forgetDest leaves a file that is of another clone: a destination of this one that is a file may be called like the
-// other's device.
-func (d runDir) forgetDest(def *definition) error {
-	file := d.destUdevFile(def.Dest)
-	said, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && string(said) != destLines(def)+"\n" {
-		return nil
+// forgetDest goes by what the files say: the destination may have lost the name that the kernel had for it, or never had one
+// and be called like the device of another clone.
+func (d runDir) forgetDest(def *definition) (err error) {
+	files, _ := filepath.Glob(filepath.Join(string(d), "dest-*.udev")) // the pattern is right
+	for _, file := range files {
+		said, errRead := os.ReadFile(file)
+		if errRead == nil && string(said) == destLines(def)+"\n" {
+			errRead = removeIfThere(file)
+		}
+		err = errors.Join(err, errRead)
 	}
-	return errors.Join(err, removeIfThere(file))
+	return err
 }
 
 // nameForUdev comes before the device is there for others, so that the first event finds it. Without udev there is only

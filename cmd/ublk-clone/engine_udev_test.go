@@ -11,8 +11,8 @@ import (
 // TestForgetUdev: of what udev is told, a clone takes back its own, and only that.
 func TestForgetUdev(t *testing.T) {
 	dir := runDir(t.TempDir())
-	def := &definition{Name: "a", Dest: "/dev/none/sdy", DM: "layer"}
-	files := []string{dir.udevFile("ublkb7"), dir.layerUdevFile("layer"), dir.destUdevFile(def.Dest)}
+	def := &definition{Name: "a", Dest: "/dev/disk/by-id/gone", DM: "layer"} // which led to sdy
+	files := []string{dir.udevFile("ublkb7"), dir.layerUdevFile("layer"), dir.destUdevFile("/dev/sdy")}
 	for _, f := range files {
 		if err := tellUdev(f, destLines(def)); err != nil {
 			t.Fatal(err)
