@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,6 +69,9 @@ func (d runDir) forgetDest(def *definition) (err error) {
 	files, _ := filepath.Glob(filepath.Join(string(d), "dest-*.udev")) // the pattern is right
 	for _, file := range files {
 		said, errRead := os.ReadFile(file)
+		if errors.Is(errRead, fs.ErrNotExist) { // another clone's, which has ended meanwhile
+			continue
+		}
 		if errRead == nil && string(said) == destLines(def)+"\n" {
 			errRead = removeIfThere(file)
 		}

@@ -2,11 +2,33 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 )
+
+// TestForgetUdevTogether: clones that end at the same moment are not in each other's way.
+func TestForgetUdevTogether(t *testing.T) {
+	dir := runDir(t.TempDir())
+	for range 50 {
+		var all sync.WaitGroup
+		for i := range 20 {
+			def := &definition{Name: fmt.Sprintf("c%d", i), Dest: fmt.Sprintf("/dev/zz%d", i)}
+			if err := tellUdev(dir.destUdevFile(def.Dest), destLines(def)); err != nil {
+				t.Fatal(err)
+			}
+			all.Go(func() {
+				if err := dir.forgetUdev(def, ""); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+	}
+}
 
 // TestForgetUdev: of what udev is told, a clone takes back its own, and only that.
 func TestForgetUdev(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"os/signal"
 	"syscall"
 	"time"
@@ -117,6 +118,7 @@ func (p *program) forgetDefined(def *definition) {
 		err = p.byUnit("disable", def)
 	}
 	if dest, errStat := sys.StatPath(def.Dest); errStat == nil && dest.IsBlock() {
+		_ = exec.Command("timeout", "5s", "udevadm", "control", "--reload").Run() // it looks for new rules every 3 s only, if it is there
 		err = errors.Join(err, announce(def.Dest))
 	}
 	if err != nil {

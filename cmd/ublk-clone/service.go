@@ -202,11 +202,12 @@ func (p *program) delDead(def *definition, c clearing) error {
 	if def.Unit == "" {
 		return p.clearDead(def, c)
 	}
-	if err := p.byUnit("stop", def); err != nil { // as when the unit is not there any more
+	was, _ := exec.Command("timeout", stateLimit, "systemctl", "is-active", def.Unit).Output() // fails unless it is "active"
+	if err := p.byUnit("stop", def); err != nil {                                              // as when the unit is not there any more
 		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
 	}
 	err := p.clearDead(def, c)
-	if err != nil {
+	if err != nil && slices.Contains([]string{"active", "activating"}, strings.TrimSpace(string(was))) {
 		err = errors.Join(err, p.byUnit("start", def))
 	}
 	return err

@@ -84,6 +84,7 @@ var awayErrors = []error{
 	errNoSize, fs.ErrNotExist, io.ErrUnexpectedEOF, syscall.ENXIO, syscall.ENODEV, syscall.ENOMEDIUM, syscall.ESTALE, syscall.ESHUTDOWN,
 	syscall.EIO, syscall.EREMOTEIO, syscall.ENODATA, syscall.EBADE, syscall.EILSEQ, syscall.ENOLINK, syscall.ETIMEDOUT,
 	syscall.ENOTCONN, syscall.ECONNRESET, syscall.EHOSTUNREACH, syscall.ENETUNREACH,
+	syscall.EUCLEAN, // a file on a file system that is damaged
 }
 
 // Away says of an error of Open, or of reading what is open, that the device cannot be reached or read: it may be

@@ -335,4 +335,7 @@ func TestSignatureOfPartition(t *testing.T) {
 			t.Errorf("%q: %q, %v; expected %q", out, got, err, want)
 		}
 	}
+	if _, err := probed("", 0, nil); err == nil {
+		t.Error("a blkid that says nothing has found nothing")
+	}
 }

@@ -76,6 +76,8 @@ func probe(path string, limit time.Duration) (string, error) {
 // probed reads blkid's answer.
 func probed(out string, code int, err error) (string, error) {
 	switch {
+	case err == nil && strings.TrimSpace(out) == "":
+		return "", errors.New("blkid has said nothing: this is not the one of util-linux")
 	case err == nil:
 		if found := describe(out); found != "" {
 			return "it carries " + found, nil
