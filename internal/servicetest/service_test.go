@@ -214,6 +214,9 @@ func TestServiceStop(t *testing.T) {
 		t.Errorf("udev's view of a destination that is a partition:\n%s", p)
 	}
 	g.checkRights()
+	if wbt := strings.TrimSpace(g.run("cat", "/sys/block/ublkb0/queue/wbt_lat_usec")); wbt != "0" {
+		t.Errorf("the clone's queue throttles writeback: %s us", wbt)
+	}
 	g.sh(`
 		mount /dev/ublk-clone/data /mnt
 		systemctl stop ublk-clone@data`)
