@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
 // Lines of systemd's /etc/clonetab (clonetab(5), from systemd 261 on) as definitions. Fields are, in this order: name,
@@ -133,10 +134,8 @@ func (p *program) importClonetab(c *cli.Context) error {
 		if texts[i], err = t.definition(from); err != nil {
 			return err
 		}
-		there, err := os.ReadFile(p.defined.path(t.name))
-		if err == nil && !bytes.Equal(there, texts[i]) {
-			return &exit.Error{Code: exit.Exists, Doing: "import clone", Object: t.name,
-				Cause: fmt.Errorf("%s is there and says otherwise", p.defined.path(t.name)), Next: "Remove or rename one of them. Nothing was imported."}
+		if err := p.importable(&t, texts[i], from); err != nil {
+			return err
 		}
 	}
 	for i, t := range lines {
@@ -147,12 +146,29 @@ func (p *program) importClonetab(c *cli.Context) error {
 	return nil
 }
 
+// importable refuses a line whose clone is defined otherwise, or was finished: a boot must not clone the source over a
+// destination that stands alone.
+func (p *program) importable(t *tabLine, text []byte, from string) error {
+	path := p.defined.path(t.name)
+	there, err := os.ReadFile(path)
+	switch {
+	case err == nil && !bytes.Equal(there, text):
+		return &exit.Error{Code: exit.Exists, Doing: "import clone", Object: t.name,
+			Cause: fmt.Errorf("%s is there and says otherwise", path), Next: "Remove or rename one of them. Nothing was imported."}
+	case err != nil && p.defined.finished(t.name):
+		return &exit.Error{Code: exit.Refused, Doing: "import clone", Object: t.name,
+			Cause: fmt.Errorf("the clone was finished, as %s says: the next boot would copy %s over %s", path+finishedSuffix, t.source, t.dest),
+			Next:  "Remove the line from " + from + ". If the destination is to be overwritten, remove " + path + finishedSuffix + ". Nothing was imported."}
+	}
+	return nil
+}
+
 // define writes a definition, whole or not at all, and prints its path.
 func (p *program) define(name string, text []byte) error {
 	path := p.defined.path(name)
-	err := os.MkdirAll(string(p.defined), 0o755)
+	err := file.MakeFolder(string(p.defined), 0o755)
 	if err == nil {
-		err = replace(path, text, 0o644)
+		err = file.Replace(path, text, 0o644)
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		return &exit.Error{Code: exit.Denied, Doing: "write definition", Object: path, Cause: err, Next: "Run it as root."}

@@ -18,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
@@ -160,7 +161,7 @@ type server struct {
 // listen makes the socket. The caller holds the lock of the name, so a socket
 // that is there is that of a dead daemon.
 func listen(path string, log zerolog.Logger, answer func(request) answer) (*server, error) {
-	if err := removeIfThere(path); err != nil {
+	if err := file.Remove(path); err != nil {
 		return nil, socketError("replace", path, err)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})

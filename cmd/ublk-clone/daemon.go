@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
@@ -131,7 +132,7 @@ func (d *daemon) list() []step {
 				if d.keep {
 					return nil
 				}
-				return removeIfThere(d.dir.definition(def.Name))
+				return file.Remove(d.dir.definition(def.Name))
 			},
 		},
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
@@ -182,7 +183,7 @@ func (p *program) clearDead(def *definition, c clearing) error {
 func (d runDir) forget(def *definition) error {
 	err := d.forgetUdev(def, def.Device)
 	for _, path := range []string{d.socket(def.Name), d.log(def.Name), d.definition(def.Name)} {
-		err = errors.Join(err, removeIfThere(path))
+		err = errors.Join(err, file.Remove(path))
 	}
 	return err
 }

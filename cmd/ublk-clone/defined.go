@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
@@ -206,13 +207,17 @@ func blame(path string, err error) error {
 	return definedError(path, e.Cause)
 }
 
-// retire takes the definition of a clone that is about to be finished away: at the next boot its unit would clone the
-// source over what stands alone by then. It comes before the finish, so that no end of this process is between the two, and
-// after it was seen that nothing is left to be cloned; back undoes it where the clone goes on.
+// finishedSuffix is of a definition whose clone has been finished.
+const finishedSuffix = ".finished"
+
+// retire takes the definition of a clone that is about to be finished away, durably: at the next boot its unit would clone
+// the source over a destination that stands alone by then. It comes before anything that a boot would need to know that all
+// is hydrated is removed, so that no power cut finds the definition and not the metadata. back undoes it where the clone goes
+// on.
 func (p *program) retire(name string) (back func() error, err error) {
 	path := p.defined.path(name)
-	retired := path + ".finished"
-	err = os.Rename(path, retired)
+	retired := path + finishedSuffix
+	err = file.Rename(path, retired)
 	if errors.Is(err, fs.ErrNotExist) {
 		return func() error { return nil }, nil
 	}
@@ -220,5 +225,23 @@ func (p *program) retire(name string) (back func() error, err error) {
 		return nil, &exit.Error{Code: exit.Other, Doing: "rename definition", Object: path, Cause: err,
 			Next: "It must go before the clone is finished: the next boot would begin anew."}
 	}
-	return func() error { return os.Rename(retired, path) }, nil
+	return func() error { return file.Rename(retired, path) }, nil
+}
+
+// finished says that the clone of that name was finished, and that the user has not removed what says so.
+func (d definedDir) finished(name string) bool {
+	_, err := os.Stat(d.path(name) + finishedSuffix)
+	return err == nil
+}
+
+// retired fails unless no boot will find the definition: it is gone, and durably so. Without the folder there never was one.
+func (d definedDir) retired(name string) error {
+	if _, err := os.Stat(d.path(name)); err == nil {
+		return fmt.Errorf("the definition %s is still there", d.path(name))
+	}
+	err := file.FlushFolder(string(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }

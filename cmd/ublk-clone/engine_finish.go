@@ -282,6 +282,10 @@ func (e *cloneEngine) eraseMeta() {
 	if !e.finished || e.keepMetadata || e.meta == nil {
 		return
 	}
+	if err := theDefinedDir().retired(e.start.Definition.Name); err != nil {
+		e.log.Warn().Err(err).Str("metadata", e.meta.Path()).Msg("the metadata is kept: it keeps the next boot from cloning anew")
+		return
+	}
 	if err := e.meta.Erase(metadata.Size(0)); err != nil {
 		e.log.Warn().Err(err).Str("metadata", e.meta.Path()).Msg("they are not needed any more, and are still there")
 	}

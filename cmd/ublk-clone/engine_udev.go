@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
 // What udev's rules (packaging/udev) are told of a clone: a file for its block device and one for its destination, each
@@ -39,7 +41,8 @@ func (d runDir) layerUdevFile(name string) string {
 	return filepath.Join(string(d), "layer-"+name+".udev")
 }
 
-func tellUdev(file, lines string) error { return os.WriteFile(file, []byte(lines+"\n"), 0o600) }
+// tellUdev replaces the file as a whole: udev may read it at any moment.
+func tellUdev(path, lines string) error { return file.Replace(path, []byte(lines+"\n"), 0o600) }
 
 // announce has the kernel tell of a device and of its partitions again.
 func announce(path string) error {
@@ -55,10 +58,10 @@ func announce(path string) error {
 // forgetUdev removes the files of a clone.
 func (d runDir) forgetUdev(def *definition, device string) (err error) {
 	if device != "" {
-		err = removeIfThere(d.udevFile(kernelName(device)))
+		err = file.Remove(d.udevFile(kernelName(device)))
 	}
 	if def.DM != "" {
-		err = errors.Join(err, removeIfThere(d.layerUdevFile(def.DM)))
+		err = errors.Join(err, file.Remove(d.layerUdevFile(def.DM)))
 	}
 	return errors.Join(err, d.forgetDest(def))
 }
@@ -67,13 +70,13 @@ func (d runDir) forgetUdev(def *definition, device string) (err error) {
 // and be called like the device of another clone.
 func (d runDir) forgetDest(def *definition) (err error) {
 	files, _ := filepath.Glob(filepath.Join(string(d), "dest-*.udev")) // the pattern is right
-	for _, file := range files {
-		said, errRead := os.ReadFile(file)
+	for _, path := range files {
+		said, errRead := os.ReadFile(path)
 		if errors.Is(errRead, fs.ErrNotExist) { // another clone's, which has ended meanwhile
 			continue
 		}
 		if errRead == nil && string(said) == destLines(def)+"\n" {
-			errRead = removeIfThere(file)
+			errRead = file.Remove(path)
 		}
 		err = errors.Join(err, errRead)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/metadata"
@@ -167,6 +168,9 @@ func (p *program) finishDead(def *definition, keepMetadata bool) (done bool, err
 	if !yes || err != nil {
 		return false, err
 	}
+	if _, err := p.retire(def.Name); err != nil { // whoever began the finish may have been an older program
+		return true, err
+	}
 	lock, err := p.dir.acquire(def.Name)
 	if err != nil {
 		return true, err
@@ -175,7 +179,7 @@ func (p *program) finishDead(def *definition, keepMetadata bool) (done bool, err
 	if err := removeDead(def, forceDead); err != nil { // of the block device itself nobody is to be a user
 		return true, err
 	}
-	err = removeIfThere(livemap.Path(liveMaps, clone))
+	err = file.Remove(livemap.Path(liveMaps, clone))
 	if !keepMetadata {
 		err = errors.Join(err, eraseDead(def.Metadata, clone))
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/coreos/go-systemd/v22/unit"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
 // The generator (systemd.generator(7)): this program under another name, which systemd runs at boot and at each
@@ -51,15 +52,15 @@ func (p *program) generate(dir, rules string) error {
 		errs = errors.Join(errs, err)
 	}
 	if lines.Len() == 0 {
-		return errors.Join(errs, removeIfThere(rules))
+		return errors.Join(errs, file.Remove(rules))
 	}
 	return errors.Join(errs, writeFile(rules, lines.String()))
 }
 
 func writeFile(path, text string) error {
-	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	err := file.MakeFolder(filepath.Dir(path), 0o755)
 	if err == nil {
-		err = os.WriteFile(path, []byte(text), 0o644)
+		err = file.Replace(path, []byte(text), 0o644)
 	}
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "write", Object: path, Cause: err}

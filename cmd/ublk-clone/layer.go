@@ -16,6 +16,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
@@ -244,7 +245,7 @@ func (e *cloneEngine) linkLayer() error {
 	if leads() {
 		return nil
 	}
-	err = removeIfThere(link)
+	err = file.Remove(link)
 	if err == nil {
 		err = os.Symlink(linkTo(l), link)
 	}
@@ -290,7 +291,7 @@ func unlink(l *layer, mayBeThere bool) error {
 	if _, err := os.Stat(link); err == nil && !mayBeThere {
 		return nil
 	}
-	return removeIfThere(link)
+	return file.Remove(link)
 }
 
 // liftLayer takes the layer away, as long as the block device is under it.

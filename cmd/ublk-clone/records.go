@@ -14,6 +14,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -77,17 +78,10 @@ func (d recordDir) load(id blockdev.Identity) (*record, error) {
 func (d recordDir) store(id blockdev.Identity, r *record) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err == nil {
-		err = os.MkdirAll(string(d), 0o700)
-	}
-	next := d.path(id) + ".new"
-	if err == nil {
-		err = writeDurable(next, append(b, '\n'))
+		err = file.MakeFolder(string(d), 0o700)
 	}
 	if err == nil {
-		err = os.Rename(next, d.path(id))
-	}
-	if err == nil {
-		err = syncFolder(string(d))
+		err = file.Replace(d.path(id), append(b, '\n'), 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("write record %s: %w", d.path(id), err)
@@ -97,38 +91,10 @@ func (d recordDir) store(id blockdev.Identity, r *record) error {
 
 // remove forgets a destination.
 func (d recordDir) remove(id blockdev.Identity) error {
-	err := os.Remove(d.path(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		err = syncFolder(string(d))
-	}
-	if err != nil {
+	if err := file.Remove(d.path(id)); err != nil {
 		return fmt.Errorf("remove record %s: %w", d.path(id), err)
 	}
 	return nil
-}
-
-func writeDurable(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// syncFolder makes renamed and removed names durable.
-func syncFolder(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // use is the engine's record of its destination.

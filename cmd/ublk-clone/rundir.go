@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
@@ -36,7 +37,7 @@ func theRunDir() runDir {
 
 // create makes the folder, for root only.
 func (d runDir) create() error {
-	err := os.MkdirAll(string(d), 0o700)
+	err := file.MakeFolder(string(d), 0o700)
 	if err == nil {
 		err = os.Chmod(string(d), 0o700)
 	}
@@ -103,21 +104,8 @@ func (d runDir) store(def *definition) error {
 		return d.fail("write definition", def.Name, err)
 	}
 	path := d.definition(def.Name)
-	if err := replace(path, append(b, '\n'), 0o600); err != nil {
+	if err := file.Replace(path, append(b, '\n'), 0o600); err != nil {
 		return d.fail("write definition", path, err)
-	}
-	return nil
-}
-
-// replace writes a file: whole or not at all.
-func replace(path string, b []byte, mode fs.FileMode) error {
-	next := path + ".new"
-	err := os.WriteFile(next, b, mode)
-	if err == nil {
-		err = os.Rename(next, path)
-	}
-	if err != nil {
-		return errors.Join(err, removeIfThere(next))
 	}
 	return nil
 }
@@ -167,7 +155,7 @@ func sameFile(f *os.File, path string) bool {
 
 // release removes the file first, then unlocks it.
 func (l *nameLock) release() error {
-	return errors.Join(os.Remove(l.path), l.file.Close())
+	return errors.Join(file.Remove(l.path), l.file.Close())
 }
 
 // alive says whether a daemon of that name holds the lock.
@@ -178,15 +166,6 @@ func (d runDir) alive(name string) bool {
 	}
 	defer f.Close()
 	return errors.Is(sys.FlockShared(int(f.Fd())), syscall.EWOULDBLOCK)
-}
-
-// removeIfThere removes a file that may be gone already.
-func removeIfThere(path string) error {
-	err := os.Remove(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // tail is the end of the daemon's log, for the message of a start that failed.

@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
@@ -232,7 +233,7 @@ func (p *program) unitPrepare(c *cli.Context) error {
 	if err := p.dir.create(); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(string(theRecordDir()), 0o700); err != nil {
+	if err := file.MakeFolder(string(theRecordDir()), 0o700); err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "make folder", Object: string(theRecordDir()), Cause: err}
 	}
 	// A command of a unit is in a mount namespace of its own, also where the sandbox does not hold.
@@ -253,9 +254,6 @@ func (p *program) endFinish(name string) error {
 		return err
 	}
 	if _, yes, err := there.switched(); !yes || err != nil {
-		return err
-	}
-	if _, err := p.retire(name); err != nil {
 		return err
 	}
 	_, err = p.finishDead(there, there.KeepMetadata)

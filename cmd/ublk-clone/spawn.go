@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
 // startLimit is how long a daemon may take to bring its clone up: opening a
@@ -83,7 +84,7 @@ func (d runDir) forgetLog(st start) error {
 	if st.Replace {
 		return nil
 	}
-	return removeIfThere(d.log(st.Definition.Name))
+	return file.Remove(d.log(st.Definition.Name))
 }
 
 func spawnError(name string, err error) error {
@@ -169,7 +170,7 @@ func (p *program) runSpawned() error {
 		}
 	})
 	if err == nil && !d.keep { // else it may be the next daemon's by now
-		err = removeIfThere(p.dir.log(st.Definition.Name))
+		err = file.Remove(p.dir.log(st.Definition.Name))
 	}
 	return err
 }

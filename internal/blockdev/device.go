@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
@@ -190,7 +191,7 @@ func (d *Device) unlink() error {
 	if err != nil || st.Dev != d.stat.Dev || st.Inode != d.stat.Inode {
 		return nil
 	}
-	if err := os.Remove(d.path); err != nil {
+	if err := file.Remove(d.path); err != nil {
 		return d.fail("remove", err, "")
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
@@ -133,7 +134,14 @@ func create(role Role, path string, o Options) (*Device, error) {
 		return nil, err
 	}
 	d.created = true
-	return d.setUp(o)
+	if d, err = d.setUp(o); err != nil || o.DryRun {
+		return d, err
+	}
+	// What is flushed to the file later is worth nothing if a power cut takes the file's name away.
+	if err := file.FlushFolder(filepath.Dir(path)); err != nil {
+		return nil, d.abandon(d.fail("make the name durable of", err, ""))
+	}
+	return d, nil
 }
 
 // noNameless is of a dry run in a folder whose file system has no files without names. It is refused if it is of a kind

@@ -3,9 +3,11 @@
 package tidy
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -37,15 +39,16 @@ var allowed = map[string]struct {
 	"internal/bench/report":      {imports: []string{"internal/bench"}},
 	"internal/exit":              {},
 	"internal/fakedisk":          {},
+	"internal/file":              {},
 	"internal/sys":               {syscalls: true},
-	"internal/blockdev":          {imports: []string{"internal/exit", "internal/sys"}},
+	"internal/blockdev":          {imports: []string{"internal/exit", "internal/file", "internal/sys"}},
 	"internal/devicetest":        {},
 	"internal/livemap":           {imports: []string{"bitmap", "internal/sys"}},
 	"internal/servicetest":       {},
 	"internal/tidy":              {},
 	"internal/servicetest/agent": {imports: []string{"internal/servicetest"}, syscalls: true},
-	"cmd/ublk-clone": {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/exit", "internal/livemap", "internal/sys",
-		"metadata", "ublk", "ublk/uring"}},
+	"cmd/ublk-clone": {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/exit", "internal/file", "internal/livemap",
+		"internal/sys", "metadata", "ublk", "ublk/uring"}},
 }
 
 // errnoOnly may name errors of the kernel (package syscall or x/sys/unix) and call nothing.
@@ -110,6 +113,55 @@ func TestImports(t *testing.T) {
 	}
 	if len(seen) < 10 {
 		t.Errorf("only %d packages were looked at", len(seen))
+	}
+}
+
+// changesFiles are the functions of package os that change names or write files as a whole. None of them is durable.
+var changesFiles = []string{"WriteFile", "Create", "Rename", "Remove", "RemoveAll", "Mkdir", "MkdirAll", "Link", "Symlink"}
+
+// mayChangeFiles are the uses of them outside of internal/file, which has the one way to write a file, with the reason.
+var mayChangeFiles = map[string]string{
+	"cmd/ublk-clone/engine_udev.go WriteFile": "uevent in sysfs",
+	"cmd/ublk-clone/layer.go Symlink":         "a link in /dev, which no boot finds",
+	"internal/livemap/livemap.go Rename":      "tmpfs: what is there ends with the machine",
+	"internal/livemap/livemap.go Remove":      "tmpfs",
+	"internal/sys/mounts.go WriteFile":        "procfs",
+	"internal/sys/process.go WriteFile":       "procfs",
+	"internal/livemap/livemap.go Mkdir":       "tmpfs",
+	"ublk/spare.go WriteFile":                 "sysfs",
+}
+
+// TestFilesAreWrittenInOneWay: whoever writes, renames or removes a file on which something durable depends has to flush the
+// file and its folder, in order. internal/file does.
+func TestFilesAreWrittenInOneWay(t *testing.T) {
+	unused := maps.Clone(mayChangeFiles)
+	goFiles(t, func(folder, path string) {
+		if folder == "internal/file" || !strings.HasPrefix(folder, "cmd") && !slices.Contains([]string{
+			"bitmap", "clone", "hydrate", "metadata", "ublk", "ublk/uring", "internal/blockdev", "internal/exit", "internal/livemap", "internal/sys"}, folder) {
+			return
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			call, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if pkg, ok := call.X.(*ast.Ident); !ok || pkg.Name != "os" || !slices.Contains(changesFiles, call.Sel.Name) {
+				return true
+			}
+			use := folder + "/" + filepath.Base(path) + " " + call.Sel.Name
+			if mayChangeFiles[use] == "" {
+				t.Errorf("%s calls os.%s: use internal/file, which makes it durable", path, call.Sel.Name)
+			}
+			delete(unused, use)
+			return true
+		})
+	})
+	for use := range unused {
+		t.Errorf("the exception %q is not needed any more", use)
 	}
 }
 
