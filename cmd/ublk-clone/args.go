@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -26,6 +27,33 @@ func flagsFirst(app *cli.App, args []string) []string {
 		out = append(append(out, "--"), words[n:]...)
 	}
 	return out
+}
+
+// missingValue refuses a flag that another flag follows in its value's place. So it looks when a script's variable is
+// empty: `--metadata $FILE --no-hydration` would make a file of that name. A value that looks like a flag is given with "=".
+func missingValue(app *cli.App, args []string) error {
+	takesValue := map[string]bool{}
+	flagsOf(takesValue, app.Flags, app.Commands)
+	for i := 1; i+1 < len(args) && args[i] != "--"; i++ {
+		name, isFlag := flagName(args[i])
+		if !isFlag || !takesValue[name] {
+			continue
+		}
+		i++ // the value
+		next, isFlag := flagName(args[i])
+		if _, known := takesValue[next]; isFlag && (known || args[i] == "--") {
+			return usage(fmt.Sprintf("--%s has no value: %s follows it. If that is the value, write --%s=%s", name, args[i], name, args[i]))
+		}
+	}
+	return nil
+}
+
+// flagName is the name of a flag that stands alone, without a value behind "=".
+func flagName(arg string) (name string, isFlag bool) {
+	if len(arg) < 2 || arg[0] != '-' {
+		return "", false
+	}
+	return strings.TrimLeft(arg, "-"), true
 }
 
 // flagsOf notes for every flag of the program whether a value follows it. A

@@ -36,6 +36,27 @@ func TestFlagsFirst(t *testing.T) {
 	}
 }
 
+// TestMissingValue: an empty variable of a script does not make a flag the value of another.
+func TestMissingValue(t *testing.T) {
+	app := newApp(&program{})
+	for _, c := range []struct{ in, says string }{
+		{"p add NAME --metadata --no-hydration", "--metadata has no value: --no-hydration follows it"},
+		{"p add NAME --source a --dest --metadata m", "--dest has no value"},
+		{"p add --rate -o json NAME", "--rate has no value: -o follows"},
+		{"p add --dest -- NAME", "--dest has no value"},
+		{"p add NAME --metadata=--no-hydration", ""},
+		{"p add NAME --source a --no-hydration --dest b", ""},
+		{"p message NAME -- --source --dest", ""},
+		{"p add NAME --source -", ""},
+		{"p add NAME --source --strange", ""},
+	} {
+		err := missingValue(app, strings.Fields(c.in))
+		if c.says == "" && err != nil || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%q: %v, expected %q", c.in, err, c.says)
+		}
+	}
+}
+
 // A flag that takes a value in one command and none in another would be read
 // wrongly in front of its command.
 func TestFlagsMeanTheSameEverywhere(t *testing.T) {

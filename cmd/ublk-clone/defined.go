@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -88,7 +89,7 @@ func (d definedDir) load(name string) (defined, error) {
 	}
 	def := defined{}
 	for _, key := range slices.Sorted(maps.Keys(values)) {
-		if def[key], err = definedValue(values[key]); err != nil {
+		if def[key], err = definedValue(key, values[key]); err != nil {
 			return nil, definedError(path, fmt.Errorf("%s: %w", key, err))
 		}
 		if slices.Contains(pathKeys, key) && !filepath.IsAbs(def[key]) {
@@ -110,14 +111,43 @@ func trusted(path string) error {
 	return nil
 }
 
-func definedValue(v any) (string, error) {
+// definedValue is the value as the flag of that name takes it. A switch is true or false and nothing else: "yes" would be
+// no, and a number for a switch is a mistake.
+func definedValue(key string, v any) (string, error) {
+	isSwitch, known := definedKeys()[key]
+	_, isBool := v.(bool)
 	switch v := v.(type) {
-	case string:
-		return v, nil
-	case bool, int64:
+	case string, bool, int64:
+		if known && isBool != isSwitch {
+			break
+		}
 		return fmt.Sprint(v), nil
 	}
-	return "", fmt.Errorf("a string, a number or true and false are possible, not %v", v)
+	if isSwitch {
+		return "", fmt.Errorf("true or false is needed, without quotes, not %v", quotedValue(v))
+	}
+	return "", fmt.Errorf("a string or a number is needed, not %v", quotedValue(v))
+}
+
+// quotedValue is the value as a definition would have it.
+func quotedValue(v any) any {
+	if s, ok := v.(string); ok {
+		return strconv.Quote(s)
+	}
+	return v
+}
+
+// definedKeys are the keys that a definition may have, and which of them are switches: the flags of add, and the
+// generator's.
+func definedKeys() map[string]bool {
+	keys := map[string]bool{networkKey: true}
+	for _, f := range new(program).addCommand().Flags {
+		name := f.Names()[0]
+		if !slices.Contains(onlyFlags, name) {
+			_, keys[name] = f.(*cli.BoolFlag)
+		}
+	}
+	return keys
 }
 
 func definedError(path string, err error) error {
@@ -184,11 +214,12 @@ func (d defined) set(c *cli.Context) error {
 }
 
 func setDefined(c *cli.Context, key, value string) error {
+	_, known := definedKeys()[key]
 	switch {
+	case !known:
+		return fmt.Errorf("unknown key %q", key)
 	case key == networkKey:
 		return nil // the generator's
-	case slices.Contains(onlyFlags, key) || !slices.ContainsFunc(c.Command.Flags, func(f cli.Flag) bool { return f.Names()[0] == key }):
-		return fmt.Errorf("unknown key %q", key)
 	case c.IsSet(key):
 		return nil
 	}

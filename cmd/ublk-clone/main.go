@@ -65,8 +65,11 @@ func (p *program) run(args []string) int {
 		return exit.OK
 	}
 	app := newApp(p)
+	err := missingValue(app, args)
 	args = flagsFirst(app, args)
-	err := app.Run(args)
+	if err == nil {
+		err = app.Run(args)
+	}
 	if err == nil {
 		return exit.OK
 	}
