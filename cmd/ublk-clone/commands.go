@@ -67,7 +67,10 @@ func (p *program) del(c *cli.Context) error {
 		return err
 	}
 	if p.dir.alive(name) {
-		_, err := p.dir.ask(name, request{Verb: verbStop, WaitMS: wait.Milliseconds()}, wait+stopLimit)
+		ans, err := p.dir.call(name, request{Verb: verbStop, WaitMS: wait.Milliseconds()}, wait+stopLimit)
+		for _, w := range ans.Warnings {
+			fmt.Fprintln(p.errs, "ublk-clone: warning:", w)
+		}
 		if exit.Code(err) != exit.NoAnswer || p.dir.alive(name) {
 			return err
 		}

@@ -107,6 +107,8 @@ type answer struct {
 	Status *cloneStatus `json:"status,omitempty"`
 	Events []event      `json:"events,omitempty"`
 	Last   uint64       `json:"last,omitempty"` // sequence number of the last event
+	// Warnings are of an end that went well: what the user should know all the same.
+	Warnings []string `json:"warnings,omitempty"`
 	// sent is closed when the answer is on its way; the connection then stays
 	// open until the process ends, which is how a command sees that end.
 	sent chan struct{}

@@ -57,6 +57,8 @@ type engine interface {
 	warmUp() error
 	// warn notes what the user should know of the start.
 	warn(format string, args ...any)
+	// farewell is what whoever ends the clone should know, when the steps are taken back.
+	farewell() []string
 	// answers says whether all loops have gone round since it was called last.
 	answers() bool
 	// waits is what the steps wait for now, nil for nothing. Any goroutine may ask.

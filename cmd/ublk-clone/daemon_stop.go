@@ -190,7 +190,10 @@ func (d *daemon) answerStop(req request) answer {
 	}
 	r := stopRequest{verb: req.Verb, keepMetadata: req.Keep, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
 	d.stops <- r
-	return answer{Error: toWire(<-r.reply), sent: r.sent}
+	if err := <-r.reply; err != nil {
+		return answer{Error: toWire(err), sent: r.sent}
+	}
+	return answer{Warnings: d.engine.farewell(), sent: r.sent}
 }
 
 // awaitUp waits for the end of the start, at most limit, and says whether the clone is up.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -70,6 +71,8 @@ type cloneEngine struct {
 	failures     failures
 	happened     *eventLog
 	watcher      *watcher
+	shorter      atomic.Pointer[error] // the destination is, since it was opened. The watcher looks
+	parting      []string              // what whoever ends the clone should know, when it has ended
 
 	reopening sync.Mutex // one caller of findSource at a time
 

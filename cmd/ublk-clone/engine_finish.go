@@ -62,6 +62,8 @@ func (e *cloneEngine) finishable() error {
 	switch {
 	case e.core.Mode() != clone.ReadWrite || e.core.FlushLost() || e.detached() != nil:
 		return refuse(errors.New("its metadata or destination have failed"), "See `ublk-clone status "+def.Name+"`.")
+	case e.dest.Shorter() != nil:
+		return refuse(e.dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
 	case st.Bytes.Remaining > 0:
 		return refuse(fmt.Errorf("%s of %s are not in the destination yet", formatSize(st.Bytes.Remaining), formatSize(e.geometry.Size)),
 			"`ublk-clone wait "+def.Name+"` returns when they are; `ublk-clone status "+def.Name+"` says what keeps them.")

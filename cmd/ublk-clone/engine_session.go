@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
@@ -20,6 +23,9 @@ func (e *cloneEngine) beginSession(context.Context) error {
 		}
 	}
 	e.live.ended = false
+	if why := e.trouble(); why != "" {
+		e.warn("%s `ublk-clone status %s` says what to do.", why, e.start.Definition.Name)
+	}
 	e.base = e.store.Superblock().Counters
 	c := e.committer
 	c.core, c.dest, c.store, c.refresh, c.update = e.core, flusher{e.dest}, mapStore{e.store, e.live.Map}, e.refresh, e.updateStore
@@ -31,6 +37,20 @@ func (e *cloneEngine) beginSession(context.Context) error {
 	e.sampler.start(e)
 	return nil
 }
+
+// trouble says what has happened that keeps marks from being committed (I10), "" for nothing.
+func (e *cloneEngine) trouble() string {
+	switch {
+	case e.core.FlushLost():
+		return "A flush of the destination failed: what was written to the clone since the flush before it may be lost."
+	case e.core.Mode() != clone.ReadWrite:
+		return "The metadata could not be written: what was written to the clone since the last commit is marked in memory only, until this machine restarts."
+	}
+	return ""
+}
+
+// farewell is what whoever ends the clone should know.
+func (e *cloneEngine) farewell() []string { return e.parting }
 
 // openSession writes the superblock of a session that begins, or goes on.
 func (e *cloneEngine) openSession() error {
@@ -102,6 +122,7 @@ func (e *cloneEngine) refresh(sb *metadata.Superblock) error {
 func (e *cloneEngine) endSession() error {
 	e.sampler.stop()
 	e.committer.stop()
+	known := e.trouble()
 	err := e.core.Commit(e.committer.dest, e.committer.store)
 	if err == nil {
 		err = e.updateStore(func(sb *metadata.Superblock) error {
@@ -110,6 +131,11 @@ func (e *cloneEngine) endSession() error {
 		})
 	}
 	e.closeUse()
+	if errors.Is(err, clone.ErrFlushLost) || errors.Is(err, clone.ErrReadOnly) && known != "" {
+		// It was told when it happened, and this end has not failed because of it. The live map stays.
+		e.parting = append(e.parting, cmp.Or(known, e.trouble())+" The metadata has no clean mark.")
+		return nil
+	}
 	if err != nil { // the live map stays: it has what is not committed
 		return metaError("commit to", e.start.Definition.Metadata, fmt.Errorf("no clean mark is set: %w", err))
 	}

@@ -78,6 +78,11 @@ func (e *cloneEngine) condition() condition {
 // look is the watcher's, every second at least.
 func (e *cloneEngine) look() condition {
 	e.letGo()
+	if err := e.dest.Shorter(); err == nil {
+		e.shorter.Store(nil)
+	} else if e.shorter.Swap(&err) == nil {
+		e.happened.add(eventDestError, err.Error())
+	}
 	return e.condition()
 }
 
@@ -102,6 +107,9 @@ func (e *cloneEngine) status(st *cloneStatus) {
 		st.BadRanges = append(st.BadRanges, badRange{Offset: geo.Start(b.First), Length: geo.Start(b.End) - geo.Start(b.First), Attempts: b.Attempts})
 	}
 	st.State, st.Reason, st.Action = e.explain(st, h)
+	if st.State == stateFailed && e.shorter.Load() != nil {
+		st.StalledBy = blockdev.Dest.String()
+	}
 	if st.State == stateStalled {
 		st.StalledBy = e.stalledBy(h).String()
 	}
@@ -171,6 +179,9 @@ func (e *cloneEngine) explain(st *cloneStatus, h hydrate.Status) (state, reason,
 	case e.core.Mode() != clone.ReadWrite:
 		return stateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",
 			"Repair " + e.start.Definition.Metadata + ", then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then copy what was written since the last FLUSH."
+	case e.shorter.Load() != nil:
+		return stateFailed, fmt.Sprintf("The destination has become shorter (%v). What was behind its end is lost, and requests there fail.", *e.shorter.Load()),
+			"Copy what matters off the device. A destination that was cut short cannot be made whole again from here."
 	case e.core.Complete():
 		return stateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` has " + e.start.Definition.Dest + " stand alone."
 	}

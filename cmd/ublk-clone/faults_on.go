@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
 // faultEnv is the number of the step, from 1, behind which a start fails.
@@ -17,6 +19,7 @@ const faultEnv = "UBLK_CLONE_FAULT"
 
 // fault makes step k of a start fail, after it was done.
 func fault(k int) error {
+	file.Passed("start "+strconv.Itoa(k), "")
 	if os.Getenv(faultEnv) == strconv.Itoa(k) {
 		return fmt.Errorf("fault behind step %d, as %s asks", k, faultEnv)
 	}
@@ -31,6 +34,7 @@ var finishFailed sync.Map
 
 // faultAt is called behind step k of a finish.
 func faultAt(k int) error {
+	file.Passed("finish "+strconv.Itoa(k), "")
 	words := strings.Fields(os.Getenv(finishEnv))
 	if len(words) < 2 || !slices.Contains(words[1:], strconv.Itoa(k)) {
 		return nil

@@ -128,7 +128,11 @@ func hydrated(st *cloneStatus) (bool, error) {
 		}
 		return false, waitError(code, st, errors.New("stalled: "+st.Reason))
 	case stateFailed:
-		return false, waitError(exit.Metadata, st, errors.New("failed: "+st.Reason))
+		code := exit.Metadata
+		if st.StalledBy == blockdev.Dest.String() {
+			code = exit.Dest
+		}
+		return false, waitError(code, st, errors.New("failed: "+st.Reason))
 	}
 	return false, nil
 }

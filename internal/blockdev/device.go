@@ -132,6 +132,24 @@ func (d *Device) Present() bool {
 	return err == nil && size == d.size
 }
 
+// Shorter says that the device has become shorter than it was at open: what was written behind its end is lost. nil: it has
+// not, or is not there to be asked.
+func (d *Device) Shorter() error {
+	size, err := d.sizeNow()
+	if err != nil || size >= d.size || d.IsBlock() && size == 0 { // 0: it was removed, which its errors tell
+		return nil
+	}
+	return d.fail("find the end of", fmt.Errorf("it has %d bytes, and had %d when it was opened", size, d.size), "")
+}
+
+func (d *Device) sizeNow() (int64, error) {
+	if d.IsBlock() {
+		return sys.BlockSize64(d.fd())
+	}
+	st, err := sys.Fstat(d.fd())
+	return st.Size, err
+}
+
 // Flush makes every write through the description that ended before it durable.
 // It blocks.
 func (d *Device) Flush() error {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -107,19 +108,50 @@ func (m *machine) failFlush(fua bool) {
 	c.noError(w.write(v, buf, 0, false))
 	v.close()
 	w.check(m, c.path)
-	m.expectFailure(m.try(command, "del", c.name), exit.Metadata, "no clean mark")
+	m.expectFailure(m.try(command, "del", c.name), exit.OK, "no clean mark")
 	c.path = ""
-	c.add()
+	o := m.try(command, append([]string{"add", c.name}, c.args...)...)
+	m.expectFailure(o, exit.OK, "A flush of the destination failed", "status "+c.name)
+	c.path = strings.TrimSpace(o.stdout)
 	if s := c.status(); s.Mode != "ro" {
 		m.Errorf("%s: mode %s after a restart", role, s.Mode)
 	}
 	w.check(m, c.path)
-	m.expectFailure(m.try(command, "del", c.name), exit.Metadata, "no clean mark")
+	m.expectFailure(m.try(command, "del", c.name), exit.OK, "no clean mark")
 	c.path = ""
 	c.args = append(c.args, "--force")
 	c.add()
 	c.hydrateFast()
 	c.waitHydrated()
+	c.del()
+}
+
+// TestDestCutShort: a destination that becomes shorter under a complete clone is not called complete any more, and is not
+// handed over.
+func TestDestCutShort(t *testing.T) {
+	m := newMachine(t)
+	m.dir = m.ext4Folder(32)
+	const size = 8 * mib
+	half := strconv.FormatInt(size/2, 10)
+	source, dest := m.nullBlk("src", nullOptions{mib: size / mib}), m.missing("dest")
+	m.fillDisk(source, original)
+	c := m.addClone(source, dest, m.missing("meta"))
+	c.waitHydrated()
+	before := strconv.FormatUint(c.status().LastEvent, 10)
+	if err := os.Truncate(dest.path, size/2); err != nil {
+		t.Fatal(err)
+	}
+	m.waitFor(standLimit, "the status to say so", func() error {
+		if s := c.status(); s.State != "failed" || !strings.Contains(s.Reason, "shorter") || !strings.Contains(s.Reason, half) {
+			return fmt.Errorf("state %s: %s", s.State, s.Reason)
+		}
+		return nil
+	})
+	m.expectFailure(m.try(command, "finish", c.name), exit.Refused, half)
+	m.expectFailure(m.try(command, "wait", c.name), exit.Dest, "shorter")
+	if event := m.run(command, "wait", c.name, "--for", "event", "--after", before, "--timeout", "30s"); !strings.Contains(event, "dest-error") {
+		t.Errorf("the event is %s", event)
+	}
 	c.del()
 }
 

@@ -442,7 +442,7 @@ func TestLostFlushIsFinal(t *testing.T) {
 		c.recover()
 	}
 	v.close()
-	m.expectFailure(m.try(command, "del", c.name), exit.Metadata, "no clean mark")
+	m.expectFailure(m.try(command, "del", c.name), exit.OK, "no clean mark")
 	c.path = ""
 	c.args = append(c.args, "--force") // from the last commit
 	c.add()
