@@ -1,0 +1,226 @@
+//go:build device
+
+package devicetest
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+// Three things that a boot finds decide whether it clones a source over a destination: the definition, the metadata, and the
+// record of the destination. They may lie on three file systems, each of which makes durable what it likes when it likes,
+// unless it is told. A cut is what the three disks hold at one moment, without what is only in the page cache: what a power
+// cut would leave.
+
+// cutBench has the three file systems, and a program that copies their disks behind every step of a command
+// (internal/file, StepEnv).
+type cutBench struct {
+	*machine
+	folders []string // where the file systems are mounted
+	cuts    string   // a folder for each cut since the last take
+	taken   int      // calls of take
+}
+
+// cutNames are the file systems.
+var cutNames = []string{"etc", "var", "meta"}
+
+func newCutBench(m *machine) *cutBench {
+	b := &cutBench{machine: m, cuts: filepath.Join(m.dir, "cuts")}
+	images := ""
+	for _, name := range cutNames {
+		image := m.file(name+".img", 8*mib).path
+		m.run("mkfs.ext4", "-q", "-F", "-b", "1024", image)
+		b.folders = append(b.folders, filepath.Join(m.dir, name))
+		images += " " + image
+	}
+	m.writeNew(filepath.Join(m.dir, "cut"), "#!/bin/sh\nd="+b.cuts+"/$$\nmkdir $d && echo \"$*\" >$d/step && cp"+images+" $d\n", 0o755)
+	b.mkdir(append(b.folders, b.cuts)...)
+	b.mount(m.dir)
+	m.Cleanup(b.unmount)
+	m.Setenv("UBLK_CLONE_ETC_DIR", filepath.Join(b.folders[0], "ublk-clone"))
+	m.Setenv("UBLK_CLONE_STATE_DIR", filepath.Join(b.folders[1], "ublk-clone"))
+	return b
+}
+
+func (m *machine) writeNew(path, text string, mode os.FileMode) {
+	m.Helper()
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+		m.Fatal(err)
+	}
+}
+
+func (b *cutBench) mkdir(paths ...string) {
+	b.Helper()
+	for _, path := range paths {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// mount mounts the images in dir. The file systems commit nothing by themselves while the test runs.
+func (b *cutBench) mount(dir string) {
+	b.Helper()
+	for i, folder := range b.folders {
+		b.run("mount", "-o", "loop,commit=900", filepath.Join(dir, cutNames[i]+".img"), folder)
+	}
+}
+
+func (b *cutBench) unmount() {
+	for _, folder := range b.folders {
+		for unix.Unmount(folder, 0) == nil {
+		}
+	}
+}
+
+// recording runs a command of the program that takes a cut behind each of its steps, its daemon's included.
+func (b *cutBench) recording(args ...string) {
+	b.Helper()
+	b.Setenv("UBLK_CLONE_AT_STEP", filepath.Join(b.dir, "cut"))
+	b.must(b.tryFor(3*time.Minute, faulty, args...), faulty, args...)
+	b.Setenv("UBLK_CLONE_AT_STEP", "")
+}
+
+// take gives the cuts since the last call, in order, without those that are the same as the one before.
+func (b *cutBench) take() (cuts []string) {
+	b.Helper()
+	b.taken++
+	taken := fmt.Sprintf("%s-%d", b.cuts, b.taken)
+	if err := os.Rename(b.cuts, taken); err != nil {
+		b.Fatal(err)
+	}
+	b.mkdir(b.cuts)
+	all, err := filepath.Glob(taken + "/*")
+	if err != nil {
+		b.Fatal(err)
+	}
+	slices.SortFunc(all, func(a, c string) int { return b.made(a).Compare(b.made(c)) })
+	last := ""
+	for _, cut := range all {
+		if sum := b.sum(cut); sum != last {
+			cuts, last = append(cuts, cut), sum
+		}
+	}
+	b.Logf("%d cuts, %d of them different", len(all), len(cuts))
+	return cuts
+}
+
+// made is when a cut was.
+func (b *cutBench) made(cut string) time.Time {
+	b.Helper()
+	info, err := os.Stat(filepath.Join(cut, "step"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return info.ModTime()
+}
+
+func (b *cutBench) sum(cut string) string {
+	b.Helper()
+	sum := sha256.New()
+	for _, name := range cutNames {
+		f, err := os.Open(filepath.Join(cut, name+".img"))
+		if err == nil {
+			_, err = io.Copy(sum, f)
+			f.Close()
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	return string(sum.Sum(nil))
+}
+
+// boot has a machine start from a cut: if it finds the definition its unit adds the clone, as a boot would. It says whether
+// the clone is up, and whether there was a definition.
+func (b *cutBench) boot(c *clone, cut string) (up, defined bool) {
+	b.Helper()
+	b.unmount()
+	b.mount(cut)
+	_, err := os.Stat(filepath.Join(b.folders[0], "ublk-clone", c.name+".toml"))
+	defined = err == nil
+	o := b.try(command, "add", c.name)
+	if o.code == 0 {
+		c.path = strings.TrimSpace(o.stdout)
+	}
+	b.Logf("%s: defined %t, add: exit code %d %s", strings.TrimSpace(b.readFile(filepath.Join(cut, "step"))), defined, o.code, o.stderr)
+	if o.code != 0 && defined && o.code != exit.Refused && o.code != exit.Metadata {
+		b.Errorf("the definition is there, and add fails with exit code %d", o.code)
+	}
+	return o.code == 0, defined
+}
+
+// TestPowerCutsAroundFinish takes the power away behind every step of import, add and finish. No boot clones the source over
+// what the user has written, or over a destination that stands alone (I16).
+func TestPowerCutsAroundFinish(t *testing.T) {
+	m := newMachine(t)
+	m.dropLiveMaps()
+	b := newCutBench(m)
+	const size = 8 * mib
+	source, dest := m.nullBlk("src", nullOptions{mib: size / mib}), m.nullBlk("dst", nullOptions{mib: size / mib})
+	m.fillDisk(source, original)
+	c := m.newClone(source, dest, &disk{path: filepath.Join(b.folders[2], "meta")})
+	tab := filepath.Join(m.dir, "clonetab")
+	m.writeNew(tab, fmt.Sprintf("%s %s %s %s\n", c.name, source.path, dest.path, filepath.Join(b.folders[2], "meta")), 0o644)
+
+	b.recording("import-clonetab", tab)
+	b.recording("add", c.name, "--no-hydration")
+	started := b.take()
+	c.path = c.status().Device
+	const written version = 7
+	m.fillDisk(m.block(c.path), written)
+	c.hydrateFast()
+	c.waitHydrated()
+	b.take()
+	c.path = ""
+	b.recording("finish", c.name)
+	finished := b.take()
+	if len(started) < 8 || len(finished) < 4 {
+		t.Fatalf("only %d cuts of add and %d of finish", len(started), len(finished))
+	}
+	users := newModel(size, 4*kib)
+	users.set(0, size, written)
+
+	m.otherBoot()
+	retired, still := 0, 0
+	for _, cut := range finished {
+		up, defined := b.boot(c, cut)
+		if defined {
+			still++
+		} else {
+			retired++
+		}
+		if up {
+			users.check(m, c.path)
+			c.del()
+		}
+		users.check(m, dest.path)
+	}
+	if retired == 0 || still == 0 {
+		t.Errorf("%d boots find the definition, %d do not: the cuts show nothing", still, retired)
+	}
+	if o := m.try(command, "import-clonetab", tab); o.code != exit.Refused || !strings.Contains(o.stderr, "was finished") {
+		t.Errorf("import of what was finished: exit code %d: %s", o.code, o.stderr)
+	}
+
+	clean := newModel(size, 4*kib)
+	for _, cut := range started {
+		m.fillDisk(dest, junk) // nobody had written to it
+		if up, _ := b.boot(c, cut); up {
+			clean.check(m, c.path)
+			c.del()
+		}
+	}
+	b.unmount()
+}
