@@ -1,6 +1,7 @@
 package ublk
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 
@@ -60,7 +61,7 @@ func (q *Queue) freeBuffers() error {
 // slots is how many places the ring's table needs.
 func (q *Queue) slots() int {
 	if q.buffers.registers {
-		return q.dev.info.Depth
+		return cmp.Or(q.dev.opts.table, q.dev.info.Depth)
 	}
 	return 0
 }
@@ -163,17 +164,19 @@ func (q *Queue) needsBounce(d Desc) bool {
 	return d.Flags&flagNeedRegBuf != 0 || q.dev.opts.bounce
 }
 
-// takeBounce gives the bounce buffer to tag, with the bytes of a WRITE, or puts it in line.
-func (q *Queue) takeBounce(tag uint16, d Desc) (taken bool, err error) {
-	if q.buffers.bounced != noTag {
-		q.buffers.waiting = append(q.buffers.waiting, tag)
-		return false, nil
-	}
+// bounceIsFree says whether a request may have the bounce buffer now. Those that wait for it come first.
+func (q *Queue) bounceIsFree() bool { return q.buffers.bounced == noTag && len(q.buffers.waiting) == 0 }
+
+// serveBounced gives the bounce buffer to tag, with the bytes of a WRITE, and the request to the target.
+func (q *Queue) serveBounced(tag uint16, d Desc) {
 	if d.Op == OpWrite {
-		err = q.Fetch(tag, 0, q.buffers.bounce[:d.Length()])
+		if err := q.Fetch(tag, 0, q.buffers.bounce[:d.Length()]); err != nil {
+			q.Commit(tag, err)
+			return
+		}
 	}
 	q.buffers.bounced = int(tag)
-	return true, err
+	q.target.Request(tag, d)
 }
 
 // leaveBounce brings the bytes of a READ to the request, if tag has the bounce buffer, and lets go of it.
@@ -188,12 +191,13 @@ func (q *Queue) leaveBounce(tag uint16, err error) error {
 	return err
 }
 
-// nextBounce serves the next request in line for the bounce buffer.
-func (q *Queue) nextBounce() {
+// nextBounce serves the next request in line, if the bounce buffer is free, and says whether it did.
+func (q *Queue) nextBounce() bool {
 	if q.buffers.bounced != noTag || len(q.buffers.waiting) == 0 {
-		return
+		return false
 	}
 	tag := q.buffers.waiting[0]
 	q.buffers.waiting = append(q.buffers.waiting[:0], q.buffers.waiting[1:]...)
-	q.serveTag(tag)
+	q.serveBounced(tag, q.desc(tag))
+	return true
 }

@@ -40,9 +40,11 @@ type Options struct {
 	// function Fatal, which ends the process. If it returns, the queue's requests fail from then on.
 	Fatal func(error)
 
-	// In tests: fail makes a step fail; bounce takes no request for registered.
+	// In tests: fail makes a step fail; bounce takes no request for registered; table, if not 0, is how many places the
+	// ring's table has, so that the driver cannot register the requests of other tags.
 	fail   func(step string) error
 	bounce bool
+	table  int
 }
 
 // Limits of what a device waits for.

@@ -94,6 +94,7 @@ func TestPassthrough(t *testing.T) {
 		// Where the driver registers no requests these are the same as above.
 		t.Run(c.name+", copied", func(t *testing.T) { testPassthrough(t, c.backend(t), 0, func(o *Options) { o.Copy = true }) })
 		t.Run(c.name+", bounced", func(t *testing.T) { testPassthrough(t, c.backend(t), 0, func(o *Options) { o.bounce = true }) })
+		t.Run(c.name+", few registered", func(t *testing.T) { testPassthrough(t, c.backend(t), 0, func(o *Options) { o.table = 2 }) })
 	}
 }
 

@@ -157,10 +157,14 @@ type events Queue
 
 func (e *events) Complete(token uint32, err error) { e.target.Complete(token, err) }
 
-// Drain also looks whether a queue that is to leave can.
+// Drain also serves the requests that wait for the bounce buffer: all that can have it in turn, as nobody asks for
+// another round when one of them is answered at once. After each the target drains again, as after any new request.
+// Then it looks whether a queue that is to leave can.
 func (e *events) Drain() {
 	e.target.Drain()
-	(*Queue)(e).nextBounce()
+	for (*Queue)(e).nextBounce() {
+		e.target.Drain()
+	}
 	if e.dev.leaving.Load() {
 		(*Queue)(e).leave()
 	}
@@ -196,17 +200,14 @@ func (q *Queue) serveTag(tag uint16) {
 		q.Commit(tag, unix.EOPNOTSUPP)
 		return
 	}
-	if q.needsBounce(d) {
-		taken, err := q.takeBounce(tag, d)
-		if err != nil {
-			q.Commit(tag, err)
-			return
-		}
-		if !taken {
-			return
-		}
+	switch {
+	case !q.needsBounce(d):
+		q.target.Request(tag, d)
+	case q.bounceIsFree():
+		q.serveBounced(tag, d)
+	default:
+		q.buffers.waiting = append(q.buffers.waiting, tag)
 	}
-	q.target.Request(tag, d)
 }
 
 // abandoned: the driver has no more requests for tag. After the last tag the queue leaves.
