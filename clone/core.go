@@ -53,6 +53,10 @@ type Config struct {
 	Kick func()
 	// Event tells of a change of mode or of completion. It must not block. May be nil.
 	Event func()
+	// State keeps the mode, and whether a flush of the destination has failed, where a process that dies leaves them to
+	// the next one. Called at the start and with each change, under the core's lock: the calls come in the order of the
+	// changes, so the last one is how things are. It must not block. May be nil.
+	State func(mode Mode, flushLost bool)
 	// Release gives the memory of a page of the map back, which may read as zeros from then on: all of its
 	// regions are durably hydrated, and it is not looked at again. Called under the core's lock; it must not
 	// block for long. May be nil.
@@ -80,6 +84,7 @@ type Core struct {
 	regions *bitmap.Map
 	kick    func()
 	event   func()
+	keep    func(Mode, bool)
 	release func(page uint64, memory *bitmap.Page)
 	touch   func(page uint64) error
 	touched []atomic.Bool // by page of the map
@@ -139,7 +144,7 @@ func New(cfg Config) *Core {
 	pages := bitmap.PagesFor(cfg.Geometry.Regions())
 	pool := int(min(cmp.Or(uint64(cfg.DeltaPages), deltaPages), pages))
 	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event, release: cfg.Release, touch: cfg.Touch}
-	c.classify, c.now, c.leastZeros = cfg.Classify, cfg.Now, cfg.LeastZeros
+	c.classify, c.now, c.leastZeros, c.keep = cfg.Classify, cfg.Now, cfg.LeastZeros, cfg.State
 	if c.now == nil {
 		c.now = time.Now
 	}
@@ -158,6 +163,7 @@ func New(cfg Config) *Core {
 	if cfg.FlushLost {
 		c.setMode(ReadOnly)
 	}
+	c.keepState()
 	c.mu.doubt = cfg.Uncommitted != nil && c.mu.mode != ReadWrite
 	c.complete.Store(c.durableHydrated() == c.geo.Regions())
 	return c
@@ -192,7 +198,15 @@ func (c *Core) setMode(m Mode) bool {
 	}
 	c.mu.mode = m
 	c.mode.Store(uint32(m))
+	c.keepState()
 	return true
+}
+
+// keepState hands the state to whoever keeps it. mu must be held (or nobody else know the core yet).
+func (c *Core) keepState() {
+	if c.keep != nil {
+		c.keep(c.mu.mode, c.mu.flushLost)
+	}
 }
 
 // SetReadThrough says whether what users read from the source is kept in the destination. At any time,

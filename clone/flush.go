@@ -57,6 +57,7 @@ func (c *Core) endFlush(err error) {
 func (c *Core) loseFlush() bool {
 	was := c.mu.flushLost
 	c.mu.flushLost = true
+	c.keepState()
 	return c.setMode(ReadOnly) || !was
 }
 

@@ -19,7 +19,7 @@ var ErrNoRepair = errors.New("the mode is not ro, or for another reason than the
 //	3  write    every page in which something is marked, without any mark that was made after step 1
 //	4  flush    the metadata
 //	5  record   that the mode is rw, where a restart finds it
-//	6  rw       marks are made again; the frozen set is empty
+//	6  rw       marks are made again, unless the mode has become worse meanwhile; the frozen set is empty
 //
 // Death or a power loss before step 4 has ended leaves old pages, new ones and, in the slot that was not the current
 // one, torn ones: every bit is true, as its data were flushed in step 2, and the mode that is found is ro, or what the
@@ -40,8 +40,7 @@ func (c *Core) Repair(dest Flusher, store MapStore, record func() error) error {
 		c.thaw(err)
 		return err
 	}
-	c.readWrite()
-	return nil
+	return c.readWrite()
 }
 
 // freezeAll is step 1. The failed set itself is of no use: from here on nothing is known to be durable, unless
@@ -88,13 +87,20 @@ func (c *Core) writeAll(dest Flusher, store MapStore) error {
 	return nil
 }
 
-// readWrite is step 6.
-func (c *Core) readWrite() {
+// readWrite is step 6. This is the only place where the mode gets better.
+func (c *Core) readWrite() (err error) {
 	c.releasePages()
 	c.mu.Lock()
-	c.mu.doubt, c.mu.mode = false, ReadWrite
-	c.mode.Store(uint32(ReadWrite))
+	c.mu.doubt = false
+	if c.mu.mode == ReadOnly {
+		c.mu.mode = ReadWrite
+		c.mode.Store(uint32(ReadWrite))
+		c.keepState()
+	} else {
+		err = ErrNoRepair
+	}
 	c.mu.Unlock()
 	c.thaw(nil)
 	c.tell()
+	return err
 }

@@ -2,6 +2,7 @@ package clone
 
 import (
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -51,5 +52,53 @@ func TestRepair(t *testing.T) {
 	r.flushErr = nil
 	if err := r.core.Repair(r, r, record); !errors.Is(err, ErrFlushLost) || r.core.Mode() != ReadOnly {
 		t.Errorf("after a lost flush: %v, mode %v", err, r.core.Mode())
+	}
+}
+
+// TestRepairOfWorseMode: a mode that has become worse during a repair stays so.
+func TestRepairOfWorseMode(t *testing.T) {
+	r := newRig(t, 8, 2)
+	r.core.SetMode(ReadOnly)
+	err := r.core.Repair(r, r, func() error { r.core.SetMode(Fail); return nil })
+	if !errors.Is(err, ErrNoRepair) || r.core.Mode() != Fail {
+		t.Errorf("%v, mode %v", err, r.core.Mode())
+	}
+}
+
+// TestStateIsKept: whoever keeps the state is told of each change before anybody is answered, and of no other, and has
+// the newest one last.
+func TestStateIsKept(t *testing.T) {
+	r := newRig(t, 8, 2)
+	type state struct {
+		mode Mode
+		lost bool
+	}
+	var kept []state
+	r.core.keep = func(m Mode, lost bool) { kept = append(kept, state{m, lost}) }
+	expect := func(when string, want ...state) {
+		t.Helper()
+		if !slices.Equal(kept, want) {
+			t.Errorf("%s: kept %v, expected %v", when, kept, want)
+		}
+		kept = nil
+	}
+	r.submit(OpWrite, 0, testRegion)
+	r.endAll()
+	expect("in mode rw")
+	r.storeErr = errInjected
+	_ = r.commit()
+	expect("after a failed commit", state{ReadOnly, false})
+	r.storeErr = nil
+	if err := r.core.Repair(r, r, func() error { expect("before the repair has ended"); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	expect("after a repair", state{ReadWrite, false})
+	r.submit(OpWrite, testRegion, testRegion)
+	r.endAll()
+	r.flushErr = errInjected
+	r.onFlush = func() { expect("while the destination is flushed") }
+	_ = r.commit()
+	if len(kept) == 0 || kept[len(kept)-1] != (state{ReadOnly, true}) {
+		t.Errorf("after a lost flush: kept %v", kept)
 	}
 }

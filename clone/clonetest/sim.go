@@ -178,7 +178,7 @@ func (s *sim) open() error {
 		Mode:        s.live.mode,
 		FlushLost:   s.live.flushLost,
 		Kick:        func() { s.committer.kicked = true },
-		Event:       func() { s.live.mode, s.live.flushLost = s.core.Mode(), s.core.FlushLost() },
+		State:       func(m clone.Mode, lost bool) { s.live.mode, s.live.flushLost = m, lost },
 		DeltaPages:  s.cfg.DeltaPages,
 		LeastZeros:  s.cfg.LeastZeros,
 		Touch:       s.touch,

@@ -100,10 +100,13 @@ func (e *cloneEngine) warn(format string, args ...any) {
 
 // changed tells committer and watcher that something has changed. It never blocks.
 func (e *cloneEngine) changed() {
-	e.live.SetState(uint8(e.core.Mode()), e.core.FlushLost())
 	e.committer.kick()
 	e.watcher.kick()
 }
+
+// keepState keeps the core's state in the live map. The core calls it in the order of the changes (clone.Config.State),
+// so that no thread brings back a mode that another one has made worse (I10).
+func (e *cloneEngine) keepState(m clone.Mode, flushLost bool) { e.live.SetState(uint8(m), flushLost) }
 
 // steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then the
 // hydrator, then the last commit and the clean mark, then the device number, then files and locks.
@@ -229,7 +232,7 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 	e.core = clone.New(clone.Config{
 		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted,
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
-		LeastZeros: e.start.Definition.leastZeros(), Kick: e.committer.kick, Event: e.changed, Classify: e.classify, Touch: e.live.Touch, Release: e.givePageBack,
+		LeastZeros: e.start.Definition.leastZeros(), Kick: e.committer.kick, Event: e.changed, State: e.keepState, Classify: e.classify, Touch: e.live.Touch, Release: e.givePageBack,
 	})
 	e.dest.DropCache()
 	dest, err := newSharedFile(e.dest)

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"sync"
+	"testing"
+
+	"github.com/rs/zerolog"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
+)
+
+// TestLiveMapKeepsTheWorstMode: whatever several threads tell at a time, the live map has the mode that the core ended
+// in. One that were better would have the next daemon begin as if nothing had failed (I10).
+func TestLiveMapKeepsTheWorstMode(t *testing.T) {
+	live, err := livemap.Create(t.TempDir(), livemap.Identity{Regions: 1}, livemap.State{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	geo, err := clone.NewGeometry(clone.MinRegionSize, clone.MinRegionSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newEngine(start{}, zerolog.Nop()).(*cloneEngine)
+	e.live.Map = live
+	for round := range 50_000 {
+		live.SetState(uint8(clone.ReadWrite), false)
+		e.core = clone.New(clone.Config{
+			Geometry: geo, Map: bitmap.New(1, make([]bitmap.Page, 1)), Kick: func() {}, Event: e.changed, State: e.keepState,
+		})
+		var wg sync.WaitGroup
+		wg.Go(e.changed) // a lane tells of something else, as hydration that is complete
+		wg.Go(func() { e.core.SetMode(clone.ReadOnly) })
+		wg.Wait()
+		if m := clone.Mode(live.State().Mode); m != clone.ReadOnly {
+			t.Fatalf("round %d: the live map has mode %v, the core %v", round, m, e.core.Mode())
+		}
+	}
+}
