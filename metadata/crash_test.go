@@ -415,20 +415,45 @@ func TestFailedWriteEndsTheCommit(t *testing.T) {
 	}
 }
 
-// TestFailedUpdateFlushEndsTheCommit: a failed flush is told once, here to Update.
+// TestFailedUpdateFlushEndsTheCommit: a failed flush is told once, here to Update. The commit that is under way learns
+// of it at its next step: it must not end as if its pages were durable.
 func TestFailedUpdateFlushEndsTheCommit(t *testing.T) {
-	d, s := create(t)
-	if err := s.WritePage(0, image(1)); err != nil {
-		t.Fatal(err)
+	boom := errors.New("boom")
+	for _, more := range []bool{false, true} { // the commit goes on with another page
+		d, s := create(t)
+		if err := s.WritePage(0, image(1)); err != nil {
+			t.Fatal(err)
+		}
+		d.SetFault(fakedisk.FailCall(2, boom, false))
+		if err := s.Update(func(sb *Superblock) error { sb.Session++; return nil }); !errors.Is(err, boom) {
+			t.Fatal(err)
+		}
+		next := s.Flush
+		if more {
+			next = func() error { return s.WritePage(1, image(1)) }
+		}
+		if err := next(); !errors.Is(err, boom) || s.CommitSequence() != 0 || s.undecided != 1 {
+			t.Fatalf("the commit goes on: %v, commit %d, %d pages undecided", err, s.CommitSequence(), s.undecided)
+		}
+		if err := s.Flush(); err != nil {
+			t.Errorf("flush of nothing, later: %v", err)
+		}
+		mustCommit(t, s, 2, 0, 1)
+		expectLevels(t, d.CrashClone(fakedisk.KeepNone), 2, 2, 0)
 	}
+}
+
+// TestFailedUpdateBetweenCommits: with no commit under way the error is Update's alone.
+func TestFailedUpdateBetweenCommits(t *testing.T) {
+	d, s := create(t)
+	mustCommit(t, s, 1, 0)
 	boom := errors.New("boom")
 	d.SetFault(fakedisk.FailCall(2, boom, false))
 	if err := s.Update(func(sb *Superblock) error { sb.Session++; return nil }); !errors.Is(err, boom) {
 		t.Fatal(err)
 	}
-	if err := s.Flush(); err != nil || s.CommitSequence() != 0 {
-		t.Fatalf("the page counts as committed: %v, commit %d", err, s.CommitSequence())
-	}
+	mustCommit(t, s, 2, 0)
+	expectLevels(t, d.CrashClone(fakedisk.KeepNone), 2, 0, 0)
 }
 
 // TestFailedCleanUpdate: the mark may be on disk, so nothing is written until an Update

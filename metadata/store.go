@@ -30,6 +30,7 @@ type Store struct {
 	flags     []uint8  // per page: slotNext, slotUndecided, slotPending
 	undecided uint64   // pages with slotUndecided
 	pending   []uint64 // pages with slotPending; as large as the map, so that it never grows
+	spoiled   error    // of an Update, whose failed flush may have lost pages of the commit under way; told to that once
 }
 
 // Flags of a page.
@@ -85,11 +86,14 @@ func (s *Store) CommitSequence() uint64 {
 // has succeeded. The slot written is not the current one, so a crash costs nothing; after
 // a failure it is the same slot again. Nothing is allocated.
 // Errors: ErrReadOnly, ErrNotLoaded, ErrClean, or the device's; after the latter nothing
-// of this commit counts.
+// of this commit counts. That includes the error of an Update that came in between.
 func (s *Store) WritePage(page uint64, img *bitmap.Page) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.writable(page, img); err != nil {
+		return fmt.Errorf("write page %d: %w", page, err)
+	}
+	if err := s.takeSpoiled(); err != nil {
 		return fmt.Errorf("write page %d: %w", page, err)
 	}
 	slot := s.next(page)
@@ -120,10 +124,14 @@ func (s *Store) writable(page uint64, img *bitmap.Page) error {
 
 // Flush makes the pages written since the last one durable and current: step 4 of a
 // commit (I4). With none written it does nothing. After an error nothing of this commit
-// counts: the pages must be written again.
+// counts: the pages must be written again. That includes the error of an Update that came
+// in between.
 func (s *Store) Flush() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.takeSpoiled(); err != nil {
+		return fmt.Errorf("flush commit %d: %w", s.committed+1, err)
+	}
 	if len(s.pending) == 0 {
 		return nil
 	}
@@ -149,6 +157,24 @@ func (s *Store) flush() error {
 	if err != nil {
 		s.abort()
 	}
+	return err
+}
+
+// flushForUpdate is flush for an Update. A commit that is under way does not see the error,
+// and would find nothing to flush at its end: it is told then.
+func (s *Store) flushForUpdate() error {
+	underWay := len(s.pending) > 0
+	err := s.flush()
+	if err != nil && underWay {
+		s.spoiled = fmt.Errorf("an update of the superblock failed meanwhile: %w", err)
+	}
+	return err
+}
+
+// takeSpoiled gives what is to be told to the commit under way.
+func (s *Store) takeSpoiled() error {
+	err := s.spoiled
+	s.spoiled = nil
 	return err
 }
 
@@ -254,7 +280,7 @@ func (s *Store) writeCopies(sb Superblock) error {
 		if err := s.dev.WriteAt(s.block, copyOffset(i)); err != nil { // 1, 3
 			return fmt.Errorf("write superblock copy %d: %w", i, err)
 		}
-		if err := s.flush(); err != nil { // 2, 4
+		if err := s.flushForUpdate(); err != nil { // 2, 4
 			return fmt.Errorf("flush superblock copy %d: %w", i, err)
 		}
 		s.safe = i
