@@ -23,6 +23,9 @@ var (
 	// which it must not be opened and which this program does not know.
 	ErrVersion = errors.New("metadata needs a newer version of this program")
 
+	// ErrOlder: the metadata lack a commit that has succeeded: they went back in time.
+	ErrOlder = errors.New("metadata is older than its last commit")
+
 	// ErrMismatch: the metadata is that of another pair of devices, or was made for
 	// another region or device size (Superblock.Match).
 	ErrMismatch = errors.New("metadata is not of this pair")

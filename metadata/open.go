@@ -3,6 +3,7 @@ package metadata
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
@@ -149,10 +150,14 @@ type badSlot struct {
 type loading struct {
 	s       *Store
 	fn      func(page uint64, img *bitmap.Page) error
+	newest  uint64 // the last commit that counts
 	bad     []badSlot
 	sum     uint64
-	highest uint64 // slot sequence
+	highest uint64 // commit of which there are traces
 }
+
+// allCommits is the last commit that counts when nobody knows better than the metadata.
+const allCommits = math.MaxUint64
 
 // Load reads the region map and calls fn with the current image of each page that is not
 // empty; the image holds until fn returns. fn must not call the Store. If Load fails, what
@@ -165,43 +170,83 @@ type loading struct {
 //  3. Zero the bad slots, then flush. From here on a bad slot is damage again, so that
 //     after a clean stop step 2 can tell.
 func (s *Store) Load(fn func(page uint64, img *bitmap.Page) error) error {
+	return s.LoadKnown(allCommits, fn)
+}
+
+// LoadKnown is Load for a session that goes on: newest is the last commit that is known to
+// have succeeded. The one after it has failed, or its daemon has died before it ended. Its
+// slots can be read, and be lost all the same; so they count for nothing: their pages are
+// undecided, as they were for the Store that wrote them (see "The slot that is overwritten"
+// in the package comment), and the next commit has the same sequence. The caller has its marks
+// and commits them again.
+//
+// Errors, before anything is written: ErrOlder if the metadata lack commit newest, ErrMismatch
+// if they have a commit that nobody can have tried.
+func (s *Store) LoadKnown(newest uint64, fn func(page uint64, img *bitmap.Page) error) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.undecided > 0 {
 		return fmt.Errorf("load region map: %w", ErrUnflushed)
 	}
-	clear(s.current)
-	clear(s.flags)
-	l := loading{s: s, fn: fn}
+	s.forget()
+	defer func() {
+		if err != nil {
+			s.forget()
+		}
+	}()
+	l := loading{s: s, fn: fn, newest: newest, highest: s.sb.CommitSequence}
 	if err := walk(s.dev, s.scratch, &s.sb, l.page); err != nil { // 1
 		return err
 	}
-	if s.sb.Clean && l.sum != s.sb.MapSum { // 2
-		return fmt.Errorf("load region map: %w: clean, but map sum: found %016x, expected %016x%s",
-			ErrDamaged, l.sum, s.sb.MapSum, l.badSlots())
+	if err := l.compare(); err != nil { // 2
+		return fmt.Errorf("load region map: %w", err)
 	}
 	if err := s.rewrite(l.bad); err != nil { // 3
 		return err
 	}
 	s.sum = l.sum
-	s.committed = max(s.sb.CommitSequence, l.highest)
+	s.committed = min(newest, l.highest)
 	s.loaded = true
+	return nil
+}
+
+// forget empties the tables.
+func (s *Store) forget() {
+	clear(s.current)
+	clear(s.flags)
+	s.undecided = 0
+}
+
+// compare is step 2, and says whether the metadata are those of which newest is the last commit.
+func (l *loading) compare() error {
+	sb := &l.s.sb
+	switch {
+	case sb.Clean && l.sum != sb.MapSum:
+		return fmt.Errorf("%w: clean, but map sum: found %016x, expected %016x%s", ErrDamaged, l.sum, sb.MapSum, l.badSlots())
+	case l.newest == allCommits:
+		return nil
+	case l.highest < l.newest:
+		return fmt.Errorf("%w: commit %d, not %d", ErrOlder, l.highest, l.newest)
+	}
+	return notTried(l.highest, l.newest)
+}
+
+// notTried is about a commit of which there are traces. One after the newest may have been tried: who fails in it
+// tries no other.
+func notTried(found, newest uint64) error {
+	if found > newest+1 {
+		return fmt.Errorf("%w: commit %d, the last one known is %d", ErrMismatch, found, newest)
+	}
 	return nil
 }
 
 // page takes one page that is not empty.
 func (l *loading) page(page uint64, slots *[2]slot) error {
-	winner, err := judge(page, slots)
-	if err != nil {
+	if _, err := judge(page, slots); err != nil {
 		return err
 	}
-	for i := range slots {
-		if slots[i].err != nil {
-			l.bad = append(l.bad, badSlot{page, i})
-			l.s.warnSlot(len(l.bad), page, i, slots[i].err)
-			l.s.setNext(page, i)
-		}
-	}
+	winner := newestKnown(slots, l.newest)
+	l.setAside(page, slots)
 	if winner < 0 {
 		return nil
 	}
@@ -209,8 +254,29 @@ func (l *loading) page(page uint64, slots *[2]slot) error {
 	l.s.current[page] = w.sequence
 	l.s.setNext(page, 1-winner)
 	l.sum += mix(page, w.sequence)
-	l.highest = max(l.highest, w.sequence)
 	return l.fn(page, &w.img)
+}
+
+// setAside sees to the slots of a page that do not count: bad ones are to be rewritten, and one of a later commit is
+// the next to be written, whatever the other one is.
+func (l *loading) setAside(page uint64, slots *[2]slot) {
+	for i := range slots {
+		if slots[i].err != nil {
+			l.bad = append(l.bad, badSlot{page, i})
+			l.s.warnSlot(len(l.bad), page, i, slots[i].err)
+			l.s.setNext(page, i)
+		}
+	}
+	for i := range slots {
+		if !slots[i].valid() {
+			continue
+		}
+		l.highest = max(l.highest, slots[i].sequence)
+		if slots[i].sequence > l.newest {
+			l.s.setUndecided(page)
+			l.s.setNext(page, i)
+		}
+	}
 }
 
 // badSlots names the bad slots of a map that is refused.

@@ -56,8 +56,9 @@ func Detached(block []byte) (*Store, error) {
 // called with each image that a page may have after a power loss; an error from it ends Reopen.
 //
 //  1. Flush: what is read next may be in a cache only, left by whoever copied it there.
-//  2. The superblock must be of the same metadata, in the same session, without clean mark
-//     and of no later commit: ErrMismatch says that somebody else has had them.
+//  2. The superblock must be of the same metadata, in the same session, without clean mark,
+//     and of no commit that nobody can have tried: ErrMismatch says that somebody else has had
+//     them. It may name the commit after newest, which has failed: earlier versions wrote that.
 //  3. Of each page the current slot is the newest one that is not of a later commit than
 //     newest. A later one was written by a commit that failed: it can be read, and be lost all
 //     the same. So that is the slot to be written, as is a bad one (see "The slot that is
@@ -91,7 +92,7 @@ func (s *Store) Reopen(dev Device, newest uint64, seen func(page uint64, img *bi
 	s.raw, s.safe, s.marked = r.raw, r.safe, false
 	s.sequence = max(s.sequence, r.sb.Sequence)
 	s.committed, s.sum, s.current, s.flags = newest, r.sum, r.current, r.flags
-	s.undecided, s.pending, s.loaded = 0, r.pending, true
+	s.undecided, s.pending, s.loaded, s.spoiled = 0, r.pending, true, nil
 	return nil
 }
 
@@ -103,19 +104,16 @@ func (s *Store) sameAs(found *Superblock, newest uint64, size int64) error {
 		return fmt.Errorf("%w: UUID: found %v, expected %v", ErrMismatch, found.UUID, old.UUID)
 	case found.Session != old.Session || found.Clean:
 		return fmt.Errorf("%w: session: found %d (clean: %t), expected %d, not ended", ErrMismatch, found.Session, found.Clean, old.Session)
-	case found.CommitSequence > newest:
-		return fmt.Errorf("%w: commit %d, the last one known is %d", ErrMismatch, found.CommitSequence, newest)
 	case found.NrRegions != old.NrRegions || found.FeatureROCompat != old.FeatureROCompat:
 		return fmt.Errorf("%w: regions or features", ErrMismatch)
 	case size < Size(old.NrRegions):
 		return fmt.Errorf("%w: %d bytes, need %d", ErrTooSmall, size, Size(old.NrRegions))
 	}
-	return nil
+	return notTried(found.CommitSequence, newest)
 }
 
 // reopenPage is step 3 for a page.
 func (s *Store) reopenPage(page uint64, slots *[2]slot, newest uint64, seen func(uint64, *bitmap.Page) error) error {
-	known := func(i int) bool { return slots[i].valid() && slots[i].sequence <= newest }
 	for i := range slots {
 		if slots[i].valid() {
 			if err := seen(page, &slots[i].img); err != nil {
@@ -123,13 +121,7 @@ func (s *Store) reopenPage(page uint64, slots *[2]slot, newest uint64, seen func
 			}
 		}
 	}
-	current := -1
-	switch {
-	case known(0) && (!known(1) || slots[0].sequence > slots[1].sequence):
-		current = 0
-	case known(1):
-		current = 1
-	}
+	current := newestKnown(slots, newest)
 	if current < 0 { // nothing to lose: an empty slot, if there is one, stays what it is
 		if slots[0].err == nil && slots[0].sequence == 0 {
 			s.setNext(page, 1)

@@ -114,6 +114,19 @@ func judge(page uint64, slots *[2]slot) (winner int, err error) {
 	return -1, nil
 }
 
+// newestKnown returns the slot of a page with the highest sequence up to newest, -1 if there
+// is none.
+func newestKnown(slots *[2]slot, newest uint64) int {
+	known := func(i int) bool { return slots[i].valid() && slots[i].sequence <= newest }
+	switch {
+	case known(0) && (!known(1) || slots[0].sequence > slots[1].sequence):
+		return 0
+	case known(1):
+		return 1
+	}
+	return -1
+}
+
 // walk reads the region map and calls visit for each page with a slot that is not empty.
 // The slots are the same two structs every time.
 func walk(dev Device, buf []byte, sb *Superblock, visit func(page uint64, slots *[2]slot) error) error {

@@ -308,13 +308,7 @@ func (e *cloneEngine) mapNow(nr uint64) (*bitmap.Map, error) {
 	if e.detached() != nil {
 		return regions, e.mapOfLive(regions)
 	}
-	if err := e.fillMap(regions); err != nil {
-		return nil, metaError("load the region map from", e.start.Definition.Metadata, err)
-	}
-	if e.live.taken {
-		return regions, e.refuseOlder()
-	}
-	return regions, nil
+	return regions, e.fillMap(regions)
 }
 
 // toCopy is how many bytes hydration will copy, and where the first of them are.

@@ -117,6 +117,7 @@ func (e *cloneEngine) steps() []step {
 		{name: "add the device", do: e.addDevice, undo: e.deleteDevice, limit: teardownLimit},
 		{name: "load the region map and lock the memory", do: e.loadMap, undo: e.freeMemory},
 		{name: "begin the session", do: e.beginSession, undo: e.endSession, limit: teardownLimit},
+		{name: "repair the metadata", do: e.repairForced},
 		{name: "record the use of the destination", do: e.recordUse},
 		{name: "tell udev of the devices", do: e.nameForUdev, undo: e.unnameForUdev},
 		{name: "watch for events", do: e.startWatcher, undo: func() error { e.watcher.stop(); return nil }, limit: teardownLimit},

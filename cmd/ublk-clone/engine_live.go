@@ -6,7 +6,6 @@ import (
 	"io/fs"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
-	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/metadata"
@@ -36,21 +35,16 @@ func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
 		return regions, e.fillFromLive(regions)
 	}
 	if err := e.fillMap(regions); err != nil {
-		err = metaError("load the region map from", e.start.Definition.Metadata, err)
 		if !e.live.taken || !unreadable(err) {
 			return nil, err
 		}
 		return e.mapInstead(nr, err)
 	}
-	if err := e.refuseOlder(); err != nil {
-		return nil, err
-	}
-	st := e.live.State()
-	if !e.live.taken || clone.Mode(st.Mode) == clone.ReadWrite { // else the last one may be that which failed
+	if !e.live.taken { // else it knows, and the metadata went by that
 		e.live.SetCommit(e.store.CommitSequence())
 	}
 	e.live.SetLoaded()
-	if e.live.taken { // before the core takes what was read for durable: it is when this has been flushed
+	if e.live.taken {
 		if err := e.openSession(); err != nil {
 			return e.mapInstead(nr, err)
 		}
@@ -82,9 +76,6 @@ func (e *cloneEngine) openLive(nr uint64) error {
 	case err == nil && begins:
 		return e.newLive(&sb, boot, nr)
 	case err == nil:
-		if e.start.Force { // the metadata are taken to be repaired: they get what could not be committed
-			e.live.SetState(0, false)
-		}
 		return nil
 	case e.start.Force:
 		e.log.Warn().Err(err).Msg("--force: going on from the last commit; what was written after it may be lost")
@@ -117,14 +108,6 @@ func (e *cloneEngine) takeLive(sb *metadata.Superblock, boot metadata.UUID, nr u
 	return false, nil
 }
 
-// refuseOlder refuses metadata of which the live map knows a later commit.
-func (e *cloneEngine) refuseOlder() error {
-	if st := e.live.State(); st.Commit > e.store.CommitSequence() {
-		return e.refuseLive(fmt.Errorf("they are older than its live map: commit %d, not %d", e.store.CommitSequence(), st.Commit))
-	}
-	return nil
-}
-
 // refuseLive: going on would silently lose acknowledged writes.
 func (e *cloneEngine) refuseLive(cause error) error {
 	return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.start.Definition.Metadata, Cause: unfitError{cause},
@@ -142,6 +125,24 @@ func (e *cloneEngine) newLive(sb *metadata.Superblock, boot metadata.UUID, nr ui
 	return nil
 }
 
+// load reads the region map from the metadata. The live map of a session that goes on knows the last commit that
+// succeeded, and nobody else does: one that failed has left slots, and perhaps its sequence in the superblock.
+func (e *cloneEngine) load(fn func(page uint64, img *bitmap.Page) error) error {
+	var err error
+	if e.live.taken {
+		err = e.store.LoadKnown(e.live.State().Commit, fn)
+	} else {
+		err = e.store.Load(fn)
+	}
+	switch {
+	case errors.Is(err, metadata.ErrOlder):
+		return e.refuseLive(fmt.Errorf("they are older than its live map: %w", err))
+	case err != nil:
+		return metaError("load the region map from", e.start.Definition.Metadata, err)
+	}
+	return nil
+}
+
 // fillMap loads the metadata. Of pages that are in the live map already both count, and what only that has is
 // not committed yet.
 func (e *cloneEngine) fillMap(regions *bitmap.Map) error {
@@ -152,14 +153,14 @@ func (e *cloneEngine) fillMap(regions *bitmap.Map) error {
 		return regions.Load(page, img)
 	}
 	if !e.live.taken {
-		return e.store.Load(load)
+		return e.load(load)
 	}
 	e.live.uncommitted = bitmap.NewDelta(regions.NrPages(), 0)
 	inMemory := make(map[uint64]bool)
 	if err := e.live.Used(func(page uint64) error { inMemory[page] = true; return nil }); err != nil {
 		return err
 	}
-	err := e.store.Load(func(page uint64, img *bitmap.Page) error {
+	err := e.load(func(page uint64, img *bitmap.Page) error {
 		if !inMemory[page] {
 			return load(page, img)
 		}

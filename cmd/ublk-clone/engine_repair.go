@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -29,10 +30,23 @@ func (e *cloneEngine) repair() error {
 	return nil
 }
 
+// repairForced is the repair that --force asks for: it is the explicit word, too. Without it the marks that a failed
+// commit has left in the metadata would be taken for durable.
+func (e *cloneEngine) repairForced(context.Context) error {
+	if !e.start.Force || e.detached() != nil || e.core.Mode() != clone.ReadOnly || e.core.FlushLost() {
+		return nil
+	}
+	if err := e.committer.do(e.repairMetadata); err != nil {
+		return metaError("repair", e.start.Definition.Metadata, err)
+	}
+	return nil
+}
+
 // repairMetadata brings the metadata back, on the committer's goroutine, which alone writes them:
 //
 //  1. Open what their path names, with its lock, if that is another device than the one that is open.
-//  2. See that they are the same metadata and that nobody else has had them; choose slots (Store.Reopen).
+//  2. See that they are the same metadata and that nobody else has had them; choose slots by the last commit that the
+//     live map knows to have succeeded (Store.Reopen).
 //  3. Commit all that the region map holds, and record mode rw in the superblock (clone.Core.Repair).
 //
 // The live map has mode ro until the core has changed its own, which is the end of step 3: whoever dies before is

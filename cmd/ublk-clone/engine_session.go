@@ -18,6 +18,9 @@ import (
 // starts the committer.
 func (e *cloneEngine) beginSession(context.Context) error {
 	if !e.live.taken { // else readMap has done it, or the live map stands in
+		// If this fails the superblock may say all the same that the session has begun, and the next daemon asks for its
+		// live map. (What a failed start has created is removed, and the map with it.)
+		e.live.ended = e.created
 		if err := e.openSession(); err != nil {
 			return err
 		}
