@@ -66,6 +66,14 @@ func (d *faultyDisk) failWrites() {
 	d.m.reload(d.mapper, fmt.Sprintf("0 %d flakey %s 0 0 86400 1 error_writes", d.size/sector, d.under.path))
 }
 
+// failWritesOf is failWrites of bytes [bad, end) alone, but flushes fail for all.
+func (d *faultyDisk) failWritesOf(bad, end int64) {
+	d.m.Helper()
+	d.m.run("modprobe", "dm-flakey")
+	d.m.reload(d.mapper, fmt.Sprintf("0 %[1]d linear %[4]s 0\n%[1]d %[2]d flakey %[4]s %[1]d 0 86400 1 error_writes\n%[3]d %[5]d linear %[4]s %[3]d\n",
+		bad/sector, (end-bad)/sector, end/sector, d.under.path, (d.size-end)/sector))
+}
+
 // mend makes it sound again.
 func (d *faultyDisk) mend() {
 	d.m.Helper()
