@@ -3,6 +3,7 @@ package clonetest
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
@@ -79,8 +80,24 @@ func (l *lane) WriteDest(token uint32, off int64, data clone.Data, durable bool)
 	l.queue(&io{kind: writeDest, token: token, off: off, length: data.Size(), data: data, durable: durable})
 }
 
-func (l *lane) ZeroDest(token uint32, off, length int64, _ bool) {
+func (l *lane) ZeroDest(token uint32, off, length int64, unmap bool) {
+	if unmap && !l.mayUnmap(off, length) {
+		l.sim.fail(fmt.Errorf("zeroing of hydrated sectors [%d, %d) may give up space that is to be kept", off/sectorBytes, (off+length)/sectorBytes))
+	}
 	l.queue(&io{kind: zeroDest, token: token, off: off, length: length})
+}
+
+// mayUnmap says whether bytes of the destination may lose their space: what is not hydrated has none to keep, and of the
+// rest those that a request at work covers which allows it. The background zeroes nothing that is hydrated.
+func (l *lane) mayUnmap(off, length int64) bool {
+	if first, _ := l.sim.geo.Touched(off, length); l.sim.core.Regions().State(first) != bitmap.Hydrated {
+		return true
+	}
+	return slices.ContainsFunc(l.clients, func(c *client) bool {
+		p := c.doing
+		return p != nil && !c.ended && p.off <= off && off+length <= p.off+p.length &&
+			(p.op == clone.OpDiscard || p.op == clone.OpWriteZeroes && !p.noUnmap)
+	})
 }
 
 func (l *lane) DiscardDest(token uint32, off, length int64) {

@@ -52,7 +52,7 @@ func (c *client) send(p *operation, what string) {
 	s.note(what+p.op.String(), c.lane, p.id, p.off, p.length, nil)
 	r := &c.req
 	r.Op, r.FUA, r.Off, r.Len = p.op, p.fua, p.off, p.length
-	r.NoUnmap = s.rng.IntN(2) == 0
+	r.NoUnmap = p.noUnmap
 	c.lane.Submit(r)
 }
 
@@ -157,7 +157,7 @@ func (s *sim) next() *operation {
 		return s.draw()
 	}
 	n := s.cfg.Script[len(s.cfg.Script)-s.left-1]
-	return &operation{id: s.lastID, op: n.Op, fua: n.FUA, off: n.First * sectorBytes, length: (n.End - n.First) * sectorBytes}
+	return &operation{id: s.lastID, op: n.Op, fua: n.FUA, noUnmap: n.NoUnmap, off: n.First * sectorBytes, length: (n.End - n.First) * sectorBytes}
 }
 
 // draw makes up an operation.
@@ -187,6 +187,7 @@ func (s *sim) draw() *operation {
 	}
 	length = min(length, maxLen, w.end-first)
 	p.off, p.length = first*sectorBytes, length*sectorBytes
+	p.noUnmap = p.op == clone.OpWriteZeroes && s.rng.IntN(2) == 0
 	p.fua = p.op != clone.OpRead && p.op != clone.OpDiscard && s.rng.IntN(5) == 0
 	return p
 }

@@ -4,6 +4,7 @@ import (
 	"iter"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/fakedisk"
 )
 
@@ -15,6 +16,9 @@ type committer struct {
 	idle   bool
 	repair bool // what is to be done next, in place of a commit
 	failed bool // a flush has, which the core has not been told yet
+	slots  bool // the metadata are flushed for a commit's slots alone
+	mode   clone.Mode
+	full   bool // the superblock says that hydration is complete
 	resume func() (struct{}, bool)
 	stop   func()
 	yield  func(struct{}) bool
@@ -24,7 +28,7 @@ type committer struct {
 type poweredOff struct{}
 
 func (s *sim) newCommitter() *committer {
-	c := &committer{sim: s, idle: true}
+	c := &committer{sim: s, idle: true, mode: s.core.Mode(), full: s.core.Complete()}
 	c.resume, c.stop = iter.Pull(c.run)
 	return c
 }
@@ -53,7 +57,21 @@ func (c *committer) run(yield func(struct{}) bool) {
 	}
 }
 
-func (c *committer) commit() error { return c.sim.core.Commit(c, mapStore{c.sim}) }
+// commit is one commit, and what the superblock has to say about it, now and then its counters.
+func (c *committer) commit() error {
+	s := c.sim
+	err := s.core.Commit(c, mapStore{s})
+	changed := s.core.Mode() != c.mode || s.core.Complete() != c.full
+	c.mode, c.full = s.core.Mode(), s.core.Complete()
+	if changed || s.rng.IntN(8) == 0 {
+		if err := s.update(s.refresh); err != nil {
+			s.note("superblock", nil, 0, 0, 0, err)
+			s.core.SetMode(clone.ReadOnly)
+			c.mode = s.core.Mode()
+		}
+	}
+	return err
+}
 
 // mapStore is the store as the core has it: the live map knows of a commit before anybody is answered.
 type mapStore struct{ sim *sim }
@@ -63,7 +81,9 @@ func (m mapStore) WritePage(page uint64, img *bitmap.Page) error {
 }
 
 func (m mapStore) Flush() error {
+	m.sim.committer.slots = true
 	err := m.sim.store.Flush()
+	m.sim.committer.slots = false
 	if err == nil {
 		m.sim.live.commit = m.sim.store.CommitSequence()
 	}
@@ -86,7 +106,7 @@ func (c *committer) flush(disk *fakedisk.Disk, k kind) error {
 	c.pause()
 	err := c.sim.disks.flush(disk, mark, c.sim.fails(k, 0, 0))
 	c.sim.note("did "+short[k], nil, 0, 0, 0, err)
-	c.failed = err != nil
+	c.failed = err != nil && !c.slots
 	c.pause()
 	c.failed = false
 	return err
@@ -103,8 +123,8 @@ func (m metaDevice) AllocBuffer(size int) []byte { return m.sim.scratch.get(size
 
 func (m metaDevice) WriteAt(b []byte, off int64) error {
 	s := m.sim
-	if s.committer == nil { // opening
-		return m.Disk.WriteAt(b, off)
+	if s.committer == nil {
+		return m.writeOpening(b, off)
 	}
 	for at := int64(0); at < int64(len(b)); {
 		s.committer.pause()
@@ -125,7 +145,53 @@ func (m metaDevice) WriteAt(b []byte, off int64) error {
 
 func (m metaDevice) Flush() error {
 	if m.sim.committer == nil {
-		return m.Disk.Flush()
+		return m.flushOpening()
 	}
 	return m.sim.committer.flush(m.Disk, flushMeta)
+}
+
+// cutShort ends an open whose daemon dies, or whose machine does.
+type cutShort struct{}
+
+// writeOpening writes while a daemon opens, which nothing else happens beside.
+func (m metaDevice) writeOpening(b []byte, off int64) error {
+	s := m.sim
+	cut, length := s.cutNow(), int64(len(b))
+	var err *diskError
+	if s.faulty {
+		err = s.fails(writeMeta, off, off+length)
+	}
+	switch {
+	case err != nil:
+		length = err.sector*sectorBytes - off
+	case cut:
+		length = s.piece(length)
+	}
+	if e := m.Disk.WriteAt(b[:length], off); e != nil {
+		return e
+	}
+	if cut {
+		panic(cutShort{})
+	}
+	if err != nil {
+		return err
+	}
+	return nil
+}
+
+func (m metaDevice) flushOpening() error {
+	s := m.sim
+	if s.cutNow() {
+		panic(cutShort{})
+	}
+	if s.faulty {
+		return s.disks.flush(m.Disk, m.Disk.Mark(), s.fails(flushMeta, 0, 0))
+	}
+	return m.Disk.Flush()
+}
+
+// cutNow says that the open ends with this call.
+func (s *sim) cutNow() bool {
+	s.cutIn--
+	return s.cutIn == 0
 }

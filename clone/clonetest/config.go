@@ -55,6 +55,7 @@ type Step struct {
 	Op         clone.Op
 	FUA        bool
 	First, End int64
+	NoUnmap    bool
 }
 
 // spread is how far an injected error goes.
@@ -101,6 +102,8 @@ type Config struct {
 	Deaths    int // of the daemon
 	Restarts  int // of the daemon, in order
 	Repairs   int // of metadata that have failed
+	// CutOpens is how often an open after the first one is cut short, by the daemon's death or a power loss.
+	CutOpens float64
 	// Unreadable is how often the metadata cannot be read after a death.
 	Unreadable float64
 	Background background
@@ -197,6 +200,9 @@ func (c *Config) work(rng *rand.Rand) {
 	c.PowerCuts = rng.IntN(8)
 	c.Deaths = rng.IntN(8)
 	c.Restarts = rng.IntN(3)
+	if rng.IntN(2) == 0 {
+		c.CutOpens = 0.4
+	}
 	c.Background = background(rng.IntN(3))
 	if c.Large && rng.IntN(4) > 0 { // the hydrator has much to do there
 		c.Background = wildBackground

@@ -17,14 +17,18 @@ type liveMap struct {
 	full       []bool // of pages that are durably hydrated throughout
 	mode       clone.Mode
 	flushLost  bool
+	session    uint64 // of the metadata
 	commit     uint64 // the last that has succeeded
 	superblock []byte // as last written
-	inherited  bool   // a daemon has died and left it
 }
 
-func newLiveMap(geo clone.Geometry) *liveMap {
+// newLiveMap makes one for a session that begins.
+func newLiveMap(geo clone.Geometry, sb *metadata.Superblock) *liveMap {
 	pages := bitmap.PagesFor(geo.Regions())
-	return &liveMap{pages: make([]bitmap.Page, pages), full: make([]bool, pages)}
+	return &liveMap{
+		pages: make([]bitmap.Page, pages), full: make([]bool, pages), session: sb.Session + 1,
+		mode: clone.Mode(sb.Mode), flushLost: sb.DestFlushFailed,
+	}
 }
 
 // touch takes memory of the live map, or finds that there is none left.
@@ -36,24 +40,29 @@ func (s *sim) touch(uint64) error {
 	return nil
 }
 
-// takeOver makes the region map of what the metadata hold and what is marked in the live map. The marks that
-// only the latter has are uncommitted; nil when nobody has left it.
+// load fills a map from the metadata, of a session that begins.
+func (m *liveMap) load(store *metadata.Store, regions *bitmap.Map) error {
+	err := store.Load(func(page uint64, img *bitmap.Page) error { return m.loadPage(regions, page, img) })
+	m.commit = store.CommitSequence()
+	return err
+}
+
+func (m *liveMap) loadPage(regions *bitmap.Map, page uint64, img *bitmap.Page) error {
+	m.full[page] = m.full[page] || regions.FullImage(page, img)
+	return regions.Load(page, img)
+}
+
+// takeOver makes the region map of what the metadata hold and what a dead daemon has marked in the live map. The marks
+// that only the latter has are uncommitted.
 func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.Delta, error) {
-	load := func(page uint64, img *bitmap.Page) error {
-		m.full[page] = m.full[page] || regions.FullImage(page, img)
-		return regions.Load(page, img)
-	}
-	if !m.inherited {
-		return nil, store.Load(load)
-	}
 	used := make([]bool, len(m.pages))
 	for page := range m.pages {
 		used[page] = m.pages[page] != bitmap.Page{}
 	}
 	durable := map[uint64]*bitmap.Page{}
-	err := store.Load(func(page uint64, img *bitmap.Page) error {
+	err := store.LoadKnown(m.commit, func(page uint64, img *bitmap.Page) error {
 		if !used[page] {
-			return load(page, img)
+			return m.loadPage(regions, page, img)
 		}
 		durable[page] = new(*img)
 		return nil
@@ -76,7 +85,7 @@ func (s *sim) death() error {
 	mode, flushLost := s.core.Mode(), s.core.FlushLost()
 	s.fence()
 	s.committer.stop()
-	s.live.inherited = true
+	s.died = true
 	for _, l := range s.lanes {
 		for _, c := range l.clients {
 			if c.doing != nil {
@@ -86,6 +95,9 @@ func (s *sim) death() error {
 	}
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after the daemon's death: %w", err)
+	}
+	if s.lostPower {
+		return s.crashed()
 	}
 	if now := s.core.Regions(); now.NrHydrated() != regions.NrHydrated() || now.NrZero() != regions.NrZero() {
 		return fmt.Errorf("%d regions hydrated and %d zero after the daemon's death, %d and %d before it",
@@ -120,13 +132,15 @@ func (s *sim) restart() error {
 	}
 	s.committer.stop()
 	s.committer = nil
-	if err := s.store.Update(func(sb *metadata.Superblock) error { sb.Clean = true; return nil }); err != nil {
+	if err := s.store.Update(func(sb *metadata.Superblock) error { sb.Clean = true; return s.refresh(sb) }); err != nil {
 		return fmt.Errorf("stop in order: %w", err)
 	}
 	regions := s.core.Regions()
-	s.live = newLiveMap(s.geo)
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after a stop in order: %w", err)
+	}
+	if s.lostPower {
+		return s.crashed()
 	}
 	if now := s.core.Regions(); now.NrHydrated() != regions.NrHydrated() || now.NrZero() != regions.NrZero() || s.core.Dirty() {
 		return fmt.Errorf("%d regions hydrated and %d zero after a restart, %d and %d before it, marks to commit: %t",
@@ -178,8 +192,9 @@ func (l *lane) land(q *io, what fate) {
 	}
 }
 
-// untold says that a flush has failed and nobody knows it yet. If the daemon dies now the error dies with it,
-// and no daemon could tell what was lost: that is left out.
+// untold says that a flush has failed and nobody knows it yet, but for one of a commit's slots, which the next daemon
+// does not believe in. If the daemon dies now the error dies with it, and no daemon could tell what was lost: that is
+// left out.
 func (s *sim) untold() bool {
 	if s.committer.failed {
 		return true
@@ -197,13 +212,8 @@ func (s *sim) powerCut() error {
 	s.note("POWER CUT", nil, 0, 0, 0, nil)
 	wasFull, durable := s.core.Complete(), s.core.DurableHydrated()
 	s.committer.stop()
-	s.disks.powerCut(s.rng)
-	s.inFlight, s.reissue = 0, nil
-	was := s.live
-	s.live = newLiveMap(s.geo)
-	if !s.healed && s.rng.IntN(4) == 0 { // the superblock had taken them (I10)
-		s.live.mode, s.live.flushLost = was.mode, was.flushLost
-	}
+	s.losePower()
+	s.forced = s.healed || s.rng.IntN(4) > 0 // else the next one goes on in the mode that the superblock has (I10)
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after power loss: %w", err)
 	}
@@ -213,6 +223,19 @@ func (s *sim) powerCut() error {
 	if n := s.core.Regions().NrHydrated(); n < durable {
 		return fmt.Errorf("%d regions were durably hydrated before the power loss, %d are hydrated after it", durable, n)
 	}
+	return s.crashed()
+}
+
+// losePower ends the boot.
+func (s *sim) losePower() {
+	s.disks.powerCut(s.rng)
+	s.boot++
+	s.lostPower = true
+}
+
+// crashed checks what a power loss has left.
+func (s *sim) crashed() error {
+	s.lostPower, s.inFlight, s.reissue = false, 0, nil
 	return s.oracle.crash(s.peek)
 }
 

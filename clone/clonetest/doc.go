@@ -15,11 +15,14 @@
 //	repair     in mode ro somebody says that the metadata are repaired, whether they are or not: the committer
 //	           opens them again, commits the whole map and records the mode; death and power loss come in between
 //	clock      time goes on to the hydrator's next timer
-//	power      all of it dies; each sector that was not flushed keeps any version; a new core opens
+//	power      all of it dies; each sector that was not flushed keeps any version; a new core opens, mostly with
+//	           --force, else in the mode that the superblock has
 //	death      the daemon dies (I6): each queued I/O takes effect not at all, in part or whole, and then
 //	           no more (the fence, I7); disks keep their caches, the live map its memory, mode and lost
 //	           flush; a new core takes them over, and what was not answered is asked again, of any lane
 //	restart    the daemon stops in order: all is answered and committed, the clean mark set
+//	open       as the engine does it: the superblock says whether a session begins or goes on, and is written in
+//	           either case; in some seeds a death or a power loss cuts it short, after a death writes and flushes fail
 //
 // # Faults
 //
@@ -30,13 +33,15 @@
 // failed flush, or durable write, has lost what it should have made durable, and no later one brings it back. An error
 // names its sector, and a request may fail only with an error at a sector that it needs (I11).
 //
-// Left out: a daemon that dies between the failure of a flush and its hearing of it. The error dies with
-// it; no other daemon can know what was lost.
+// Left out: a daemon that dies between the failure of a flush of the destination, or of the superblock, and its hearing
+// of it. The error dies with it; no other daemon can know what was lost.
 //
 // # What must hold
 //
 //   - Per sector, what is read is what some order of the overlapping operations allows, and what is
 //     found after power loss is durable or newer, after the daemon's death acknowledged or newer (oracle).
+//   - A repair succeeds unless an error was injected into it, or a flush of the destination was lost.
+//   - Hydrated sectors that a WRITE_ZEROES with NOUNMAP covers are not zeroed in a way that may give up their space.
 //   - A death changes no region's state and makes nothing less durable, and the mode no better.
 //   - When nothing is left to happen, every request has been answered.
 //   - Once errors stop, hydration completes, and the destination alone equals the model, also when

@@ -26,7 +26,7 @@ func faultConfig() Config {
 	s := newSim(c)
 	for range scriptLength {
 		p := s.draw()
-		c.Script = append(c.Script, Step{p.op, p.fua, p.off / sectorBytes, (p.off + p.length) / sectorBytes})
+		c.Script = append(c.Script, Step{p.op, p.fua, p.off / sectorBytes, (p.off + p.length) / sectorBytes, p.noUnmap})
 	}
 	return c
 }

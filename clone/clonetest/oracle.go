@@ -16,6 +16,7 @@ type operation struct {
 	id      value // and, of a WRITE, what it writes
 	op      clone.Op
 	fua     bool
+	noUnmap bool  // WRITE_ZEROES: keep the space
 	off     int64 // bytes
 	length  int64
 	issued  int // time of the oracle

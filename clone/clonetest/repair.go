@@ -1,6 +1,7 @@
 package clonetest
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
@@ -8,52 +9,122 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// openMap opens the metadata and fills the map from them and from what a dead daemon has left. If they cannot be
-// read, the latter has to do (I11).
-func (s *sim) openMap(regions *bitmap.Map) (*bitmap.Delta, error) {
-	s.detached = s.live.inherited && s.cfg.Unreadable > 0 && !s.healed && s.rng.Float64() < s.cfg.Unreadable
-	if s.detached {
-		return s.takeOverAlone(regions)
+// openMap opens the metadata and makes the region map of them and of what a dead daemon has left, as the engine does:
+//
+//  1. The superblock says whether a session begins: with the clean mark, or on another boot. Otherwise the live map
+//     must be that of the session which goes on.
+//  2. Fill the map. The live map knows the last commit of a session that goes on.
+//  3. Write the superblock of the session, whichever it is.
+//
+// If the metadata of a dead daemon cannot be read or written the live map has to do (I11).
+func (s *sim) openMap() (*bitmap.Map, *bitmap.Delta, error) {
+	died := s.died
+	s.detached = died && s.cfg.Unreadable > 0 && !s.healed && s.rng.Float64() < s.cfg.Unreadable
+	if !s.detached {
+		s.faulty = died
+		regions, uncommitted, err := s.openMetadata()
+		s.faulty = false
+		if err == nil || !died || asDiskError(err) == nil {
+			return regions, uncommitted, err
+		}
+		s.note("CANNOT OPEN", nil, 0, 0, 0, err)
+		s.detached = true
 	}
+	return s.takeOverAlone()
+}
+
+func (s *sim) openMetadata() (*bitmap.Map, *bitmap.Delta, error) {
 	store, _, err := metadata.Open(metaDevice{s.disks.meta, s})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s.store = store
-	uncommitted, err := s.live.takeOver(store, regions)
-	if err != nil {
-		return nil, err
-	}
-	if store.Superblock().Clean { // else it is left alone: Open alone has to see to what a dead daemon wrote
-		if err := store.Update(func(sb *metadata.Superblock) error { sb.Clean = false; return nil }); err != nil {
-			return nil, err
+	sb := store.Superblock()
+	begins := sb.Clean || sb.BootID != s.bootID() // 1
+	switch {
+	case !begins && (s.live == nil || s.live.session != sb.Session):
+		return nil, nil, fmt.Errorf("the metadata are of session %d, and there is no live map of that", sb.Session)
+	case begins:
+		if err := s.force(); err != nil {
+			return nil, nil, err
 		}
+		sb = store.Superblock()
+		s.live = newLiveMap(s.geo, &sb)
 	}
-	if !s.live.inherited || s.live.mode == clone.ReadWrite {
-		s.live.commit = store.CommitSequence()
+	regions, uncommitted, err := s.fillMap(begins) // 2
+	if err != nil {
+		return nil, nil, err
+	}
+	err = store.Update(func(sb *metadata.Superblock) error { // 3
+		sb.Clean, sb.Session, sb.BootID = false, s.live.session, s.bootID()
+		sb.Counters.Starts++
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
 	}
 	s.live.superblock = store.Copy()
-	return uncommitted, nil
+	return regions, uncommitted, nil
+}
+
+func (s *sim) fillMap(begins bool) (regions *bitmap.Map, uncommitted *bitmap.Delta, err error) {
+	regions = bitmap.New(s.geo.Regions(), s.live.pages)
+	if begins {
+		return regions, nil, s.live.load(s.store, regions)
+	}
+	uncommitted, err = s.live.takeOver(s.store, regions)
+	return regions, uncommitted, err
+}
+
+// force is --force: metadata and destination are taken to be repaired.
+func (s *sim) force() error {
+	if sb := s.store.Superblock(); !s.forced || sb.Mode == metadata.ModeReadWrite {
+		return nil
+	}
+	return s.store.Update(func(sb *metadata.Superblock) error {
+		sb.Mode, sb.DestFlushFailed = metadata.ModeReadWrite, false
+		return nil
+	})
+}
+
+func (s *sim) bootID() metadata.UUID { return metadata.UUID{15: s.boot} }
+
+// refresh is what the superblock says of the core.
+func (s *sim) refresh(sb *metadata.Superblock) error {
+	sb.Mode = max(sb.Mode, metadata.Mode(s.core.Mode()))
+	sb.DestFlushFailed = sb.DestFlushFailed || s.core.FlushLost()
+	sb.Complete = sb.Complete || s.core.Complete()
+	return nil
+}
+
+// update changes the superblock, and the live map's copy of it.
+func (s *sim) update(change func(*metadata.Superblock) error) error {
+	err := s.store.Update(change)
+	if err == nil {
+		s.live.superblock = s.store.Copy()
+	}
+	return err
 }
 
 // takeOverAlone makes the region map of the live map.
-func (s *sim) takeOverAlone(regions *bitmap.Map) (_ *bitmap.Delta, err error) {
+func (s *sim) takeOverAlone() (regions *bitmap.Map, _ *bitmap.Delta, err error) {
 	s.note("METADATA UNREADABLE", nil, 0, 0, 0, nil)
 	s.live.mode = max(s.live.mode, clone.ReadOnly)
 	if s.store, err = metadata.Detached(s.live.superblock); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	regions = bitmap.New(s.geo.Regions(), s.live.pages)
 	for page := range s.live.pages {
 		switch {
 		case s.live.full[page]:
 			regions.LoadFull(uint64(page))
 		case s.live.pages[page] != bitmap.Page{}:
 			if err := regions.Recover(uint64(page), nil, nil); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 	}
-	return bitmap.NewDelta(uint64(len(s.live.pages)), 0), nil
+	return regions, bitmap.NewDelta(uint64(len(s.live.pages)), 0), nil
 }
 
 // repair has somebody say that the metadata are repaired, whether they are or not.
@@ -64,8 +135,25 @@ func (s *sim) repair() {
 	s.committer.resume()
 }
 
-// doRepair is the committer's part of it.
+// doRepair is the committer's part of it. A repair of healthy metadata must succeed: only an error that was injected
+// while it ran, or a flush of the destination that was lost, keeps it from that.
 func (c *committer) doRepair() error {
+	s := c.sim
+	err := c.tryRepair()
+	switch {
+	case err == nil:
+		s.repairsDone++
+		if s.detached {
+			s.repairsAlone++
+		}
+		s.repaired, s.detached = s.oracle.now, false
+	case asDiskError(err) == nil && !(errors.Is(err, clone.ErrFlushLost) && s.core.FlushLost()):
+		s.fail(fmt.Errorf("the metadata are healthy and cannot be repaired: %w", err))
+	}
+	return err
+}
+
+func (c *committer) tryRepair() error {
 	s := c.sim
 	err := s.store.Reopen(metaDevice{s.disks.meta, s}, s.live.commit, func(page uint64, img *bitmap.Page) error {
 		if !s.core.Regions().Holds(page, img) {
@@ -76,16 +164,29 @@ func (c *committer) doRepair() error {
 	if err != nil {
 		return err
 	}
-	err = s.core.Repair(c, mapStore{s}, func() error {
-		return s.store.Update(func(sb *metadata.Superblock) error { sb.Mode = metadata.ModeReadWrite; return nil })
-	})
-	if err == nil {
-		s.repairsDone++
-		if s.detached {
-			s.repairsAlone++
+	for {
+		err := s.core.Repair(c, mapStore{s}, func() error {
+			return s.update(func(sb *metadata.Superblock) error {
+				err := s.refresh(sb)
+				sb.Mode = metadata.ModeReadWrite
+				return err
+			})
+		})
+		if !errors.Is(err, clone.ErrCommitPutOff) {
+			return err
 		}
-		s.repaired, s.detached = s.oracle.now, false
-		s.live.superblock = s.store.Copy()
+		c.pause()
 	}
-	return err
+}
+
+// repairAtLast demands that what has failed can be repaired when nothing fails any more.
+func (s *sim) repairAtLast() error {
+	s.repair()
+	if err := s.until(func() bool { return s.committer.idle }); err != nil {
+		return err
+	}
+	if s.core.Mode() != clone.ReadWrite {
+		return fmt.Errorf("mode %v after a repair without errors", s.core.Mode())
+	}
+	return nil
 }

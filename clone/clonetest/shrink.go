@@ -15,6 +15,7 @@ var simpler = []func(*Config){
 	func(c *Config) { c.Deaths /= 2 },
 	func(c *Config) { c.Restarts = 0 },
 	func(c *Config) { c.Unreadable = 0 },
+	func(c *Config) { c.CutOpens = 0 },
 	func(c *Config) { c.Repairs /= 2 },
 	func(c *Config) { c.Background = noBackground },
 	func(c *Config) { c.cut(c.Size / 2) },

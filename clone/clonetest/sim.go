@@ -39,15 +39,20 @@ type sim struct {
 	now       time.Time
 	timer     time.Time // the hydrator's next, zero: none
 
-	scratch  scratch       // of the store
-	spare    scratch       // of stores that are only looked at
-	calls    int           // pieces of backend I/O that could have failed
-	callsOf  [nrKinds]int  // of these
-	broken   [nrKinds]bool // kinds that fail for good
-	diedAt   int           // the step of the last death
-	detached bool          // the metadata could not be read when the daemon started
-	repairs  int           // still to be tried
-	repaired int           // when one has ended well, as the oracle counts
+	scratch scratch       // of the store
+	spare   scratch       // of stores that are only looked at
+	calls   int           // pieces of backend I/O that could have failed
+	callsOf [nrKinds]int  // of these
+	broken  [nrKinds]bool // kinds that fail for good
+	diedAt  int           // the step of the last death
+	boot    byte          // a power loss begins another one
+	// Of the open to come: the daemon before has died, the power has been lost since the oracle was told, --force is given.
+	died, lostPower, forced bool
+	faulty                  bool // the metadata may fail while they are opened
+	cutIn                   int  // the call to the metadata from now on in which an open is cut short, if it gets there
+	detached                bool // the metadata could not be read when the daemon started
+	repairs                 int  // still to be tried
+	repaired                int  // when one has ended well, as the oracle counts
 	// repairsDone counts those that ended well, repairsAlone those of metadata that could not be read.
 	repairsDone, repairsAlone int
 	each                      func() error // after each event; may be nil
@@ -118,7 +123,6 @@ func (s *sim) run() (err error) {
 	s.area.each(func(sector int64, _ int) { initial[sector], _ = look(s.disks.source, sector) })
 	first := func(sector int64) value { return initial[sector] }
 	s.oracle = newOracle(s.geo, s.area, first)
-	s.live = newLiveMap(s.geo)
 	s.repairs = s.cfg.Repairs
 	if err = s.open(); err != nil {
 		return err
@@ -163,20 +167,53 @@ func (s *sim) note(what string, l *lane, id value, off, length int64, err error)
 	s.trace.events = append(s.trace.events, event{s.step, what, nr, id, off, length, err})
 }
 
-// open starts a core over the disks as they are.
+// open starts a core over the disks as they are. If its daemon dies meanwhile, or the power is lost, it is done again.
 func (s *sim) open() error {
 	s.committer = nil
-	regions := bitmap.New(s.geo.Regions(), s.live.pages)
-	uncommitted, err := s.openMap(regions)
+	for {
+		if s.cutIn = 0; s.core != nil && s.rng.Float64() < s.cfg.CutOpens {
+			s.cutIn = 1 + s.rng.IntN(12)
+		}
+		cut, err := s.openOnce()
+		if !cut {
+			s.died, s.forced, s.cutIn = false, false, 0
+			return err
+		}
+		power := s.rng.IntN(2) == 0
+		s.note("CUT SHORT", nil, 0, 0, 0, nil)
+		if power {
+			s.note("POWER CUT", nil, 0, 0, 0, nil)
+			s.losePower()
+			s.died = false
+		}
+	}
+}
+
+// openOnce says whether it was cut short.
+func (s *sim) openOnce() (cut bool, err error) {
+	defer func() {
+		if e := recover(); e == (cutShort{}) {
+			cut = true
+		} else if e != nil {
+			panic(e)
+		}
+	}()
+	return false, s.start()
+}
+
+// start is one open.
+func (s *sim) start() error {
+	regions, uncommitted, err := s.openMap()
 	if err != nil {
 		return err
 	}
+	sb := s.store.Superblock()
 	s.core = clone.New(clone.Config{
 		Geometry:    s.geo,
 		Map:         regions,
 		Uncommitted: uncommitted,
-		Mode:        s.live.mode,
-		FlushLost:   s.live.flushLost,
+		Mode:        max(s.live.mode, clone.Mode(sb.Mode)),
+		FlushLost:   s.live.flushLost || sb.DestFlushFailed,
 		Kick:        func() { s.committer.kicked = true },
 		State:       func(m clone.Mode, lost bool) { s.live.mode, s.live.flushLost = m, lost },
 		DeltaPages:  s.cfg.DeltaPages,
@@ -263,6 +300,11 @@ func (s *sim) finish() error {
 	}
 	if s.cfg.Deaths > 0 {
 		if err := s.death(); err != nil {
+			return err
+		}
+	}
+	if s.core.Mode() == clone.ReadOnly && !s.core.FlushLost() && s.rng.IntN(2) == 0 {
+		if err := s.repairAtLast(); err != nil {
 			return err
 		}
 	}
