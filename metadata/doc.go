@@ -55,9 +55,12 @@
 //	power loss tears 13; 12 never got to the disk; what is left is 10
 //
 // So Open flushes the device before anything is written: what it has read is durable by
-// then. (Unless a flush had failed: that is told once, to the daemon of then, which records
-// it as the mode, and the next one commits nothing; I10.) And after a failed write or flush the same slot is written again, whatever a later
-// flush says, until one has succeeded after a write of it: until then a page is undecided.
+// then, unless a flush had failed before. That is told once, to the daemon of then. So a
+// daemon that takes over a session does not count what the last one had not seen flushed:
+// it knows from the live map which commit was the last, and sets later slots aside
+// (LoadKnown). And after a failed write or flush the same slot is written again, whatever a
+// later flush says, until one has succeeded after a write of it: until then a page is
+// undecided.
 //
 // # The clean mark and the map sum
 //
