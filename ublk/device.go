@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // Options of a device.
@@ -37,7 +39,7 @@ type Options struct {
 	Pin bool
 
 	// Fatal is called when a queue cannot go on, by a panic of its target or a failure of its ring; nil = the
-	// function Fatal, which ends the process. If it returns, the queue's requests fail from then on.
+	// function Fatal of internal/guard, which ends the process. If it returns, the queue's requests fail from then on.
 	Fatal func(error)
 
 	// In tests: fail makes a step fail; bounce takes no request for registered; table, if not 0, is how many places the
@@ -126,7 +128,7 @@ func Create(ctl *Control, o Options) (*Device, error) {
 		return nil, err
 	}
 	if o.Fatal == nil {
-		o.Fatal = Fatal
+		o.Fatal = guard.Fatal
 	}
 	d := &Device{ctl: ctl, opts: o}
 	if err := d.add(); err != nil {

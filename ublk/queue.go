@@ -8,6 +8,7 @@ import (
 	"slices"
 	"unsafe"
 
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 	"golang.org/x/sys/unix"
 )
@@ -244,7 +245,7 @@ func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
 	nameThread(fmt.Sprintf("queue %d", q.index))
 	defer close(q.left)
 	defer q.tearDown()
-	defer Guard(fmt.Sprintf("queue %d", q.index), q.dev.opts.Fatal)
+	defer guard.Guard(fmt.Sprintf("queue %d", q.index), q.dev.opts.Fatal)
 	err := q.setUp(newTarget)
 	ready <- err
 	if err != nil || !<-q.fetch {

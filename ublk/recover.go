@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 const (
@@ -34,7 +36,7 @@ func Recover(ctl *Control, id int, o Options) (*Device, error) {
 		o.RecoverTime = defaultRecoverTime
 	}
 	if o.Fatal == nil {
-		o.Fatal = Fatal
+		o.Fatal = guard.Fatal
 	}
 	d := &Device{ctl: ctl, opts: o, info: Info{ID: id}, phase: phaseFound}
 	if err := d.find(); err != nil {

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 const (
@@ -27,13 +29,13 @@ func (d *Device) spareTag() {
 		return
 	}
 	done := make(chan struct{})
-	go func() {
+	guard.Go("limits of the queues", func() {
 		defer close(done)
 		d.lower("io_timeout", requestTime)
 		if d.info.Depth > leastTags {
 			d.lower("nr_requests", d.info.Depth-1)
 		}
-	}()
+	})
 	select {
 	case <-done:
 	case <-time.After(limitsTime):

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
@@ -74,6 +75,7 @@ func startControlThread(control *os.File) (*controlThread, error) {
 // run is the thread. The goroutine stays locked, so that the thread ends with it.
 func (t *controlThread) run(ready chan<- error) {
 	runtime.LockOSThread()
+	defer guard.Guard("control device", guard.Fatal)
 	var err error
 	t.loop, err = uring.NewLoop(t, uring.LoopOptions{Commands: controlSlots, BigSQE: true})
 	ready <- err

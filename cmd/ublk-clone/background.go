@@ -6,7 +6,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
-	"github.com/ublk-clone/ublk-clone/ublk"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
@@ -41,7 +41,7 @@ func newBackground(core *clone.Core, source *source, dest *sharedFile, buffers [
 		Ops:     b.ops,
 		Buffers: buffers,
 	})
-	b.timer = time.AfterFunc(time.Hour, b.wake)
+	b.timer = time.AfterFunc(time.Hour, guard.Wrap("wake the hydrator", b.wake))
 	b.timer.Stop()
 	b.Hydrator = hydrate.New(hydrate.Config{
 		Core: core, Lane: b.lane, Holes: source, Request: request, Depth: depth, Batches: len(buffers),
@@ -56,15 +56,15 @@ func (b *background) wake() { b.backend.loop.Wake() }
 // start runs the thread and answers when it is there.
 func (b *background) start(fatal func(error)) error {
 	ready := make(chan error)
-	go b.run(ready, fatal)
+	go b.runThread(ready, fatal)
 	return <-ready
 }
 
-// run is the thread. The goroutine stays locked, so that the thread ends with it.
-func (b *background) run(ready chan<- error, fatal func(error)) {
+// runThread is the thread. The goroutine stays locked, so that the thread ends with it.
+func (b *background) runThread(ready chan<- error, fatal func(error)) {
 	runtime.LockOSThread()
 	defer close(b.left)
-	defer ublk.Guard("hydrator", fatal)
+	defer guard.Guard("hydrator", fatal)
 	loop, err := uring.NewLoop(b, uring.LoopOptions{Tokens: b.ops})
 	if err == nil {
 		b.backend.attach(loop)

@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // askLimit is how long a daemon may take to answer what needs no waiting.
@@ -91,7 +92,7 @@ func (p *program) statuses(names []string) ([]cloneStatus, error) {
 	all, errs := make([]*cloneStatus, len(names)), make([]error, len(names))
 	var group sync.WaitGroup
 	for i, name := range names {
-		group.Go(func() { all[i], errs[i] = p.statusOf(name) })
+		group.Go(guard.Wrap("status of "+name, func() { all[i], errs[i] = p.statusOf(name) }))
 	}
 	group.Wait()
 	there := make([]cloneStatus, 0, len(names))

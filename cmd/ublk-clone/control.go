@@ -19,8 +19,8 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/file"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
-	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
 // The control socket: a connection carries one request and one answer, each
@@ -199,10 +199,10 @@ func (s *server) serve() {
 			time.Sleep(100 * time.Millisecond) // out of descriptors: do not spin
 			continue
 		}
-		s.serving.Go(func() {
+		s.serving.Go(guard.Wrap("control", func() {
 			defer func() { <-s.slots }()
 			s.handle(conn)
-		})
+		}))
 	}
 }
 
@@ -216,7 +216,6 @@ func (s *server) close() error {
 // handle serves one connection. Whoever is not allowed is told so before anything is read, so that he can
 // keep nobody waiting.
 func (s *server) handle(conn *net.UnixConn) {
-	defer ublk.Guard("control", ublk.Fatal)
 	err := permitted(conn)
 	if err == nil {
 		s.converse(conn)

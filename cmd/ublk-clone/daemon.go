@@ -16,7 +16,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/file"
-	"github.com/ublk-clone/ublk-clone/ublk"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // engine is the clone that a daemon runs, as the rest of the daemon sees it.
@@ -143,7 +143,7 @@ func (d *daemon) list() []step {
 		do: func(context.Context) (err error) {
 			d.server, err = listen(d.dir.socket(def.Name), d.log, d.answer)
 			if err == nil {
-				go d.serve()
+				guard.Go("control", d.server.serve)
 			}
 			return err
 		},
@@ -192,14 +192,9 @@ func (d *daemon) clearUp(name string) error {
 	return removeDead(old, forceDead)
 }
 
-func (d *daemon) serve() {
-	defer ublk.Guard("control", ublk.Fatal)
-	d.server.serve()
-}
-
 // run is the daemon's life. ready is told of the outcome of the start.
 func (d *daemon) run(ready func(device string, err error)) error {
-	defer ublk.Guard("daemon", ublk.Fatal)
+	defer guard.Guard("daemon", guard.Fatal)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
@@ -207,7 +202,7 @@ func (d *daemon) run(ready func(device string, err error)) error {
 	up, ended := make(chan struct{}), make(chan struct{})
 	defer close(ended)
 	if d.manager != nil {
-		go d.manager.follow(d, up, ended)
+		guard.Go("status line", func() { d.manager.follow(d, up, ended) })
 	}
 	err := d.bringUp(signals)
 	ready(d.engine.device(), err)
@@ -218,7 +213,7 @@ func (d *daemon) run(ready func(device string, err error)) error {
 	d.keepDevice(false)
 	if d.manager != nil {
 		close(up)
-		go d.manager.feed(d.engine.answers, ended)
+		guard.Go("watchdog", func() { d.manager.feed(d.engine.answers, ended) })
 	}
 	return d.live(signals)
 }
@@ -230,13 +225,13 @@ func (d *daemon) bringUp(signals <-chan os.Signal) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go func() {
+	guard.Go("signals", func() {
 		select {
 		case <-signals:
 			cancel()
 		case <-ctx.Done():
 		}
-	}()
+	})
 	return d.done.run(ctx, d.list())
 }
 

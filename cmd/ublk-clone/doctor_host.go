@@ -12,6 +12,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/ublk"
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
@@ -64,14 +65,14 @@ func newHost(p *program) *host {
 // tryRing makes an io_uring such as the control of the driver needs, and closes it.
 func tryRing() error {
 	result := make(chan error)
-	go func() {
+	guard.Go("try a ring", func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends
 		ring, err := uring.NewRing(uring.Options{Entries: 4, BigSQE: true})
 		if err == nil {
 			err = ring.Close()
 		}
 		result <- err
-	}()
+	})
 	return <-result
 }
 

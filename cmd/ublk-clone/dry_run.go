@@ -20,6 +20,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/hydrate"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/metadata"
 	"github.com/ublk-clone/ublk-clone/ublk"
@@ -138,7 +139,7 @@ func (d runDir) try(st start) (*trial, error) {
 		return nil, spawnError(name, err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	guard.Go("trial", func() { ended <- cmd.Wait() })
 	got, err := d.awaitTrial(r, name)
 	if err != nil {
 		_ = cmd.Process.Kill() // it may be kept by a device; what it has locked is free when that lets go

@@ -19,6 +19,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/metadata"
 	"github.com/ublk-clone/ublk-clone/ublk"
@@ -320,11 +321,11 @@ func (e *cloneEngine) freeMemory() (err error) {
 // startWatcher begins with the condition as it is: what was so before is no event.
 func (e *cloneEngine) startWatcher(context.Context) error {
 	e.watcher.was = e.condition()
-	go e.watcher.run()
+	guard.Go("events", e.watcher.run)
 	return nil
 }
 
-func (e *cloneEngine) startHydration(context.Context) error { return e.background.start(ublk.Fatal) }
+func (e *cloneEngine) startHydration(context.Context) error { return e.background.start(guard.Fatal) }
 
 func (e *cloneEngine) startDevice(context.Context) error {
 	e.beginCaution()

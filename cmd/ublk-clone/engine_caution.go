@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/clone"
-	"github.com/ublk-clone/ublk-clone/ublk"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // eventRequestRefused: a request that has killed the daemon again and again is answered EIO.
@@ -32,7 +32,7 @@ func (e *cloneEngine) beginCaution() {
 func (e *cloneEngine) watchLife() {
 	live, c := e.live.Map, e.caution
 	e.life = time.AfterFunc(soon, func() {
-		defer ublk.Guard("first seconds", ublk.Fatal)
+		defer guard.Guard("first seconds", guard.Fatal)
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		if e.mu.ended {

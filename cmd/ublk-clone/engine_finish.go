@@ -9,9 +9,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/metadata"
-	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
 // A complete clone is handed over to its destination. Where a layer lies over the block device its users go on while that is
@@ -204,7 +204,7 @@ func (e *cloneEngine) settleFinish() error {
 // the block device, and recover says for whom.
 func (e *cloneEngine) takeBack() {
 	if err := e.leadBack(); err != nil { // a
-		ublk.Fatal(err)
+		guard.Fatal(err)
 	}
 	err := e.retakeDest() // b
 	if err == nil {
@@ -213,7 +213,7 @@ func (e *cloneEngine) takeBack() {
 	name := e.start.Definition.DM
 	err = errors.Join(err, layerError("resume", name, e.mapper.Resume(name))) // d
 	if err != nil {
-		ublk.Fatal(fmt.Errorf("go back to %s: %w", e.device(), err))
+		guard.Fatal(fmt.Errorf("go back to %s: %w", e.device(), err))
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
@@ -55,7 +56,7 @@ func (e *cloneEngine) stopDevice() error {
 	if err := e.dev.Leave(drainLimit); err != nil {
 		// Requests are at work on a backend that does not answer. The device lives on as after a death; what
 		// comes next here would take memory and files from under them.
-		ublk.Fatal(fmt.Errorf("leave %s to the next daemon: %w", e.device(), err))
+		guard.Fatal(fmt.Errorf("leave %s to the next daemon: %w", e.device(), err))
 	}
 	return nil
 }

@@ -8,10 +8,10 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/metadata"
-	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
 // beginSession clears the clean mark, and flushes that, before the first request is answered (I6), and
@@ -33,10 +33,7 @@ func (e *cloneEngine) beginSession(context.Context) error {
 	c := e.committer
 	c.core, c.dest, c.store, c.refresh, c.update = e.core, flusher{e.dest}, mapStore{e.store, e.live.Map}, e.refresh, e.updateStore
 	c.complete, c.mode = e.core.Complete(), e.core.Mode()
-	go func() {
-		defer ublk.Guard("committer", ublk.Fatal)
-		c.run()
-	}()
+	guard.Go("committer", c.run)
 	e.sampler.start(e)
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -185,7 +186,7 @@ func (e *cloneEngine) openAgain() (*blockdev.Device, error) {
 		err    error
 	}
 	result := make(chan opened, 1)
-	go func() {
+	guard.Go("open the source", func() {
 		d, err := e.openSourcePath(e.dest)
 		if err == nil {
 			if err = e.matchSource(d); err != nil {
@@ -193,16 +194,16 @@ func (e *cloneEngine) openAgain() (*blockdev.Device, error) {
 			}
 		}
 		result <- opened{d, err}
-	}()
+	})
 	select {
 	case o := <-result:
 		return o.device, o.err
 	case <-time.After(answerLimit):
-		go func() {
+		guard.Go("close the source", func() {
 			if o := <-result; o.err == nil {
 				o.device.Close() // nobody waits for it any more
 			}
-		}()
+		})
 		return nil, &exit.Error{Code: exit.Source, Doing: "open the source", Object: e.start.Definition.Source, Cause: syscall.ETIMEDOUT, Next: "Try again when it answers."}
 	}
 }
@@ -219,10 +220,10 @@ func (e *cloneEngine) works() (bool, error) {
 		return false, nil
 	}
 	result := make(chan error, 1)
-	go func() {
+	guard.Go("look at the source", func() {
 		defer o.done()
 		result <- e.sameSource(o.device)
-	}()
+	})
 	var err error
 	select {
 	case err = <-result:

@@ -12,6 +12,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/hydrate"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -251,7 +252,7 @@ type sampler struct {
 
 func (s *sampler) start(e *cloneEngine) {
 	s.engine, s.quit, s.left = e, make(chan struct{}), make(chan struct{})
-	go s.run()
+	guard.Go("sampler", s.run)
 }
 
 func (s *sampler) stop() {

@@ -11,7 +11,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/hydrate"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
-	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
 // The kinds of events.
@@ -204,7 +203,6 @@ func (w *watcher) kick() {
 const watchPause = time.Second
 
 func (w *watcher) run() {
-	defer ublk.Guard("events", ublk.Fatal)
 	defer close(w.left)
 	tick := time.NewTicker(watchPause)
 	defer tick.Stop()

@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 func (p *program) eventsCommand() *cli.Command {
@@ -128,12 +129,12 @@ func (p *program) followAll(ctx context.Context, show func(event) error) error {
 				continue
 			}
 			following[name] = true
-			go func() {
+			guard.Go("follow "+name, func() {
 				_ = p.follow(ctx, name, after, one) // it ends with the clone
 				mu.Lock()
 				defer mu.Unlock()
 				delete(following, name)
-			}()
+			})
 		}
 		mu.Unlock()
 		pause(ctx, pollPause)

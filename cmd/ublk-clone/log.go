@@ -8,6 +8,8 @@ import (
 
 	"github.com/rs/zerolog"
 	"golang.org/x/term"
+
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // logQueue is how many lines wait for a slow standard error before lines are
@@ -37,7 +39,7 @@ type asyncWriter struct {
 // newAsyncWriter starts the goroutine that writes to out.
 func newAsyncWriter(out io.Writer) *asyncWriter {
 	w := &asyncWriter{lines: make(chan []byte, logQueue), flushed: make(chan struct{})}
-	go w.run(out)
+	guard.Go("log", func() { w.run(out) })
 	return w
 }
 

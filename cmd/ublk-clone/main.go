@@ -74,7 +74,17 @@ func (p *program) run(args []string) int {
 		return exit.OK
 	}
 	p.complain(err, wantsJSON(args))
-	return exit.Code(err)
+	return unitStatus(args, exit.Code(err))
+}
+
+// unitStatus is the exit status for an exit code. A service manager starts a daemon again, unless its status says that
+// this is of no use. The runtime of Go ends a process with 1 to 5 when it fails, so a unit can rely on none of these:
+// for a manager each code is above them.
+func unitStatus(args []string, code int) int {
+	if code == exit.OK || os.Getenv("NOTIFY_SOCKET") == "" || !slices.Contains(args, "--foreground") {
+		return code
+	}
+	return exit.ForUnit + code
 }
 
 // wantsJSON looks for -o json itself: a command line that cannot be read is

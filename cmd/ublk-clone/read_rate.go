@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
@@ -36,10 +37,10 @@ func readRate(d *blockdev.Device, from, end int64) (int64, error) {
 	r := &reading{device: d, next: from, end: end, until: begin.Add(readingTime)}
 	var readers sync.WaitGroup
 	for range defaultBatches {
-		readers.Go(r.run)
+		readers.Go(guard.Wrap("reader", r.run))
 	}
 	ended := make(chan struct{})
-	go func() { readers.Wait(); close(ended) }()
+	guard.Go("read rate", func() { readers.Wait(); close(ended) })
 	select {
 	case <-ended:
 	case <-time.After(readingLimit):

@@ -43,16 +43,10 @@ func theService(log zerolog.Logger) *service {
 	return &service{unit: ownUnit(), watchdog: watchdog, log: log}
 }
 
-// ownUnit is the unit that this process is in: the last part of its control group (proc_pid_cgroup(5)).
+// ownUnit is the unit that this process is in: the last part of its control group.
 func ownUnit() string {
-	b, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(b)) {
-		if group, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok && strings.HasSuffix(group, ".service") {
-			return path.Base(group)
-		}
+	if unit := path.Base(controlGroup()); strings.HasSuffix(unit, ".service") {
+		return unit
 	}
 	return ""
 }

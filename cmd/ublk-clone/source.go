@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // source is what all lanes read the source through. What is open can be exchanged while they do: a device that has
@@ -76,12 +77,12 @@ func (s *source) replace(o *openSource) {
 		return
 	}
 	old.done()
-	s.closing.Go(func() {
+	s.closing.Go(guard.Wrap("close the source", func() {
 		<-old.idle
 		if old.device != nil {
 			old.device.Close() // nothing was written through it
 		}
-	})
+	}))
 }
 
 // close is the end: no lane reads any more.

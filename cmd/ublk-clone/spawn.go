@@ -164,6 +164,9 @@ func (p *program) runSpawned() error {
 	defer writer.close(time.Second)
 	log := newLog(os.Stderr, writer)
 	d := newDaemon(p.dir, st, p.newEngine(st, log), log)
+	if err := enterScope(st.Definition.Name); err != nil {
+		d.engine.warn("the daemon is killed when the unit or session that has started it ends: %v", err)
+	}
 	err = d.run(func(device string, err error) {
 		if err := (readiness{Device: device, Error: toWire(err), Unfit: unfit(err)}).report(pipe); err != nil {
 			log.Warn().Err(err).Msg("report to the command that started this daemon")

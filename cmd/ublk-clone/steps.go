@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // step is one thing that a start does and a stop takes back.
@@ -100,7 +101,7 @@ func (st *step) within() error {
 		limit = undoLimit
 	}
 	result := make(chan error, 1)
-	go func() { result <- st.undo() }()
+	guard.Go("undo: "+st.name, func() { result <- st.undo() })
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {

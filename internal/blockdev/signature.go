@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // probeLimit bounds blkid, which reads a few places of the device.
@@ -64,7 +66,7 @@ func probe(path string, limit time.Duration) (string, error) {
 		return "", fmt.Errorf("start blkid of util-linux: %w", err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
+	guard.Go("blkid", func() { done <- cmd.Wait() })
 	select {
 	case err := <-done:
 		return probed(out.String(), cmd.ProcessState.ExitCode(), err)

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // This file speaks to device-mapper (include/uapi/linux/dm-ioctl.h, 6.12 to 7.3). A device has a name, a UUID, and two
@@ -201,10 +203,10 @@ func (c *DM) Suspend(name string, limit time.Duration) error {
 	call.head.Flags = unix.DM_SUSPEND_FLAG | unix.DM_SKIP_LOCKFS_FLAG
 	var late atomic.Bool
 	done, left, thread := make(chan struct{}), make(chan struct{}), unix.Gettid()
-	go func() {
+	guard.Go("limit of a suspend", func() {
 		defer close(left)
 		call.interrupt(thread, limit, &late, done)
-	}()
+	})
 	errno := syscall.EINTR
 	for first := true; first || errno == syscall.EINTR && !late.Load(); first = false {
 		errno = c.do(unix.DM_DEV_SUSPEND, call)

@@ -5,6 +5,8 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // initMounts is the mount namespace of process 1.
@@ -25,14 +27,14 @@ func InInitMounts() (bool, error) {
 // CAP_SYS_ADMIN, CAP_SYS_CHROOT and CAP_SYS_PTRACE.
 func DoInInitMounts(f func() error) error {
 	result := make(chan error)
-	go func() {
+	guard.Go("mount namespace", func() {
 		runtime.LockOSThread()
 		err := enterInitMounts()
 		if err == nil {
 			err = f()
 		}
 		result <- err
-	}()
+	})
 	return <-result
 }
 

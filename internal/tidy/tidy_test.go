@@ -33,22 +33,23 @@ var allowed = map[string]struct {
 	"clone":                      {imports: []string{"bitmap"}},
 	"clone/clonetest":            {imports: []string{"bitmap", "clone", "hydrate", "internal/fakedisk", "metadata"}},
 	"hydrate":                    {imports: []string{"bitmap", "clone"}},
-	"ublk":                       {imports: []string{"ublk/uring"}, syscalls: true},
+	"ublk":                       {imports: []string{"internal/guard", "ublk/uring"}, syscalls: true},
 	"ublk/uring":                 {syscalls: true},
 	"internal/bench":             {},
 	"internal/bench/report":      {imports: []string{"internal/bench"}},
 	"internal/exit":              {},
 	"internal/fakedisk":          {},
 	"internal/file":              {},
-	"internal/sys":               {syscalls: true},
-	"internal/blockdev":          {imports: []string{"internal/exit", "internal/file", "internal/sys"}},
+	"internal/guard":             {syscalls: true},
+	"internal/sys":               {imports: []string{"internal/guard"}, syscalls: true},
+	"internal/blockdev":          {imports: []string{"internal/exit", "internal/file", "internal/guard", "internal/sys"}},
 	"internal/devicetest":        {},
 	"internal/livemap":           {imports: []string{"bitmap", "internal/sys"}},
 	"internal/servicetest":       {},
 	"internal/tidy":              {},
 	"internal/servicetest/agent": {imports: []string{"internal/servicetest"}, syscalls: true},
-	"cmd/ublk-clone": {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/exit", "internal/file", "internal/livemap",
-		"internal/sys", "metadata", "ublk", "ublk/uring"}},
+	"cmd/ublk-clone": {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/exit", "internal/file", "internal/guard",
+		"internal/livemap", "internal/sys", "metadata", "ublk", "ublk/uring"}},
 }
 
 // errnoOnly may name errors of the kernel (package syscall or x/sys/unix) and call nothing.
@@ -102,7 +103,7 @@ func TestImports(t *testing.T) {
 			}
 			low := name == "unsafe" || name == "syscall" || name == "golang.org/x/sys/unix"
 			if low && !rule.syscalls && (name == "unsafe" || !slices.Contains(errnoOnly, folder)) {
-				t.Errorf("%s: %s must not import %s: system calls are in ublk, ublk/uring and internal/sys", path, folder, name)
+				t.Errorf("%s: %s must not import %s: system calls are in ublk, ublk/uring, internal/guard and internal/sys", path, folder, name)
 			}
 		}
 	})

@@ -1,4 +1,8 @@
-package ublk
+// Package guard keeps a daemon from ending by halves. A panic in a goroutine of its own would end the process in the
+// runtime's way: with a trace on a standard error that may block, deferred calls that may hang, and an exit status that
+// says nothing. Every goroutine of a daemon begins by Go, or has Guard as its first deferred call (internal/tidy tests
+// it).
+package guard
 
 import (
 	"fmt"
@@ -22,7 +26,7 @@ const (
 func Fatal(cause error) {
 	message := fmt.Appendf(nil, "%s: fatal: %v\n", os.Args[0], cause)
 	written := make(chan struct{})
-	go func() {
+	go func() { // not guarded: the process ends in any case
 		defer close(written)
 		writeIfReady(message[:min(len(message), messageLimit)])
 	}()
@@ -40,6 +44,17 @@ func writeIfReady(message []byte) {
 	ready := []unix.PollFd{{Fd: 2, Events: unix.POLLOUT}}
 	if n, err := unix.Poll(ready, 0); err == nil && n == 1 {
 		_, _ = unix.Write(2, message)
+	}
+}
+
+// Go runs f in a goroutine of its own, whose panic ends the process by Fatal.
+func Go(name string, f func()) { go Wrap(name, f)() }
+
+// Wrap is f for a goroutine that others start, as those of a WaitGroup or a timer.
+func Wrap(name string, f func()) func() {
+	return func() {
+		defer Guard(name, Fatal)
+		f()
 	}
 }
 
