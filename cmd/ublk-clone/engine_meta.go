@@ -213,7 +213,16 @@ func (e *cloneEngine) createStore() error {
 		return metaError("create", e.start.Definition.Metadata, err)
 	}
 	e.created = true
-	return nil
+	e.warnSparse()
+	return e.meta.Publish()
+}
+
+// warnSparse is of a destination file that somebody has made, and may have meant so.
+func (e *cloneEngine) warnSparse() {
+	if lacks := e.dest.Sparse(); lacks > 0 {
+		e.warn("the destination %s is a sparse file: %s of it have no space yet, and a full file system fails writes. `fallocate -l %d %s` reserves it",
+			e.dest.Path(), formatSize(lacks), e.dest.Size(), e.dest.Path())
+	}
 }
 
 // revertStore removes metadata that a failed start has made on a device that was empty, and what it has

@@ -40,7 +40,10 @@ type Device struct {
 	memory  int   // bytes, what it asks of buffers
 	direct  bool
 	created bool
-	dry     bool // Options.DryRun
+	unnamed bool   // created, and not under its name yet
+	begun   string // the name that it has until then, "" for none
+	grown   bool   // an empty file that was there got its size
+	dry     bool   // Options.DryRun
 	closed  bool
 	warned  []string
 }
@@ -111,6 +114,14 @@ func (d *Device) Direct() bool { return d.direct }
 
 // Created says whether Open made the file.
 func (d *Device) Created() bool { return d.created }
+
+// Sparse is how much of a file that was there, in bytes, has no space on its file system yet.
+func (d *Device) Sparse() int64 {
+	if d.IsBlock() || d.created || d.grown {
+		return 0
+	}
+	return max(0, d.size-d.stat.Space)
+}
 
 // Warnings are what the user should know and what force overrode.
 func (d *Device) Warnings() []string { return d.warned }
@@ -197,10 +208,17 @@ func (d *Device) Retake() error {
 // It leaves alone whatever was there before, and a path that names another file
 // by now.
 func (d *Device) Remove() error {
-	if !d.created {
-		return nil
+	switch {
+	case d.grown && !d.dry:
+		if err := d.file.Truncate(0); err != nil {
+			return d.fail("empty", err, "")
+		}
+	case d.begun != "":
+		return os.Remove(d.begun)
+	case d.created:
+		return d.unlink()
 	}
-	return d.unlink()
+	return nil
 }
 
 // unlink removes a file whose path still names it.

@@ -120,28 +120,76 @@ func blockFlags(role Role, o Options) int {
 	return os.O_RDWR | os.O_EXCL | syscall.O_DIRECT
 }
 
-// create makes the file; a loser of a race for the name fails with EEXIST.
+// create makes a file that appears under its name only when it is what it is to be, however its maker dies:
+//
+//  1. open a file without a name in the folder
+//  2. set it up: lock it, look at the file system, reserve the space of a destination
+//  3. Publish: give it its name. Metadata first get their content
+//
+// A file system without such files has one of another name in its place, which the next attempt takes.
 func create(role Role, path string, o Options) (*Device, error) {
-	flags := os.O_RDWR | os.O_CREATE | os.O_EXCL
-	if o.DryRun {
-		flags = os.O_RDWR | sys.OpenNameless
-	}
-	d, err := open(role, path, flags)
+	d, err := open(role, path, os.O_RDWR|sys.OpenNameless)
 	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EISDIR) {
-		return nil, noNameless(role, path, o)
+		if o.DryRun {
+			return nil, noNameless(role, path, o)
+		}
+		d, err = openBegun(role, path)
 	}
 	if err != nil {
 		return nil, err
 	}
-	d.created = true
-	if d, err = d.setUp(o); err != nil || o.DryRun {
+	d.created, d.unnamed = true, true
+	if d, err = d.setUp(o); err != nil || o.DryRun || role == Metadata {
 		return d, err
 	}
-	// What is flushed to the file later is worth nothing if a power cut takes the file's name away.
-	if err := file.FlushFolder(filepath.Dir(path)); err != nil {
-		return nil, d.abandon(d.fail("make the name durable of", err, ""))
+	if err := d.Publish(); err != nil {
+		return nil, d.abandon(err)
 	}
 	return d, nil
+}
+
+// begunSuffix is behind the name of a file that is being made, where none can be without a name.
+const begunSuffix = ".ublk-clone-new"
+
+// openBegun opens such a file, empty. What is there was begun by somebody who is dead, or whose lock tells.
+func openBegun(role Role, path string) (*Device, error) {
+	d, err := open(role, path+begunSuffix, os.O_RDWR|os.O_CREATE)
+	if err != nil {
+		return nil, err
+	}
+	d.path, d.begun = path, path+begunSuffix
+	if err := d.lockFile(Options{}); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	if st, err := sys.StatPath(d.begun); err != nil || st.Inode != d.stat.Inode {
+		return nil, errors.Join(d.fail("make", errors.New("somebody else is making it"), "Try again."), d.Close())
+	}
+	if err := d.file.Truncate(0); err != nil {
+		return nil, errors.Join(d.fail("make", err, ""), d.Close())
+	}
+	return d, nil
+}
+
+// Publish gives a file that Open has made its name, durably. For others it does nothing. Whoever was faster keeps the
+// name, and this file is none.
+func (d *Device) Publish() error {
+	if !d.unnamed || d.dry {
+		return nil
+	}
+	err := d.file.Sync()
+	if err == nil && d.begun != "" {
+		err = sys.RenameNew(d.begun, d.path)
+	} else if err == nil {
+		err = sys.Name(d.fd(), d.path)
+	}
+	if err != nil {
+		return d.fail("make", err, "If somebody else has made it meanwhile, try again.")
+	}
+	d.unnamed, d.begun = false, ""
+	if err := errors.Join(d.file.Sync(), file.FlushFolder(filepath.Dir(d.path))); err != nil {
+		return d.fail("make", err, "")
+	}
+	return nil
 }
 
 // noNameless is of a dry run in a folder whose file system has no files without names. It is refused if it is of a kind
@@ -300,10 +348,11 @@ func (d *Device) refuseIndirect(o Options) error {
 	return nil
 }
 
-// sizeFile grows a created destination and reserves its space, so that a write
+// sizeFile grows a created destination, or one that is empty, and reserves its space, so that a write
 // to an unhydrated region cannot fail for want of it later.
 func (d *Device) sizeFile(o Options) error {
-	fits := d.created || o.Reserve && d.stat.Size >= o.Size
+	d.grown = d.role == Dest && o.Create && d.stat.Size == 0 && !d.created // nobody's data: as one that is made
+	fits := d.created || d.grown || o.Reserve && d.stat.Size >= o.Size
 	if d.role == Dest && fits {
 		if err := d.reserve(o); err != nil {
 			return err
@@ -314,6 +363,9 @@ func (d *Device) sizeFile(o Options) error {
 		return d.fail("examine", err, "")
 	}
 	d.stat, d.size = st, st.Size
+	if d.grown && d.dry {
+		d.size = o.Size // which it would have
+	}
 	return nil
 }
 
@@ -335,10 +387,13 @@ func (d *Device) reserve(o Options) error {
 	return err
 }
 
-// tryReserve is reserve for a file without a name, which takes no more than a block. Space that only root may take does
+// tryReserve is reserve for a file without a name, which takes no more than a block, or for an empty one, which stays so. Space that only root may take does
 // not count.
 func (d *Device) tryReserve(o Options) error {
-	err := sys.Reserve(d.fd(), min(o.Size, pageBlock))
+	var err error
+	if d.created {
+		err = sys.Reserve(d.fd(), min(o.Size, pageBlock))
+	}
 	var free int64
 	if errors.Is(err, syscall.EOPNOTSUPP) {
 		err = d.doWithoutReserve(o)
@@ -348,7 +403,7 @@ func (d *Device) tryReserve(o Options) error {
 			err = fmt.Errorf("%w: %d bytes are free", syscall.ENOSPC, free)
 		}
 	}
-	if err == nil {
+	if err == nil && d.created {
 		err = d.file.Truncate(o.Size)
 	}
 	if err != nil {
@@ -364,7 +419,7 @@ func (d *Device) doWithoutReserve(o Options) error {
 	switch {
 	case err != nil:
 		return err
-	case !d.created:
+	case !d.created && !d.grown:
 		return nil
 	case free < o.Size:
 		return fmt.Errorf("%w: %d bytes are free", syscall.ENOSPC, free)

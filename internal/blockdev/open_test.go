@@ -110,7 +110,7 @@ func TestRemoveKeepsWhatWasThere(t *testing.T) {
 func TestRemoveKeepsAnotherFileOfThatName(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "meta")
 	d := mustOpen(t, Metadata, path, Options{Create: true, Force: true})
-	if err := errors.Join(os.Remove(path), os.WriteFile(path, []byte("new"), 0o600)); err != nil {
+	if err := errors.Join(d.Publish(), os.Remove(path), os.WriteFile(path, []byte("new"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Remove(); err != nil {
@@ -118,6 +118,114 @@ func TestRemoveKeepsAnotherFileOfThatName(t *testing.T) {
 	}
 	if _, err := os.Stat(path); err != nil {
 		t.Errorf("another file of that name is gone: %v", err)
+	}
+}
+
+// TestCreatedIsWholeOrNotThere: a file that is made has its name only when it is complete, so that a maker who dies leaves
+// none or a whole one. The second round is a file system without files without names.
+func TestCreatedIsWholeOrNotThere(t *testing.T) {
+	for _, begun := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "meta")
+		begin := func() *Device {
+			t.Helper()
+			if !begun {
+				return mustOpen(t, Metadata, path, Options{Create: true, Force: true})
+			}
+			d, err := openBegun(Metadata, path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.created, d.unnamed = true, true
+			return d
+		}
+		d := begin()
+		if err := os.WriteFile(path+begunSuffix, []byte("of one that died"), 0o600); begun && err != nil {
+			t.Fatal(err)
+		}
+		d.file.Close() // it dies
+		d = begin()
+		if st, err := d.file.Stat(); err != nil || st.Size() != 0 {
+			t.Errorf("it begins with %v, %v", st.Size(), err)
+		}
+		if begun {
+			_, err := openBegun(Metadata, path)
+			wantCode(t, "another maker", err, exit.Busy)
+		}
+		m := &MetadataFile{Device: d}
+		b := m.AllocBuffer(4096)
+		for i := range b {
+			b[i] = 'c'
+		}
+		if err := m.WriteAt(b, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("it has its name before it is complete: %v", err)
+		}
+		if err := d.Publish(); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(path); err != nil || string(b) != strings.Repeat("c", 4096) {
+			t.Errorf("under its name are %d bytes, %v", len(b), err)
+		}
+		if left, _ := filepath.Glob(path + "?*"); begun && len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+		late := d
+		if late.unnamed, late.begun = true, ""; begun {
+			late.begun = path + begunSuffix
+			if err := os.WriteFile(late.begun, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := late.Publish(); err == nil {
+			t.Error("the name of another file was taken")
+		}
+		if b, err := os.ReadFile(path); err != nil || string(b) != strings.Repeat("c", 4096) {
+			t.Errorf("under its name are %d bytes, %v", len(b), err)
+		}
+	}
+}
+
+// TestEmptyDestGetsItsSpace: a destination file of 0 bytes, as an earlier version left when it was killed, holds nobody's
+// data and is taken for one that is to be made. A failed start leaves it as it was.
+func TestEmptyDestGetsItsSpace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "dest")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if d := mustOpen(t, Dest, path, Options{Create: true, Size: 8 * mib, Force: true, DryRun: true}); d.Size() != 8*mib {
+		t.Errorf("a dry run says %d bytes", d.Size())
+	} else {
+		d.file.Close()
+	}
+	size := func() (int64, int64) {
+		t.Helper()
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Size(), st.Sys().(*syscall.Stat_t).Blocks * 512
+	}
+	if n, _ := size(); n != 0 {
+		t.Errorf("after a dry run it has %d bytes", n)
+	}
+	d := mustOpen(t, Dest, path, Options{Create: true, Size: 8 * mib, Force: true})
+	if n, space := size(); n != 8*mib || space < n || d.Size() != n {
+		t.Errorf("it has %d bytes, %d of space, and is said to have %d", n, space, d.Size())
+	}
+	if err := d.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := size(); n != 0 {
+		t.Errorf("after a failed start it has %d bytes", n)
+	}
+	d.file.Close()
+	if err := os.Truncate(path, mib); err != nil {
+		t.Fatal(err)
+	}
+	if d := mustOpen(t, Dest, path, Options{Create: true, Size: mib, Force: true}); d.Sparse() != mib {
+		t.Errorf("%d bytes have no space, not %d", d.Sparse(), mib)
 	}
 }
 

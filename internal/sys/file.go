@@ -31,6 +31,23 @@ func Open(path string, flags int, perm os.FileMode) (*os.File, error) {
 // OpenNameless is a flag of Open: path is a folder, and the file has no name in it and is gone when it is closed.
 const OpenNameless = unix.O_TMPFILE
 
+// Name gives a file that was opened with OpenNameless its name. EEXIST says that there is another of that name.
+func Name(fd int, path string) error {
+	from := fmt.Sprintf("/proc/self/fd/%d", fd)
+	return wrap("link", retry(func() error { return unix.Linkat(unix.AT_FDCWD, from, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW) }))
+}
+
+// RenameNew renames a file. EEXIST says that there is another of the new name: it stays.
+func RenameNew(from, to string) error {
+	err := retry(func() error { return unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE) })
+	if err == unix.EINVAL { // the file system cannot, as NFS
+		if err = retry(func() error { return unix.Link(from, to) }); err == nil {
+			err = unix.Unlink(from)
+		}
+	}
+	return wrap("rename", err)
+}
+
 // SetDirect switches O_DIRECT of an open description on or off. EINVAL says
 // that the file system has no direct I/O.
 func SetDirect(fd int, on bool) error {
@@ -117,6 +134,7 @@ type Stat struct {
 	Rdev  uint64 // device that a device node stands for
 	Inode uint64
 	Size  int64 // bytes
+	Space int64 // bytes that it takes on its file system
 	Mtime int64 // nanoseconds since 1970
 	Birth int64 // when it was made, nanoseconds since 1970; 0 where the file system does not say
 }
@@ -141,7 +159,7 @@ func statx(dir int, path string, flags int) (Stat, error) {
 	return Stat{
 		Mode: uint32(st.Mode), UID: st.Uid, Dev: unix.Mkdev(st.Dev_major, st.Dev_minor),
 		Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor), Inode: st.Ino,
-		Size: int64(st.Size), Mtime: nanoseconds(st.Mtime), Birth: nanoseconds(st.Btime),
+		Size: int64(st.Size), Space: int64(st.Blocks) * 512, Mtime: nanoseconds(st.Mtime), Birth: nanoseconds(st.Btime),
 	}, wrap("stat", err)
 }
 
