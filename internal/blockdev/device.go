@@ -214,7 +214,7 @@ func (d *Device) Remove() error {
 			return d.fail("empty", err, "")
 		}
 	case d.begun != "":
-		return os.Remove(d.begun)
+		return file.Remove(d.begun)
 	case d.created:
 		return d.unlink()
 	}
