@@ -176,10 +176,10 @@ func (d *Device) Publish() error {
 	if !d.unnamed || d.dry {
 		return nil
 	}
-	err := d.file.Sync()
-	if err == nil && d.begun != "" {
+	var err error
+	if d.begun != "" {
 		err = sys.RenameNew(d.begun, d.path)
-	} else if err == nil {
+	} else {
 		err = sys.Name(d.fd(), d.path)
 	}
 	if err != nil {
