@@ -25,11 +25,20 @@ func TestLiveMapKeepsTheWorstMode(t *testing.T) {
 	}
 	e := newEngine(start{}, zerolog.Nop()).(*cloneEngine)
 	e.live.Map = live
-	for round := range 50_000 {
-		live.SetState(uint8(clone.ReadWrite), false)
-		e.core = clone.New(clone.Config{
+	core := func() *clone.Core {
+		return clone.New(clone.Config{
 			Geometry: geo, Map: bitmap.New(1, make([]bitmap.Page, 1)), Kick: func() {}, Event: e.changed, State: e.keepState,
 		})
+	}
+	e.core = core()
+	live.SetState(uint8(clone.ReadOnly), false) // another thread's, since this one has looked at the core
+	e.changed()
+	if m := clone.Mode(live.State().Mode); m != clone.ReadOnly {
+		t.Errorf("a thread that is late has brought mode %v back", m)
+	}
+	for round := range 10_000 {
+		live.SetState(uint8(clone.ReadWrite), false)
+		e.core = core()
 		var wg sync.WaitGroup
 		wg.Go(e.changed) // a lane tells of something else, as hydration that is complete
 		wg.Go(func() { e.core.SetMode(clone.ReadOnly) })
