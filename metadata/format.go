@@ -20,9 +20,12 @@ func copyOffset(i int) int64 { return int64(i) * copyOffset1 }
 // version is the format version that this program writes and the newest that it reads.
 const version = 1
 
-// Features that this program knows. None is in use yet.
+// featureKnown is the compatible feature of a superblock that has DestMark or DestSample.
+const featureKnown uint64 = 1 << 0
+
+// Features that this program knows.
 const (
-	knownCompat   uint64 = 0
+	knownCompat          = featureKnown
 	knownROCompat uint64 = 0
 	knownIncompat uint64 = 0
 )
@@ -142,6 +145,8 @@ func (sb *Superblock) encode(b []byte, own int64) {
 	sb.Dest.encode(b[offDest:])
 	sb.Settings.encode(b[offSettings:])
 	sb.Counters.encode(b[offCounters:])
+	sb.DestMark.encode(b[offDestMark:])
+	sb.DestSample.encode(b[offDestSample:])
 	le.PutUint32(b[offCRC:], checksum(b))
 }
 
@@ -229,6 +234,8 @@ func (sb *Superblock) decodeFields(b []byte) {
 		Dest:             decodeIdentity(b[offDest:]),
 		Settings:         decodeSettings(b[offSettings:]),
 		Counters:         decodeCounters(b[offCounters:]),
+		DestMark:         decodeDestMark(b[offDestMark:]),
+		DestSample:       decodeDestSample(b[offDestSample:]),
 	}
 }
 

@@ -126,8 +126,10 @@ var tables = map[string]map[string]int{
 		"commit_sequence": offCommit, "map_sum": offMapSum, "machine_id": offMachine, "boot_id": offBoot,
 		"region_size": offRegionSize, "device_size": offDeviceSize, "logical_block_size": offLogicalBlock,
 		"nr_regions": offNrRegions, "map_offset": offMapOffset, "source": offSource, "dest": offDest,
-		"settings": offSettings, "counters": offCounters,
+		"settings": offSettings, "counters": offCounters, "dest_mark": offDestMark, "dest_sample": offDestSample,
 	},
+	"Mark":   {"session": markSession, "number": markNumber, "disk": markDisk, "birth": markBirth, "tree": markTree},
+	"Sample": {"session": sampleSession, "exact_at": sampleExactAt, "blocks": sampleTable},
 	"Identity": {
 		"kind": idKind, "id_length": idIDLen, "path_length": idPathLen, "size": idSize, "mod_time": idModTime,
 		"sample": idSample, "id": idID, "path": idPath,
@@ -229,7 +231,7 @@ func TestReservedBytes(t *testing.T) {
 	sb.encode(clean, 0)
 	b := make([]byte, BlockSize)
 	for _, i := range []int{offMode + 4, 120, 180, 200, 255, offSource + 56, offSource + idID + MaxIDBytes,
-		offDest + idBytes - 1, offSettings + 44, offCounters + 48, 2816, BlockSize - 1, offFlags + 7, offSettings + 1} {
+		offDest + idBytes - 1, offSettings + 44, offCounters + 48, 2816, offDestMark + 48, BlockSize - 1, offFlags + 7, offSettings + 1} {
 		copy(b, clean)
 		reseal(flip(i))(b)
 		if err := new(Superblock).decode(b, 0); err == nil {
@@ -248,14 +250,14 @@ func TestUnknownCompatibleFeatureSurvives(t *testing.T) {
 	for i := range 2 {
 		edit(t, d, copyOffset(i), reseal(func(b []byte) {
 			le.PutUint64(b[offCompat:], 1<<40)
-			b[4000], b[offFlags+5] = 0x77, 0x80
+			b[4090], b[offFlags+5] = 0x77, 0x80
 		}))
 	}
 	s := expectLevels(t, d, 0, 0, 0)
 	mustUpdate(t, s, func(sb *Superblock) { sb.Counters.Starts++; sb.Complete = false })
 	for i := range 2 {
 		edit(t, d, copyOffset(i), func(b []byte) {
-			if b[4000] != 0x77 || b[offFlags+5] != 0x80 || le.Uint64(b[offCompat:]) != 1<<40 {
+			if b[4090] != 0x77 || b[offFlags+5] != 0x80 || le.Uint64(b[offCompat:]) != 1<<40 {
 				t.Errorf("copy %d: what we do not know was overwritten", i)
 			}
 		})

@@ -223,6 +223,10 @@ func fillDistinct(v reflect.Value, next *uint64) {
 		}
 	case reflect.Array:
 		for i := range v.Len() {
+			if v.Index(i).Kind() == reflect.Struct {
+				fillDistinct(v.Index(i), next)
+				continue
+			}
 			v.Index(i).SetUint(*next + uint64(i)&0x7f)
 		}
 	case reflect.Bool:

@@ -244,6 +244,12 @@ func (s *Store) complete(sb *Superblock) error {
 	sb.FeatureCompat, sb.FeatureROCompat, sb.FeatureIncompat = old.FeatureCompat, old.FeatureROCompat, old.FeatureIncompat
 	sb.NrRegions, sb.MapOffset = old.NrRegions, old.MapOffset
 	sb.Sequence = s.sequence + 1
+	if sb.DestMark.Session != 0 || sb.DestSample.Session != 0 {
+		sb.FeatureCompat |= featureKnown
+	}
+	if sb.DestSample.ExactAt == ThisUpdate {
+		sb.DestSample.ExactAt = sb.Sequence
+	}
 	sb.CommitSequence = s.committed
 	if err := s.setMapSum(sb); err != nil {
 		return err

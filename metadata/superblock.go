@@ -147,6 +147,9 @@ type Superblock struct {
 	Dest     Identity `json:"dest"`
 	Settings Settings `json:"settings"`
 	Counters Counters `json:"counters"`
+
+	DestMark   DestMark   `json:"dest_mark"`
+	DestSample DestSample `json:"dest_sample"`
 }
 
 // Bounds of the geometry, in bytes.
