@@ -45,6 +45,13 @@ func (c *Core) Commit(dest Flusher, store MapStore) error {
 	return err
 }
 
+// WantFlush makes the next Commit flush the destination though nothing is marked and nobody waits.
+func (c *Core) WantFlush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.flushWanted = true
+}
+
 // freeze is step 1; work says that there is something to do. In a mode that allows no commit of marks
 // whoever waited for one gets the error.
 func (c *Core) freeze() (served requestList, work bool, err error) {
@@ -61,7 +68,8 @@ func (c *Core) freeze() (served requestList, work bool, err error) {
 		return served, false, err
 	}
 	c.mu.active, c.mu.frozen = c.mu.frozen, c.mu.active
-	c.mu.flushing = c.mu.frozen.Used() > 0 || !served.empty()
+	c.mu.flushing = c.mu.frozen.Used() > 0 || !served.empty() || c.mu.flushWanted
+	c.mu.flushWanted = false
 	return served, c.mu.flushing, nil
 }
 

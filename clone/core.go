@@ -127,6 +127,8 @@ type Core struct {
 
 		// flushing: a flush of the destination is in flight, a lane's or a commit's.
 		flushing bool
+		// flushWanted: the next commit is to flush the destination in any case.
+		flushWanted bool
 		// durable is how many durable writes of lanes are in flight; putOff: a commit waits for their end.
 		durable int
 		putOff  bool
@@ -233,11 +235,11 @@ func (c *Core) clean() bool {
 	return !c.mu.doubt && c.mu.active.Used() == 0 && c.mu.frozen.Used() == 0
 }
 
-// Dirty says that there are marks for a commit to write.
+// Dirty says that there is something for a commit to do, though nobody waits for one.
 func (c *Core) Dirty() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.mu.active.Used() != 0
+	return c.mu.active.Used() != 0 || c.mu.flushWanted
 }
 
 // DurableHydrated counts the regions that a power cut now would leave hydrated, at least.

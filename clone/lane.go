@@ -50,6 +50,7 @@ type Lane struct {
 	inFlight atomic.Int64 // user requests; written by this lane only
 	stats    counters
 	waits    waits
+	recent   recent
 }
 
 // counters are written by their lane only and read by anybody. Bytes, but for the last.

@@ -13,6 +13,7 @@ import "github.com/ublk-clone/ublk-clone/bitmap"
 // Whoever meets somebody else's claim, or finds no operation or buffer, waits holding nothing and
 // comes back to here.
 func (l *Lane) write(r *Request) {
+	l.recent.note(r.Off, r.Len)
 	first, end := l.core.geo.Touched(r.Off, r.Len)
 	if l.core.regions.AllHydrated(first, end) {
 		if o := l.newOp(r); o != nil {
