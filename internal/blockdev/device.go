@@ -170,6 +170,9 @@ func (d *Device) Flush() error {
 	return sys.Fdatasync(d.fd())
 }
 
+// ReadAt fills p from off, through the one description. What direct I/O asks for (Align) is the caller's care. It blocks.
+func (d *Device) ReadAt(p []byte, off int64) error { return sys.ReadFullAt(d.fd(), p, off) }
+
 // DropCache gives up what the page cache holds of the device. Direct writes look for it there as long as there is anything
 // of the whole device (filemap_invalidate_pages, mm/filemap.c, 6.18), and whoever made or probed it has left something.
 // It saves time and is not needed: an error is none.

@@ -10,7 +10,8 @@
 //	* without O_EXCL if the user says that several clones share the source
 //
 // I1: the source is opened read-only and nothing here writes to it; a source
-// that is mounted or held is refused.
+// that is mounted or held is refused. So is every device whose bytes somebody else
+// reaches by another way (users.go).
 //
 // I7: each device has ONE open file description, made here, which holds the
 // lock. Whoever does I/O uses File or a duplicate of it; nobody opens the path

@@ -14,10 +14,12 @@ import (
 
 // Holder is somebody who uses a device or a file.
 type Holder struct {
-	Kind    string `json:"kind"`              // mount, swap, device, loop, process
+	Kind    string `json:"kind"`              // mount, swap, device, loop, process, claim, export
 	Where   string `json:"where,omitempty"`   // mount point, swap area, device on top
 	PID     int    `json:"pid,omitempty"`     // of a process
 	Command string `json:"command,omitempty"` // of a process
+
+	idle bool // it maps the device, and nobody uses that
 }
 
 // String names the holder for a message.
@@ -29,6 +31,10 @@ func (h Holder) String() string {
 		return "used as swap"
 	case "process":
 		return fmt.Sprintf("open in process %d (%s)", h.PID, h.Command)
+	case "claim":
+		return "somebody holds " + h.Where
+	case "export":
+		return "exported by " + h.Where
 	}
 	return "under " + h.Where
 }
@@ -62,14 +68,19 @@ type use struct {
 }
 
 func (t tree) use(st sys.Stat) use {
-	if !st.IsBlock() {
-		return use{dev: st.Dev, inode: st.Inode}
+	u := useOf(st)
+	if dir := t.dir(st.Rdev); st.IsBlock() && dir != "" {
+		u.devs = append(u.devs, partitions(dir)...)
 	}
-	devs := []uint64{st.Rdev}
-	if dir := t.dir(st.Rdev); dir != "" {
-		devs = append(devs, partitions(dir)...)
+	return u
+}
+
+// useOf leaves partitions out.
+func useOf(st sys.Stat) use {
+	if st.IsBlock() {
+		return use{devs: []uint64{st.Rdev}}
 	}
-	return use{devs: devs}
+	return use{dev: st.Dev, inode: st.Inode}
 }
 
 func (u use) is(st sys.Stat) bool {

@@ -35,6 +35,8 @@ type Options struct {
 	// DryRun refuses what would be refused and changes nothing: block devices are opened for reading only, so that
 	// nobody is told of a change, and a file that would be made is one without a name in its folder, gone when it is closed.
 	DryRun bool
+	// Tolerate is whose use of the device is only told of.
+	Tolerate Tolerance
 	// Others are open for the same clone: a device that overlaps one of them is
 	// refused, before opening it would only find it busy.
 	Others []*Device
@@ -257,7 +259,11 @@ func (d *Device) setUp(o Options) (*Device, error) {
 	if d.IsBlock() {
 		prepare = d.setUpBlock
 	}
-	if err := prepare(o); err != nil {
+	err := prepare(o)
+	if err == nil {
+		err = d.refuseUsers(o)
+	}
+	if err != nil {
 		return nil, d.abandon(err)
 	}
 	return d, nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
@@ -79,7 +80,7 @@ func (t tree) climbBlock(found []span, rdev uint64, s span, levels int) []span {
 		s = s.shift(number(dir, "loop", "offset"))
 		return t.climb(found, st, s, levels-1)
 	}
-	return t.climbSlaves(found, dir, levels-1)
+	return t.climbSlaves(found, rdev, s, levels-1)
 }
 
 func (t tree) climbPartition(found []span, dir string, s span, levels int) []span {
@@ -90,11 +91,53 @@ func (t tree) climbPartition(found []span, dir string, s span, levels int) []spa
 	return t.climbBlock(found, disk, s.shift(number(dir, "start")*512), levels)
 }
 
-func (t tree) climbSlaves(found []span, dir string, levels int) []span {
-	for _, dev := range slaves(dir) {
+// climbSlaves: where a table is linear throughout it is known on which stretches of which devices s lies, so that two
+// logical volumes on one disk can be told from two that share bytes of it.
+func (t tree) climbSlaves(found []span, rdev uint64, s span, levels int) []span {
+	if pieces, ok := t.linear(rdev, s); ok {
+		for _, p := range pieces {
+			found = t.climbBlock(found, p.dev, p.span, levels)
+		}
+		return found
+	}
+	for _, dev := range slaves(t.dir(rdev)) {
 		found = t.climbBlock(found, dev, span{}, levels)
 	}
 	return found
+}
+
+// piece is a stretch of a device that a device-mapper device leads to.
+type piece struct {
+	dev  uint64
+	span span
+}
+
+// linear are the pieces that a known stretch of a device-mapper device lies on, if all of its table is linear.
+func (t tree) linear(rdev uint64, s span) (pieces []piece, ok bool) {
+	if !s.exact || t.targets == nil || text(t.dir(rdev), "dm", "name") == "" {
+		return nil, false
+	}
+	table, err := t.targets(rdev)
+	if err != nil || len(table) == 0 {
+		return nil, false
+	}
+	for _, target := range table {
+		if target.Type == "error" || target.Type == "zero" {
+			continue
+		}
+		word, begin, _ := strings.Cut(target.Params, " ")
+		dev, isNumber := parseDev(word)
+		at, err := strconv.ParseInt(begin, 10, 64)
+		if target.Type != "linear" || !isNumber || err != nil {
+			return nil, false
+		}
+		first, end := int64(target.Start)*512, int64(target.Start+target.Sectors)*512
+		part := span{first: max(s.first, first), end: min(s.end, end), exact: true}
+		if part.first < part.end {
+			pieces = append(pieces, piece{dev, part.shift(at*512 - first)})
+		}
+	}
+	return pieces, true
 }
 
 // shift is the same stretch seen from the device below, on which it begins at
@@ -104,13 +147,22 @@ func (s span) shift(off int64) span {
 	return s
 }
 
-// backing is the file or device behind a loop device, given its sysfs folder.
+// backing is the file or device behind a loop device, given its sysfs folder. The driver knows it, whatever its name
+// leads to by now.
 func (t tree) backing(dir string) (sys.Stat, error) {
 	path := text(dir, "loop", "backing_file")
 	if path == "" {
 		return sys.Stat{}, os.ErrNotExist
 	}
-	return t.stat(path)
+	named, err := t.stat(path)
+	if t.loop == nil {
+		return named, err
+	}
+	known, errKnown := t.loop(nodePath(dir))
+	if errKnown != nil || err == nil && useOf(known).is(named) {
+		return named, err
+	}
+	return known, nil
 }
 
 // fsDevice is the block device of a file system, given st_dev of a file on it.
@@ -146,9 +198,12 @@ func diskName(dir string) string {
 
 // shared is the node on which two devices overlap, "" if they do not.
 func (t tree) shared(a, b *Device) string {
-	spansB := t.spans(b.stat, b.size)
-	for _, x := range t.spans(a.stat, a.size) {
-		for _, y := range spansB {
+	return shared(t.spans(a.stat, a.size), t.spans(b.stat, b.size))
+}
+
+func shared(a, b []span) string {
+	for _, x := range a {
+		for _, y := range b {
 			if x.overlaps(y) {
 				return x.node
 			}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/moby/sys/mountinfo"
 
@@ -21,9 +22,35 @@ type tree struct {
 	sys  string // where sysfs is mounted
 	proc string // where procfs is mounted
 	stat func(path string) (sys.Stat, error)
+	// targets is the table of a device-mapper device; nil: nobody can be asked.
+	targets func(rdev uint64) ([]sys.DMTarget, error)
+	// loop is what lies behind a loop device; nil: nobody can be asked.
+	loop func(path string) (sys.Stat, error)
+	// claimed says whether somebody has a block device open exclusively.
+	claimed func(path string) bool
 }
 
-var host = tree{sys: "/sys", proc: "/proc", stat: sys.StatPath}
+var host = tree{sys: "/sys", proc: "/proc", stat: sys.StatPath, targets: targets, loop: sys.LoopBacking, claimed: claimed}
+
+// targets asks device-mapper.
+func targets(rdev uint64) ([]sys.DMTarget, error) {
+	dm, err := sys.OpenDM()
+	if err != nil {
+		return nil, err
+	}
+	defer dm.Close()
+	return dm.Targets(rdev)
+}
+
+// claimed asks the kernel, which gives a device, its partitions and its disk to one at a time: mounts, swap, what lies on
+// top and daemons alike.
+func claimed(path string) bool {
+	f, err := sys.Open(path, os.O_RDONLY|os.O_EXCL, 0)
+	if err == nil {
+		err = f.Close()
+	}
+	return errors.Is(err, syscall.EBUSY)
+}
 
 // dir is the sysfs folder of a block device, or "" if it has none.
 func (t tree) dir(rdev uint64) string {
@@ -53,13 +80,18 @@ func (t tree) numberedPath(role Role, word string) (path string, isNumber bool, 
 	if dir == "" {
 		return "", true, failure(role, role.code(), "find", word, errors.New("no block device has this number"), "`lsblk` shows the numbers.")
 	}
+	return nodePath(dir), true, nil
+}
+
+// nodePath is the path of the device that has this folder in sysfs.
+func nodePath(dir string) string {
 	name := filepath.Base(dir)
 	for line := range strings.Lines(text(dir, "uevent")) {
 		if node, found := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); found {
 			name = node // the folder has '!' where the node has '/'
 		}
 	}
-	return filepath.Join("/dev", name), true, nil
+	return filepath.Join("/dev", name)
 }
 
 // parseDev reads MAJOR:MINOR.

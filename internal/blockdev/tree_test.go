@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/sys"
@@ -14,11 +15,14 @@ type fakeHost struct {
 	t     *testing.T
 	root  string
 	nodes map[string]sys.Stat // by path
+	sizes map[string]int64    // bytes, by path; of those that have one
 	tree  tree
+
+	claims map[string]bool // by path: somebody has it open exclusively
 }
 
 func newFakeHost(t *testing.T) *fakeHost {
-	f := &fakeHost{t: t, root: t.TempDir(), nodes: map[string]sys.Stat{}}
+	f := &fakeHost{t: t, root: t.TempDir(), nodes: map[string]sys.Stat{}, sizes: map[string]int64{}, claims: map[string]bool{}}
 	f.tree = tree{sys: filepath.Join(f.root, "sys"), proc: filepath.Join(f.root, "proc"), stat: f.stat}
 	return f
 }
@@ -55,6 +59,8 @@ func (f *fakeHost) link(path, to string) {
 		f.t.Fatal(err)
 	}
 }
+
+func decimal(n int64) string { return strconv.FormatInt(n, 10) + "\n" }
 
 // block adds a device with its sysfs folder, relative to /sys/devices, and its
 // node /dev/NAME.

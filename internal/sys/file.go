@@ -139,6 +139,9 @@ type Stat struct {
 	Birth int64 // when it was made, nanoseconds since 1970; 0 where the file system does not say
 }
 
+// BlockStat is of a block device of which only the number is known.
+func BlockStat(rdev uint64) Stat { return Stat{Mode: unix.S_IFBLK, Rdev: rdev} }
+
 // IsBlock and IsRegular tell the kinds of file that can be cloned.
 func (s Stat) IsBlock() bool   { return s.Mode&unix.S_IFMT == unix.S_IFBLK }
 func (s Stat) IsRegular() bool { return s.Mode&unix.S_IFMT == unix.S_IFREG }

@@ -1,0 +1,291 @@
+package blockdev
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// Who else uses a device. The exclusive open keeps away who holds the very device, its partitions or its disk. It says
+// nothing of others that reach the same bytes:
+//
+//	above    a loop device over it, over a part of it, or over a partition of it
+//	below    what a loop device leads to is mounted, or another clone's destination
+//	beside   two device-mapper tables that lead to one stretch of a disk; another path to the same disk
+//	outside  a network target that exports it; a program that writes to it without a lock
+//
+// So every block device of the machine is looked at for bytes that it shares with this one, by the spans of overlap.go.
+// Siblings share none, and are no users: two logical volumes on one disk, two partitions, two files.
+
+// Tolerance says whose use of a device does not keep a clone from it. Who continues a clone finds users of its block
+// device waiting: that somebody maps the destination must not cost them theirs.
+type Tolerance uint8
+
+// The tolerances.
+const (
+	TolerateNobody   Tolerance = iota
+	TolerateIdle               // who maps the device, and lets nobody use that
+	TolerateEveryone           // by force, or because the former daemon had the same neighbours a moment ago
+)
+
+// refuseUsers refuses, with exit code 5, a device that somebody else uses and must not. It is open and locked.
+func (d *Device) refuseUsers(o Options) error {
+	if o.ReadOnly || d.role == Source && o.Shared {
+		return nil
+	}
+	users, err := d.usersWithin(o, usersLimit)
+	switch {
+	case err != nil && o.Tolerate != TolerateNobody:
+		d.warn("it cannot be told who else uses the %s %s: %v", d.role, d.path, err)
+	case err != nil:
+		return failure(d.role, exit.Timeout, "look for users of", d.path, err, "A network file system or a device does not answer; --force overrides.")
+	}
+	var refused, told []Holder
+	for _, h := range users {
+		if o.Tolerate == TolerateEveryone || o.Tolerate == TolerateIdle && h.idle {
+			told = append(told, h)
+		} else {
+			refused = append(refused, h)
+		}
+	}
+	if len(refused) > 0 {
+		return failure(d.role, exit.Busy, "open", d.path, fmt.Errorf("in use: %s", joinHolders(refused)),
+			"Stop whoever uses it, or detach it (`losetup -d`, `dmsetup remove`); --force overrides.")
+	}
+	if len(told) > 0 {
+		d.warn("others use the %s %s too, and may change it: %s", d.role, d.path, joinHolders(told))
+	}
+	return nil
+}
+
+// usersLimit bounds the search, which looks at paths that may lie on what does not answer.
+const usersLimit = 15 * time.Second
+
+func (d *Device) usersWithin(o Options, limit time.Duration) ([]Holder, error) {
+	found := make(chan []Holder, 1)
+	go func() { found <- d.users(o) }()
+	select {
+	case all := <-found:
+		return all, nil
+	case <-time.After(limit):
+		return nil, fmt.Errorf("no answer within %s", limit)
+	}
+}
+
+func (d *Device) users(o Options) []Holder {
+	all := host.rivals(d.stat, d.size)
+	all = append(all, host.exporters(d.stat, d.size)...)
+	if !d.IsBlock() {
+		return append(all, host.swapHolders(host.use(d.stat))...)
+	}
+	if d.role != Source && o.Tolerate == TolerateNobody {
+		all = append(all, d.lastingWriters()...)
+	}
+	return all
+}
+
+// A program that looks at a new device, as those that assemble arrays do, has it open for writing for a moment.
+const (
+	writerPause = 100 * time.Millisecond
+	writerLooks = 20
+)
+
+// lastingWriters are those that do not go by themselves.
+func (d *Device) lastingWriters() (found []Holder) {
+	for range writerLooks {
+		if found = host.writers(host.use(d.stat)); len(found) == 0 {
+			return nil
+		}
+		time.Sleep(writerPause)
+	}
+	return found
+}
+
+// base is how a device lies on others: the spans, and the nodes below it with whether it is known where.
+type base struct {
+	spans []span
+	below map[string]bool
+	dir   string // in sysfs, of a block device
+	rdev  uint64
+}
+
+func (t tree) base(st sys.Stat, size int64) base {
+	b := base{spans: t.spans(st, size), below: map[string]bool{}}
+	if st.IsBlock() {
+		b.rdev, b.dir = st.Rdev, t.dir(st.Rdev)
+	}
+	for _, s := range b.spans {
+		b.below[s.node] = b.below[s.node] || s.exact
+	}
+	return b
+}
+
+func (b base) meets(other []span) bool { return shared(b.spans, other) != "" }
+
+// rivals are those who use bytes of the device through another one.
+func (t tree) rivals(st sys.Stat, size int64) (all []Holder) {
+	b := t.base(st, size)
+	links, _ := filepath.Glob(filepath.Join(t.sys, "dev", "block", "*"))
+	for _, link := range links {
+		rdev, ok := parseDev(filepath.Base(link))
+		dir := t.dir(rdev)
+		if !ok || dir == "" || rdev == b.rdev {
+			continue
+		}
+		other := sys.BlockStat(rdev)
+		if bytes := number(dir, "size") * 512; bytes == 0 || !b.meets(t.spans(other, bytes)) {
+			continue
+		}
+		exact, isBelow := b.below["block "+devName(rdev)]
+		switch {
+		case isBelow && !exact, b.covers(dir): // its file system's; the open has asked
+		case isBelow || !maps(dir):
+			all = append(all, t.usersOf(rdev, dir)...)
+		default:
+			all = append(all, t.mapping(rdev, dir))
+		}
+	}
+	return all
+}
+
+// covers says that an exclusive open of the device has found out whether that with this folder is held: it is a partition
+// of it, or its disk.
+func (b base) covers(dir string) bool {
+	return b.dir != "" && (isPartition(dir) && diskOf(dir) == b.dir || isPartition(b.dir) && diskOf(b.dir) == dir)
+}
+
+// maps says that a device is made of others.
+func maps(dir string) bool { return text(dir, "loop", "backing_file") != "" || len(slaves(dir)) > 0 }
+
+// mapping is a device over bytes of the one in question, as a holder.
+func (t tree) mapping(rdev uint64, dir string) Holder {
+	h := Holder{Kind: "device", Where: nodePath(dir)}
+	if text(dir, "loop", "backing_file") != "" {
+		h.Kind = "loop"
+	}
+	if name := text(dir, "dm", "name"); name != "" {
+		h.Where += " (" + name + ")"
+	}
+	users := t.usersOf(rdev, dir)
+	h.idle = len(users) == 0
+	for _, u := range users {
+		if u.Kind != "claim" {
+			h.Where += ", " + u.String()
+		}
+	}
+	return h
+}
+
+// usersOf are those who use that very device.
+func (t tree) usersOf(rdev uint64, dir string) (all []Holder) {
+	u := use{devs: []uint64{rdev}}
+	all = append(t.mountHolders(u), t.swapHolders(u)...)
+	held, _ := filepath.Glob(filepath.Join(dir, "holders", "*"))
+	if len(all) > 0 || len(held) > 0 || len(partitions(dir)) > 0 {
+		return all // what holds it, or has a partition of it, is looked at by itself
+	}
+	if path := nodePath(dir); t.claimed != nil && t.claimed(path) {
+		all = append(append(all, Holder{Kind: "claim", Where: path}), t.processHolders(u)...)
+	}
+	return all
+}
+
+// exporters are network targets of the kernel that have the device or file as a backing. Those open it without a lock.
+func (t tree) exporters(st sys.Stat, size int64) (all []Holder) {
+	b := t.base(st, size)
+	export := func(path, who string) {
+		back, err := t.stat(path)
+		if err == nil && b.meets(t.spans(back, t.pathSize(back))) {
+			all = append(all, Holder{Kind: "export", Where: who})
+		}
+	}
+	found, _ := filepath.Glob(filepath.Join(t.sys, "kernel/config/nvmet/subsystems/*/namespaces/*"))
+	for _, dir := range found {
+		if text(dir, "enable") == "1" {
+			subsystem := filepath.Base(filepath.Dir(filepath.Dir(dir)))
+			export(text(dir, "device_path"), "the NVMe target "+subsystem+", namespace "+filepath.Base(dir))
+		}
+	}
+	found, _ = filepath.Glob(filepath.Join(t.sys, "kernel/config/target/core/*/*"))
+	for _, dir := range found {
+		if text(dir, "enable") == "1" {
+			export(lioBacking(dir), "the SCSI target "+filepath.Base(filepath.Dir(dir))+"/"+filepath.Base(dir))
+		}
+	}
+	return all
+}
+
+// lioBacking is the path behind a storage object of LIO; only its description says it of a file
+// (fd_show_configfs_dev_params, drivers/target/target_core_file.c, 6.12).
+func lioBacking(dir string) string {
+	words := strings.Fields(text(dir, "info"))
+	for i := range words {
+		if words[i] == "File:" && i+1 < len(words) {
+			return words[i+1]
+		}
+	}
+	return strings.TrimSpace(text(dir, "udev_path"))
+}
+
+// writers are the processes that have the device open to write to it.
+func (t tree) writers(u use) (all []Holder) {
+	for _, h := range t.processHolders(u) {
+		if t.mayWrite(h.PID, u) {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// mayWrite looks at the flags of the descriptors that a process has of a device.
+func (t tree) mayWrite(pid int, u use) bool {
+	dir := filepath.Join(t.proc, strconv.Itoa(pid))
+	found, _ := filepath.Glob(filepath.Join(dir, "fd", "*"))
+	for _, fd := range found {
+		st, err := t.stat(fd)
+		if err != nil || !u.is(st) {
+			continue
+		}
+		for line := range strings.Lines(text(dir, "fdinfo", filepath.Base(fd))) {
+			word, is := strings.CutPrefix(line, "flags:")
+			flags, err := strconv.ParseUint(strings.TrimSpace(word), 8, 32)
+			if is && err == nil && flags&3 != 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Place is where a device or file lies, for two that nobody has open.
+type Place []span
+
+// PlaceOf looks a path up; os.ErrNotExist if there is nothing.
+func PlaceOf(path string) (Place, error) {
+	st, err := host.stat(path)
+	if err != nil {
+		return nil, err
+	}
+	return host.spans(st, host.pathSize(st)), nil
+}
+
+// Shares names the device or file on which two places have bytes in common, "" if they have none.
+func (p Place) Shares(other Place) string { return shared(p, other) }
+
+// On says whether the place is on a block device, directly or through others.
+func (p Place) On(rdev uint64) bool {
+	for _, s := range p {
+		if s.node == "block "+devName(rdev) {
+			return true
+		}
+	}
+	return false
+}
+
+// IsBlock says whether it is a block device, not a file.
+func (p Place) IsBlock() bool { return len(p) > 0 && strings.HasPrefix(p[0].node, "block ") }
