@@ -25,6 +25,7 @@ type committer struct {
 	// update changes the superblock; refresh brings its counters, settings and marks up to date.
 	update  func(func(*metadata.Superblock) error) error
 	refresh func(*metadata.Superblock) error
+	sample  *destSample // nil: none is kept
 
 	wanted chan struct{} // somebody waits for a commit
 	tasks  chan task     // something else is to be done with the store now
@@ -84,11 +85,15 @@ func (c *committer) run() {
 
 // commit is one commit, and what the superblock has to say about it.
 func (c *committer) commit() {
+	if c.sample.begin() {
+		c.core.WantFlush()
+	}
 	err := c.core.Commit(c.dest, c.store)
+	sampled := c.sample.end(err)
 	if err != nil && c.core.Mode() != c.mode {
 		c.log.Error().Err(err).Msg("commit failed: the metadata are read-only from now on")
 	}
-	changed := c.core.Complete() != c.complete || c.core.Mode() != c.mode
+	changed := sampled || c.core.Complete() != c.complete || c.core.Mode() != c.mode
 	c.complete, c.mode = c.core.Complete(), c.core.Mode()
 	if !changed && time.Since(c.written) < counterInterval {
 		return

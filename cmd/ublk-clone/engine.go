@@ -69,6 +69,7 @@ type cloneEngine struct {
 	caution      *caution    // nil: there is no need for it
 	life         *time.Timer // its end
 	sampler      sampler
+	sample       destSample
 	failures     failures
 	happened     *eventLog
 	watcher      *watcher

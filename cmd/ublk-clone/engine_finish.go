@@ -109,6 +109,9 @@ func (e *cloneEngine) exchange() error {
 	if err := faultAt(2); err != nil {
 		return err
 	}
+	if !e.sample.stop() {
+		return errors.New("it does not answer")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
 	defer cancel()
 	err := e.orderAll(ctx, gateOrder{}) // 3
@@ -208,6 +211,9 @@ func (e *cloneEngine) takeBack() {
 	}
 	err := e.retakeDest() // b
 	if err == nil {
+		if e.sample.stop() {
+			e.sample.resume(e.committer.kick)
+		}
 		err = e.reopenGates() // c
 	}
 	name := e.start.Definition.DM

@@ -18,7 +18,12 @@ import (
 
 // openMeta opens the metadata device first: what it holds says whether the clone is new.
 func (e *cloneEngine) openMeta(context.Context) error {
-	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{Force: e.start.Force, Create: !e.start.Open, DryRun: e.start.DryRun})
+	if err := e.refuseNeighbours(blockdev.Metadata); err != nil {
+		return err
+	}
+	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{
+		Force: e.start.Force, Create: !e.start.Open, DryRun: e.start.DryRun, Tolerate: e.tolerance(),
+	})
 	if err != nil && unopened(err) {
 		return e.standIn(err)
 	}
@@ -65,8 +70,11 @@ func (e *cloneEngine) openDest(context.Context) error {
 	} else {
 		size = cmp.Or(size, e.found.DeviceSize)
 	}
+	if err := e.refuseNeighbours(blockdev.Dest); err != nil {
+		return err
+	}
 	dest, err := blockdev.Open(blockdev.Dest, e.start.Definition.Dest, blockdev.Options{
-		Force: e.start.Force, Create: !e.start.Open, Size: size, Others: e.beside(), DryRun: e.start.DryRun,
+		Force: e.start.Force, Create: !e.start.Open, Size: size, Others: e.beside(), DryRun: e.start.DryRun, Tolerate: e.tolerance(),
 	})
 	if err != nil {
 		return err
@@ -156,6 +164,9 @@ func (e *cloneEngine) adopt() error {
 	if err := e.use.outdated(e.start.Definition.Metadata, &sb, e.start.Force); err != nil {
 		return err
 	}
+	if err := e.knowDest(&sb, want); err != nil {
+		return err
+	}
 	e.mu.settings = fromMetadata(sb.Settings)
 	if !e.start.Recover {
 		def.Settings.apply(&e.mu.settings) // what this start asks for
@@ -203,6 +214,9 @@ func (e *cloneEngine) createStore() error {
 	}
 	if _, err := rand.Read(sb.UUID[:]); err != nil {
 		return err
+	}
+	if sb.Dest.ID == "" {
+		e.warn("the destination %s has no WWID, serial number or UUID: until something is hydrated nothing tells it from another device of its size", e.dest.Path())
 	}
 	sb.Settings = e.mu.settings.toMetadata()
 	if err := e.meta.Grow(metadata.Size(metadata.NrRegions(sb.DeviceSize, sb.RegionSize))); err != nil {

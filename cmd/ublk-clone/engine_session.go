@@ -32,9 +32,11 @@ func (e *cloneEngine) beginSession(context.Context) error {
 	e.base = e.store.Superblock().Counters
 	c := e.committer
 	c.core, c.dest, c.store, c.refresh, c.update = e.core, flusher{e.dest}, mapStore{e.store, e.live.Map}, e.refresh, e.updateStore
+	c.sample = &e.sample
 	c.complete, c.mode = e.core.Complete(), e.core.Mode()
 	guard.Go("committer", c.run)
 	e.sampler.start(e)
+	e.sample.start(e)
 	return nil
 }
 
@@ -67,6 +69,8 @@ func (e *cloneEngine) openSession() error {
 		}
 		sb.Source.Path, sb.Dest.Path = shortPath(e.start.Definition.Source), shortPath(e.dest.Path())
 		sb.Settings = e.settings().toMetadata()
+		sb.DestMark = e.destMark()
+		sb.DestSample = e.sample.known(sb.Session)
 		return nil
 	})
 	if err != nil {
@@ -115,19 +119,26 @@ func (e *cloneEngine) refresh(sb *metadata.Superblock) error {
 	sb.DestFlushFailed = sb.DestFlushFailed || e.core.FlushLost()
 	sb.Complete = sb.Complete || e.core.Complete()
 	sb.Settings = e.settings().toMetadata()
+	sb.DestSample = e.sample.known(sb.Session)
 	return nil
 }
 
 // endSession is the last commit and, if all of it succeeded, the clean mark. Nobody marks any more.
 func (e *cloneEngine) endSession() error {
 	e.sampler.stop()
+	e.sample.stop()
 	e.committer.stop()
 	known := e.trouble()
 	err := e.core.Commit(e.committer.dest, e.committer.store)
 	if err == nil {
+		exact := !e.keep && e.sample.last()
 		err = e.updateStore(func(sb *metadata.Superblock) error {
 			sb.Clean = !e.keep // the session goes on with the next daemon
-			return e.refresh(sb)
+			err := e.refresh(sb)
+			if exact {
+				sb.DestSample.ExactAt = metadata.ThisUpdate
+			}
+			return err
 		})
 	}
 	e.closeUse()

@@ -63,8 +63,11 @@ func (e *cloneEngine) findMetadata() error {
 }
 
 func (e *cloneEngine) openSourcePath(others ...*blockdev.Device) (*blockdev.Device, error) {
+	if err := e.refuseNeighbours(blockdev.Source); err != nil {
+		return nil, err
+	}
 	def := &e.start.Definition
-	return blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: e.start.Force, Others: others})
+	return blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: e.start.Force, Others: others, Tolerate: e.tolerance()})
 }
 
 // useSource makes d, or the want of one, what is read from now on.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
@@ -47,7 +48,8 @@ func (d *Device) refuseUsers(o Options) error {
 	}
 	var refused, told []Holder
 	for _, h := range users {
-		if o.Tolerate == TolerateEveryone || o.Tolerate == TolerateIdle && h.idle {
+		table := h.Kind == "device" // that nobody has open: as a partition that nobody uses
+		if o.Tolerate == TolerateEveryone || h.idle && (table || o.Tolerate == TolerateIdle) {
 			told = append(told, h)
 		} else {
 			refused = append(refused, h)
@@ -68,7 +70,7 @@ const usersLimit = 15 * time.Second
 
 func (d *Device) usersWithin(o Options, limit time.Duration) ([]Holder, error) {
 	found := make(chan []Holder, 1)
-	go func() { found <- d.users(o) }()
+	guard.Go("search for users", func() { found <- d.users(o) })
 	select {
 	case all := <-found:
 		return all, nil
