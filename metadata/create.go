@@ -56,12 +56,20 @@ func Create(dev Device, sb *Superblock, opt CreateOptions) (*Store, error) {
 func (sb *Superblock) create() {
 	sb.Version = version
 	sb.FeatureCompat, sb.FeatureROCompat, sb.FeatureIncompat = 0, 0, 0
+	sb.useFeatures()
 	sb.Sequence = 1
 	sb.CommitSequence = 0
 	sb.MapSum = 0
 	sb.MapOffset = mapOffset
 	if sb.RegionSize > 0 && sb.DeviceSize > 0 { // else validate refuses it
 		sb.NrRegions = NrRegions(sb.DeviceSize, sb.RegionSize)
+	}
+}
+
+// useFeatures sets the bits of the features that the superblock's fields need. A bit that is set stays.
+func (sb *Superblock) useFeatures() {
+	if sb.SourcePieces != (Pieces{}) || sb.SourceChangeNs != 0 || sb.Settings.SourceTimeout != 0 {
+		sb.FeatureCompat |= compatSource
 	}
 }
 

@@ -107,10 +107,11 @@ func (p *printer) superblock(sb *Superblock) {
 	p.line("size", "%d bytes, %d regions of %d bytes, logical blocks of %d bytes", sb.DeviceSize, sb.NrRegions,
 		sb.RegionSize, sb.LogicalBlockSize)
 	p.identity("source", &sb.Source)
+	p.line("source sample", "%d of %d pieces could be read", sb.SourcePieces.Known(), NrPieces)
 	p.identity("destination", &sb.Dest)
 	s := &sb.Settings
-	p.line("settings", "paused %v, rate %d, min rate %d, threshold %d, batch %d, read-through %v, discard passdown %v, retries %d",
-		s.Paused, s.Rate, s.MinRate, s.Threshold, s.Batch, s.ReadThrough, s.DiscardPassdown, s.Retries)
+	p.line("settings", "paused %v, rate %d, min rate %d, threshold %d, batch %d, read-through %v, discard passdown %v, retries %d, source timeout %d",
+		s.Paused, s.Rate, s.MinRate, s.Threshold, s.Batch, s.ReadThrough, s.DiscardPassdown, s.Retries, s.SourceTimeout)
 	c := &sb.Counters
 	p.line("counters", "copied %d, written %d, discarded %d bytes; %d starts, %d recoveries, active %d s",
 		c.BytesCopied, c.BytesWritten, c.BytesDiscarded, c.Starts, c.Recoveries, c.ActiveSeconds)

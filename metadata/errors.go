@@ -29,6 +29,9 @@ var (
 	// ErrMismatch: the metadata is that of another pair of devices, or was made for
 	// another region or device size (Superblock.Match).
 	ErrMismatch = errors.New("metadata is not of this pair")
+
+	// ErrUnverified: too little of the source can be read to say whether it is the right one.
+	ErrUnverified = errors.New("too little of the source can be read to know it by")
 )
 
 // Errors of an open Store. The first is a property of the metadata, the others are

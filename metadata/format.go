@@ -23,9 +23,14 @@ const version = 1
 // featureKnown is the compatible feature of a superblock that has DestMark or DestSample.
 const featureKnown uint64 = 1 << 0
 
+// compatSource says that the superblock holds more about the source than version 1 began with: when its file
+// changed last, the pieces of its sample, and how long it may take to answer. A program that does not know the feature
+// keeps these bytes and compares the older sample.
+const compatSource uint64 = 1 << 1
+
 // Features that this program knows.
 const (
-	knownCompat          = featureKnown
+	knownCompat          = featureKnown | compatSource
 	knownROCompat uint64 = 0
 	knownIncompat uint64 = 0
 )
@@ -61,6 +66,8 @@ const (
 	offDest         = 1280
 	offSettings     = 2304
 	offCounters     = 2560
+	offSourceChange = 2824 // with compatSource
+	offPieces       = 2832 // with compatSource
 )
 
 // Offsets in an identity of 1024 bytes.
@@ -84,6 +91,7 @@ const (
 	setThreshold = 24
 	setBatch     = 32
 	setRetries   = 40
+	setTimeout   = 44 // with compatSource
 
 	cntCopied     = 0
 	cntWritten    = 8
@@ -147,7 +155,27 @@ func (sb *Superblock) encode(b []byte, own int64) {
 	sb.Counters.encode(b[offCounters:])
 	sb.DestMark.encode(b[offDestMark:])
 	sb.DestSample.encode(b[offDestSample:])
+	if sb.FeatureCompat&compatSource != 0 {
+		sb.encodeSource(b)
+	}
 	le.PutUint32(b[offCRC:], checksum(b))
+}
+
+// encodeSource writes what belongs to compatSource.
+func (sb *Superblock) encodeSource(b []byte) {
+	le.PutUint64(b[offSourceChange:], uint64(sb.SourceChangeNs))
+	le.PutUint32(b[offSettings+setTimeout:], sb.Settings.SourceTimeout)
+	for i, piece := range sb.SourcePieces {
+		le.PutUint32(b[offPieces+4*i:], piece)
+	}
+}
+
+func (sb *Superblock) decodeSource(b []byte) {
+	sb.SourceChangeNs = int64(le.Uint64(b[offSourceChange:]))
+	sb.Settings.SourceTimeout = le.Uint32(b[offSettings+setTimeout:])
+	for i := range sb.SourcePieces {
+		sb.SourcePieces[i] = le.Uint32(b[offPieces+4*i:])
+	}
 }
 
 func (id *Identity) encode(b []byte) {
@@ -236,6 +264,9 @@ func (sb *Superblock) decodeFields(b []byte) {
 		Counters:         decodeCounters(b[offCounters:]),
 		DestMark:         decodeDestMark(b[offDestMark:]),
 		DestSample:       decodeDestSample(b[offDestSample:]),
+	}
+	if sb.FeatureCompat&compatSource != 0 {
+		sb.decodeSource(b)
 	}
 }
 

@@ -78,6 +78,7 @@ func TestEveryFieldRoundTrips(t *testing.T) {
 	var sb, again Superblock
 	next := uint64(0)
 	fillDistinct(reflect.ValueOf(&sb).Elem(), &next)
+	sb.FeatureCompat |= knownCompat // else what belongs to these features is in no field
 	var b [BlockSize]byte
 	sb.encode(b[:], 0)
 	again.decodeFields(b[:])
@@ -127,6 +128,7 @@ var tables = map[string]map[string]int{
 		"region_size": offRegionSize, "device_size": offDeviceSize, "logical_block_size": offLogicalBlock,
 		"nr_regions": offNrRegions, "map_offset": offMapOffset, "source": offSource, "dest": offDest,
 		"settings": offSettings, "counters": offCounters, "dest_mark": offDestMark, "dest_sample": offDestSample,
+		"source_change": offSourceChange, "source_pieces": offPieces,
 	},
 	"Mark":   {"session": markSession, "number": markNumber, "disk": markDisk, "birth": markBirth, "tree": markTree},
 	"Sample": {"session": sampleSession, "exact_at": sampleExactAt, "blocks": sampleTable},
@@ -136,7 +138,7 @@ var tables = map[string]map[string]int{
 	},
 	"Settings": {
 		"flags": setFlags, "rate": setRate, "min_rate": setMinRate, "threshold": setThreshold, "batch": setBatch,
-		"retries": setRetries,
+		"retries": setRetries, "source_timeout": setTimeout,
 	},
 	"Counters": {
 		"bytes_copied": cntCopied, "bytes_written": cntWritten, "bytes_discarded": cntDiscarded,

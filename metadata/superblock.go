@@ -76,6 +76,41 @@ type Hash [32]byte
 // MarshalText implements encoding.TextMarshaler.
 func (h Hash) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(h[:])), nil }
 
+// NrPieces is the number of Pieces, part of the format.
+const NrPieces = 80
+
+// Pieces are checksums of pieces of the source, which whoever opens the source makes and compares. 0 stands for a
+// piece that could not be read.
+type Pieces [NrPieces]uint32
+
+// Known is how many pieces could be read.
+func (p *Pieces) Known() (n int) {
+	for _, piece := range p {
+		if piece != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// match compares the pieces that could be read both times. There must be at least half of those that are known.
+func (p *Pieces) match(now *Pieces) error {
+	both := 0
+	for i, piece := range p {
+		switch {
+		case piece == 0 || now[i] == 0:
+		case piece != now[i]:
+			return fmt.Errorf("%w: source sample, piece %d: found %08x, expected %08x", ErrMismatch, i, piece, now[i])
+		default:
+			both++
+		}
+	}
+	if known := p.Known(); 2*both < known {
+		return fmt.Errorf("%w: %d of %d pieces", ErrUnverified, both, known)
+	}
+	return nil
+}
+
 // Identity says which device or file the source or the destination is.
 type Identity struct {
 	Kind      Kind   `json:"kind"`
@@ -102,7 +137,11 @@ type Settings struct {
 	Threshold       uint64 `json:"threshold"` // regions
 	Batch           uint64 `json:"batch"`     // regions
 	Retries         uint32 `json:"retries"`
+	SourceTimeout   uint32 `json:"source_timeout"` // seconds; 0 = the default, NoTimeout = none
 }
+
+// NoTimeout is a SourceTimeout that never ends.
+const NoTimeout = 1<<32 - 1
 
 // Counters are totals over the life of the clone.
 type Counters struct {
@@ -150,6 +189,11 @@ type Superblock struct {
 
 	DestMark   DestMark   `json:"dest_mark"`
 	DestSample DestSample `json:"dest_sample"`
+
+	// SourceChangeNs is when the inode of a source file changed last, which tells of a change also where the
+	// modification time was put back; nanoseconds since 1970; 0 where it was not recorded.
+	SourceChangeNs int64  `json:"source_change_ns"`
+	SourcePieces   Pieces `json:"source_pieces"`
 }
 
 // Bounds of the geometry, in bytes.
@@ -170,22 +214,66 @@ func NrRegions(deviceSize, regionSize int64) uint64 {
 // Match reports as ErrMismatch in which way the metadata are not those of want: region
 // and device size and the identities of source and destination count, paths do not.
 func (sb *Superblock) Match(want *Superblock) error {
-	fields := []struct {
-		name        string
-		found, want any
-	}{
+	err := mismatch([]field{
 		{"region size", sb.RegionSize, want.RegionSize},
 		{"device size", sb.DeviceSize, want.DeviceSize},
 		{"logical block size", sb.LogicalBlockSize, want.LogicalBlockSize},
-		{"source kind", sb.Source.Kind, want.Source.Kind},
-		{"source size", sb.Source.Size, want.Source.Size},
-		{"source id", sb.Source.ID, want.Source.ID},
-		{"source modification time", sb.Source.ModTimeNs, want.Source.ModTimeNs},
-		{"source sample", hex.EncodeToString(sb.Source.Sample[:]), hex.EncodeToString(want.Source.Sample[:])},
+	})
+	if err == nil {
+		err = sb.MatchSource(want)
+	}
+	if err != nil {
+		return err
+	}
+	return mismatch([]field{
 		{"destination kind", sb.Dest.Kind, want.Dest.Kind},
 		{"destination size", sb.Dest.Size, want.Dest.Size},
 		{"destination id", sb.Dest.ID, want.Dest.ID},
+	})
+}
+
+// MatchSource is Match for the source alone.
+func (sb *Superblock) MatchSource(want *Superblock) error {
+	if err := sb.MatchSourceContent(want); err != nil {
+		return err
 	}
+	return mismatch([]field{{"source modification time", sb.Source.ModTimeNs, want.Source.ModTimeNs}})
+}
+
+// MatchUsedSource is MatchSource for a source that was in use until now. Its inode has not changed either, by a name that it
+// was given or by a modification time that was put back.
+func (sb *Superblock) MatchUsedSource(want *Superblock) error {
+	if err := sb.MatchSource(want); err != nil || sb.SourceChangeNs == 0 {
+		return err
+	}
+	return mismatch([]field{{"source change time", sb.SourceChangeNs, want.SourceChangeNs}})
+}
+
+// MatchSourceContent is MatchSource for somebody who has said that the source may have been touched: only what it is and
+// the samples of its content count.
+func (sb *Superblock) MatchSourceContent(want *Superblock) error {
+	err := mismatch([]field{
+		{"source kind", sb.Source.Kind, want.Source.Kind},
+		{"source size", sb.Source.Size, want.Source.Size},
+		{"source id", sb.Source.ID, want.Source.ID},
+	})
+	if err != nil {
+		return err
+	}
+	if sb.SourcePieces.Known() == 0 {
+		return mismatch([]field{{"source sample", hex.EncodeToString(sb.Source.Sample[:]), hex.EncodeToString(want.Source.Sample[:])}})
+	}
+	return sb.SourcePieces.match(&want.SourcePieces)
+}
+
+// field is one that two superblocks are to have in common.
+type field struct {
+	name        string
+	found, want any
+}
+
+// mismatch reports the first field that differs.
+func mismatch(fields []field) error {
 	for _, f := range fields {
 		if f.found != f.want {
 			return fmt.Errorf("%w: %s: found %v, expected %v", ErrMismatch, f.name, f.found, f.want)
