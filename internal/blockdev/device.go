@@ -46,6 +46,13 @@ type Device struct {
 	dry     bool   // Options.DryRun
 	closed  bool
 	warned  []string
+	id      *string // once it was asked for: what is open stays what it is
+
+	was *present // of a source file
+
+	// Of a source that is a block device, see noteBlock.
+	diskSeq uint64
+	behind  []behindFile
 }
 
 // File is the one description of the device. It stays valid until Close; a
@@ -187,6 +194,9 @@ func (d *Device) Close() error {
 		return nil
 	}
 	d.closed = true
+	for _, b := range d.behind {
+		b.file.Close() // only looked at
+	}
 	if err := d.file.Close(); err != nil {
 		return d.fail("close", err, "")
 	}

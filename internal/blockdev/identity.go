@@ -1,7 +1,6 @@
 package blockdev
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -22,11 +21,14 @@ type Identity struct {
 // begins, for device-mapper and md their UUID, for a loop device that of what
 // is behind it.
 func (d *Device) Identity() (Identity, error) {
-	id, err := d.identify()
-	if err != nil {
-		return Identity{}, d.fail("identify", err, "")
+	if d.id == nil {
+		id, err := d.identify()
+		if err != nil {
+			return Identity{}, d.fail("identify", err, "")
+		}
+		d.id = &id
 	}
-	return Identity{ID: id, Size: d.size}, nil
+	return Identity{ID: *d.id, Size: d.size}, nil
 }
 
 func (d *Device) identify() (string, error) {
@@ -85,41 +87,4 @@ func ownName(dir string) string {
 		}
 	}
 	return ""
-}
-
-// Fingerprint tells whether a source still has the content of last time. It is
-// a sample: a source that is only ever read does not change in part.
-type Fingerprint struct {
-	Sample [sha256.Size]byte // SHA-256 of the first MiB, then the last
-	Mtime  int64             // nanoseconds since 1970, of a file; else 0
-}
-
-// sample is how much of each end of the source goes into the fingerprint, in
-// bytes.
-const sample = 1 << 20
-
-// Fingerprint reads the first and the last MiB, but for what direct I/O cannot
-// read behind the last aligned byte.
-func (d *Device) Fingerprint() (Fingerprint, error) {
-	m, err := sys.Map(sample, false)
-	if err != nil {
-		return Fingerprint{}, d.fail("read", err, "")
-	}
-	defer m.Close()
-	end := d.size - d.size%int64(d.Align())
-	n := min(sample, end)
-	sum := sha256.New()
-	for _, off := range []int64{0, end - n} {
-		p := m.Bytes()[:n]
-		if err := sys.ReadFullAt(d.fd(), p, off); err != nil {
-			return Fingerprint{}, d.fail("read", err, "Check the source device.")
-		}
-		sum.Write(p)
-	}
-	var f Fingerprint
-	sum.Sum(f.Sample[:0])
-	if !d.IsBlock() {
-		f.Mtime = d.stat.Mtime
-	}
-	return f, nil
 }

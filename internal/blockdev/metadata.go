@@ -12,6 +12,9 @@ import (
 // NextData is the first offset at or after off that may hold something other
 // than zeros, or Size if there is none: a sparse file's holes are left out, a
 // block device answers off. It asks the file system and reads nothing.
+//
+// The end of a file is no hole (I14): a file that has become shorter than Size,
+// and a source that has changed in any way, is an error.
 func (d *Device) NextData(off int64) (int64, error) {
 	if d.IsBlock() || off >= d.size {
 		return min(off, d.size), nil
@@ -19,13 +22,13 @@ func (d *Device) NextData(off int64) (int64, error) {
 	data, err := sys.Data(d.fd(), off)
 	switch {
 	case errors.Is(err, syscall.ENXIO):
-		return d.size, nil
+		return d.size, d.stillWhole()
 	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EOPNOTSUPP):
 		return off, nil
 	case err != nil:
 		return 0, fmt.Errorf("%s: %w", d.path, err)
 	}
-	return min(data, d.size), nil
+	return min(data, d.size), d.stillWhole()
 }
 
 // NextHole is the first offset at or after off that is in a hole, Size if there
@@ -36,12 +39,30 @@ func (d *Device) NextHole(off int64) (int64, error) {
 	}
 	hole, err := sys.Hole(d.fd(), off)
 	switch {
-	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EOPNOTSUPP), errors.Is(err, syscall.ENXIO):
+	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EOPNOTSUPP):
 		return d.size, nil
+	case errors.Is(err, syscall.ENXIO):
+		return d.size, d.stillWhole()
 	case err != nil:
 		return 0, fmt.Errorf("%s: %w", d.path, err)
 	}
-	return min(hole, d.size), nil
+	return min(hole, d.size), d.stillWhole()
+}
+
+// stillWhole is asked after a look for holes, and before anybody believes it: what the look has taken for a hole may be
+// the end of a file that is being replaced.
+func (d *Device) stillWhole() error {
+	if d.role == Source {
+		return d.CheckRead()
+	}
+	st, err := sys.FstatNow(d.fd())
+	if err == nil && st.Size < d.size {
+		err = fmt.Errorf("it ends at byte %d, not at %d: %w", st.Size, d.size, io.ErrUnexpectedEOF)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.path, err)
+	}
+	return nil
 }
 
 // MetadataFile is the metadata.Device over an open metadata device: all I/O
@@ -109,6 +130,20 @@ func (f *MetadataFile) AllocBuffer(size int) []byte {
 	}
 	f.buffers = append(f.buffers, m)
 	return m.Bytes()[:size:size]
+}
+
+// NextData is Device.NextData; what a dry run imagines behind the end holds nothing.
+func (f *MetadataFile) NextData(off int64) (int64, error) {
+	if !f.dry || f.end == f.size {
+		return f.Device.NextData(off)
+	}
+	there := *f.Device
+	there.size = f.end
+	data, err := there.NextData(off)
+	if data == f.end {
+		data = f.size
+	}
+	return data, err
 }
 
 // ReadAt fills p from off.

@@ -88,6 +88,7 @@ var awayErrors = []error{
 	syscall.EIO, syscall.EREMOTEIO, syscall.ENODATA, syscall.EBADE, syscall.EILSEQ, syscall.ENOLINK, syscall.ETIMEDOUT,
 	syscall.ENOTCONN, syscall.ECONNRESET, syscall.EHOSTUNREACH, syscall.ENETUNREACH,
 	syscall.EUCLEAN, // a file on a file system that is damaged
+	ErrChanged,
 }
 
 // Away says of an error of Open, or of reading what is open, that the device cannot be reached or read: it may be
@@ -289,6 +290,9 @@ func (d *Device) setUpBlock(o Options) error {
 	if d.role == Source && o.Shared {
 		d.warn("the source %s is not locked (--source-shared): nobody may mount or write it", d.path)
 	}
+	if d.role == Source {
+		return d.noteBlock()
+	}
 	return nil
 }
 
@@ -363,6 +367,9 @@ func (d *Device) sizeFile(o Options) error {
 		if err := d.reserve(o); err != nil {
 			return err
 		}
+	}
+	if d.role == Source {
+		return d.settle()
 	}
 	st, err := sys.Fstat(d.fd())
 	if err != nil {

@@ -289,7 +289,7 @@ func TestFingerprint(t *testing.T) {
 	print := func() Fingerprint {
 		d := mustOpen(t, Source, path, Options{})
 		defer d.file.Close()
-		f, err := d.Fingerprint()
+		f, err := d.Fingerprint(nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -36,6 +36,30 @@ func IsReadOnly(fd int) (bool, error) {
 	return n != 0, wrap("ioctl BLKROGET", err)
 }
 
+// blkGetDiskSeq is BLKGETDISKSEQ of include/uapi/linux/fs.h, since 5.15.
+const blkGetDiskSeq = 0x80081280
+
+// DiskSeq is the number that the kernel has given to the medium of the block device; another medium in the same device
+// has another one. 0 where it is not told.
+func DiskSeq(fd int) uint64 {
+	var seq uint64
+	if err := ioctl(fd, blkGetDiskSeq, unsafe.Pointer(&seq)); err != nil {
+		return 0
+	}
+	return seq
+}
+
+// LoopIsOver says whether the loop device at path lies on the file that st describes (LOOP_GET_STATUS64).
+func LoopIsOver(path string, st Stat) bool {
+	f, err := Open(path, unix.O_RDONLY, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	return err == nil && info.Device == st.Dev && info.Inode == st.Inode
+}
+
 // ZeroOut makes length bytes at off read as zeros (BLKZEROOUT), by the
 // device's write-zeroes or by written zeros. EINVAL where the range is not
 // aligned to the logical block.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +27,15 @@ func Open(path string, flags int, perm os.FileMode) (*os.File, error) {
 		return nil, wrap("clear O_NONBLOCK", err)
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Dup is another descriptor of an open description.
+func Dup(fd int, name string) (*os.File, error) {
+	again, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, wrap("duplicate descriptor", err)
+	}
+	return os.NewFile(uintptr(again), name), nil
 }
 
 // OpenNameless is a flag of Open: path is a folder, and the file has no name in it and is gone when it is closed.
@@ -136,6 +146,8 @@ type Stat struct {
 	Size  int64 // bytes
 	Space int64 // bytes that it takes on its file system
 	Mtime int64 // nanoseconds since 1970
+	Ctime int64 // when the inode changed last, nanoseconds since 1970
+	Links uint32
 	Birth int64 // when it was made, nanoseconds since 1970; 0 where the file system does not say
 }
 
@@ -149,6 +161,27 @@ func (s Stat) IsRegular() bool { return s.Mode&unix.S_IFMT == unix.S_IFREG }
 // Fstat describes an open file.
 func Fstat(fd int) (Stat, error) { return statx(fd, "", unix.AT_EMPTY_PATH) }
 
+// FstatNow is Fstat for who asks again and again: it does not wait for the server of a network file system, and
+// allocates nothing.
+func FstatNow(fd int) (Stat, error) {
+	var st unix.Statx_t
+	const flags = unix.AT_EMPTY_PATH | unix.AT_STATX_DONT_SYNC
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&emptyPath)), flags,
+			unix.STATX_BASIC_STATS, uintptr(unsafe.Pointer(&st)), 0)
+		switch errno {
+		case 0:
+			return statOf(&st), nil
+		case unix.EINTR:
+		default:
+			return Stat{}, wrap("stat", errno)
+		}
+	}
+}
+
+// emptyPath is the empty string of C.
+var emptyPath byte
+
 // StatPath describes what path names, symbolic links followed, from what the
 // kernel has at hand: it does not wait for the server of a network file system
 // (AT_STATX_DONT_SYNC).
@@ -159,11 +192,15 @@ func statx(dir int, path string, flags int) (Stat, error) {
 	err := retry(func() error {
 		return unix.Statx(dir, path, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
 	})
+	return statOf(&st), wrap("stat", err)
+}
+
+func statOf(st *unix.Statx_t) Stat {
 	return Stat{
 		Mode: uint32(st.Mode), UID: st.Uid, Dev: unix.Mkdev(st.Dev_major, st.Dev_minor),
-		Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor), Inode: st.Ino,
-		Size: int64(st.Size), Space: int64(st.Blocks) * 512, Mtime: nanoseconds(st.Mtime), Birth: nanoseconds(st.Btime),
-	}, wrap("stat", err)
+		Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor), Inode: st.Ino, Links: st.Nlink,
+		Size: int64(st.Size), Space: int64(st.Blocks) * 512, Mtime: nanoseconds(st.Mtime), Ctime: nanoseconds(st.Ctime), Birth: nanoseconds(st.Btime),
+	}
 }
 
 func nanoseconds(t unix.StatxTimestamp) int64 { return t.Sec*1e9 + int64(t.Nsec) }
