@@ -108,8 +108,8 @@ Without SOURCE, DEST, METADATA and LINE the clone is defined by
 /etc/ublk-clone/NAME.toml, whose keys are these flags: source = "/dev/sdb". The
 unit ublk-clone@NAME starts it so at every boot.
 
-Settings (rates, threshold, batch, read-through, passdown, retries, hydration)
-are kept over a restart; one that a later add names changes.
+Settings (rates, threshold, batch, read-through, passdown, retries, source
+timeout, hydration) are kept over a restart; one that a later add names changes.
 
 A region is the unit of hydration. With the default of 4KiB nearly every write
 covers its regions whole and needs no copy; larger regions make the map smaller.
@@ -128,6 +128,7 @@ to DEST while it is in use.`,
 			&cli.StringFlag{Name: "rate", Usage: "most that is copied in the background, `SIZE/s` or none (default: none)"},
 			&cli.StringFlag{Name: "min-rate", Usage: "least, also under steady requests of users, `SIZE/s` or none (default: 1MiB/s)"},
 			&cli.StringFlag{Name: "retries", Usage: "`N` attempts for a region before it waits for resume (default: 6)"},
+			&cli.StringFlag{Name: "source-timeout", Usage: "`TIME` without an answer after which SOURCE counts as away, or none (default: 30s)"},
 			&cli.StringFlag{Name: "read-through", Usage: "`on|off`: keep in DEST what is read from SOURCE (default: on, with --table off)"},
 			&cli.BoolFlag{Name: noPassdownFlag, Usage: "do not tell DEST of discards"},
 			&cli.IntFlag{Name: "queues", Value: defaultQueues, Usage: "`N` queues, each with a thread"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/clone"
@@ -19,6 +20,10 @@ type background struct {
 	ops     int         // of the lane, and so tokens of the loop
 	timer   *time.Timer // runs Pump again
 	pulse   pulse
+
+	// abandon: leave although reads of the source are in flight. abandoned says that it has come to that.
+	abandon   atomic.Bool
+	abandoned bool // read after left is closed
 
 	quit chan struct{} // closed: stop starting, leave when nothing is in flight
 	left chan struct{} // closed when the thread has given everything back
@@ -82,13 +87,30 @@ func (b *background) runThread(ready chan<- error, fatal func(error)) {
 	b.err = loop.Close()
 }
 
-// stop lets what is in flight end, and waits for the thread to leave.
+// stop lets what is in flight end, and waits for the thread to leave. Reads of the source are not waited for longer than
+// readPatience, nor at all if it is silent: they change nothing, and may never end.
 func (b *background) stop() error {
 	close(b.quit)
 	b.wake()
-	<-b.left
+	select {
+	case <-b.left:
+	case <-time.After(b.patience()):
+		b.abandon.Store(true)
+		b.wake()
+		<-b.left
+	}
 	b.timer.Stop()
 	return b.err
+}
+
+// readPatience is as long as a batch takes on a line of 100 KiB/s.
+const readPatience = 10 * time.Second
+
+func (b *background) patience() time.Duration {
+	if b.backend.source.now.Load().silent.Load() != nil {
+		return 0
+	}
+	return readPatience
 }
 
 // Complete is the end of a backend I/O.
@@ -99,14 +121,18 @@ func (b *background) Complete(token uint32, err error) {
 // Drain is called once a round.
 func (b *background) Drain() {
 	b.pulse.answer()
+	b.backend.newRound()
 	b.lane.Drain()
 	if b.backend.obey(b.InFlight()); b.backend.gate.shut {
 		return
 	}
 	select {
 	case <-b.quit:
-		if b.InFlight() == 0 {
+		switch {
+		case b.InFlight() == 0:
 			b.backend.loop.Stop()
+		case b.abandon.Load() && b.backend.abandonReads():
+			b.abandoned = true
 		}
 	default:
 		b.Pump()

@@ -41,6 +41,7 @@ type cloneEngine struct {
 
 	meta       *blockdev.MetadataFile // nil: they could not be opened. Changed by the committer's goroutine
 	source     source
+	print      sourcePrint // of the source at the start, if it was there
 	dest       *blockdev.Device
 	found      *metadata.Superblock // nil: there were no metadata before this start
 	geometry   blockdev.Geometry
@@ -76,15 +77,14 @@ type cloneEngine struct {
 	shorter      atomic.Pointer[error] // the destination is, since it was opened. The watcher looks
 	parting      []string              // what whoever ends the clone should know, when it has ended
 
-	reopening  sync.Mutex // one caller of findSource at a time
-	lookAtOpen sourceLook // at the source that is open
-	lookAtPath sourceLook // at what the source's path leads to
+	reopening sync.Mutex // one caller of findSource at a time
 
 	mu struct {
 		sync.Mutex
 		settings settings
-		detached error // why the live map stands in for the metadata
-		ended    bool  // the live map is about to be closed
+		print    *sourcePrint // of the source that was taken back
+		detached error        // why the live map stands in for the metadata
+		ended    bool         // the live map is about to be closed
 	}
 }
 
@@ -92,6 +92,7 @@ func newEngine(st start, log zerolog.Logger) engine {
 	e := &cloneEngine{start: st, log: log, records: theRecordDir(), committer: newCommitter(log), keep: st.Recover}
 	e.happened = newEventLog(st.Definition.Name, log)
 	e.watcher = newWatcher(e.happened, e.look, e.whenHydrated)
+	e.source.noticed = e.watcher.kick
 	return e
 }
 
@@ -314,6 +315,9 @@ func (e *cloneEngine) givePageBack(page uint64, p *bitmap.Page) {
 }
 
 func (e *cloneEngine) freeMemory() (err error) {
+	if e.background != nil && e.background.abandoned {
+		e.memory = nil // reads of the source under way may fill it yet: it goes with the process
+	}
 	for _, m := range e.memory {
 		err = errors.Join(err, m.Close())
 	}
@@ -359,6 +363,9 @@ func (e *cloneEngine) note(def *definition) {
 // tryStop: a driver that can stop a device only if nobody has it open does so; on others the device is
 // stopped, after holders were looked for. The layer goes first, and comes back if the device stays.
 func (e *cloneEngine) tryStop(ctx context.Context) error {
+	if err := e.atWork(); err != nil {
+		return err
+	}
 	if err := e.liftLayer(0); err != nil {
 		return err
 	}

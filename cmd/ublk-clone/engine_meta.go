@@ -300,8 +300,9 @@ func (e *cloneEngine) superblock() (*metadata.Superblock, error) {
 	sb := &metadata.Superblock{
 		CreatedNs: time.Now().UnixNano(), MachineID: machine, BootID: boot,
 		RegionSize: e.start.Definition.RegionSize, DeviceSize: e.geometry.Size, LogicalBlockSize: uint32(e.geometry.LogicalBlock),
-		Source: source, Dest: identity(e.dest, dest),
+		Dest: identity(e.dest, dest),
 	}
+	source.put(sb)
 	return sb, nil
 }
 

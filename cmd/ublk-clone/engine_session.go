@@ -67,6 +67,7 @@ func (e *cloneEngine) openSession() error {
 		if e.start.Recover {
 			sb.Counters.Recoveries++
 		}
+		e.completePrint(sb)
 		sb.Source.Path, sb.Dest.Path = shortPath(e.start.Definition.Source), shortPath(e.dest.Path())
 		sb.Settings = e.settings().toMetadata()
 		sb.DestMark = e.destMark()
@@ -118,6 +119,11 @@ func (e *cloneEngine) refresh(sb *metadata.Superblock) error {
 	sb.Mode = max(sb.Mode, metadata.Mode(e.core.Mode()))
 	sb.DestFlushFailed = sb.DestFlushFailed || e.core.FlushLost()
 	sb.Complete = sb.Complete || e.core.Complete()
+	e.mu.Lock()
+	if p := e.mu.print; p != nil {
+		p.put(sb)
+	}
+	e.mu.Unlock()
 	sb.Settings = e.settings().toMetadata()
 	sb.DestSample = e.sample.known(sb.Session)
 	return nil

@@ -80,34 +80,89 @@ func (e *cloneEngine) useSource(d *blockdev.Device, why error) error {
 	return nil
 }
 
-// knownSource is what the metadata say of the source: as it is now, or what they said before where it is away, which
-// it is too when it cannot be read.
-func (e *cloneEngine) knownSource() (metadata.Identity, error) {
-	if d := e.source.device(); d != nil {
-		id, err := sourceIdentity(d)
-		if err == nil || e.found == nil || !blockdev.Away(err) {
-			return id, err
-		}
-		if err := e.useSource(nil, err); err != nil {
-			return id, err
+// knownSource is what the metadata say of the source: as it is now, or what they said before where it is away. It is away, too,
+// when it cannot be read, and for a recovery, which nobody has asked whether it may have changed, when it is not what it was.
+func (e *cloneEngine) knownSource() (sourcePrint, error) {
+	d := e.source.device()
+	if d == nil {
+		return printOf(e.found), nil
+	}
+	print, err := printSource(d, e.found)
+	if err == nil && e.found != nil && e.start.Recover {
+		if err = e.found.MatchUsedSource(print.superblock()); err != nil {
+			err = &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: d.Path(), Cause: fmt.Errorf("%w: %w", blockdev.ErrChanged, err)}
 		}
 	}
-	return e.found.Source, nil
+	if err == nil || e.found == nil || !blockdev.Away(err) {
+		e.print = print
+		return print, err
+	}
+	e.log.Warn().Err(err).Msg("going on without the source")
+	return printOf(e.found), e.useSource(nil, err)
 }
 
-// sourceIdentity reads samples of d.
-func sourceIdentity(d *blockdev.Device) (metadata.Identity, error) {
+// sourcePrint is what a superblock says of the source.
+type sourcePrint struct {
+	id     metadata.Identity
+	change int64
+	pieces metadata.Pieces
+}
+
+func printOf(sb *metadata.Superblock) sourcePrint {
+	return sourcePrint{sb.Source, sb.SourceChangeNs, sb.SourcePieces}
+}
+
+// put writes it to a superblock.
+func (p *sourcePrint) put(sb *metadata.Superblock) {
+	sb.Source, sb.SourceChangeNs, sb.SourcePieces = p.id, p.change, p.pieces
+}
+
+// superblock has nothing else.
+func (p *sourcePrint) superblock() *metadata.Superblock {
+	sb := new(metadata.Superblock)
+	p.put(sb)
+	return sb
+}
+
+// printSource reads samples of d: those that known has, nil for all.
+func printSource(d *blockdev.Device, known *metadata.Superblock) (p sourcePrint, err error) {
 	id, err := d.Identity()
 	if err != nil {
-		return metadata.Identity{}, err
+		return p, err
 	}
-	print, err := d.Fingerprint()
+	var pieces *[blockdev.NrPieces]uint32
+	if known != nil && known.SourcePieces.Known() > 0 {
+		pieces = (*[blockdev.NrPieces]uint32)(&known.SourcePieces)
+	}
+	print, err := d.Fingerprint(pieces)
 	if err != nil {
-		return metadata.Identity{}, err
+		return p, err
 	}
-	m := identity(d, id)
-	m.Sample, m.ModTimeNs = print.Sample, print.Mtime
-	return m, nil
+	p.id = identity(d, id)
+	p.id.Sample, p.id.ModTimeNs = print.Sample, print.Mtime
+	p.change, p.pieces = print.Ctime, print.Pieces
+	return p, nil
+}
+
+// completePrint keeps what the source is like now, which was found to be the right one: metadata of a former release have not
+// all of it, and its inode may have changed while nobody used it.
+func (e *cloneEngine) completePrint(sb *metadata.Superblock) {
+	if e.source.device() != nil && e.print.pieces.Known() > 0 {
+		e.print.put(sb)
+	}
+}
+
+// notePrint keeps what the source that was taken back is like now, for the next start to find it so. Nobody waits for it:
+// metadata that hang would keep a source away that is there.
+func (e *cloneEngine) notePrint(print sourcePrint) {
+	e.mu.Lock()
+	e.mu.print = &print
+	e.mu.Unlock()
+	guard.Go("note the source", func() {
+		if err := e.committer.save(); err != nil {
+			e.log.Warn().Err(err).Msg("the metadata do not know the times of the source as it was taken back")
+		}
+	})
 }
 
 // sourceAway says why the clone lacks its source, nil if it does not.
@@ -133,32 +188,36 @@ func tryLockFor(mu *sync.Mutex, limit time.Duration) bool {
 	return true
 }
 
-// letGo gives up a source that was removed. Its description is dead for ever, and keeps what is left of the device in
-// the kernel, which may be in the way of its coming back.
+// letGo looks at the source, and gives up one that was removed. Its description is dead for ever, and keeps what is left of
+// the device in the kernel, which may be in the way of its coming back. One that has changed stays open: it may be that
+// nobody else has its bytes any more.
 func (e *cloneEngine) letGo() {
 	if !e.reopening.TryLock() {
 		return
 	}
 	defer e.reopening.Unlock()
-	d := e.source.device()
-	if d == nil || d.Present() {
-		return
-	}
-	why := &exit.Error{Code: exit.Source, Doing: "read the source", Object: d.Path(), Cause: errRemoved}
-	if err := e.useSource(nil, why); err == nil {
-		e.log.Warn().Err(why).Msg("going on without the source")
+	o := e.source.take()
+	defer o.done()
+	switch d := o.device; {
+	case d == nil:
+	case d.Gone():
+		why := &exit.Error{Code: exit.Source, Doing: "read the source", Object: d.Path(), Cause: errRemoved}
+		if err := e.useSource(nil, why); err == nil {
+			e.log.Warn().Err(why).Msg("going on without the source")
+		}
+	default:
+		if err := o.notice(d.Changed()); err != nil {
+			e.log.Debug().Err(err).Msg("the source has changed")
+		}
 	}
 }
 
 // retry takes back a source that has come back, and forgets what failed. With an error nothing has changed.
-func (e *cloneEngine) retry(ctx context.Context) error {
+func (e *cloneEngine) retry() error {
 	if !e.core.Complete() {
 		if err := e.findSource(); err != nil {
 			return err
 		}
-	}
-	if err := still(ctx); err != nil {
-		return err
 	}
 	e.background.Resume()
 	return nil
@@ -185,44 +244,14 @@ func (e *cloneEngine) findSource() error {
 	return nil
 }
 
-// sourceLook keeps the looks at a source that hangs to one at a time: each keeps a thread and a buffer until the source
-// answers, and nothing can end it.
-type sourceLook struct {
-	sync.Mutex
-	since time.Time // zero: none is under way
-}
-
-// begin fails, with exit code 5, while an earlier look is under way.
-func (l *sourceLook) begin(path string) error {
-	l.Lock()
-	defer l.Unlock()
-	if !l.since.IsZero() {
-		return &exit.Error{Code: exit.Busy, Doing: "look at the source", Object: path,
-			Cause: fmt.Errorf("the look that began %s ago still waits for its answer", time.Since(l.since).Round(time.Second)),
-			Next:  "Try again when the source answers."}
-	}
-	l.since = time.Now()
-	return nil
-}
-
-func (l *sourceLook) end() {
-	l.Lock()
-	defer l.Unlock()
-	l.since = time.Time{}
-}
-
 // openAgain opens what the source's path leads to now, within answerLimit.
 func (e *cloneEngine) openAgain() (*blockdev.Device, error) {
-	if err := e.lookAtPath.begin(e.start.Definition.Source); err != nil {
-		return nil, err
-	}
 	type opened struct {
 		device *blockdev.Device
 		err    error
 	}
 	result := make(chan opened, 1)
 	guard.Go("open the source", func() {
-		defer e.lookAtPath.end()
 		d, err := e.openSourcePath(e.dest)
 		if err == nil {
 			if err = e.matchSource(d); err != nil {
@@ -240,8 +269,14 @@ func (e *cloneEngine) openAgain() (*blockdev.Device, error) {
 				o.device.Close() // nobody waits for it any more
 			}
 		})
-		return nil, &exit.Error{Code: exit.Source, Doing: "open the source", Object: e.start.Definition.Source, Cause: syscall.ETIMEDOUT, Next: "Try again when it answers."}
+		return nil, silentError(e.start.Definition.Source)
 	}
+}
+
+// silentError is of a source that could not be looked at in time.
+func silentError(path string) error {
+	return &exit.Error{Code: exit.Source, Doing: "look at the source", Object: path,
+		Cause: fmt.Errorf("it has not answered for %s: %w", answerLimit, syscall.ETIMEDOUT), Next: "Try again when it answers."}
 }
 
 // answerLimit is how long a source may take to be opened and looked at.
@@ -255,30 +290,64 @@ func (e *cloneEngine) works() (bool, error) {
 		o.done()
 		return false, nil
 	}
-	if busy := e.lookAtOpen.begin(o.device.Path()); busy != nil {
-		current := o.device.Current()
-		o.done()
-		if current {
-			return false, busy
-		}
-		return false, nil // its path leads to another device by now
+	type found struct {
+		again *blockdev.Device // in place of what is open
+		err   error
 	}
-	result := make(chan error, 1)
+	result := make(chan found, 1)
 	guard.Go("look at the source", func() {
-		defer e.lookAtOpen.end()
 		defer o.done()
-		result <- e.sameSource(o.device)
+		again, err := e.lookAgain(o)
+		result <- found{again, err}
 	})
-	var err error
+	var f found
 	select {
-	case err = <-result:
+	case f = <-result:
 	case <-time.After(answerLimit):
-		err = syscall.ETIMEDOUT
+		f.err = silentError(o.device.Path())
+		guard.Go("close the source", func() {
+			if f := <-result; f.again != nil {
+				f.again.Close() // nobody waits for it any more
+			}
+		})
 	}
-	if err != nil && !blockdev.Away(err) {
-		return false, sourceRefused(o.device.Path(), err)
+	switch noticed := o.refusal(true) != nil; {
+	case f.again != nil:
+		return true, e.useAgain(f.again)
+	case f.err == nil:
+		return true, nil
+	case noticed && !o.device.IsBlock():
+		return false, nil // its path may lead to the right one
+	case noticed || !blockdev.Away(f.err):
+		return false, sourceRefused(o.device.Path(), f.err)
 	}
-	return err == nil || o.device.Current(), nil
+	return o.device.Current(), nil
+}
+
+// lookAgain reads samples of what is open. If something was noticed of it, there is another description of the device in its
+// place, which is taken as it is now.
+func (e *cloneEngine) lookAgain(o *openSource) (again *blockdev.Device, err error) {
+	if o.refusal(true) == nil {
+		_, err := e.sameSource(o.device)
+		return nil, err
+	}
+	if again, err = o.device.Again(); err != nil {
+		return nil, err
+	}
+	if err := e.matchSource(again); err != nil {
+		return nil, errors.Join(err, again.Close())
+	}
+	return again, nil
+}
+
+// useAgain makes d, whose content was found to be the right one, what is read from now on.
+func (e *cloneEngine) useAgain(d *blockdev.Device) error {
+	why := e.source.away()
+	if err := e.useSource(d, nil); err != nil {
+		return err
+	}
+	e.happened.add(eventSource, fmt.Sprintf("%s is used again, as samples of its content are those of before (%v)", d.Path(), why))
+	return nil
 }
 
 // matchSource says in which way d, just opened, is not the source.
@@ -290,18 +359,27 @@ func (e *cloneEngine) matchSource(d *blockdev.Device) error {
 	if err != nil {
 		return err
 	}
-	return e.sameSource(d)
-}
-
-// sameSource says in which way d is not the source that the metadata know.
-func (e *cloneEngine) sameSource(d *blockdev.Device) error {
-	sb := e.store.Superblock()
-	want := sb
-	var err error
-	if want.Source, err = sourceIdentity(d); err != nil {
+	print, err := e.sameSource(d)
+	if err != nil {
 		return err
 	}
-	return sb.Match(&want)
+	sb := e.store.Superblock()
+	if err := sb.MatchUsedSource(print.superblock()); err != nil {
+		e.log.Warn().Err(err).Msg("the source is taken back although its times have changed, as samples of its content are those of before")
+		e.notePrint(print)
+	}
+	return nil
+}
+
+// sameSource says in which way the content of d is not that of the source which the metadata know. Its times do not count:
+// whoever asks was told that it is the right one.
+func (e *cloneEngine) sameSource(d *blockdev.Device) (sourcePrint, error) {
+	sb := e.store.Superblock()
+	print, err := printSource(d, &sb)
+	if err != nil {
+		return print, err
+	}
+	return print, sb.MatchSourceContent(print.superblock())
 }
 
 // sourceRefused gives the error of another source its exit code; others have theirs.

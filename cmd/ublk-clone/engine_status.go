@@ -1,11 +1,11 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
@@ -47,9 +47,8 @@ func (e *cloneEngine) checkPassdown(s settings) {
 	}
 }
 
-// configure makes a change of the settings, or refuses it as a whole, and writes it down. It does not wait longer for
-// the metadata than ctx: the next superblock that is written has the change.
-func (e *cloneEngine) configure(ctx context.Context, c change) error {
+// configure makes a change of the settings, or refuses it as a whole, and writes it down.
+func (e *cloneEngine) configure(c change) error {
 	if c.DiscardPassdown != nil && *c.DiscardPassdown && e.noPassdown != "" {
 		return &exit.Error{Code: exit.Dest, Doing: "switch on discard passdown to", Object: e.dest.Path(), Cause: errors.New(e.noPassdown),
 			Next: "Nothing was changed."}
@@ -64,12 +63,7 @@ func (e *cloneEngine) configure(ctx context.Context, c change) error {
 	if different {
 		e.happened.add(eventSettings, c.String())
 	}
-	err := e.committer.save(ctx)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return &exit.Error{Code: exit.Timeout, Doing: "write the settings down in", Object: e.start.Definition.Metadata, Cause: errors.New("the metadata does not answer"),
-			Next: "The change is in effect, and is written down as soon as the metadata answers."}
-	case err != nil:
+	if err := e.committer.save(); err != nil {
 		return metaError("keep the settings in", e.start.Definition.Metadata, err)
 	}
 	return nil
@@ -86,6 +80,7 @@ func (e *cloneEngine) condition() condition {
 // look is the watcher's, every second at least.
 func (e *cloneEngine) look() condition {
 	e.letGo()
+	e.watchAnswers()
 	if err := e.dest.Shorter(); err == nil {
 		e.shorter.Store(nil)
 	} else if e.shorter.Swap(&err) == nil {
@@ -133,7 +128,8 @@ func (e *cloneEngine) status(st *cloneStatus) {
 	st.Warnings = slices.Concat(e.geometry.Warnings, e.dest.Warnings(), e.warnings)
 	if d := e.source.device(); d != nil {
 		st.Warnings = append(st.Warnings, d.Warnings()...)
-	} else if why := e.sourceAway(); why != nil {
+	}
+	if why := e.sourceAway(); why != nil && !isRenamed(why) {
 		st.Warnings = append(st.Warnings, "going on without the source: "+why.Error())
 	}
 	e.lookAtLayer(st)
@@ -194,7 +190,7 @@ func (e *cloneEngine) explain(st *cloneStatus, h hydrate.Status) (state, reason,
 		return stateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` has " + e.start.Definition.Dest + " stand alone."
 	}
 	if away := e.sourceAway(); away != nil {
-		return stateStalled, stalledReason(away, h), "Bring " + e.start.Definition.Source + " back, then `ublk-clone resume " + st.Name + "`. No write is at risk."
+		return stateStalled, stalledReason(away, h), e.awayAdvice(away, st.Name) + " No write is at risk."
 	}
 	switch h.State {
 	case hydrate.Paused:
@@ -230,10 +226,32 @@ func (e *cloneEngine) advice(h hydrate.Status) string {
 	return "Repair " + def.Source + " or bring it back"
 }
 
+// awayAdvice says what to do about a source that is away.
+func (e *cloneEngine) awayAdvice(away error, name string) string {
+	path, resume := e.start.Definition.Source, "`ublk-clone resume "+name+"`"
+	switch {
+	case isRenamed(away):
+		return resume + " goes on with the file that is open. It is there until this daemon ends: do not restart the clone before it is hydrated."
+	case errors.Is(away, blockdev.ErrChanged):
+		return "Put the former contents of " + path + " back, then " + resume + ", which compares samples of it."
+	}
+	if errors.Is(away, syscall.ETIMEDOUT) && e.source.device() != nil {
+		return "Nothing, if it comes back by itself; else make " + path + " answer, or fail what waits."
+	}
+	return "Bring " + path + " back, then " + resume + "."
+}
+
 // stalledReason: away is why there is no source, if so.
 func stalledReason(away error, h hydrate.Status) string {
 	const unreadable = "What is hydrated is served, and whole regions can be written; reads of others fail."
-	if away != nil {
+	switch {
+	case isRenamed(away):
+		return fmt.Sprintf("Hydration waits for a word: %v. Reads are served.", away)
+	case errors.Is(away, blockdev.ErrChanged):
+		return fmt.Sprintf("The source is not read any more: %v. %s", away, unreadable)
+	case errors.Is(away, syscall.ETIMEDOUT):
+		return fmt.Sprintf("The source does not answer: %v. %s", away, unreadable)
+	case away != nil:
 		return fmt.Sprintf("There is no source: %v. %s", away, unreadable)
 	}
 	text := fmt.Sprintf("%d copies failed, the last at byte %d: %v. ", h.Failures, h.LastErrorAt, h.LastError)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"sync"
 	"time"
@@ -43,7 +42,7 @@ const (
 	burstGap   = time.Minute // without an error of a side ends a burst of them
 	// maxPolls is how many connections may wait for an event at a time, and pollLimit for how long: the
 	// other connections are for commands that are not to wait for them.
-	maxPolls  = 8
+	maxPolls  = maxConnections / 2
 	pollLimit = 5 * time.Second
 )
 
@@ -125,19 +124,19 @@ func (l *eventLog) since(seq uint64) (events []event, last uint64, more <-chan s
 
 // answer gives the events behind after; if there are none it waits for one, at most wait. Without after it
 // tells the last number at once.
-func (l *eventLog) answer(ctx context.Context, after *uint64, wait time.Duration) answer {
+func (l *eventLog) answer(after *uint64, wait time.Duration) answer {
 	if after == nil {
 		return answer{Last: l.lastSeq()}
 	}
 	events, last, more := l.since(*after)
-	if len(events) == 0 && l.await(ctx, more, wait) {
+	if len(events) == 0 && l.await(more, wait) {
 		events, last, _ = l.since(*after)
 	}
 	return answer{Events: events, Last: last}
 }
 
 // await says whether more was closed within wait. It does not wait where too many do already.
-func (l *eventLog) await(ctx context.Context, more <-chan struct{}, wait time.Duration) bool {
+func (l *eventLog) await(more <-chan struct{}, wait time.Duration) bool {
 	select {
 	case l.polls <- struct{}{}:
 	default:
@@ -150,9 +149,8 @@ func (l *eventLog) await(ctx context.Context, more <-chan struct{}, wait time.Du
 	case <-more:
 		return true
 	case <-timer.C:
-	case <-ctx.Done():
+		return false
 	}
-	return false
 }
 
 func (l *eventLog) lastSeq() uint64 {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"os"
 	"os/signal"
@@ -37,7 +36,7 @@ func TestFinishDefinition(t *testing.T) {
 			return err == nil
 		}
 		asked := false
-		s, err := listen(p.dir.socket("data"), zerolog.Nop(), func(_ context.Context, req request) answer {
+		s, err := listen(p.dir.socket("data"), zerolog.Nop(), func(req request) answer {
 			switch req.Verb {
 			case verbFinishable:
 				if !defined() {

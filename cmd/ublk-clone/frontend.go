@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -28,7 +30,12 @@ type backend struct {
 	lanes  int         // that share source and destination
 	gate   gate
 	// reading is what a read of the source has taken, by token.
-	reading []*openSource
+	reading  []sourceRead
+	answered atomic.Int64 // when the last of them has ended, see clock
+	givingUp bool         // those in line
+	// looked is the source that was looked at in this round, and what was found.
+	looked  *openSource
+	verdict error
 }
 
 // sharedFile is a file that the loops of all lanes use, and how many requests each of its queues takes at a time; 0: any
@@ -56,7 +63,7 @@ func (f *sharedFile) share(lanes int) int {
 
 // newBackend is for one of a number of lanes.
 func newBackend(source *source, dest *sharedFile, tokens, lanes int) *backend {
-	return &backend{source: source, dest: dest, reading: make([]*openSource, tokens), lanes: lanes}
+	return &backend{source: source, dest: dest, reading: make([]sourceRead, tokens), lanes: lanes}
 }
 
 // userData are the bytes of requests, by tag: a ublk.Queue.
@@ -83,17 +90,21 @@ func (b *backend) bytes(d clone.Data) uring.Data {
 // port is the way to a source.
 func (b *backend) port(s *openSource) *uring.Port {
 	if b.from == nil || b.from.File() != s.file.File {
-		b.from = b.loop.Open(s.file.File, s.file.share(b.lanes))
+		b.from = b.loop.Open(s.file.File, b.most(s.file.share(b.lanes)))
 	}
 	return b.from
 }
 
 func (b *backend) ReadSource(token uint32, off int64, data clone.Data, alone bool) {
 	s := b.source.take()
-	b.reading[token] = s
+	r := &b.reading[token]
+	r.from.Store(s)
+	if s.refusal(b.users == nil) != nil {
+		b.loop.Refuse(token, unix.ENODEV) // ended tells why
+		return
+	}
+	r.since.Store(clock())
 	switch {
-	case s.file == nil:
-		b.loop.Refuse(token, unix.ENODEV)
 	case alone:
 		b.port(s).ReadAlone(token, off, b.bytes(data))
 	default:
@@ -101,20 +112,46 @@ func (b *backend) ReadSource(token uint32, off int64, data clone.Data, alone boo
 	}
 }
 
-// ended is called first with the end of an I/O. It lets the source go, and gives an error its side.
+// ended is called first with the end of an I/O. It gives an error its side. Of a read of the source it says whether the bytes
+// count, and lets the source go.
 func (b *backend) ended(token uint32, err error) error {
-	s := b.reading[token]
-	if s != nil {
-		b.reading[token] = nil
-		s.done()
+	r := &b.reading[token]
+	s := r.from.Load()
+	if s == nil {
+		if err != nil {
+			err = &sideError{blockdev.Dest, err}
+		}
+		return err
 	}
-	switch {
-	case err == nil:
-		return nil
-	case s != nil:
-		return &sideError{blockdev.Source, err}
+	r.from.Store(nil)
+	if r.since.Swap(0) != 0 && !b.givingUp {
+		b.answered.Store(clock())
 	}
-	return &sideError{blockdev.Dest, err}
+	if why := s.refusal(b.users == nil); err != nil && why != nil {
+		err = why
+	} else if s.device != nil {
+		err = cmp.Or(b.look(s), err)
+	}
+	s.done()
+	if err != nil {
+		err = &sideError{blockdev.Source, err}
+	}
+	return err
+}
+
+// look says whether what was read from s counts. One look is enough for all reads that end in one round, as all have ended
+// before it.
+func (b *backend) look(s *openSource) error {
+	if b.looked != s || !b.loop.Batched() {
+		b.looked, b.verdict = s, s.look()
+	}
+	return b.verdict
+}
+
+// newRound is called once a round, after the completions.
+func (b *backend) newRound() {
+	b.looked = nil
+	b.giveUp()
 }
 
 func (b *backend) ReadDest(token uint32, off int64, data clone.Data) {
@@ -299,6 +336,7 @@ func (f *frontend) Complete(token uint32, err error) {
 // Drain is called once a round.
 func (f *frontend) Drain() {
 	f.pulse.answer()
+	f.backend.newRound()
 	f.lane.Drain()
 	open := f.backend.obey(f.backend.gate.atWork)
 	switch {

@@ -61,10 +61,7 @@ var errHandedOver = errors.Join(errors.New("the destination stands alone: the cl
 
 // orderAll has the lanes obey, and waits for all of them.
 func (e *cloneEngine) orderAll(ctx context.Context, o gateOrder) error {
-	backends := []*backend{e.background.backend}
-	for _, f := range e.frontends {
-		backends = append(backends, f.backend)
-	}
+	backends := e.backends()
 	o.done = make(chan error, len(backends))
 	for _, b := range backends {
 		b.gate.order.Store(&o)

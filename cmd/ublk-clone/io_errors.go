@@ -49,8 +49,8 @@ func (e *cloneEngine) classify(err error) clone.ErrorClass {
 	switch {
 	case !ok:
 		return clone.Local
-	case side == blockdev.Source && errors.Is(err, io.ErrUnexpectedEOF): // it has lost its size
-		return clone.Away
+	case side == blockdev.Source && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, blockdev.ErrChanged) || isRenamed(err)):
+		return clone.Away // it has lost its size, or is not what it was
 	case !errors.As(err, &errno):
 		return clone.Local
 	case slices.Contains(awayErrors, errno):

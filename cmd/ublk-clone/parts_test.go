@@ -154,6 +154,7 @@ func (l *partLane) Complete(token uint32, err error) {
 }
 
 func (l *partLane) Drain() {
+	l.backend.newRound()
 	l.lane.Drain()
 	select {
 	case <-l.work:

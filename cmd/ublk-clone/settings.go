@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ublk-clone/ublk-clone/hydrate"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
@@ -21,6 +22,7 @@ type settings struct {
 	Threshold       uint64 `json:"hydration_threshold"`  // regions
 	Batch           uint64 `json:"hydration_batch_size"` // regions
 	Retries         uint32 `json:"retries"`              // attempts for a region
+	SourceTimeout   int64  `json:"source_timeout"`       // seconds without an answer that make an outage; 0 = none
 }
 
 // Defaults of a new clone. Background copies do not get smaller with the regions: threshold and batch
@@ -30,17 +32,19 @@ const (
 	defaultBatches    = 4       // copies at a time: enough to keep a disk busy, few enough not to fill its queue
 	defaultMinRate    = 1 << 20
 	defaultRetries    = 6
+	// defaultSourceTimeout is longer than any device that works takes for a request, and as long as SCSI's own limit, in seconds.
+	defaultSourceTimeout = 30
 )
 
 func defaultSettings(regionSize int64) settings {
 	batch := uint64(max(1, defaultBatchBytes/regionSize))
 	return settings{
 		Hydration: true, DiscardPassdown: true, ReadThrough: true, MinRate: defaultMinRate, Retries: defaultRetries,
-		Batch: batch, Threshold: batch * defaultBatches,
+		Batch: batch, Threshold: batch * defaultBatches, SourceTimeout: defaultSourceTimeout,
 	}
 }
 
-// fromMetadata reads kept settings. Metadata of an earlier version have no retries.
+// fromMetadata reads kept settings. Metadata of an earlier version have no retries, and no source timeout.
 func fromMetadata(m metadata.Settings) settings {
 	s := settings{
 		Hydration: !m.Paused, DiscardPassdown: m.DiscardPassdown, ReadThrough: m.ReadThrough, Rate: m.Rate, MinRate: m.MinRate,
@@ -49,14 +53,28 @@ func fromMetadata(m metadata.Settings) settings {
 	if s.Retries == 0 {
 		s.Retries = defaultRetries
 	}
+	switch m.SourceTimeout {
+	case 0:
+		s.SourceTimeout = defaultSourceTimeout
+	case metadata.NoTimeout:
+	default:
+		s.SourceTimeout = int64(m.SourceTimeout)
+	}
 	return s
 }
 
 // toMetadata is what is kept.
 func (s settings) toMetadata() metadata.Settings {
+	timeout := uint32(s.SourceTimeout)
+	switch s.SourceTimeout {
+	case 0:
+		timeout = metadata.NoTimeout
+	case defaultSourceTimeout:
+		timeout = 0
+	}
 	return metadata.Settings{
 		Paused: !s.Hydration, DiscardPassdown: s.DiscardPassdown, ReadThrough: s.ReadThrough, Rate: s.Rate, MinRate: s.MinRate,
-		Threshold: s.Threshold, Batch: s.Batch, Retries: s.Retries,
+		Threshold: s.Threshold, Batch: s.Batch, Retries: s.Retries, SourceTimeout: timeout,
 	}
 }
 
@@ -75,6 +93,7 @@ type change struct {
 	Threshold       *uint64 `json:"hydration_threshold,omitempty"`
 	Batch           *uint64 `json:"hydration_batch_size,omitempty"`
 	Retries         *uint32 `json:"retries,omitempty"`
+	SourceTimeout   *int64  `json:"source_timeout,omitempty"`
 }
 
 // hydration is the change that switches background hydration.
@@ -90,6 +109,7 @@ func (c *change) apply(s *settings) {
 	put(&s.Threshold, c.Threshold)
 	put(&s.Batch, c.Batch)
 	put(&s.Retries, c.Retries)
+	put(&s.SourceTimeout, c.SourceTimeout)
 }
 
 func put[T any](to, from *T) {
@@ -142,6 +162,7 @@ var (
 		newKey("read-through", "", "on or off", func(c *change) **bool { return &c.ReadThrough }, parseSwitch, formatSwitch),
 		newKey("discard-passdown", "", "on or off", func(c *change) **bool { return &c.DiscardPassdown }, parseSwitch, formatSwitch),
 		newKey("retries", "", fmt.Sprintf("1 to %d attempts", maxRetries), func(c *change) **uint32 { return &c.Retries }, parseRetries, formatCount),
+		newKey("source-timeout", "", "1s to 24h, or none", func(c *change) **int64 { return &c.SourceTimeout }, parseTimeout, formatTimeout),
 	}
 	allKeys = append(slices.Clone(keys), newKey("hydration", "", "on or off", func(c *change) **bool { return &c.Hydration }, parseSwitch, formatSwitch))
 )
@@ -253,6 +274,27 @@ const maxRetries = 1000
 func parseRetries(text string) (uint32, bool) {
 	n, err := strconv.ParseUint(text, 10, 32)
 	return uint32(n), err == nil && n > 0 && n <= maxRetries
+}
+
+// maxTimeout is more than anybody waits for, in seconds.
+const maxTimeout = 24 * 60 * 60
+
+// parseTimeout reads a time of whole seconds; none and 0 are 0.
+func parseTimeout(text string) (int64, bool) {
+	if text == "none" || text == "0" {
+		return 0, true
+	}
+	d, err := time.ParseDuration(text)
+	seconds := int64(d / time.Second)
+	return seconds, err == nil && d%time.Second == 0 && seconds >= 1 && seconds <= maxTimeout
+}
+
+// formatTimeout is exact, and parseTimeout reads it.
+func formatTimeout(seconds int64) string {
+	if seconds == 0 {
+		return "none"
+	}
+	return strconv.FormatInt(seconds, 10) + "s"
 }
 
 func formatCount[T uint32 | uint64](n T) string { return strconv.FormatUint(uint64(n), 10) }

@@ -18,9 +18,19 @@ import (
 //
 // take may come to nothing between its two steps, as the description that it has counted is not the one of now any
 // more; then it tries the next.
+//
+// While it is used it is watched (I14, I15): each lane looks at the file in every round in which it has read, before the
+// bytes are used, and the engine looks at all sources every second. What is noticed stays with the description:
+//
+//	lost     it has changed: nothing of it is used any more, and reads fail
+//	silent   it has not answered for a time: no more reads are given to it, and they fail, until it answers
+//	renamed  its file has lost or got a name: users are served, hydration waits for a word
+//
+// resume looks at the content, and replaces the description by another one of the same device.
 type source struct {
 	now     atomic.Pointer[openSource]
 	closing sync.WaitGroup // old descriptions
+	noticed func()         // tells the watcher; any thread, and it does not block
 }
 
 // openSource is one description of the source, or the want of one.
@@ -31,6 +41,10 @@ type openSource struct {
 	// users are the reads in flight, and one more while this is the source of now.
 	users atomic.Int64
 	idle  chan struct{} // has an element when users has become 0
+
+	lost, silent, renamed atomic.Pointer[error]
+	noticed               func()
+	silentSince           int64 // the watcher's, see clock
 }
 
 // errNoSource is of a clone that is complete.
@@ -70,8 +84,51 @@ func (o *openSource) done() {
 	}
 }
 
+// look is asked when reads have ended, before their bytes are used. It says why they are not to be.
+func (o *openSource) look() error {
+	if lost := o.lost.Load(); lost != nil {
+		return *lost
+	}
+	return o.notice(o.device.CheckRead())
+}
+
+// notice keeps what a look has found. Only what makes the bytes useless is an error of the read.
+func (o *openSource) notice(err error) error {
+	if err == nil {
+		return nil
+	}
+	var renamed *blockdev.RenamedError
+	kept := &o.lost
+	if errors.As(err, &renamed) {
+		kept = &o.renamed
+	}
+	if kept.CompareAndSwap(nil, &err) && o.noticed != nil {
+		o.noticed()
+	}
+	if kept == &o.renamed {
+		return nil
+	}
+	return err
+}
+
+// refusal says why nothing is read, nil if it is: for users, or in the background.
+func (o *openSource) refusal(background bool) error {
+	switch lost, silent, renamed := o.lost.Load(), o.silent.Load(), o.renamed.Load(); {
+	case o.device == nil:
+		return o.why
+	case lost != nil:
+		return *lost
+	case silent != nil:
+		return *silent
+	case renamed != nil && background:
+		return *renamed
+	}
+	return nil
+}
+
 // replace makes o what is read from now on. One caller at a time.
 func (s *source) replace(o *openSource) {
+	o.noticed = s.noticed
 	old := s.now.Swap(o)
 	if old == nil {
 		return
@@ -108,24 +165,33 @@ func (s *source) takes() (request int64, depth int) {
 	return request, depth
 }
 
-// away says why nothing is open, nil if something is.
-func (s *source) away() error { return s.now.Load().why }
+// away says why hydration has no source, nil if it has one.
+func (s *source) away() error { return s.now.Load().refusal(true) }
 
 // NextData and NextHole are those of what is open (hydrate.Holes).
 func (s *source) NextData(off int64) (int64, error) {
-	o := s.take()
-	defer o.done()
-	if o.device == nil {
-		return 0, o.why
-	}
-	return o.device.NextData(off)
+	return s.seek(func(d *blockdev.Device) (int64, error) { return d.NextData(off) })
 }
 
 func (s *source) NextHole(off int64) (int64, error) {
+	return s.seek(func(d *blockdev.Device) (int64, error) { return d.NextHole(off) })
+}
+
+// seek looks for holes.
+func (s *source) seek(look func(*blockdev.Device) (int64, error)) (int64, error) {
 	o := s.take()
 	defer o.done()
-	if o.device == nil {
-		return 0, o.why
+	if err := o.refusal(true); err != nil {
+		return 0, err
 	}
-	return o.device.NextHole(off)
+	at, err := look(o.device)
+	if errors.Is(err, blockdev.ErrChanged) || isRenamed(err) {
+		err = o.notice(err)
+	}
+	return at, err
+}
+
+func isRenamed(err error) bool {
+	var renamed *blockdev.RenamedError
+	return errors.As(err, &renamed)
 }

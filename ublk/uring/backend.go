@@ -104,6 +104,17 @@ func (l *Loop) OpenFixed(f *File, limit int) *Port {
 // is none on that port any more. OpenFixed may follow. Called on the loop's thread.
 func (l *Loop) LetGo() error { return l.ring.unfix() }
 
+// GiveUp ends with errno what is in line, which the kernel has not been told of. It says how much is with the kernel. Called
+// on the loop's thread, not from Handler.Complete.
+func (p *Port) GiveUp(errno unix.Errno) (withKernel int) {
+	for !p.waiting.empty() {
+		token := p.waiting.pop(p.loop.ops)
+		p.loop.outstanding--
+		p.loop.end(token, errno)
+	}
+	return p.inFlight
+}
+
 // File is what the port leads to.
 func (p *Port) File() *File { return p.file }
 

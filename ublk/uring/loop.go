@@ -60,6 +60,8 @@ type Loop struct {
 
 	err     error // the first failure of the ring: it ends the loop
 	stopped bool
+	// abandoned: Run does not wait for what is outstanding.
+	abandoned bool
 }
 
 // NewLoop makes a loop for the calling goroutine, which is locked to its thread and stays so until Close. If
@@ -115,10 +117,14 @@ func (l *Loop) round() {
 	l.handler.Drain()
 }
 
-func (l *Loop) finished() bool { return l.err != nil || l.stopped && l.Idle() }
+func (l *Loop) finished() bool { return l.err != nil || l.stopped && (l.abandoned || l.Idle()) }
 
 // Err is why Run will end, or nil. Called on the loop's thread.
 func (l *Loop) Err() error { return l.err }
+
+// Batched says that completions come only from the call with which a round begins: all that Handler.Complete is called with
+// in a round had ended before the first of them.
+func (l *Loop) Batched() bool { return l.ring.flags&setupDeferTaskrun != 0 }
 
 // Idle says that no backend I/O is outstanding. Called on the loop's thread.
 func (l *Loop) Idle() bool { return l.outstanding == 0 && l.done.empty() }
@@ -219,6 +225,17 @@ func (l *Loop) Submit() {
 	if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EBUSY) { // Run tries again
 		l.keep(err)
 	}
+}
+
+// Outstanding is how many backend I/Os are with the kernel, or in line. Called on the loop's thread.
+func (l *Loop) Outstanding() int { return l.outstanding }
+
+// Abandon lets Run return though backend I/O is outstanding that may never end. Its memory is the kernel's for as long as it
+// lasts: it must stay mapped until the process ends. A registered file is let go of: nothing of that is outstanding. Called
+// on the loop's thread.
+func (l *Loop) Abandon() {
+	l.keep(l.ring.unfix())
+	l.stopped, l.abandoned = true, true
 }
 
 // Stop lets Run return when all backend I/O has completed. Called on the loop's thread. Commands outstanding

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"fmt"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+)
+
+// A source that does not answer is an outage after a time (I15). What is with the kernel cannot be taken back: it has the
+// memory of users, or ours. So
+//
+//	lanes       note when each read of the source began, and when one has ended last
+//	the engine  looks every second. If reads wait, the oldest for longer than the limit, and none has ended for as long, the
+//	            source is silent: what is in line fails, and so does each new read, at once
+//	then        as with any source that is away: hydrated regions are served, hydration is stalled, and del and restart do
+//	            not wait for reads of the background
+//	an answer   to any of the reads that wait ends it, and so does a resume that finds the source to answer
+//
+// Places are kept for users of hydrated regions: no more than three quarters of a queue's requests are with the source.
+
+// sourceRead is a read of the source under way. The lane writes it, the engine looks.
+type sourceRead struct {
+	from  atomic.Pointer[openSource] // nil: none is
+	since atomic.Int64               // when it began, see clock; 0: it was refused
+}
+
+var programStart = time.Now()
+
+// clock is a time that only grows, in nanoseconds, never 0.
+func clock() int64 { return int64(time.Since(programStart)) + 1 }
+
+// most bounds the reads of the source that a queue gives to the kernel; 0 is no limit. A queue has two tokens for a request.
+func (b *backend) most(share int) int {
+	if b.users == nil {
+		return share
+	}
+	most := max(1, len(b.reading)*3/8)
+	if share == 0 {
+		return most
+	}
+	return min(share, most)
+}
+
+// giveUp fails what is in line for a source that is silent.
+func (b *backend) giveUp() {
+	if b.from == nil {
+		return
+	}
+	if s := b.source.now.Load(); s.silent.Load() != nil && s.file != nil && s.file.File == b.from.File() {
+		b.givingUp = true
+		b.from.GiveUp(unix.ETIMEDOUT)
+		b.givingUp = false
+	}
+}
+
+// abandonReads lets the loop end if nothing but reads of the source is outstanding. The source is let go of: the kernel keeps
+// what it needs of it.
+func (b *backend) abandonReads() bool {
+	reads := 0
+	for i := range b.reading {
+		if b.reading[i].since.Load() != 0 {
+			reads++
+		}
+	}
+	if reads != b.loop.Outstanding() {
+		return false // asked again when something has ended
+	}
+	for i := range b.reading {
+		if s := b.reading[i].from.Swap(nil); s != nil {
+			s.done()
+		}
+	}
+	b.loop.Abandon()
+	return true
+}
+
+// unanswered is what the lanes wait for.
+type unanswered struct {
+	reads, users int
+	oldest       int64 // when the first of them began
+	answered     int64 // when the last answer came
+}
+
+// add counts the reads of o that a lane has under way.
+func (u *unanswered) add(b *backend, o *openSource) {
+	u.answered = max(u.answered, b.answered.Load())
+	for i := range b.reading {
+		r := &b.reading[i]
+		since := r.since.Load()
+		if since == 0 || r.from.Load() != o {
+			continue
+		}
+		u.reads++
+		if b.users != nil {
+			u.users++
+		}
+		if u.oldest == 0 || since < u.oldest {
+			u.oldest = since
+		}
+	}
+}
+
+// overdue says whether that is an outage by now.
+func (u *unanswered) overdue(now int64, limit time.Duration) bool {
+	return u.reads > 0 && now-u.oldest > int64(limit) && now-u.answered > int64(limit)
+}
+
+// backends are those of all lanes.
+func (e *cloneEngine) backends() []*backend {
+	all := []*backend{e.background.backend}
+	for _, f := range e.frontends {
+		all = append(all, f.backend)
+	}
+	return all
+}
+
+// unanswered is what all lanes wait for.
+func (e *cloneEngine) unanswered(o *openSource) (u unanswered) {
+	for _, b := range e.backends() {
+		u.add(b, o)
+	}
+	return u
+}
+
+// watchAnswers notices that the source has fallen silent, or has answered.
+func (e *cloneEngine) watchAnswers() {
+	o := e.source.take()
+	defer o.done()
+	u, now := e.unanswered(o), clock()
+	switch limit := time.Duration(e.settings().SourceTimeout) * time.Second; {
+	case o.silent.Load() != nil:
+		if u.reads == 0 || u.answered > o.silentSince {
+			o.silent.Store(nil)
+			e.background.Resume()
+		}
+	case limit > 0 && u.overdue(now, limit):
+		began := time.Now().Add(-time.Duration(now - u.oldest)).UTC().Format(time.TimeOnly)
+		why := fmt.Errorf("%s has not answered for %s: %d reads wait, the first since %s UTC: %w", o.device.Path(), limit, u.reads, began, syscall.ETIMEDOUT)
+		o.silentSince = now
+		o.silent.Store(&why)
+		e.log.Warn().Err(why).Msg("the source does not answer")
+		for _, b := range e.backends() {
+			b.loop.Wake()
+		}
+	}
+}
+
+// stopPatience is how long a del waits for requests of users who have gone.
+const stopPatience = 5 * time.Second
+
+// atWork fails, with exit code 5, if users' requests do not end, though nobody has the device open: the kernel would not let
+// go of the device before they have, and whoever has asked would not know why.
+func (e *cloneEngine) atWork() error {
+	var n int64
+	for deadline := time.Now().Add(stopPatience); ; time.Sleep(holderPause) {
+		if n = e.core.UserInFlight(); n == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			break
+		}
+	}
+	cause := fmt.Errorf("%d requests of former users have not ended", n)
+	o := e.source.take()
+	defer o.done()
+	if u := e.unanswered(o); u.users > 0 {
+		cause = fmt.Errorf("%w: %d reads of the source %s wait for its answer", cause, u.users, e.start.Definition.Source)
+	}
+	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: e.device(), Cause: cause, Next: "The kernel keeps the device until they end. Make the source answer, or fail what waits (as `nbd-client -d` does), then try again."}
+}
