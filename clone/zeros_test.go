@@ -12,7 +12,7 @@ import (
 // whole regions that are still the source's, and the rest as it was read.
 func TestZerosOfSource(t *testing.T) {
 	for _, c := range []struct {
-		source  string // a letter for each region: 0 = zeros, 1 = a zero at each end and something within, else data
+		source  string // a letter for each region: 0 = zeros, 1 = a zero at each end and something within, 9 = zeros but for the last byte, else data
 		written string // the regions that users have written before: w
 		want    string // what is written to the destination, in order, as first-end, z for zeros
 	}{
@@ -24,6 +24,8 @@ func TestZerosOfSource(t *testing.T) {
 		{"0s0s", "....", "0-4"}, // too short
 		{"1100", "....", "0-2 2-4z"},
 		{"0011", "....", "0-2z 2-4"},
+		{"0099", "....", "0-2z 2-4"},
+		{"9900", "....", "0-2 2-4z"},
 		{"000s", "w...", "1-3z 3-4"},
 		{"0000", ".w..", "0-1z 2-4z"},
 		{"00ss", "ww..", "2-4"},
@@ -42,6 +44,9 @@ func TestZerosOfSource(t *testing.T) {
 				case '1':
 					clear(region)
 					region[testRegion/2] = 1
+				case '9':
+					clear(region)
+					region[testRegion-1] = 1
 				}
 			}
 			want := bytes.Clone(r.source)
@@ -90,6 +95,25 @@ func stretch(t *testing.T, q queued) string {
 		t.Errorf("%v", q)
 	}
 	return text
+}
+
+// TestAllZeros: one byte makes a difference wherever it is.
+func TestAllZeros(t *testing.T) {
+	for _, length := range []int{1, 2, 3, 64, 511, 512, testRegion} {
+		b := make([]byte, length)
+		if !allZeros(b) {
+			t.Fatalf("%d zeros are not taken for zeros", length)
+		}
+		for i := range b {
+			for _, v := range []byte{1, 0x80, 0xff} {
+				b[i] = v
+				if allZeros(b) {
+					t.Fatalf("%d bytes with %#x at %d are taken for zeros", length, v, i)
+				}
+			}
+			b[i] = 0
+		}
+	}
 }
 
 // TestZerosOfLargeRegion: a region that is larger than the buffer is data, whatever its beginning is.
