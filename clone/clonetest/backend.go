@@ -62,8 +62,23 @@ func (l *lane) queue(q *io) {
 		l.sim.fail(fmt.Errorf("%v of bytes [%d, %d): empty or outside of the device", q.kind, q.off, q.off+q.length))
 		return
 	}
+	if q.kind == flushDest || q.durable {
+		l.sim.alone(q.durable)
+	}
 	l.ios = append(l.ios, q)
 	l.sim.note("queue "+short[q.kind], l, q.id, q.off, q.length, nil)
+}
+
+// alone: a flush of the destination begins while no other is in flight, nor a durable write, which has one in it. Of two
+// the kernel reports lost bytes to one only (H24). Durable writes may be beside each other.
+func (s *sim) alone(durable bool) {
+	busy := s.committer.flushing
+	for _, l := range s.lanes {
+		busy = busy || slices.ContainsFunc(l.ios, func(q *io) bool { return q.kind == flushDest || q.durable && !durable })
+	}
+	if busy {
+		s.fail(errors.New("a flush of the destination begins while another is in flight, or a durable write"))
+	}
 }
 
 var short = [...]string{"rs", "rd", "wd", "zd", "dd", "flush", "wm", "flush meta", "touch"}

@@ -19,9 +19,11 @@ type committer struct {
 	slots  bool // the metadata are flushed for a commit's slots alone
 	mode   clone.Mode
 	full   bool // the superblock says that hydration is complete
-	resume func() (struct{}, bool)
-	stop   func()
-	yield  func(struct{}) bool
+	// flushing: a flush of the destination is in flight.
+	flushing bool
+	resume   func() (struct{}, bool)
+	stop     func()
+	yield    func(struct{}) bool
 }
 
 // poweredOff ends a committer that is stopped within a commit.
@@ -98,6 +100,9 @@ func (c *committer) pause() {
 
 // Flush is the destination's (clone.Flusher).
 func (c *committer) Flush() error {
+	c.sim.alone(false)
+	c.flushing = true
+	defer func() { c.flushing = false }()
 	return c.flush(c.sim.disks.dest, flushDest)
 }
 

@@ -43,6 +43,7 @@
 //   - A repair succeeds unless an error was injected into it, or a flush of the destination was lost.
 //   - Hydrated sectors that a WRITE_ZEROES with NOUNMAP covers are not zeroed in a way that may give up their space.
 //   - A death changes no region's state and makes nothing less durable, and the mode no better.
+//   - A flush of the destination is alone: no other, and no durable write, is in flight with it.
 //   - When nothing is left to happen, every request has been answered.
 //   - Once errors stop, hydration completes, and the destination alone equals the model, also when
 //     the power goes at that moment.

@@ -27,6 +27,8 @@ type sim struct {
 	oracle *oracle
 	disks  *disks
 	trace  trace
+	// initial is what the source holds, by sector.
+	initial map[int64]value
 
 	// live dies with the power, the rest also with the daemon.
 	live      *liveMap
@@ -103,45 +105,56 @@ func (c Config) String() string {
 }
 
 // runAll is run; a panic is a failure like any other.
-func (s *sim) runAll() (err error) {
+func (s *sim) runAll() error { return recovered(s.run) }
+
+func recovered(run func() error) (err error) {
 	defer func() {
 		if e := recover(); e != nil {
 			err = fmt.Errorf("panic: %v\n%s", e, debug.Stack())
 		}
 	}()
-	return s.run()
+	return run()
 }
 
-func (s *sim) run() (err error) {
+func (s *sim) run() error {
+	if err := s.begin(); err != nil {
+		return err
+	}
+	interruptions := s.interruptions()
+	for i, in := range interruptions {
+		s.left += s.share(i, len(interruptions))
+		if err := s.until(in.when()); err != nil {
+			return err
+		}
+		if err := in.do(); err != nil {
+			return err
+		}
+	}
+	s.left += s.share(len(interruptions), len(interruptions))
+	if err := s.finish(); err != nil {
+		return err
+	}
+	return s.untouched()
+}
+
+// begin makes the disks, the oracle and the first core.
+func (s *sim) begin() (err error) {
 	if s.geo, err = clone.NewGeometry(s.cfg.Size, s.cfg.RegionSize); err != nil {
 		return err
 	}
 	if s.disks, err = newDisks(s); err != nil {
 		return err
 	}
-	initial := make(map[int64]value, s.area.sectors())
-	s.area.each(func(sector int64, _ int) { initial[sector], _ = look(s.disks.source, sector) })
-	first := func(sector int64) value { return initial[sector] }
-	s.oracle = newOracle(s.geo, s.area, first)
+	s.initial = make(map[int64]value, s.area.sectors())
+	s.area.each(func(sector int64, _ int) { s.initial[sector], _ = look(s.disks.source, sector) })
+	s.oracle = newOracle(s.geo, s.area, func(sector int64) value { return s.initial[sector] })
 	s.repairs = s.cfg.Repairs
-	if err = s.open(); err != nil {
-		return err
-	}
-	interruptions := s.interruptions()
-	for i, in := range interruptions {
-		s.left += s.share(i, len(interruptions))
-		if err = s.until(in.when()); err != nil {
-			return err
-		}
-		if err = in.do(); err != nil {
-			return err
-		}
-	}
-	s.left += s.share(len(interruptions), len(interruptions))
-	if err = s.finish(); err != nil {
-		return err
-	}
-	return s.disks.untouched(&s.cfg, s.area, first)
+	return s.open()
+}
+
+// untouched: the source, and the destination behind the device's end, are as they were.
+func (s *sim) untouched() error {
+	return s.disks.untouched(&s.cfg, s.area, func(sector int64) value { return s.initial[sector] })
 }
 
 // share is how many requests come before the i-th of n interruptions, or after the last one.
