@@ -356,6 +356,9 @@ func TestTouch(t *testing.T) {
 		r.want(a, want)
 	}
 	write(page-testRegion, 2*testRegion, nil)
+	if want := []uint64{0, 1}; !slices.Equal(touched, want) {
+		t.Fatalf("touched %v by a write over two pages, want %v", touched, want)
+	}
 	write(testRegion, testRegion, nil)
 	r.submit(OpDiscard, page, 4*testRegion)
 	r.endAll()

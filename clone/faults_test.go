@@ -257,3 +257,45 @@ func TestFUAOverPages(t *testing.T) {
 		r.wantQueued(queued{what: "write dest", length: 3*pageBytes + 2*testRegion, durable: marked < 0})
 	}
 }
+
+// TestFUAWaits: whatever changes the destination with FUA is answered by a commit, whichever way it goes, unless one
+// durable write is enough (I5).
+func TestFUAWaits(t *testing.T) {
+	const hydrated, zero = 4 * testRegion, 6 * testRegion
+	for _, c := range []struct {
+		name        string
+		op          Op
+		off, length int64
+	}{
+		{"whole regions", OpWrite, 0, 2 * testRegion}, {"a part", OpWrite, 512, 512}, {"a part of zeros", OpWrite, zero + 512, 512},
+		{"whole regions", OpWriteZeroes, 0, 2 * testRegion}, {"a part", OpWriteZeroes, 512, 512},
+		{"hydrated ones, in place", OpWriteZeroes, hydrated, testRegion}, {"zeros", OpWriteZeroes, zero, testRegion},
+		{"both", OpWriteZeroes, hydrated, 3 * testRegion}, {"both", OpWrite, hydrated, 3 * testRegion},
+	} {
+		r := newRig(t, 8, 2)
+		r.hydrate(4, 6)
+		r.want(r.submit(OpDiscard, zero, 2*testRegion), nil)
+		if err := r.commit(); err != nil {
+			t.Fatal(err)
+		}
+		a := r.send(c.op, c.off, c.length, true)
+		for len(r.ios) > 0 {
+			if r.ios[0].durable {
+				t.Errorf("%v of %s: %v", c.op, c.name, r.ios[0])
+			}
+			r.end(nil)
+		}
+		if a.times != 0 {
+			t.Errorf("%v of %s is answered before a commit", c.op, c.name)
+			continue
+		}
+		flushed := false
+		r.onFlush = func() { flushed = true }
+		if err := r.commit(); err != nil || !flushed {
+			t.Fatalf("commit: %v, flushed %t", err, flushed)
+		}
+		r.lane.Drain()
+		r.want(a, nil)
+		r.wantNothingHeld()
+	}
+}

@@ -343,9 +343,11 @@ func TestMetadataFile(t *testing.T) {
 	if err := m.ZeroRange(64<<10+pageBlock, pageBlock); err != nil {
 		t.Fatal(err)
 	}
-	clear(p[pageBlock : 2*pageBlock])
+	want := bytes.Clone(p) // the same buffer again is what AllocBuffer gives
+	clear(want[pageBlock : 2*pageBlock])
 	got := m.AllocBuffer(len(p))
-	if err := m.ReadAt(got, 64<<10); err != nil || !bytes.Equal(got, p) {
+	clear(got)
+	if err := m.ReadAt(got, 64<<10); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("read differs from what was written and zeroed (%v)", err)
 	}
 	if err := m.writeZeros(64<<10, int64(len(p))); err != nil {
@@ -359,6 +361,64 @@ func TestMetadataFile(t *testing.T) {
 	}
 	if err := m.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWrittenZeros: where there is no other way zeros are written, in pieces: each in its place, and no byte more.
+func TestWrittenZeros(t *testing.T) {
+	const size, first, length = 4 << 20, 3 * pageBlock, 2*zeroPiece + 5*pageBlock
+	path := filepath.Join(t.TempDir(), "meta")
+	want := bytes.Repeat([]byte{0xee}, size)
+	if err := os.WriteFile(path, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, err := NewMetadataFile(mustOpen(t, Metadata, path, Options{Force: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if small, large := m.AllocBuffer(pageBlock), m.AllocBuffer(3*pageBlock); len(small) != pageBlock || len(large) != 3*pageBlock {
+		t.Errorf("buffers of %d and %d bytes", len(small), len(large))
+	}
+	if err := errors.Join(m.writeZeros(first, length), m.Flush(), m.Close()); err != nil {
+		t.Fatal(err)
+	}
+	clear(want[first : first+length])
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the file holds other bytes than zeros in [%d, %d) and what was there (%v)", first, first+length, err)
+	}
+}
+
+// TestDryMetadata: what a dry run writes is not there afterwards, however it is written.
+func TestDryMetadata(t *testing.T) {
+	const size = 64 << 10
+	path := filepath.Join(t.TempDir(), "meta")
+	was := bytes.Repeat([]byte{0xee}, size)
+	if err := os.WriteFile(path, was, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, err := NewMetadataFile(mustOpen(t, Metadata, path, Options{Force: true, DryRun: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := m.AllocBuffer(2 * pageBlock)
+	clear(p)
+	if err := errors.Join(m.WriteAt(p, 0), m.ZeroRange(0, size), m.Grow(2*size), m.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	for off := range int64(2 * pageBlock) { // over the end that there is, and what is imagined behind it
+		p[off] = 1
+	}
+	if err := m.ReadAt(p, size-pageBlock); err != nil || p[0] != 0xee || p[pageBlock-1] != 0xee || !bytes.Equal(p[pageBlock:], make([]byte, pageBlock)) {
+		t.Errorf("%v; the last bytes are %x, those behind them %x", err, p[pageBlock-1], p[pageBlock])
+	}
+	if m.Size() != 2*size || m.FoundSize() != size {
+		t.Errorf("size %d, found %d", m.Size(), m.FoundSize())
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, was) {
+		t.Errorf("a dry run has changed the file (%v)", err)
 	}
 }
 
