@@ -61,6 +61,12 @@ func TestDeathWithinSetSuperblock(t *testing.T) {
 	for i := range byte(4) {
 		whole := bytes.Repeat([]byte{i + 1}, SuperblockBytes)
 		m.SetSuperblock(whole)
+		current := m.superblock(m.words.newer.Load() - 1)
+		m.SetSuperblock(bytes.Repeat([]byte{0xdd}, SuperblockBytes))
+		if !bytes.Equal(current, whole) {
+			t.Fatalf("superblock %d is overwritten by the next one", i)
+		}
+		m.SetSuperblock(whole)
 		if !dies(func() { m.SetSuperblock(half) }) {
 			t.Fatal("the copy of memory that is not there has ended well")
 		}
