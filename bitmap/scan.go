@@ -41,6 +41,11 @@ func (m *Map) NextZero(from, end uint64) (region uint64, ok bool) {
 	return m.next(from, end, 1<<Zero)
 }
 
+// NextHydrated returns the first region of [from, end) that is hydrated. Any thread.
+func (m *Map) NextHydrated(from, end uint64) (region uint64, ok bool) {
+	return m.next(from, end, 1<<Hydrated)
+}
+
 // next returns the first region of [from, end) whose state's bit is in wanted, or end.
 func (m *Map) next(from, end uint64, wanted uint8) (uint64, bool) {
 	m.checkRange(from, end)

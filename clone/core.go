@@ -105,6 +105,7 @@ type Core struct {
 
 	readThrough atomic.Bool // what users read from the source is kept
 	passdown    atomic.Bool // the destination is told of discards
+	spares      atomic.Bool // the destination is read before zeros are written to it (spare.go)
 
 	period atomic.Uint64 // of the time of users' reads of the source, from 1 on
 
@@ -218,6 +219,10 @@ func (c *Core) SetReadThrough(on bool) { c.readThrough.Store(on) }
 // SetDiscardPassdown says whether the destination is told of discards, and may give up the space. At any
 // time, from any thread.
 func (c *Core) SetDiscardPassdown(on bool) { c.passdown.Store(on) }
+
+// SetSpareZeros says whether what is to become zero in the destination is read first, and left as it is where it
+// is zero already: for a destination where zeros that are written take space. At any time, from any thread.
+func (c *Core) SetSpareZeros(on bool) { c.spares.Store(on) }
 
 func (c *Core) tell() {
 	if c.event != nil {

@@ -34,17 +34,20 @@ func (l *Lane) CopyRegions() uint64 { return max(1, uint64(l.bufSize)>>l.core.ge
 func (l *Lane) Hydrate(h *Hydration) bool {
 	h.check(l)
 	n := len(l.freeOps)
-	if n == 0 || h.Kind == CopySource && len(l.buffers) == 0 {
+	buffered := h.Kind == CopySource || l.core.spares.Load()
+	if n == 0 || buffered && len(l.buffers) == 0 {
 		return false
 	}
 	o := l.freeOps[n-1]
 	l.freeOps = l.freeOps[:n-1]
 	o.bg = h
+	if buffered {
+		l.takeBuffer(o)
+	}
 	if h.Kind != CopySource {
 		l.land(o, h.First)
 		return true
 	}
-	l.takeBuffer(o)
 	o.off = l.core.geo.Start(h.First)
 	o.end = min(l.core.geo.Start(h.End), o.off+l.bufSize)
 	o.step = earlyRead
@@ -71,8 +74,12 @@ func (l *Lane) land(o *op, region uint64) {
 	st, end := bitmap.Source, o.bg.End
 	if o.bg.Kind == ZeroZero {
 		st = bitmap.Zero
-	} else if o.bg.Kind == CopySource && l.core.leastZeros > 0 {
+	}
+	switch {
+	case o.bg.Kind == CopySource && l.core.leastZeros > 0:
 		o.zeros, end = l.sameStretch(o, region)
+	case o.bg.Kind != CopySource && o.buf != nil:
+		end = min(end, l.pieceEnd(region))
 	}
 	switch l.core.claimBackground(&o.claim, st, region, end) {
 	case claimed:

@@ -18,6 +18,9 @@ const (
 	passDown
 	earlyRead // background: before the claim
 	earlyWrite
+	lookRead // of what is to become zero, spare.go
+	lookDiscard
+	lookWrite
 )
 
 // op is one operation: the context of one backend I/O at a time, in a table indexed by token. It
@@ -56,6 +59,7 @@ type opState struct {
 	failure  error
 	at       int64 // bytes: end of the run that is being read; progress in a segment
 	buf      []byte
+	look     look
 	claim    claim
 }
 
@@ -133,5 +137,11 @@ func (l *Lane) Complete(token uint32, err error) {
 		l.zeroWriteDone(o, nil) // advice: an error fails nothing (H14)
 	case earlyRead:
 		l.earlyReadDone(o, err)
+	case lookRead:
+		l.lookReadDone(o, err)
+	case lookDiscard:
+		l.readLook(o) // advice, as above
+	case lookWrite:
+		l.lookWriteDone(o, err)
 	}
 }

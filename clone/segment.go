@@ -31,9 +31,8 @@ func (l *Lane) nextSegment(o *op) {
 			l.backend.WriteDest(o.token, s.lo, Data{Request: o.req, At: s.lo - o.req.Off, Len: s.hi - s.lo}, false)
 			return
 		case segZero:
-			o.step = zeroWrite
 			o.at = s.hi
-			l.backend.ZeroDest(o.token, s.lo, s.hi-s.lo, o.bg != nil && l.core.passdown.Load())
+			l.zeroClaimed(o, s)
 			return
 		case segEarly:
 			o.step = earlyWrite
@@ -154,8 +153,7 @@ func (l *Lane) zeroRun(o *op, s *segment) bool {
 		o.at = hi
 		switch {
 		case st == bitmap.Hydrated:
-			o.step = zeroWrite
-			l.backend.ZeroDest(o.token, lo, hi-lo, o.passdown || o.req.Op == OpWriteZeroes && !o.req.NoUnmap)
+			l.zeroHydrated(o, lo, hi)
 			return true
 		case o.passdown:
 			o.step = passDown

@@ -33,14 +33,14 @@ func (l *Lane) write(r *Request) {
 	}
 }
 
-// claimOp takes an operation for r, a buffer if r covers a region in part, and a claim of what in [first,
-// end) is not hydrated; without one when all of it is. nil: r waits, or has been refused.
+// claimOp takes an operation for r, a buffer if r covers a region in part or looks at the destination, and a claim of
+// what in [first, end) is not hydrated; without one when all of it is. nil: r waits, or has been refused.
 func (l *Lane) claimOp(r *Request, first, end uint64) *op {
 	o := l.newOp(r)
 	if o == nil {
 		return nil
 	}
-	if r.Op != OpDiscard && l.ragged(r) && !l.takeBuffer(o) {
+	if (r.Op != OpDiscard && l.ragged(r) || l.looks(r, first, end)) && !l.takeBuffer(o) {
 		l.freeOp(o)
 		l.starved.push(r)
 		return nil

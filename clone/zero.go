@@ -5,7 +5,7 @@ import "github.com/ublk-clone/ublk-clone/bitmap"
 // discard rounds inward: ragged ends keep their data. What is in state Source becomes Zero without a copy,
 // what is hydrated is zeroed in place before the answer; never by a discard whose zeros nobody promises
 // (dm-clone shows the destination's old content there). With passdown the space is given up: by the zeroing,
-// and by a discard of what is not hydrated, before its claim ends.
+// where the destination can (spare.go), and by a discard of what is not hydrated, before its claim ends.
 func (l *Lane) discard(r *Request) {
 	first, end := l.core.geo.Covered(r.Off, r.Len)
 	if first == end {

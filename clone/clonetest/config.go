@@ -113,6 +113,8 @@ type Config struct {
 	ReadThrough, Passdown, Switch bool
 	// LeastZeros is the core's; bytes.
 	LeastZeros int64
+	// Spares: the destination is read before zeros are written to it; a switch as well.
+	Spares     bool
 	BadSectors int // of the source, until the end
 
 	// Brief ends the run when all is answered and read once more.
@@ -137,6 +139,7 @@ func Random(seed uint64) Config {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	c := Config{Seed: seed, RegionSize: clone.MinRegionSize << rng.IntN(3)}
 	c.LeastZeros = int64(seed%3) * c.RegionSize // of a third of the seeds none
+	c.Spares = seed/3%2 == 0
 	if rng.IntN(8) == 0 {
 		c.drawLarge(rng)
 	} else {

@@ -158,6 +158,7 @@ func (s *sim) turnSwitches() {
 	if s.cfg.Switch {
 		s.core.SetReadThrough(s.rng.IntN(2) == 0)
 		s.core.SetDiscardPassdown(s.rng.IntN(2) == 0)
+		s.core.SetSpareZeros(s.rng.IntN(2) == 0)
 	}
 }
 

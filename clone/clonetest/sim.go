@@ -238,6 +238,7 @@ func (s *sim) start() error {
 	})
 	s.core.SetReadThrough(s.cfg.ReadThrough)
 	s.core.SetDiscardPassdown(s.cfg.Passdown)
+	s.core.SetSpareZeros(s.cfg.Spares)
 	s.lanes = nil
 	for nr := range s.cfg.Lanes {
 		s.lanes = append(s.lanes, s.newLane(nr, s.cfg.Ops))
