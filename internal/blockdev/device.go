@@ -86,6 +86,12 @@ func (d *Device) MaxDiscard() int64 {
 	return queue(host.dir(d.stat.Rdev), "discard_max_bytes")
 }
 
+// ZerosTakeSpace says that the device can give up space, but takes some for zeros that are written to it: it has no
+// way of its own to write zeroes. A file gives up what is punched out.
+func (d *Device) ZerosTakeSpace() bool {
+	return d.IsBlock() && d.MaxDiscard() > 0 && queue(host.dir(d.stat.Rdev), "write_zeroes_max_bytes") == 0
+}
+
 // Depth is how many requests each queue of the device's hardware takes at a time, and how many queues there are; 0 requests:
 // any number, as a file, or not known. Of devices that are made of others it is that of the one below that takes the
 // fewest: what is above only hands on.
