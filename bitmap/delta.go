@@ -16,6 +16,9 @@ type Delta struct {
 	pool  []Page   // slots; those in use are not all zero, the others are
 	pages []uint64 // the page of each used slot, in order of first use
 	count [nrPlanes]uint64
+
+	zero   []uint64 // a bit a page: all of it was marked zero, and nothing of it before; takes no slot
+	nrZero int      // of these bits
 }
 
 // NewDelta returns an empty Delta for a map of nrPages pages, with a pool of capacity
@@ -26,7 +29,47 @@ func NewDelta(nrPages uint64, capacity int) *Delta {
 		index: make([]int32, nrPages),
 		pool:  make([]Page, capacity),
 		pages: make([]uint64, 0, capacity),
+		zero:  make([]uint64, (nrPages+63)/64),
 	}
+}
+
+// addZeroPage records that all n regions of a page were marked zero, of which nothing was marked before.
+func (d *Delta) addZeroPage(page, n uint64) {
+	d.zero[page/64] |= 1 << (page % 64)
+	d.nrZero++
+	d.count[PlaneZero] += n
+}
+
+// zeroPage reports whether addZeroPage has recorded a page.
+func (d *Delta) zeroPage(page uint64) bool {
+	return d.nrZero > 0 && d.zero[page/64]>>(page%64)&1 != 0
+}
+
+// Empty reports whether nothing is in the set.
+func (d *Delta) Empty() bool { return d.Used() == 0 && d.nrZero == 0 }
+
+// Touches reports whether something of a page is in the set.
+func (d *Delta) Touches(page uint64) bool { return d.Page(page) != nil || d.zeroPage(page) }
+
+// Each calls visit for each page of which something is in the set, until it fails. It must not change the set.
+func (d *Delta) Each(visit func(page uint64) error) error {
+	for _, page := range d.pages {
+		if err := visit(page); err != nil {
+			return err
+		}
+	}
+	for w := 0; w < len(d.zero) && d.nrZero > 0; w++ {
+		for left := d.zero[w]; left != 0; left &= left - 1 {
+			page := uint64(w*64 + bits.TrailingZeros64(left))
+			if d.index[page] != 0 {
+				continue // visited
+			}
+			if err := visit(page); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Add records a mark of one region.
@@ -78,10 +121,13 @@ func (d *Delta) Reserve(capacity int) {
 
 // Any reports whether any region of [first, end) is in the set.
 func (d *Delta) Any(p Plane, first, end uint64) bool {
-	if d.Used() == 0 {
+	if d.Empty() {
 		return false
 	}
 	for first < end {
+		if p == PlaneZero && d.zeroPage(PageOf(first)) {
+			return true
+		}
 		pg := d.Page(PageOf(first))
 		if pg == nil {
 			first = (PageOf(first) + 1) * RegionsPerPage
@@ -136,7 +182,7 @@ func (d *Delta) Missing(first, end uint64) int {
 }
 
 // Drop gives the memory of an empty set up: nothing will be marked any more.
-func (d *Delta) Drop() { d.index, d.pool, d.pages = nil, nil, nil }
+func (d *Delta) Drop() { d.index, d.pool, d.pages, d.zero = nil, nil, nil, nil }
 
 // Reset empties the set. It costs what was used, not the capacity.
 func (d *Delta) Reset() {
@@ -146,4 +192,8 @@ func (d *Delta) Reset() {
 	}
 	d.pages = d.pages[:0]
 	d.count = [nrPlanes]uint64{}
+	if d.nrZero > 0 {
+		clear(d.zero)
+		d.nrZero = 0
+	}
 }

@@ -15,6 +15,8 @@ type Map struct {
 	// the memory; regionsIn(page) = all, in H never look at the memory again.
 	marked [nrPlanes][]atomic.Uint32
 
+	zeros []atomic.Uint64 // KeepZeros
+
 	hydrated atomic.Uint64
 	zero     atomic.Int64 // Z and not H
 }
@@ -32,6 +34,37 @@ func New(nrRegions uint64, mem []Page) *Map {
 		m.marked[p] = make([]atomic.Uint32, pages)
 	}
 	return m
+}
+
+// KeepZeros gives the map a bit a page, beside its memory and as lasting as that. A page whose bit is set has no
+// region in state Source, and its memory need not say so in the Z plane: a page that is zero throughout needs no
+// memory. Before anything is loaded or marked; what is in bits is for Recover and RecoverZero.
+func (m *Map) KeepZeros(bits []atomic.Uint64) {
+	if uint64(len(bits))*64 < m.NrPages() {
+		panic(fmt.Sprintf("bitmap: %d words of bits for %d pages", len(bits), m.NrPages()))
+	}
+	m.zeros = bits
+}
+
+// KeepsZeros says whether it was given bits.
+func (m *Map) KeepsZeros() bool { return m.zeros != nil }
+
+// zeroBit says whether a page's bit is set.
+func (m *Map) zeroBit(page uint64) bool {
+	return m.zeros != nil && m.zeros[page/64].Load()>>(page%64)&1 != 0
+}
+
+func (m *Map) setZeroBit(page uint64) { m.zeros[page/64].Or(1 << (page % 64)) }
+
+// noSource reports whether no region of the page is in state Source, for having been marked zero: then the Z plane of
+// its memory is not looked at. It stays so.
+func (m *Map) noSource(page uint64) bool {
+	return uint64(m.marked[PlaneZero][page].Load()) == regionsIn(m.nr, page)
+}
+
+// AllZero reports whether every region of the page is zero and not hydrated: its memory is not looked at. Any thread.
+func (m *Map) AllZero(page uint64) bool {
+	return m.marked[PlaneHydrated][page].Load() == 0 && m.noSource(page)
 }
 
 // NrRegions returns the number of regions of the map.
@@ -91,6 +124,13 @@ func (m *Map) Load(page uint64, img *Page) error {
 		m.LoadFull(page)
 		return nil
 	}
+	if m.zeros != nil && m.zeroImage(page, img) && m.untouched(page) {
+		m.loadZero(page)
+		return nil
+	}
+	if m.AllZero(page) {
+		m.fillZeros(page)
+	}
 	for _, p := range [...]Plane{PlaneZero, PlaneHydrated} {
 		n := uint64(0)
 		for w := range uint64(PlaneWords) {
@@ -107,6 +147,28 @@ func (m *Map) Load(page uint64, img *Page) error {
 func (m *Map) FullImage(page uint64, img *Page) bool {
 	hydrated, _ := img.Counts()
 	return hydrated == regionsIn(m.nr, page)
+}
+
+// zeroImage reports whether an image of a page has every region zero and none hydrated.
+func (m *Map) zeroImage(page uint64, img *Page) bool {
+	hydrated, zero := img.Counts()
+	return hydrated == 0 && zero == regionsIn(m.nr, page)
+}
+
+// loadZero takes over a page that is zero throughout. The memory stays untouched.
+func (m *Map) loadZero(page uint64) {
+	m.setZeroBit(page)
+	n := regionsIn(m.nr, page)
+	m.zero.Add(int64(n))
+	m.marked[PlaneZero][page].Store(uint32(n))
+}
+
+// fillZeros makes the memory of a page say that no region is in state Source.
+func (m *Map) fillZeros(page uint64) {
+	n := regionsIn(m.nr, page)
+	for w := range uint64(PlaneWords) {
+		atomic.StoreUint64(m.mem[page].word(PlaneZero, w), maskBelow(n, w))
+	}
 }
 
 // LoadFull is Load of an image with every region hydrated. The memory stays untouched.
@@ -131,12 +193,41 @@ func (m *Map) Holds(page uint64, img *Page) bool {
 		if m.untouched(page) {
 			return false
 		}
-		h, z := m.load(PlaneHydrated, page, w), m.load(PlaneZero, page, w)
+		h, z := m.words(page, w)
 		if img[w]&^h != 0 || img[PlaneWords+w]&^(h|z) != 0 {
 			return m.Full(page) // the double look
 		}
 	}
 	return true
+}
+
+// words loads a word of both planes, without a look at memory that may have been released because the page is zero
+// throughout.
+func (m *Map) words(page, w uint64) (h, z uint64) {
+	if m.AllZero(page) {
+		return 0, ^uint64(0)
+	}
+	h, z = m.load(PlaneHydrated, page, w), m.load(PlaneZero, page, w)
+	if m.noSource(page) {
+		z = ^uint64(0)
+	}
+	return h, z
+}
+
+// RecoverZero is Recover of a page whose bit is set (KeepZeros) and that has no memory.
+func (m *Map) RecoverZero(page uint64, durable *Page, d *Delta) error {
+	switch {
+	case !m.zeroBit(page) || !m.untouched(page):
+		panic(fmt.Sprintf("bitmap: page %d is not one that is zero throughout, or is loaded already", page))
+	case durable == nil || *durable == Page{}:
+		if d != nil {
+			d.addZeroPage(page, regionsIn(m.nr, page))
+		}
+	case !m.zeroImage(page, durable):
+		return m.Recover(page, durable, d)
+	}
+	m.loadZero(page)
+	return nil
 }
 
 // Recover takes over a page of a live map that a process has left behind when it died: its
@@ -152,6 +243,9 @@ func (m *Map) Recover(page uint64, durable *Page, d *Delta) error {
 		if err := Valid(m.nr, page, img); err != nil {
 			return fmt.Errorf("recover region map: %w", err)
 		}
+	}
+	if m.zeroBit(page) {
+		m.fillZeros(page)
 	}
 	mem := &m.mem[page]
 	for _, p := range [...]Plane{PlaneZero, PlaneHydrated} {
@@ -196,8 +290,16 @@ func (m *Map) Mark(p Plane, first, end uint64, d *Delta) (newly uint64) {
 // markPage is Mark for a range inside one page.
 func (m *Map) markPage(p Plane, first, end uint64, d *Delta) (newly uint64) {
 	page := PageOf(first)
-	if m.Full(page) { // nothing to add, and the memory may have been released
+	n := regionsIn(m.nr, page)
+	switch {
+	case m.Full(page), p == PlaneZero && m.noSource(page): // nothing to add, and the memory may have been released
 		return 0
+	case p == PlaneZero && m.zeros != nil && end-first == n && m.untouched(page):
+		d.addZeroPage(page, n) // in this order: package comment, Threads
+		m.loadZero(page)
+		return n
+	case m.AllZero(page):
+		m.fillZeros(page) // before the counter of the other plane makes readers look there
 	}
 	for first < end {
 		c := chunkAt(first, end)
@@ -244,9 +346,8 @@ func (m *Map) load(p Plane, page, w uint64) uint64 {
 // that are Z durably and H only in active must not fall back to Source.
 func (m *Map) DurableImage(page uint64, active *Delta, out *Page) {
 	*out = Page{}
-	since := active.Page(page)
+	since, n := active.Page(page), regionsIn(m.nr, page)
 	if since == nil && m.Full(page) {
-		n := regionsIn(m.nr, page)
 		for w := range uint64(PlaneWords) {
 			out[w] = maskBelow(n, w)
 		}
@@ -255,9 +356,15 @@ func (m *Map) DurableImage(page uint64, active *Delta, out *Page) {
 	if m.untouched(page) {
 		return
 	}
-	for w := range uint64(2 * PlaneWords) {
-		out[w] = atomic.LoadUint64(&m.mem[page][w])
-		if since != nil {
+	for w := range uint64(PlaneWords) {
+		h, z := m.words(page, w)
+		out[w], out[PlaneWords+w] = h, z&maskBelow(n, w)
+		if active.zeroPage(page) {
+			out[PlaneWords+w] = 0
+		}
+	}
+	if since != nil {
+		for w := range uint64(2 * PlaneWords) {
 			out[w] &^= since[w]
 		}
 	}
@@ -272,6 +379,17 @@ func (m *Map) Release(page uint64, give func(mem *Page)) bool {
 	if !m.Full(page) {
 		return false
 	}
+	give(&m.mem[page])
+	return true
+}
+
+// ReleaseZero is Release of a page that is durably zero throughout. Before a region of it is hydrated the caller sees
+// to it that there is memory again.
+func (m *Map) ReleaseZero(page uint64, give func(mem *Page)) bool {
+	if m.zeros == nil || !m.AllZero(page) {
+		return false
+	}
+	m.setZeroBit(page)
 	give(&m.mem[page])
 	return true
 }

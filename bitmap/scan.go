@@ -86,6 +86,9 @@ func (m *Map) piece(r, end uint64) (State, uint64) {
 	if m.marked[PlaneHydrated][page].Load() == full {
 		return Hydrated, end
 	}
+	if m.noSource(page) {
+		zw = ^uint64(0)
+	}
 	st, same := classify(hw, zw, r%64)
 	n := uint64(bits.TrailingZeros64(^(same >> (r % 64))))
 	return st, min(end, r+n)

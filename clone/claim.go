@@ -51,22 +51,39 @@ const (
 	excluded         // somebody else's: a request waits for its end
 	full             // too many uncommitted pages: a request waits for a commit
 	refused          // mode is not rw
+	released         // memory that takeMemory has taken was given back: it is to be taken again
 )
 
-// claimFor claims the regions [first, end) for request r, unless all of them are hydrated; or it makes r
+// span is what a claim is to be of: the regions [first, end). What of them are [zero, zeroEnd) and not hydrated is
+// marked zero by its end, if anything.
+type span struct{ first, end, zero, zeroEnd uint64 }
+
+// zeroed says whether a page is marked zero as a whole, or is so: that needs no memory.
+func (c *Core) zeroed(s span, page uint64) bool {
+	first := page * bitmap.RegionsPerPage
+	end := min(first+bitmap.RegionsPerPage, c.geo.nr)
+	return s.zero <= first && end <= s.zeroEnd && (c.regions.AllZero(page) || c.regions.KeepsZeros() && !c.regions.Used(page))
+}
+
+// lacksMemory says whether the marks of a claim of s need memory of a page that is not there.
+func (c *Core) lacksMemory(s span, page uint64) bool {
+	return c.touch != nil && !c.touched[page].Load() && !c.regions.Full(page) && !c.zeroed(s, page)
+}
+
+// claimFor claims the regions of s for request r, unless all of them are hydrated; or it makes r
 // wait, for the claim in the way, or for a commit to free the pool of uncommitted pages (I9). Hydrated
 // regions inside a claim do no harm: nobody asks for a claim of those. Called without mu.
-func (c *Core) claimFor(r *Request, k *claim, first, end uint64) verdict {
+func (c *Core) claimFor(r *Request, k *claim, s span) verdict {
 	c.mu.Lock()
-	if c.regions.AllHydrated(first, end) {
+	if c.regions.AllHydrated(s.first, s.end) {
 		c.mu.Unlock()
 		return nothing
 	}
-	v := c.open(k, first, end, c.mu.active.Cap())
+	v := c.open(k, s, c.mu.active.Cap())
 	switch v {
 	case excluded:
 		r.after = startAgain
-		c.mu.claims.find(first, end).waiters.push(r)
+		c.mu.claims.find(s.first, s.end).waiters.push(r)
 	case full:
 		r.after = startAgain
 		c.mu.waiters.push(r)
@@ -78,41 +95,56 @@ func (c *Core) claimFor(r *Request, k *claim, first, end uint64) verdict {
 	return v
 }
 
-// open puts k into the table, or answers excluded, full or refused; room is how many pages of the pool
+// open puts k into the table, or answers excluded, full, refused or released; room is how many pages of the pool
 // may be taken in all. mu must be held.
-func (c *Core) open(k *claim, first, end uint64, room int) verdict {
+func (c *Core) open(k *claim, s span, room int) verdict {
 	if c.mu.mode != ReadWrite {
 		return refused
 	}
-	if c.mu.claims.find(first, end) != nil {
+	if c.mu.claims.find(s.first, s.end) != nil {
 		return excluded
 	}
-	pages := int(bitmap.PageOf(end-1)-bitmap.PageOf(first)) + 1
+	pages := 0
+	for page := bitmap.PageOf(s.first); page <= bitmap.PageOf(s.end-1); page++ {
+		if c.lacksMemory(s, page) {
+			return released
+		}
+		if !c.zeroed(s, page) {
+			pages++
+		}
+	}
 	if c.poolBounds && c.mu.active.Used()+c.mu.reserved+pages > room {
 		return full
 	}
 	c.mu.reserved += pages
-	k.first, k.end, k.pages = first, end, pages
+	k.first, k.end, k.pages = s.first, s.end, pages
 	c.mu.claims.add(k)
 	c.checkClaims()
 	return claimed
 }
 
-// takeMemory sees to it that marking [first, end) needs no memory that is not there (I9).
-func (c *Core) takeMemory(first, end uint64) error {
-	if c.touch == nil {
-		return nil
-	}
-	for page := bitmap.PageOf(first); page <= bitmap.PageOf(end-1); page++ {
-		if c.touched[page].Load() || c.regions.Full(page) {
+// takeMemory sees to it that the marks of a claim of s need no memory that is not there (I9).
+func (c *Core) takeMemory(s span) error {
+	for page := bitmap.PageOf(s.first); page <= bitmap.PageOf(s.end-1); page++ {
+		if !c.lacksMemory(s, page) {
 			continue
 		}
-		if err := c.touch(page); err != nil {
+		if err := c.takePage(page); err != nil {
 			return err
 		}
-		c.touched[page].Store(true)
 	}
 	return nil
+}
+
+// takePage: between the taking and the note of it nobody gives the memory back.
+func (c *Core) takePage(page uint64) error {
+	c.touching.Lock()
+	defer c.touching.Unlock()
+	err := c.touch(page)
+	if err == nil {
+		c.touched[page].Store(true)
+	}
+	return err
 }
 
 // claimBackground claims for the hydrator the first stretch in [from, end) that is still in state st
@@ -140,10 +172,10 @@ func (c *Core) openFree(k *claim, st bitmap.State, from, end uint64) verdict {
 		}
 		other := c.mu.claims.firstIn(from, stop)
 		if other == nil {
-			return c.open(k, from, stop, room)
+			return c.open(k, span{first: from, end: stop}, room)
 		}
 		if other.first > from {
-			return c.open(k, from, other.first, room)
+			return c.open(k, span{first: from, end: other.first}, room)
 		}
 		from = other.end
 	}

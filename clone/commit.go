@@ -68,7 +68,7 @@ func (c *Core) freeze() (served requestList, work bool, err error) {
 		return served, false, err
 	}
 	c.mu.active, c.mu.frozen = c.mu.frozen, c.mu.active
-	c.mu.flushing = c.mu.frozen.Used() > 0 || !served.empty() || c.mu.flushWanted
+	c.mu.flushing = !c.mu.frozen.Empty() || !served.empty() || c.mu.flushWanted
 	c.mu.flushWanted = false
 	return served, c.mu.flushing, nil
 }
@@ -90,14 +90,13 @@ func (c *Core) write(dest Flusher, store MapStore) error {
 	if err := c.flushDest(dest); err != nil {
 		return err
 	}
-	if c.mu.frozen.Used() == 0 {
+	if c.mu.frozen.Empty() {
 		return nil
 	}
 	var img bitmap.Page
-	for _, page := range c.mu.frozen.Pages() {
-		if err := c.writePage(store, page, &img); err != nil {
-			return err
-		}
+	err := c.mu.frozen.Each(func(page uint64) error { return c.writePage(store, page, &img) })
+	if err != nil {
+		return err
 	}
 	if err := store.Flush(); err != nil {
 		return fmt.Errorf("flush metadata: %w", err)
@@ -127,17 +126,32 @@ func (c *Core) writePage(store MapStore, page uint64, img *bitmap.Page) error {
 	return nil
 }
 
-// releasePages gives back the memory of the pages that this commit has made durably hydrated throughout (I9).
+// releasePages gives back the memory of the pages that this commit has made durably hydrated, or zero, throughout (I9).
 func (c *Core) releasePages() {
 	if c.release == nil {
 		return
 	}
-	for _, page := range c.mu.frozen.Pages() {
+	_ = c.mu.frozen.Each(func(page uint64) error {
 		c.mu.Lock()
-		if c.mu.active.Page(page) == nil {
-			c.regions.Release(page, func(memory *bitmap.Page) { c.release(page, memory) })
+		defer c.mu.Unlock()
+		if !c.mu.active.Touches(page) && !c.regions.Release(page, func(memory *bitmap.Page) { c.release(page, memory) }) {
+			c.releaseZero(page)
 		}
-		c.mu.Unlock()
+		return nil
+	})
+}
+
+// releaseZero gives back the memory of a page that is durably zero throughout, unless a claim is open there: its end may
+// mark the page. Whoever claims next takes the memory again (claimFor). mu must be held.
+func (c *Core) releaseZero(page uint64) {
+	first := page * bitmap.RegionsPerPage
+	c.touching.Lock()
+	defer c.touching.Unlock()
+	if !c.touched[page].Load() || c.mu.claims.find(first, first+bitmap.RegionsPerPage) != nil {
+		return
+	}
+	if c.regions.ReleaseZero(page, func(memory *bitmap.Page) { c.release(page, memory) }) {
+		c.touched[page].Store(false)
 	}
 }
 

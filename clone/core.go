@@ -58,12 +58,12 @@ type Config struct {
 	// changes, so the last one is how things are. It must not block. May be nil.
 	State func(mode Mode, flushLost bool)
 	// Release gives the memory of a page of the map back, which may read as zeros from then on: all of its
-	// regions are durably hydrated, and it is not looked at again. Called under the core's lock; it must not
-	// block for long. May be nil.
+	// regions are durably hydrated, and it is not looked at again; or all are durably zero (Map.KeepZeros), and it is
+	// not looked at before Touch. Called under the core's lock; it must not block for long. May be nil.
 	Release func(page uint64, memory *bitmap.Page)
 	// Touch takes the memory of a page of the map, so that a mark in it cannot fail: called before the first
-	// claim in a page, from any lane's thread, perhaps more than once. A request that needs the page fails with
-	// its error. May be nil.
+	// claim in a page that marks part of it, and again after a Release, from any lane's thread, perhaps more than
+	// once. A request that needs the page fails with its error. May be nil.
 	Touch func(page uint64) error
 	// DeltaPages is how many pages of the region map may hold marks that are not committed yet; 0 is the
 	// default. Half of it is the users'; neither a request nor a Hydration may touch more pages than that.
@@ -88,6 +88,8 @@ type Core struct {
 	release func(page uint64, memory *bitmap.Page)
 	touch   func(page uint64) error
 	touched []atomic.Bool // by page of the map
+	// touching is held while a page's memory is taken or given back, and touched set; a leaf.
+	touching sync.Mutex
 
 	classify func(error) ErrorClass
 	now      func() time.Time
@@ -237,14 +239,14 @@ func (c *Core) uncommitted(first, end uint64) bool {
 
 // clean says that no mark waits for a commit. mu must be held.
 func (c *Core) clean() bool {
-	return !c.mu.doubt && c.mu.active.Used() == 0 && c.mu.frozen.Used() == 0
+	return !c.mu.doubt && c.mu.active.Empty() && c.mu.frozen.Empty()
 }
 
 // Dirty says that there is something for a commit to do, though nobody waits for one.
 func (c *Core) Dirty() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.mu.active.Used() != 0 || c.mu.flushWanted
+	return !c.mu.active.Empty() || c.mu.flushWanted
 }
 
 // DurableHydrated counts the regions that a power cut now would leave hydrated, at least.

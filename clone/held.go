@@ -16,8 +16,9 @@ func (c *Core) Held() string {
 		if free := len(l.buffers); free != l.nrBuffers {
 			fmt.Fprintf(&b, "lane %d: %d of %d buffers are free\n", i, free, l.nrBuffers)
 		}
-		if n := l.inFlight.Load(); n != 0 || !l.starved.empty() || !l.inbox.list.empty() {
-			fmt.Fprintf(&b, "lane %d: %d requests, some starved: %t, some posted: %t\n", i, n, !l.starved.empty(), !l.inbox.list.empty())
+		if n := l.inFlight.Load(); n != 0 || !l.starved.empty() || !l.inbox.list.empty() || !l.turns.empty() {
+			fmt.Fprintf(&b, "lane %d: %d requests, some starved: %t, some posted: %t, some wait for their turn: %t\n", i, n,
+				!l.starved.empty(), !l.inbox.list.empty(), !l.turns.empty())
 		}
 	}
 	for i, l := range c.lanes {

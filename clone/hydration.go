@@ -67,7 +67,7 @@ func (l *Lane) earlyReadDone(o *op, err error) {
 
 // land claims the next stretch from region on and writes it.
 func (l *Lane) land(o *op, region uint64) {
-	if err := l.core.takeMemory(o.bg.First, o.bg.End); err != nil {
+	if err := l.core.takeMemory(span{first: o.bg.First, end: o.bg.End}); err != nil {
 		l.hydrationDone(o, err)
 		return
 	}
@@ -90,6 +90,8 @@ func (l *Lane) land(o *op, region uint64) {
 		l.hydrationDone(o, ErrCommitFirst)
 	case refused:
 		l.hydrationDone(o, ErrReadOnly)
+	case released:
+		l.land(o, region)
 	default:
 		if end < o.bg.End {
 			l.land(o, end)

@@ -38,6 +38,10 @@ type Lane struct {
 	bufSize   int64
 	// starved requests wait for an operation or a buffer of this lane and hold nothing.
 	starved requestList
+	// turns are DISCARDs and WRITE_ZEROES that wait for theirs, and allowance is how many pages of the region map such
+	// requests may still go through in this round.
+	turns     requestList
+	allowance int
 	// again are operations whose read of the source is to be tried again; alone is the one that is being so.
 	again []*op
 	alone *op
@@ -73,7 +77,7 @@ type Stats struct {
 
 // NewLane adds a lane. Before the first request only.
 func (c *Core) NewLane(cfg LaneConfig) *Lane {
-	l := &Lane{core: c, backend: cfg.Backend, wakeUp: cfg.Wake}
+	l := &Lane{core: c, backend: cfg.Backend, wakeUp: cfg.Wake, allowance: turnPages}
 	l.ops = make([]op, cfg.Ops)
 	l.freeOps = make([]*op, 0, cfg.Ops)
 	l.again = make([]*op, 0, cfg.Ops)
@@ -145,16 +149,53 @@ func (l *Lane) start(r *Request) {
 		l.write(r)
 	case OpFlush:
 		l.flush(r)
-	case OpDiscard:
+	case OpDiscard, OpWriteZeroes:
+		l.takeTurn(r)
+	}
+}
+
+// turnPages is how many pages of the region map DISCARDs and WRITE_ZEROES may go through in a round of the loop, or one
+// request if it goes through more. A discard of a whole device comes as thousands of requests, of up to 17 pages each; a
+// READ that comes meanwhile waits for those of one round, not for all that are there.
+const turnPages = 16
+
+// takeTurn serves a DISCARD or WRITE_ZEROES, or has it wait for its turn, which begins with the next Drain.
+func (l *Lane) takeTurn(r *Request) {
+	if l.allowance <= 0 || !l.turns.empty() {
+		if l.turns.empty() {
+			l.wakeUp()
+		}
+		l.turns.push(r)
+		return
+	}
+	l.serveTurn(r)
+}
+
+func (l *Lane) serveTurn(r *Request) {
+	first, end := l.core.geo.Touched(r.Off, r.Len)
+	l.allowance -= int(bitmap.PageOf(end-1)-bitmap.PageOf(first)) + 1
+	if r.Op == OpDiscard {
 		l.discard(r)
-	case OpWriteZeroes:
-		l.writeZeroes(r)
+		return
+	}
+	l.writeZeroes(r)
+}
+
+// nextRound lets the next ones have their turn, in order.
+func (l *Lane) nextRound() {
+	l.allowance = turnPages
+	for l.allowance > 0 && !l.turns.empty() {
+		l.serveTurn(l.turns.pop())
+	}
+	if !l.turns.empty() {
+		l.wakeUp()
 	}
 }
 
 // Drain takes what other threads posted, tries again what has failed, and restarts who found no operation or buffer. Completions
 // never call into another request: they leave it to here.
 func (l *Lane) Drain() {
+	l.nextRound()
 	l.inbox.Lock()
 	posted := l.inbox.list.take()
 	l.inbox.Unlock()

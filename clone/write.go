@@ -45,12 +45,16 @@ func (l *Lane) claimOp(r *Request, first, end uint64) *op {
 		l.starved.push(r)
 		return nil
 	}
-	if err := l.core.takeMemory(first, end); err != nil {
-		l.freeOp(o)
-		l.end(r, err)
-		return nil
+	s := l.claimSpan(r, first, end)
+	v := released
+	for v == released {
+		if err := l.core.takeMemory(s); err != nil {
+			l.freeOp(o)
+			l.end(r, err)
+			return nil
+		}
+		v = l.core.claimFor(r, &o.claim, s)
 	}
-	v := l.core.claimFor(r, &o.claim, first, end)
 	switch v {
 	case claimed, nothing:
 		o.holds = v == claimed
@@ -62,6 +66,15 @@ func (l *Lane) claimOp(r *Request, first, end uint64) *op {
 		l.freeOp(o)
 	}
 	return nil
+}
+
+// claimSpan is what r claims of the regions [first, end).
+func (l *Lane) claimSpan(r *Request, first, end uint64) span {
+	s := span{first: first, end: end}
+	if r.Op == OpDiscard || r.Op == OpWriteZeroes {
+		s.zero, s.zeroEnd = l.core.geo.Covered(r.Off, r.Len)
+	}
+	return s
 }
 
 // ragged says whether r covers a region in part.

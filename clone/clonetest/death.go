@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
@@ -14,7 +15,8 @@ import (
 // mode what the core has told of.
 type liveMap struct {
 	pages      []bitmap.Page
-	full       []bool // of pages that are durably hydrated throughout
+	full       []bool          // of pages that are durably hydrated throughout
+	zeros      []atomic.Uint64 // of bitmap.Map.KeepZeros
 	mode       clone.Mode
 	flushLost  bool
 	session    uint64 // of the metadata
@@ -26,9 +28,18 @@ type liveMap struct {
 func newLiveMap(geo clone.Geometry, sb *metadata.Superblock) *liveMap {
 	pages := bitmap.PagesFor(geo.Regions())
 	return &liveMap{
-		pages: make([]bitmap.Page, pages), full: make([]bool, pages), session: sb.Session + 1,
+		pages: make([]bitmap.Page, pages), full: make([]bool, pages), zeros: make([]atomic.Uint64, (pages+63)/64), session: sb.Session + 1,
 		mode: clone.Mode(sb.Mode), flushLost: sb.DestFlushFailed,
 	}
+}
+
+// zero says whether a page is noted as zero throughout.
+func (m *liveMap) zero(page int) bool { return m.zeros[page/64].Load()>>(page%64)&1 != 0 }
+
+// release gives the memory of a page back.
+func (s *sim) release(page uint64, memory *bitmap.Page) {
+	s.live.full[page] = s.live.full[page] || s.core.Regions().Full(page)
+	*memory = bitmap.Page{}
 }
 
 // touch takes memory of the live map, or finds that there is none left.
@@ -61,7 +72,7 @@ func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.
 	}
 	durable := map[uint64]*bitmap.Page{}
 	err := store.LoadKnown(m.commit, func(page uint64, img *bitmap.Page) error {
-		if !used[page] {
+		if !used[page] && (!m.zero(int(page)) || regions.FullImage(page, img)) {
 			return m.loadPage(regions, page, img)
 		}
 		durable[page] = new(*img)
@@ -69,8 +80,12 @@ func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.
 	})
 	uncommitted := bitmap.NewDelta(uint64(len(m.pages)), 0)
 	for page := range used {
-		if used[page] && err == nil {
+		switch {
+		case err != nil:
+		case used[page]:
 			err = regions.Recover(uint64(page), durable[uint64(page)], uncommitted)
+		case m.zero(page) && !regions.Used(uint64(page)):
+			err = regions.RecoverZero(uint64(page), durable[uint64(page)], uncommitted)
 		}
 	}
 	return uncommitted, err

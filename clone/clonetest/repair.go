@@ -69,6 +69,7 @@ func (s *sim) openMetadata() (*bitmap.Map, *bitmap.Delta, error) {
 
 func (s *sim) fillMap(begins bool) (regions *bitmap.Map, uncommitted *bitmap.Delta, err error) {
 	regions = bitmap.New(s.geo.Regions(), s.live.pages)
+	regions.KeepZeros(s.live.zeros)
 	if begins {
 		return regions, nil, s.live.load(s.store, regions)
 	}
@@ -114,12 +115,17 @@ func (s *sim) takeOverAlone() (regions *bitmap.Map, _ *bitmap.Delta, err error) 
 		return nil, nil, err
 	}
 	regions = bitmap.New(s.geo.Regions(), s.live.pages)
+	regions.KeepZeros(s.live.zeros)
 	for page := range s.live.pages {
 		switch {
 		case s.live.full[page]:
 			regions.LoadFull(uint64(page))
 		case s.live.pages[page] != bitmap.Page{}:
 			if err := regions.Recover(uint64(page), nil, nil); err != nil {
+				return nil, nil, err
+			}
+		case s.live.zero(page):
+			if err := regions.RecoverZero(uint64(page), nil, nil); err != nil {
 				return nil, nil, err
 			}
 		}

@@ -8,7 +8,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
 	"github.com/ublk-clone/ublk-clone/metadata"
@@ -234,7 +233,7 @@ func (s *sim) start() error {
 		Touch:       s.touch,
 		Classify:    classify,
 		Now:         func() time.Time { return time.Time{} }, // tries have a limit in number only
-		Release:     func(page uint64, p *bitmap.Page) { s.live.full[page], *p = true, bitmap.Page{} },
+		Release:     s.release,
 	})
 	s.core.SetReadThrough(s.cfg.ReadThrough)
 	s.core.SetDiscardPassdown(s.cfg.Passdown)

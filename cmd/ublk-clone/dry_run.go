@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -305,6 +306,12 @@ func (e *cloneEngine) mapNow(nr uint64) (*bitmap.Map, error) {
 		if err != nil {
 			return nil, err
 		}
+		bits := make([]atomic.Uint64, (len(memory)+63)/64)
+		err = e.live.EachZero(func(page uint64) error { bits[page/64].Or(1 << (page % 64)); return nil })
+		if err != nil {
+			return nil, err
+		}
+		regions.KeepZeros(bits)
 	}
 	if e.detached() != nil {
 		return regions, e.mapOfLive(regions)

@@ -219,7 +219,7 @@ func (e *cloneEngine) loadMap(context.Context) error {
 	}
 	regions, err := e.readMap(geo.Regions())
 	if err == nil {
-		err = e.settlePages(regions.NrPages(), regions.Full)
+		err = e.settlePages(regions.NrPages(), func(page uint64) bool { return regions.Full(page) || regions.AllZero(page) })
 	}
 	if err == nil {
 		err = e.makeCore(geo, regions)
@@ -308,7 +308,9 @@ func (e *cloneEngine) allocate(size int64) (*sys.Mapping, error) {
 
 // givePageBack is of a page of the region map that nobody looks at any more.
 func (e *cloneEngine) givePageBack(page uint64, p *bitmap.Page) {
-	e.live.SetFull(page) // before its memory says nothing any more (I9)
+	if e.core.Regions().Full(page) { // else it is zero throughout, and noted so
+		e.live.SetFull(page) // before its memory says nothing any more (I9)
+	}
 	if err := sys.GiveBack(p); err != nil {
 		e.log.Debug().Err(err).Msg("a page of the region map stays in memory")
 	}

@@ -30,7 +30,7 @@ func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
 		return nil, err
 	}
 	e.happened.keepIn(e.live.Map)
-	regions := bitmap.New(nr, e.live.Pages())
+	regions := e.newMap(nr)
 	if e.detached() != nil {
 		return regions, e.fillFromLive(regions)
 	}
@@ -52,12 +52,24 @@ func (e *cloneEngine) readMap(nr uint64) (*bitmap.Map, error) {
 	return regions, nil
 }
 
+// newMap is an empty map over the live one.
+func (e *cloneEngine) newMap(nr uint64) *bitmap.Map {
+	regions := bitmap.New(nr, e.live.Pages())
+	if err := e.live.KeepZeros(); err != nil { // a map of a former version; this costs memory, no more
+		e.log.Warn().Err(err).Msg("pages of the region map that are zero throughout will take memory")
+	}
+	if bits := e.live.Zeros(); bits != nil {
+		regions.KeepZeros(bits)
+	}
+	return regions
+}
+
 // mapInstead is the map when the live map stands in for metadata that have failed because of cause.
 func (e *cloneEngine) mapInstead(nr uint64, cause error) (*bitmap.Map, error) {
 	if err := e.standIn(cause); err != nil {
 		return nil, err
 	}
-	regions := bitmap.New(nr, e.live.Pages()) // with what could be read, which was in it before
+	regions := e.newMap(nr) // with what could be read, which was in it before
 	return regions, e.fillFromLive(regions)
 }
 
@@ -161,16 +173,30 @@ func (e *cloneEngine) fillMap(regions *bitmap.Map) error {
 		return err
 	}
 	err := e.load(func(page uint64, img *bitmap.Page) error {
-		if !inMemory[page] {
-			return load(page, img)
+		switch {
+		case inMemory[page]:
+			delete(inMemory, page)
+			return regions.Recover(page, img, e.live.uncommitted)
+		case e.live.Zero(page) && !regions.FullImage(page, img):
+			return regions.RecoverZero(page, img, e.live.uncommitted)
 		}
-		delete(inMemory, page)
-		return regions.Recover(page, img, e.live.uncommitted)
+		return load(page, img)
 	})
 	for page := range inMemory {
 		err = errors.Join(err, regions.Recover(page, nil, e.live.uncommitted))
 	}
-	return err
+	return errors.Join(err, e.recoverZeros(regions, e.live.uncommitted))
+}
+
+// recoverZeros takes over the pages of the live map that are zero throughout and have no memory, but for those that are
+// in the map already.
+func (e *cloneEngine) recoverZeros(regions *bitmap.Map, uncommitted *bitmap.Delta) error {
+	return e.live.EachZero(func(page uint64) error {
+		if regions.Used(page) {
+			return nil
+		}
+		return regions.RecoverZero(page, nil, uncommitted)
+	})
 }
 
 // closeLive gives the map's memory back; the file goes if its session has ended or never began.

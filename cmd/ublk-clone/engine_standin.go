@@ -111,12 +111,16 @@ func (e *cloneEngine) mapOfLive(regions *bitmap.Map) error {
 			regions.LoadFull(page)
 		}
 	}
-	return e.live.Used(func(page uint64) error {
+	err := e.live.Used(func(page uint64) error {
 		if e.live.Full(page) {
 			return nil
 		}
 		return regions.Recover(page, nil, nil)
 	})
+	if err != nil {
+		return err
+	}
+	return e.recoverZeros(regions, nil)
 }
 
 // detached says why the metadata are not read or written; nil: they are.

@@ -105,10 +105,10 @@ func reserveHeap() {
 // GiB in regions of 4 KiB, or 2 TiB in regions of 64 KiB. Others take it when they are first marked.
 const settledPages = 2048
 
-// settlePages takes the memory of the first pages of the region map, those that are complete left out.
-func (e *cloneEngine) settlePages(nr uint64, full func(page uint64) bool) error {
+// settlePages takes the memory of the first pages of the region map, those that need none left out.
+func (e *cloneEngine) settlePages(nr uint64, spared func(page uint64) bool) error {
 	for page := range min(nr, settledPages) {
-		if full(page) {
+		if spared(page) {
 			continue
 		}
 		if err := e.live.Touch(page); err != nil {

@@ -70,6 +70,10 @@ type words struct {
 	events    atomic.Uint64
 	loaded    atomic.Uint32
 	newer     atomic.Uint32 // 1 + which copy of the superblock counts; 0: none
+
+	// Of version 2 from here on, and 0 where a daemon of before has made the map.
+	zeros     atomic.Uint32 // there are bits beside the map (zeros.go)
+	loadedToo atomic.Uint32 // as loaded, with those bits
 }
 
 // Map is an open file.
@@ -78,10 +82,13 @@ type Map struct {
 	file    *os.File
 	mapping *sys.Mapping
 	words   *words
-	trouble *trouble
-	full    []atomic.Uint64 // a bit a page
-	pages   []bitmap.Page
-	id      Identity
+	// zeroMapping is of zeros.
+	zeroMapping *sys.Mapping
+	trouble     *trouble
+	full        []atomic.Uint64 // a bit a page
+	zeros       []atomic.Uint64 // a bit a page, or nil (zeros.go)
+	pages       []bitmap.Page
+	id          Identity
 }
 
 // Mount sees to it that dir is a tmpfs of its own. The folder above it must exist.
@@ -168,6 +175,9 @@ func create(path string, id Identity, st State) (*Map, error) {
 	}
 	m.SetCommit(st.Commit)
 	m.SetState(st.Mode, st.FlushLost)
+	if err := m.KeepZeros(); err != nil {
+		return nil, errors.Join(err, m.Remove(), m.Close())
+	}
 	return m, nil
 }
 
@@ -193,7 +203,9 @@ func (m *Map) open() (err error) {
 	return nil
 }
 
-func encode(id Identity) []byte {
+func encode(id Identity) []byte { return encodeAs(magic, id) }
+
+func encodeAs(magic string, id Identity) []byte {
 	h := fixed{Version: version, Identity: id}
 	copy(h.Magic[:], magic)
 	h.Checksum = crc32.Checksum(h.bytes(), table)
@@ -218,8 +230,11 @@ func Open(dir string, uuid [16]byte) (*Map, error) {
 	if err = m.read(uuid); err == nil {
 		err = m.open()
 	}
+	if err == nil {
+		err = m.openZeros()
+	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open live map %s: %w", path, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("open live map %s: %w", path, err), m.unmap(), f.Close())
 	}
 	return m, nil
 }
@@ -277,7 +292,7 @@ func (m *Map) Path() string { return m.path }
 func (m *Map) State() State {
 	return State{
 		Commit: m.words.commit.Load(), Mode: uint8(m.words.mode.Load()),
-		FlushLost: m.words.flushLost.Load() != 0, Loaded: m.words.loaded.Load() != 0,
+		FlushLost: m.words.flushLost.Load() != 0, Loaded: m.words.loaded.Load() != 0 || m.words.loadedToo.Load() != 0,
 	}
 }
 
@@ -299,7 +314,14 @@ func (m *Map) Events() uint64 { return m.words.events.Load() }
 func (m *Map) SetEvents(last uint64) { m.words.events.Store(last) }
 
 // SetLoaded notes that all that the metadata hold is in the map: with what is marked it is the whole truth.
-func (m *Map) SetLoaded() { m.words.loaded.Store(1) }
+func (m *Map) SetLoaded() {
+	if m.zeros == nil {
+		m.words.loaded.Store(1)
+		return
+	}
+	m.words.loadedToo.Store(1)
+	m.words.loaded.Store(0)
+}
 
 // SetSuperblock keeps a copy of the superblock, of SuperblockBytes. One caller at a time.
 func (m *Map) SetSuperblock(b []byte) {
@@ -387,19 +409,28 @@ func (m *Map) stretch(page uint64) (first, end uint64, err error) {
 
 // Close unmaps the map and leaves the file for the next daemon. Nothing may use the memory any more.
 func (m *Map) Close() error {
-	var err error
-	if m.mapping != nil {
-		err = m.mapping.Close()
-	}
-	if err = errors.Join(err, m.file.Close()); err != nil {
+	if err := errors.Join(m.unmap(), m.file.Close()); err != nil {
 		return fmt.Errorf("close live map %s: %w", m.path, err)
 	}
 	return nil
 }
 
+func (m *Map) unmap() (err error) {
+	for _, mapping := range [...]*sys.Mapping{m.mapping, m.zeroMapping} {
+		if mapping != nil {
+			err = errors.Join(err, mapping.Close())
+		}
+	}
+	return err
+}
+
 // Remove unlinks the file: its session has ended, or never began. The memory stays until Close.
 func (m *Map) Remove() error {
-	if err := os.Remove(m.path); err != nil {
+	err := os.Remove(m.path)
+	if zeros := os.Remove(zerosPath(strings.TrimSuffix(m.path, ".new"))); m.zeros != nil {
+		err = errors.Join(err, zeros)
+	}
+	if err != nil {
 		return fmt.Errorf("remove live map: %w", err)
 	}
 	return nil

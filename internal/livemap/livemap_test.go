@@ -110,7 +110,7 @@ func TestCreateReplaces(t *testing.T) {
 		t.Errorf("the new map has pages %v", used(t, m))
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 1 {
+	if err != nil || len(entries) != 2 { // the map, and the bits beside it
 		t.Errorf("in the folder: %v, %v", entries, err)
 	}
 }
