@@ -35,6 +35,15 @@ func (a area) index(sector int64) int {
 	return -1
 }
 
+// within calls f for each sector of the area in [first, end).
+func (a area) within(first, end int64, f func(sector int64, i int)) {
+	for _, w := range a {
+		for s := max(first, w.first); s < min(end, w.end); s++ {
+			f(s, w.base+int(s-w.first))
+		}
+	}
+}
+
 func (a area) each(f func(sector int64, i int)) {
 	for _, w := range a {
 		for s := w.first; s < w.end; s++ {

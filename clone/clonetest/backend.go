@@ -213,13 +213,26 @@ func (l *lane) effect(q *io, lo, hi int64) {
 			d.dest.Persist(off, hi-lo)
 		}
 	case zeroDest:
-		err = d.dest.ZeroRange(off, hi-lo)
+		err = l.inArea(off, q.off+hi, d.dest.ZeroRange)
 	case discardDest:
-		err = d.dest.Discard(off, hi-lo)
+		err = l.inArea(off, q.off+hi, d.dest.Discard)
 	}
 	if err != nil {
 		l.sim.fail(err)
 	}
+}
+
+// inArea does what changes [off, end) of the destination where the oracle looks: of a large device it may be gigabytes.
+func (l *lane) inArea(off, end int64, change func(off, length int64) error) (err error) {
+	if !l.sim.cfg.Large {
+		return change(off, end-off)
+	}
+	for _, w := range l.sim.area {
+		if from, to := max(off, w.first*sectorBytes), min(end, w.end*sectorBytes); from < to {
+			err = errors.Join(err, change(from, to-from))
+		}
+	}
+	return err
 }
 
 // complete reports the i-th I/O to the lane.

@@ -166,6 +166,10 @@ func (s *sim) draw() *operation {
 	if p.op == clone.OpFlush {
 		return p
 	}
+	if s.cfg.Large && (p.op == clone.OpDiscard || p.op == clone.OpWriteZeroes) && s.rng.IntN(3) == 0 {
+		s.drawWide(p)
+		return p
+	}
 	w := s.area[s.rng.IntN(len(s.area))]
 	region := s.cfg.RegionSize / sectorBytes
 	maxLen := s.cfg.MaxIO / sectorBytes
@@ -190,6 +194,17 @@ func (s *sim) draw() *operation {
 	p.noUnmap = p.op == clone.OpWriteZeroes && s.rng.IntN(2) == 0
 	p.fua = p.op != clone.OpRead && p.op != clone.OpDiscard && s.rng.IntN(5) == 0
 	return p
+}
+
+// drawWide makes an operation cover whole pages of the region map, from somewhere to somewhere behind it.
+func (s *sim) drawWide(p *operation) {
+	n := s.rng.IntN(len(s.area))
+	from, to := s.area[n], s.area[n+s.rng.IntN(len(s.area)-n)]
+	first := from.first + s.rng.Int64N(2)*s.rng.Int64N(from.end-from.first)
+	end := to.end - s.rng.Int64N(2)*s.rng.Int64N(to.end-to.first)
+	p.off = first * sectorBytes
+	p.length = min(max(1, end-first)*sectorBytes, clone.MaxSpan, s.cfg.Size-p.off)
+	p.fua = p.op != clone.OpDiscard && s.rng.IntN(5) == 0
 }
 
 func (s *sim) drawOp() clone.Op {

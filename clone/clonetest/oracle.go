@@ -114,11 +114,9 @@ func (o *oracle) issue(p *operation) {
 	case clone.OpFlush:
 	default:
 		first, end := o.reach(p)
-		for s := first; s < end; s++ {
-			if list := o.at(s); list != nil {
-				*list = append(o.trim(*list), candidate{by: p, ruledOut: never, superseded: never})
-			}
-		}
+		o.area.within(first, end, func(_ int64, i int) {
+			o.sectors[i] = append(o.trim(o.sectors[i]), candidate{by: p, ruledOut: never, superseded: never})
+		})
 	}
 }
 
@@ -139,19 +137,16 @@ func (o *oracle) end(p *operation, err error) {
 
 func (o *oracle) acknowledge(p *operation) {
 	first, end := o.reach(p)
-	for s := first; s < end; s++ {
-		list := o.at(s)
-		if list == nil {
-			continue
-		}
-		for i := range *list {
-			if c := &(*list)[i]; c.by.ended < p.issued {
+	o.area.within(first, end, func(_ int64, i int) {
+		list := o.sectors[i]
+		for i := range list {
+			if c := &list[i]; c.by.ended < p.issued {
 				c.ruledOut = min(c.ruledOut, o.now)
 				c.superseded = min(c.superseded, o.now)
 				c.gone = c.gone || p.fua
 			}
 		}
-	}
+	})
 }
 
 // endRead ends a READ that went well with what it returned.
