@@ -58,6 +58,9 @@ type Config struct {
 	// how many such requests it takes; 0 = anything. See Hydrator.whole.
 	Request int64
 	Depth   int
+	// Align is what the end of a batch is a multiple of where it can be, in bytes; 0 = nothing. What the destination gives
+	// up in such units only should not be cut by batches.
+	Align int64
 	// Batches is the most batches in flight: the operations and buffers of the lane.
 	Batches int
 	// Now is the clock; After makes Pump run again after d.

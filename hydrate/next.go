@@ -105,15 +105,24 @@ func (h *Hydrator) scan(from, end, copyMax, zeroMax uint64) (w work, ok bool) {
 		st, stop := h.regions.Run(r, min(end, r+max(copyMax, zeroMax)))
 		stop = h.untaken(r, stop)
 		if st == bitmap.Zero {
-			return work{span: span{r, min(stop, r+zeroMax)}, kind: clone.ZeroZero}, true
+			return work{span: span{r, h.aligned(r, min(stop, r+zeroMax))}, kind: clone.ZeroZero}, true
 		}
 		hole, stop := h.extent(r, stop)
 		if hole {
-			return work{span: span{r, min(stop, r+zeroMax)}, kind: clone.ZeroHole}, true
+			return work{span: span{r, h.aligned(r, min(stop, r+zeroMax))}, kind: clone.ZeroHole}, true
 		}
-		return work{span: span{r, min(stop, r+copyMax)}, kind: clone.CopySource}, true
+		return work{span: span{r, h.aligned(r, min(stop, r+copyMax))}, kind: clone.CopySource}, true
 	}
 	return w, false
+}
+
+// aligned cuts a batch from region r to end so that it ends as Config.Align says, if anything is left then.
+func (h *Hydrator) aligned(r, end uint64) uint64 {
+	unit := uint64(h.cfg.Align / h.geo.RegionSize())
+	if unit > 1 && end/unit*unit > r {
+		return end / unit * unit
+	}
+	return end
 }
 
 func (h *Hydrator) extent(r, stop uint64) (hole bool, end uint64) {

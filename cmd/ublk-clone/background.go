@@ -49,7 +49,7 @@ func newBackground(core *clone.Core, source *source, dest *sharedFile, buffers [
 	b.timer = time.AfterFunc(time.Hour, guard.Wrap("wake the hydrator", b.wake))
 	b.timer.Stop()
 	b.Hydrator = hydrate.New(hydrate.Config{
-		Core: core, Lane: b.lane, Holes: source, Request: request, Depth: depth, Batches: len(buffers),
+		Core: core, Lane: b.lane, Holes: source, Request: request, Depth: depth, Align: dest.unit, Batches: len(buffers),
 		Now: time.Now, After: func(d time.Duration) { b.timer.Reset(d) },
 		Wake: b.wake, Event: event, Settings: settings,
 	})

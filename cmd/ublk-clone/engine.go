@@ -245,6 +245,9 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 	if err != nil {
 		return err
 	}
+	if e.dest.ZerosTakeSpace() {
+		dest.unit = min(max(e.dest.DiscardUnit(), leastUnit), defaultBatchBytes)
+	}
 	depth, queues := e.dev.Info().Depth, e.dev.Info().Queues
 	for range queues {
 		buffers, err := e.buffers(queueBuffers(geo.RegionSize(), depth))
@@ -263,6 +266,9 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 	e.tellCore(s)
 	return nil
 }
+
+// leastUnit bounds from below what the ends of background copies are aligned to, in bytes.
+const leastUnit = 64 << 10
 
 // hydratorBuffers is the most background copies in flight.
 const hydratorBuffers = 16

@@ -43,13 +43,15 @@ type backend struct {
 type sharedFile struct {
 	*uring.File
 	depth, queues int
+	// unit is what the file gives up space in, in bytes, if zeros that are written take some; else 0.
+	unit int64
 }
 
 // newSharedFile is of an open source or destination.
 func newSharedFile(d *blockdev.Device) (*sharedFile, error) {
 	f, err := uring.NewFile(d.File())
 	depth, queues := d.Depth()
-	return &sharedFile{f, depth, queues}, err
+	return &sharedFile{File: f, depth: depth, queues: queues}, err
 }
 
 // share is how many I/Os each of a number of lanes gives to the file at a time: together twice what it takes, so that

@@ -86,6 +86,9 @@ func (d *Device) MaxDiscard() int64 {
 	return queue(host.dir(d.stat.Rdev), "discard_max_bytes")
 }
 
+// DiscardUnit is what the device gives up space in, in bytes (its discard granularity); 0 if it does not say.
+func (d *Device) DiscardUnit() int64 { return queue(host.dir(d.stat.Rdev), "discard_granularity") }
+
 // ZerosTakeSpace says that the device can give up space, but takes some for zeros that are written to it: it has no
 // way of its own to write zeroes. A file gives up what is punched out.
 func (d *Device) ZerosTakeSpace() bool {
