@@ -50,4 +50,5 @@
 //	I10  Core.setMode only makes it worse, Repair ends it; flushLost
 //	I11  readRunDone, mergeReadDone, again.go
 //	I12  Core.Complete is told from the durable plane
+//	I17  spare.go
 package clone

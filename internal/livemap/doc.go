@@ -26,6 +26,8 @@
 // every region durably hydrated; the bit is set before its memory is given back, or instead of taking any. The copy of
 // the superblock has what else a daemon must know. It is written in turn to two places, so that a death leaves one.
 //
+// Beside it lies a file of bits for pages that are zero throughout and have no memory (zeros.go).
+//
 // # Who believes it
 //
 // The file counts while the metadata say that their session of this boot has not ended (no clean mark):
