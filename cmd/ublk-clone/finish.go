@@ -15,7 +15,6 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/metadata"
@@ -179,7 +178,7 @@ func (p *program) finishDead(def *definition, keepMetadata bool) (done bool, err
 	if err := removeDead(def, forceDead); err != nil { // of the block device itself nobody is to be a user
 		return true, err
 	}
-	err = file.Remove(livemap.Path(liveMaps, clone))
+	err = livemap.RemoveFiles(liveMaps, clone)
 	if !keepMetadata {
 		err = errors.Join(err, eraseDead(def.Metadata, clone))
 	}

@@ -126,6 +126,7 @@ var mayChangeFiles = map[string]string{
 	"cmd/ublk-clone/layer.go Symlink":         "a link in /dev, which no boot finds",
 	"internal/livemap/livemap.go Rename":      "tmpfs: what is there ends with the machine",
 	"internal/livemap/livemap.go Remove":      "tmpfs",
+	"internal/livemap/zeros.go Remove":        "tmpfs",
 	"internal/sys/mounts.go WriteFile":        "procfs",
 	"internal/sys/process.go WriteFile":       "procfs",
 	"internal/livemap/livemap.go Mkdir":       "tmpfs",
