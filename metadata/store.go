@@ -8,7 +8,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// Store is open metadata. Its methods may be called from any goroutine; they wait for each
+// Store is open metadata. Its methods may be called from any goroutine; but for Superblock they wait for each
 // other and block for the device's time, so no lane calls them.
 type Store struct {
 	dev      Device
@@ -16,7 +16,13 @@ type Store struct {
 	block    []byte // its first block
 	readOnly bool
 
-	mu        sync.Mutex // guards everything below; never held with another lock
+	// shown is a copy of sb, for those who must not wait for the device. A leaf lock.
+	shown struct {
+		sync.Mutex
+		sb Superblock
+	}
+
+	mu        sync.Mutex // guards everything below; held across I/O
 	sb        Superblock // as last written with success
 	raw       []byte     // the block it came from, for bytes that we do not know
 	sequence  uint64     // last superblock sequence tried
@@ -47,7 +53,8 @@ func newStore(dev Device) *Store {
 
 // adopt takes over a valid superblock and makes the tables for its map.
 func (s *Store) adopt(sb Superblock, raw []byte) {
-	s.sb, s.raw = sb, raw
+	s.raw = raw
+	s.setSuperblock(sb)
 	s.marked = sb.Clean
 	s.sequence = sb.Sequence
 	s.committed = sb.CommitSequence
@@ -58,11 +65,19 @@ func (s *Store) adopt(sb Superblock, raw []byte) {
 	s.pending = make([]uint64, 0, pages)
 }
 
-// Superblock returns a copy of the superblock as it was last written.
+// Superblock returns a copy of the superblock as it was last written. It never waits for the device.
 func (s *Store) Superblock() Superblock {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.sb
+	s.shown.Lock()
+	defer s.shown.Unlock()
+	return s.shown.sb
+}
+
+// setSuperblock takes what was read or written. mu must be held, unless the store is new.
+func (s *Store) setSuperblock(sb Superblock) {
+	s.sb = sb
+	s.shown.Lock()
+	defer s.shown.Unlock()
+	s.shown.sb = sb
 }
 
 // Report returns what was found at open, with what Load has added.
@@ -293,6 +308,7 @@ func (s *Store) writeCopies(sb Superblock) error {
 		s.safe = i
 	}
 	copy(s.raw, s.block)
-	s.sb, s.marked = sb, sb.Clean
+	s.marked = sb.Clean
+	s.setSuperblock(sb)
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -107,18 +108,26 @@ func (c *committer) commit() {
 }
 
 // save writes the superblock now.
-func (c *committer) save() error {
-	return c.do(func() error { return c.update(c.refresh) })
+func (c *committer) save(ctx context.Context) error {
+	return c.do(ctx, func() error { return c.update(c.refresh) })
 }
 
-// do does something on the committer's goroutine; nothing after that has left.
-func (c *committer) do(what func() error) error {
+// do does something on the committer's goroutine; nothing after that has left. When ctx ends what has not begun is
+// dropped, and what has begun goes on without being waited for: it may hang with the metadata.
+func (c *committer) do(ctx context.Context, what func() error) error {
 	t := task{do: what, done: make(chan error, 1)}
 	select {
 	case c.tasks <- t:
-		return <-t.done
 	case <-c.left:
 		return nil
+	case <-ctx.Done():
+		return still(ctx)
+	}
+	select {
+	case err := <-t.done:
+		return err
+	case <-ctx.Done():
+		return still(ctx)
 	}
 }
 

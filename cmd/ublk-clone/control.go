@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,7 +36,10 @@ const (
 	maxRequest     = 4 << 10
 	maxLine        = 1 << 20 // an answer
 	lineLimit      = 5 * time.Second
-	maxConnections = 16
+	maxConnections = 32
+	// maxChanges is how many of the connections may wait for a change, or for the end of the clone. With those that
+	// wait for an event (maxPolls) that leaves some for what is answered at once, always.
+	maxChanges = 16
 )
 
 // The verbs of the control socket.
@@ -67,6 +71,9 @@ type request struct {
 	// WaitMS is how long a stop or finish may wait for the device to be closed, or events for
 	// the next one, in milliseconds.
 	WaitMS int64 `json:"wait_ms,omitempty"`
+	// LimitMS is within how many milliseconds of its arrival the daemon must begin to carry the request out;
+	// later it is dropped. 0 is no limit: the request of an earlier release's client.
+	LimitMS int64 `json:"limit_ms,omitempty"`
 }
 
 // maxWait is the longest that can be told in nanoseconds, in milliseconds.
@@ -75,6 +82,11 @@ const maxWait = int64(math.MaxInt64 / time.Millisecond)
 // ends says that the daemon ends by it.
 func (r *request) ends() bool {
 	return r.Verb == verbStop || r.Verb == verbLeave || r.Verb == verbFinish
+}
+
+// changes says that something is otherwise after it.
+func (r *request) changes() bool {
+	return slices.Contains([]string{verbMessage, verbSet, verbPause, verbResume, verbStay}, r.Verb)
 }
 
 // check refuses what no command of this version sends: a request is carried out whole or not at all.
@@ -92,6 +104,8 @@ func (r *request) check() error {
 		return errors.New("nothing is to be waited for")
 	case r.WaitMS < 0 || r.WaitMS > maxWait:
 		return fmt.Errorf("wait of %d ms", r.WaitMS)
+	case r.LimitMS < 0 || r.LimitMS > maxWait:
+		return fmt.Errorf("limit of %d ms", r.LimitMS)
 	case r.Message != nil:
 		return r.Message.check()
 	case r.Change != nil:
@@ -153,7 +167,7 @@ func (w *wireError) err() error {
 type server struct {
 	listener *net.UnixListener
 	log      zerolog.Logger
-	answer   func(request) answer
+	answer   func(context.Context, request) answer
 	limit    time.Duration // for a line
 	slots    chan struct{}
 	serving  sync.WaitGroup
@@ -162,7 +176,7 @@ type server struct {
 
 // listen makes the socket. The caller holds the lock of the name, so a socket
 // that is there is that of a dead daemon.
-func listen(path string, log zerolog.Logger, answer func(request) answer) (*server, error) {
+func listen(path string, log zerolog.Logger, answer func(context.Context, request) answer) (*server, error) {
 	if err := file.Remove(path); err != nil {
 		return nil, socketError("replace", path, err)
 	}
@@ -246,7 +260,9 @@ func (s *server) converse(conn net.Conn) {
 	if err != nil {
 		ans.Error = toWire(&exit.Error{Code: exit.Usage, Doing: "read control request", Cause: err})
 	} else {
-		ans = s.answer(req)
+		ctx, release := withClient(conn, &req)
+		ans = s.answer(ctx, req)
+		release()
 	}
 	s.send(conn, ans)
 	if ans.sent != nil && ans.Error == nil {
@@ -263,23 +279,40 @@ func (s *server) send(conn net.Conn, ans answer) {
 	}
 }
 
-// readLine reads one line of JSON, of at most max bytes. Nothing may follow the value on it, and
+// readLine reads a request: one line of JSON, of at most max bytes. Nothing may follow the value on it, and
 // fields that are not known are an error: another version's request is not
 // half understood.
 func readLine(conn net.Conn, deadline time.Time, max int, v any) error {
-	if err := conn.SetReadDeadline(deadline); err != nil {
+	line, err := receive(conn, deadline, max)
+	if err != nil {
 		return err
+	}
+	return decodeKnown(line, v)
+}
+
+// readAnswer reads a daemon's answer. What is not known in it is left out: the daemon may be newer than this
+// program, and have more to say.
+func readAnswer(conn net.Conn, deadline time.Time, ans *answer) error {
+	line, err := receive(conn, deadline, maxLine)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(line, ans)
+}
+
+// receive reads one line, of at most max bytes.
+func receive(conn net.Conn, deadline time.Time, max int) ([]byte, error) {
+	if err := conn.SetReadDeadline(deadline); err != nil {
+		return nil, err
 	}
 	line, err := bufio.NewReaderSize(io.LimitReader(conn, int64(max)), 4096).ReadBytes('\n')
 	switch {
 	case errors.Is(err, io.EOF) && len(line) >= max:
-		return fmt.Errorf("line longer than %d bytes", max)
+		return nil, fmt.Errorf("line longer than %d bytes", max)
 	case errors.Is(err, io.EOF):
-		return fmt.Errorf("connection closed after %d bytes of a line: %w", len(line), io.ErrUnexpectedEOF)
-	case err != nil:
-		return err
+		return nil, fmt.Errorf("connection closed after %d bytes of a line: %w", len(line), io.ErrUnexpectedEOF)
 	}
-	return decodeKnown(line, v)
+	return line, err
 }
 
 func writeLine(conn net.Conn, v any, limit time.Duration) error {
@@ -304,7 +337,20 @@ func (d runDir) ask(name string, req request, limit time.Duration) (*cloneStatus
 // call sends a request to the daemon of a clone and waits at most limit for the
 // answer. Exit codes: 3 if there is no such clone, 13 if its daemon is dead or
 // silent, else the daemon's own.
-func (d runDir) call(name string, req request, limit time.Duration) (ans answer, err error) {
+func (d runDir) call(name string, req request, limit time.Duration) (answer, error) {
+	req = req.limited(limit)
+	ans, err := d.exchange(name, req, limit)
+	if plain, older := req.unlimited(ans.Error); older && err == nil {
+		ans, err = d.exchange(name, plain, limit)
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	return ans, ans.Error.err()
+}
+
+// exchange is one request and its answer, over a connection of its own.
+func (d runDir) exchange(name string, req request, limit time.Duration) (ans answer, err error) {
 	path := d.socket(name)
 	conn, err := net.DialTimeout("unix", path, lineLimit)
 	if err != nil {
@@ -313,7 +359,7 @@ func (d runDir) call(name string, req request, limit time.Duration) (ans answer,
 	defer conn.Close()
 	err = writeLine(conn, req, lineLimit)
 	if err == nil {
-		err = readLine(conn, time.Now().Add(limit), maxLine, &ans)
+		err = readAnswer(conn, time.Now().Add(limit), &ans)
 	}
 	if err == nil && req.ends() && ans.Error == nil {
 		_, err = io.Copy(io.Discard, conn) // until the process is gone, or the deadline
@@ -325,7 +371,7 @@ func (d runDir) call(name string, req request, limit time.Duration) (ans answer,
 		return answer{}, &exit.Error{Code: exit.NoAnswer, Doing: req.Verb + " clone", Object: name, Cause: fmt.Errorf("its daemon does not answer: %w", err),
 			Next: "See " + d.log(name) + "."}
 	}
-	return ans, ans.Error.err()
+	return ans, nil
 }
 
 // hungUp says whether the other side of a connection has closed it. A daemon that was killed takes requests until the

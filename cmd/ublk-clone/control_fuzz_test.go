@@ -41,18 +41,21 @@ func (e *fakeEngine) note(*definition)              {}
 func (e *fakeEngine) farewell() []string            { return nil }
 func (e *fakeEngine) tryStop(context.Context) error { return e.busy }
 func (e *fakeEngine) status(*cloneStatus)           { e.asked++ }
-func (e *fakeEngine) configure(c change) error      { e.changes = append(e.changes, c); return nil }
-func (e *fakeEngine) events() *eventLog             { return e.log }
-func (e *fakeEngine) repair() error                 { return nil }
-func (e *fakeEngine) retry() error                  { e.retries++; return nil }
-func (e *fakeEngine) finishable() error             { return e.unfinished }
-func (e *fakeEngine) handOver(time.Duration) error  { e.handed++; return e.busy }
-func (e *fakeEngine) finish(bool)                   { e.finished = true }
-func (e *fakeEngine) keepDevice(bool)               {}
-func (e *fakeEngine) warmUp() error                 { return nil }
-func (e *fakeEngine) warn(string, ...any)           { e.warned = true }
-func (e *fakeEngine) answers() bool                 { return true }
-func (e *fakeEngine) waits() error                  { return e.waiting }
+func (e *fakeEngine) configure(_ context.Context, c change) error {
+	e.changes = append(e.changes, c)
+	return nil
+}
+func (e *fakeEngine) events() *eventLog                             { return e.log }
+func (e *fakeEngine) repair(context.Context) error                  { return nil }
+func (e *fakeEngine) retry(context.Context) error                   { e.retries++; return nil }
+func (e *fakeEngine) finishable() error                             { return e.unfinished }
+func (e *fakeEngine) handOver(context.Context, time.Duration) error { e.handed++; return e.busy }
+func (e *fakeEngine) finish(bool)                                   { e.finished = true }
+func (e *fakeEngine) keepDevice(bool)                               {}
+func (e *fakeEngine) warmUp() error                                 { return nil }
+func (e *fakeEngine) warn(string, ...any)                           { e.warned = true }
+func (e *fakeEngine) answers() bool                                 { return true }
+func (e *fakeEngine) waits() error                                  { return e.waiting }
 
 // wire is a connection that has said all that it will.
 type wire struct {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -30,9 +31,9 @@ func TestManyClients(t *testing.T) {
 	var once sync.Once
 	full := make(chan struct{}) // closed some time after as many are served as may be
 	const limit = time.Second   // a process may stand still for a good part of it
-	dir, _ := testServerWithin(t, limit, func(req request) answer {
+	dir, _ := testServerWithin(t, limit, func(ctx context.Context, req request) answer {
 		if req.Verb != verbStatus {
-			return echo(req)
+			return echo(ctx, req)
 		}
 		n := now.Add(1)
 		defer now.Add(-1)
@@ -42,7 +43,7 @@ func TestManyClients(t *testing.T) {
 			once.Do(func() { time.AfterFunc(50*time.Millisecond, func() { close(full) }) })
 		}
 		<-full
-		return echo(req)
+		return echo(ctx, req)
 	})
 	if _, err := dir.ask("c", request{Verb: verbPause}, time.Minute); err != nil { // all of it is there
 		t.Fatal(err)
@@ -86,7 +87,7 @@ func civil(conn net.Conn) error {
 	var ans answer
 	err := writeLine(conn, request{Verb: verbStatus}, time.Minute)
 	if err == nil {
-		err = readLine(conn, time.Now().Add(time.Minute), maxLine, &ans)
+		err = readAnswer(conn, time.Now().Add(time.Minute), &ans)
 	}
 	if err == nil && ans.Status == nil {
 		err = errors.New("no status")
@@ -162,7 +163,7 @@ func TestForeignUser(t *testing.T) {
 		t.Skip("not root: only root can connect as another user, who is to be refused")
 	}
 	asked := atomic.Int32{}
-	dir, _ := testServer(t, func(req request) answer { asked.Add(1); return echo(req) })
+	dir, _ := testServer(t, func(ctx context.Context, req request) answer { asked.Add(1); return echo(ctx, req) })
 	for path := string(dir); path != os.TempDir() && path != "/"; path = filepath.Dir(path) {
 		if err := os.Chmod(path, 0o755); err != nil {
 			t.Fatal(err)
@@ -186,7 +187,7 @@ func TestForeignUser(t *testing.T) {
 				return
 			}
 			defer conn.Close()
-			if err := readLine(conn, time.Now().Add(time.Minute), maxLine, &ans); err != nil || ans.Error == nil || ans.Error.Code != exit.Denied {
+			if err := readAnswer(conn, time.Now().Add(time.Minute), &ans); err != nil || ans.Error == nil || ans.Error.Code != exit.Denied {
 				t.Errorf("answer to a stranger: %+v, %v", ans, err)
 			}
 		}
@@ -213,18 +214,18 @@ func TestPhases(t *testing.T) {
 		{phaseStopping, stateStopping, []string{"end"}},
 	} {
 		d.enter(p.phase)
-		st := d.answer(request{Verb: verbStatus}).Status
+		st := d.answer(t.Context(), request{Verb: verbStatus}).Status
 		for _, text := range p.says {
 			if st.State != p.state || !strings.Contains(st.Reason, text) {
 				t.Errorf("%s: %s", st.State, st.Reason)
 			}
 		}
 		for _, req := range []request{{Verb: verbPause}, {Verb: verbResume}, {Verb: verbStop}, {Verb: verbSet, Change: new(hydration(true))}} {
-			if ans := d.answer(req); ans.Error == nil || ans.Error.Code != exit.Busy {
+			if ans := d.answer(t.Context(), req); ans.Error == nil || ans.Error.Code != exit.Busy {
 				t.Errorf("%s: %s is answered with %+v", p.state, req.Verb, ans)
 			}
 		}
-		if ans := d.answer(request{Verb: verbEvents}); ans.Error != nil {
+		if ans := d.answer(t.Context(), request{Verb: verbEvents}); ans.Error != nil {
 			t.Errorf("%s: events: %+v", p.state, ans.Error)
 		}
 	}
@@ -238,9 +239,9 @@ func TestOneStopWaits(t *testing.T) {
 	d := newDaemon("", start{Definition: definition{Name: "c"}}, newFakeEngine(), zerolog.Nop())
 	d.enter(phaseUp)
 	first := make(chan answer)
-	go func() { first <- d.answer(request{Verb: verbStop, WaitMS: 1000}) }()
+	go func() { first <- d.answer(t.Context(), request{Verb: verbStop, WaitMS: 1000}) }()
 	r := <-d.stops
-	if ans := d.answer(request{Verb: verbStop}); ans.Error == nil || ans.Error.Code != exit.Busy {
+	if ans := d.answer(t.Context(), request{Verb: verbStop}); ans.Error == nil || ans.Error.Code != exit.Busy {
 		t.Errorf("the second stop is answered with %+v", ans)
 	}
 	r.reply <- notFree
@@ -257,7 +258,7 @@ func TestSignalEndsAStopThatWaits(t *testing.T) {
 	d.enter(phaseUp)
 	signals, ended, stopped := make(chan os.Signal, 1), make(chan error), make(chan answer)
 	go func() { ended <- d.live(signals) }()
-	go func() { stopped <- d.answer(request{Verb: verbStop, WaitMS: 3600 * 1000}) }()
+	go func() { stopped <- d.answer(t.Context(), request{Verb: verbStop, WaitMS: 3600 * 1000}) }()
 	for len(d.stopping) == 0 {
 		time.Sleep(time.Millisecond)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -15,13 +16,13 @@ import (
 )
 
 // testServer serves on the socket of clone "c" in a folder of its own.
-func testServer(t *testing.T, answer func(request) answer) (runDir, *server) {
+func testServer(t *testing.T, answer func(context.Context, request) answer) (runDir, *server) {
 	t.Helper()
 	return testServerWithin(t, lineLimit, answer)
 }
 
 // testServerWithin is testServer with a limit for a line.
-func testServerWithin(t *testing.T, limit time.Duration, answer func(request) answer) (runDir, *server) {
+func testServerWithin(t *testing.T, limit time.Duration, answer func(context.Context, request) answer) (runDir, *server) {
 	t.Helper()
 	dir := runDir(t.TempDir())
 	if err := dir.store(&definition{Name: "c"}); err != nil {
@@ -37,7 +38,7 @@ func testServerWithin(t *testing.T, limit time.Duration, answer func(request) an
 	return dir, s
 }
 
-func echo(req request) answer {
+func echo(_ context.Context, req request) answer {
 	if req.Verb == verbStop {
 		return answer{Error: toWire(&exit.Error{Code: exit.Busy, Doing: "delete", Object: "c", Cause: errors.New("mounted on /mnt"), Next: "umount /mnt"})}
 	}
@@ -81,7 +82,7 @@ func TestGarbageIsAnsweredAndServingGoesOn(t *testing.T) {
 		_, _ = io.WriteString(conn, send)
 		_ = conn.(*net.UnixConn).CloseWrite()
 		var ans answer
-		err = readLine(conn, time.Now().Add(time.Minute), maxLine, &ans)
+		err = readAnswer(conn, time.Now().Add(time.Minute), &ans)
 		if name == "too long" && err != nil {
 			err, ans.Error = nil, &wireError{Code: exit.Usage} // reset: unread data was left
 		}
@@ -111,7 +112,7 @@ func TestSilentClientsDoNotBlockOthers(t *testing.T) {
 
 func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	release := make(chan struct{})
-	dir, _ := testServer(t, func(request) answer { <-release; return answer{} })
+	dir, _ := testServer(t, func(context.Context, request) answer { <-release; return answer{} })
 	_, err := dir.ask("c", request{Verb: verbStatus}, 50*time.Millisecond)
 	close(release)
 	if exit.Code(err) != exit.NoAnswer || !strings.Contains(err.Error(), "does not answer") {

@@ -37,18 +37,18 @@ type engine interface {
 	// status fills in all but name, process and definition.
 	status(*cloneStatus)
 	// configure changes settings, all or none, and makes them last.
-	configure(change) error
+	configure(context.Context, change) error
 	// events are what has happened to the clone.
 	events() *eventLog
 	// repair ends mode ro, if the metadata can be written again.
-	repair() error
+	repair(context.Context) error
 	// retry takes a source back that was away, forgets what failed and tries again; with an error nothing has
 	// changed.
-	retry() error
+	retry(context.Context) error
 	// finishable refuses a clone that its destination cannot stand in for.
 	finishable() error
 	// handOver leads what lies over the block device to the destination. With an error all is as it was.
-	handOver(limit time.Duration) error
+	handOver(ctx context.Context, limit time.Duration) error
 	// finish makes what follows, which takes the clone down, final.
 	finish(keepMetadata bool)
 	// keepDevice says whether taking down leaves the block device, its users waiting.
@@ -94,15 +94,26 @@ type daemon struct {
 	stay     bool     // SIGTERM is not obeyed: the machine goes down, and the device is in use
 	keep     bool     // taking down leaves the block device, and the definition for who recovers it
 
-	// mu is held, for reading, as long as a control request is with the engine.
+	// changing has a place for each request that changes something, and changes counts them: the engine is taken
+	// down when none is left.
+	changing chan struct{}
+	changes  sync.WaitGroup
+
+	// mu is held, for reading, while a status is made, which waits for nothing.
 	mu struct {
 		sync.RWMutex
 		phase phase
+		// serving ends with phaseUp, by endServing: so do the changes under way.
+		serving    context.Context
+		endServing context.CancelCauseFunc
 	}
 }
 
 func newDaemon(dir runDir, st start, e engine, log zerolog.Logger) *daemon {
-	return &daemon{dir: dir, start: st, engine: e, log: log, stops: make(chan stopRequest), stopping: make(chan struct{}, 1), keep: st.Recover}
+	return &daemon{
+		dir: dir, start: st, engine: e, log: log, stops: make(chan stopRequest), stopping: make(chan struct{}, 1),
+		changing: make(chan struct{}, maxChanges), keep: st.Recover,
+	}
 }
 
 // list is the start-up in order:
@@ -153,28 +164,39 @@ func (d *daemon) list() []step {
 	list = append(list, step{
 		name: "complete the definition",
 		do: func(context.Context) error {
+			whole := *def
+			d.engine.note(&whole)
+			whole.Unit = d.manager.name()
+			err := d.dir.store(&whole)
 			d.mu.Lock()
 			defer d.mu.Unlock()
-			d.engine.note(def)
-			def.Unit = d.manager.name()
-			return d.dir.store(def)
+			*def = whole
+			return err
 		},
 	})
 	list = append(list, d.engine.top()...)
 	return append(list,
 		step{
-			name:  "serve control requests",
-			do:    func(context.Context) error { d.enter(phaseUp); return nil },
-			undo:  func() error { d.enter(phaseStopping); return nil },
-			limit: teardownLimit, // a change may be writing to metadata that do not answer
+			name: "serve control requests",
+			do:   func(context.Context) error { d.enter(phaseUp); return nil },
+			undo: func() error { d.enter(phaseStopping); return nil },
 		})
 }
 
-// enter begins a phase when no control request is with the engine.
+// enter begins a phase. Behind phaseUp it waits for the changes under way, which it has ended.
 func (d *daemon) enter(p phase) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.mu.phase = p
+	if d.mu.endServing != nil {
+		d.mu.endServing(d.notUp())
+	}
+	if p == phaseUp {
+		d.mu.serving, d.mu.endServing = context.WithCancelCause(context.Background())
+	}
+	d.mu.Unlock()
+	if p != phaseUp {
+		d.changes.Wait()
+	}
 }
 
 // clearUp holds the name's lock: whoever wrote a definition that is there is dead.
@@ -236,40 +258,68 @@ func (d *daemon) bringUp(signals <-chan os.Signal) error {
 }
 
 // answer serves one control request, on the connection's goroutine.
-func (d *daemon) answer(req request) answer {
+func (d *daemon) answer(ctx context.Context, req request) answer {
 	switch req.Verb {
 	case verbStop, verbLeave, verbStay, verbFinish, verbFinishable:
-		return d.answerStop(req)
+		return d.answerStop(ctx, req)
 	case verbEvents:
-		return d.engine.events().answer(req.After, time.Duration(req.WaitMS)*time.Millisecond)
+		return d.engine.events().answer(ctx, req.After, time.Duration(req.WaitMS)*time.Millisecond)
+	case verbStatus:
+		return answer{Status: d.currentStatus()}
+	}
+	return answer{Error: toWire(d.change(ctx, req))}
+}
+
+// change carries out a request that changes the clone, and may wait for its devices: as long as the clone is up and the
+// client is there.
+func (d *daemon) change(ctx context.Context, req request) error {
+	select {
+	case d.changing <- struct{}{}:
+		defer func() { <-d.changing }()
+	default:
+		return &exit.Error{Code: exit.Busy, Doing: "change clone", Object: d.start.Definition.Name,
+			Cause: fmt.Errorf("%d other commands wait for it", maxChanges), Next: "See `ublk-clone status " + d.start.Definition.Name + "` for what they wait for."}
 	}
 	d.mu.RLock()
-	defer d.mu.RUnlock()
-	var err error
-	switch {
-	case req.Verb == verbStatus:
-		st := d.status()
-		return answer{Status: &st}
-	case d.mu.phase != phaseUp:
-		err = d.notUp()
-	case req.Verb == verbPause:
-		err = d.engine.configure(hydration(false))
-	case req.Verb == verbResume:
-		if err = d.engine.repair(); err != nil {
-			break
-		}
-		if err = d.engine.retry(); err == nil { // before it is on: what had failed is not to be tried as that
-			err = d.engine.configure(hydration(true))
-		}
-	case req.Verb == verbMessage:
-		err = d.engine.configure(req.Message.change())
-	case req.Verb == verbSet:
-		err = d.engine.configure(*req.Change)
-	default:
-		err = &exit.Error{Code: exit.Usage, Doing: "serve control request", Object: fmt.Sprintf("%q", req.Verb), Cause: errors.New("unknown verb"),
-			Next: "The daemon may be older than this program."}
+	serving, up := d.mu.serving, d.mu.phase == phaseUp
+	if up {
+		d.changes.Add(1)
+		defer d.changes.Done()
 	}
-	return answer{Error: toWire(err)}
+	d.mu.RUnlock()
+	if !up {
+		return d.notUp()
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(serving, guard.Wrap("end a change", func() { cancel(context.Cause(serving)) }))()
+	return d.carryOut(ctx, req)
+}
+
+// carryOut is the change itself.
+func (d *daemon) carryOut(ctx context.Context, req request) error {
+	if err := still(ctx); err != nil {
+		return err
+	}
+	switch req.Verb {
+	case verbPause:
+		return d.engine.configure(ctx, hydration(false))
+	case verbResume:
+		err := d.engine.repair(ctx)
+		if err == nil {
+			err = d.engine.retry(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		return d.engine.configure(ctx, hydration(true)) // last: what had failed is not to be tried as that
+	case verbMessage:
+		return d.engine.configure(ctx, req.Message.change())
+	case verbSet:
+		return d.engine.configure(ctx, *req.Change)
+	}
+	return &exit.Error{Code: exit.Usage, Doing: "serve control request", Object: fmt.Sprintf("%q", req.Verb), Cause: errors.New("unknown verb"),
+		Next: "The daemon may be older than this program."}
 }
 
 // notUp is the answer to what needs the clone, which is not there yet or any more.
@@ -278,7 +328,7 @@ func (d *daemon) notUp() error {
 		Next: "See `ublk-clone status " + d.start.Definition.Name + "`, then try again."}
 }
 
-// currentStatus is for the daemon's own use.
+// currentStatus is the status of now.
 func (d *daemon) currentStatus() *cloneStatus {
 	d.mu.RLock()
 	defer d.mu.RUnlock()

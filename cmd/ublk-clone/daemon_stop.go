@@ -18,6 +18,7 @@ import (
 // or at once if the device is in use; sent is closed when it is on its way. With
 // keep the device stays for the next daemon, in use or not.
 type stopRequest struct {
+	ctx  context.Context // of the request: what is not wanted any more is not begun
 	verb string
 	// keepMetadata is of verbFinish: these stay.
 	keepMetadata bool
@@ -40,12 +41,16 @@ func (d *daemon) live(signals chan os.Signal) error {
 				d.keepDevice(true)
 				return d.takeDown()
 			}
-			if err := d.free(0, signals); err != nil {
+			if err := d.free(context.Background(), 0, signals); err != nil {
 				d.log.Warn().Err(err).Str("signal", sig.String()).Msg("not stopped")
 				continue
 			}
 			return d.takeDown()
 		case r := <-d.stops:
+			if err := still(r.ctx); err != nil {
+				r.reply <- err
+				continue
+			}
 			if r.verb == verbFinishable {
 				r.reply <- d.engine.finishable()
 				continue
@@ -80,7 +85,7 @@ func (d *daemon) ready(r *stopRequest, signals chan os.Signal) error {
 	case verbFinish:
 		return d.finish(r, signals)
 	}
-	return d.free(r.wait, signals)
+	return d.free(r.ctx, r.wait, signals)
 }
 
 // finish hands the clone over to its destination: through what lies over the block device, or when nobody has it open.
@@ -95,9 +100,9 @@ func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
 	switch {
 	case err != nil:
 	case def.DM != "":
-		err = d.engine.handOver(r.wait)
+		err = d.engine.handOver(r.ctx, r.wait)
 	default:
-		err = d.free(r.wait, signals)
+		err = d.free(r.ctx, r.wait, signals)
 	}
 	if err != nil {
 		d.enter(phaseUp)
@@ -112,21 +117,32 @@ func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
 const holderPause = 50 * time.Millisecond
 
 // free makes the block device go away once nobody has it open, and waits for that at most wait, or until there is
-// a signal, which it leaves to live. Exit code 5 names the holders.
-func (d *daemon) free(wait time.Duration, signals chan os.Signal) error {
+// a signal, which it leaves to live. When the request's context has ended the device stays. Exit code 5 names the
+// holders.
+func (d *daemon) free(ctx context.Context, wait time.Duration, signals chan os.Signal) error {
 	deadline := time.Now().Add(wait)
 	for {
 		err := d.unheld()
 		if err == nil {
-			ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
-			err = d.engine.tryStop(ctx)
-			cancel()
+			err = still(ctx)
+		}
+		if err == nil {
+			err = d.tryStop()
 		}
 		if exit.Code(err) != exit.Busy || !time.Now().Before(deadline) || len(signals) > 0 {
 			return err
 		}
-		time.Sleep(holderPause)
+		if err := pauseWith(ctx, holderPause); err != nil {
+			return err
+		}
 	}
+}
+
+// tryStop makes the block device go away, and does not look at the request any more.
+func (d *daemon) tryStop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
+	defer cancel()
+	return d.engine.tryStop(ctx)
 }
 
 // unheld fails with exit code 5 if somebody has the block device open.
@@ -176,10 +192,10 @@ func (d *daemon) keepDevice(keep bool) {
 
 // answerStop asks run to stop. One request at a time may wait for the device to be closed, so that the others
 // leave connections to other commands.
-func (d *daemon) answerStop(req request) answer {
+func (d *daemon) answerStop(ctx context.Context, req request) answer {
 	wait := time.Duration(req.WaitMS) * time.Millisecond
-	if !d.awaitUp(wait) { // for a finish that is under way, too
-		return answer{Error: toWire(d.notUp())}
+	if err := d.awaitUp(ctx, wait); err != nil { // for a finish that is under way, too
+		return answer{Error: toWire(err)}
 	}
 	select {
 	case d.stopping <- struct{}{}:
@@ -188,22 +204,32 @@ func (d *daemon) answerStop(req request) answer {
 		return answer{Error: toWire(&exit.Error{Code: exit.Busy, Doing: "end the daemon of", Object: d.start.Definition.Name,
 			Cause: errors.New("another command does that already"), Next: "Wait for that."})}
 	}
-	r := stopRequest{verb: req.Verb, keepMetadata: req.Keep, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
-	d.stops <- r
-	if err := <-r.reply; err != nil {
+	r := stopRequest{ctx: ctx, verb: req.Verb, keepMetadata: req.Keep, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
+	select {
+	case d.stops <- r:
+	case <-ctx.Done():
+		return answer{Error: toWire(still(ctx))}
+	}
+	if err := <-r.reply; err != nil { // run looks at the context
 		return answer{Error: toWire(err), sent: r.sent}
 	}
 	return answer{Warnings: d.engine.farewell(), sent: r.sent}
 }
 
-// awaitUp waits for the end of the start, at most limit, and says whether the clone is up.
-func (d *daemon) awaitUp(limit time.Duration) bool {
-	for deadline := time.Now().Add(limit); ; time.Sleep(holderPause) {
+// awaitUp waits for the end of the start, at most limit. With an error the clone is not up.
+func (d *daemon) awaitUp(ctx context.Context, limit time.Duration) error {
+	for deadline := time.Now().Add(limit); ; {
 		d.mu.RLock()
 		now := d.mu.phase
 		d.mu.RUnlock()
-		if now != phaseStarting || time.Now().After(deadline) {
-			return now == phaseUp
+		switch {
+		case now == phaseUp:
+			return nil
+		case now != phaseStarting || time.Now().After(deadline):
+			return d.notUp()
+		}
+		if err := pauseWith(ctx, holderPause); err != nil {
+			return err
 		}
 	}
 }

@@ -77,7 +77,9 @@ type cloneEngine struct {
 	shorter      atomic.Pointer[error] // the destination is, since it was opened. The watcher looks
 	parting      []string              // what whoever ends the clone should know, when it has ended
 
-	reopening sync.Mutex // one caller of findSource at a time
+	reopening  sync.Mutex // one caller of findSource at a time
+	lookAtOpen sourceLook // at the source that is open
+	lookAtPath sourceLook // at what the source's path leads to
 
 	mu struct {
 		sync.Mutex

@@ -77,11 +77,14 @@ func (e *cloneEngine) finishable() error {
 }
 
 // handOver is 1 to 5, where there is a layer. It takes at most about limit until users go on.
-func (e *cloneEngine) handOver(limit time.Duration) error {
+func (e *cloneEngine) handOver(ctx context.Context, limit time.Duration) error {
 	if err := e.checkHandover(); err != nil {
 		return err
 	}
-	if err := e.settleFinish(); err != nil { // 1
+	if err := e.settleFinish(ctx); err != nil { // 1
+		return err
+	}
+	if err := still(ctx); err != nil {
 		return err
 	}
 	if err := faultAt(1); err != nil {
@@ -185,8 +188,8 @@ func (e *cloneEngine) checkHandover() error {
 }
 
 // settleFinish is 1: from here on the metadata, too, say that the destination stands alone.
-func (e *cloneEngine) settleFinish() error {
-	if err := e.committer.save(); err != nil {
+func (e *cloneEngine) settleFinish(ctx context.Context) error {
+	if err := e.committer.save(ctx); err != nil {
 		return metaError("commit to", e.start.Definition.Metadata, err)
 	}
 	if !e.store.Superblock().Complete {

@@ -14,7 +14,7 @@ import (
 )
 
 // repair is the explicit word that the metadata can be written again (I10). It does nothing in mode rw.
-func (e *cloneEngine) repair() error {
+func (e *cloneEngine) repair(ctx context.Context) error {
 	switch {
 	case e.core.FlushLost():
 		return &exit.Error{Code: exit.Dest, Doing: "resume", Object: e.start.Definition.Name,
@@ -23,7 +23,7 @@ func (e *cloneEngine) repair() error {
 	case e.core.Mode() == clone.ReadWrite:
 		return nil
 	}
-	if err := e.committer.do(e.repairMetadata); err != nil {
+	if err := e.committer.do(ctx, e.repairMetadata); err != nil {
 		return &exit.Error{Code: exit.Metadata, Doing: "resume with the metadata", Object: e.start.Definition.Metadata, Cause: err,
 			Next: "The mode is as it was, and nothing is lost while the daemon or its machine lives. Repair them, then `ublk-clone resume` again."}
 	}
@@ -32,11 +32,11 @@ func (e *cloneEngine) repair() error {
 
 // repairForced is the repair that --force asks for: it is the explicit word, too. Without it the marks that a failed
 // commit has left in the metadata would be taken for durable.
-func (e *cloneEngine) repairForced(context.Context) error {
+func (e *cloneEngine) repairForced(ctx context.Context) error {
 	if !e.start.Force || e.detached() != nil || e.core.Mode() != clone.ReadOnly || e.core.FlushLost() {
 		return nil
 	}
-	if err := e.committer.do(e.repairMetadata); err != nil {
+	if err := e.committer.do(ctx, e.repairMetadata); err != nil {
 		return metaError("repair", e.start.Definition.Metadata, err)
 	}
 	return nil

@@ -159,7 +159,7 @@ func (e *cloneEngine) notePrint(print sourcePrint) {
 	e.mu.print = &print
 	e.mu.Unlock()
 	guard.Go("note the source", func() {
-		if err := e.committer.save(); err != nil {
+		if err := e.committer.save(context.Background()); err != nil {
 			e.log.Warn().Err(err).Msg("the metadata do not know the times of the source as it was taken back")
 		}
 	})
@@ -213,11 +213,14 @@ func (e *cloneEngine) letGo() {
 }
 
 // retry takes back a source that has come back, and forgets what failed. With an error nothing has changed.
-func (e *cloneEngine) retry() error {
+func (e *cloneEngine) retry(ctx context.Context) error {
 	if !e.core.Complete() {
 		if err := e.findSource(); err != nil {
 			return err
 		}
+	}
+	if err := still(ctx); err != nil {
+		return err
 	}
 	e.background.Resume()
 	return nil
@@ -244,14 +247,44 @@ func (e *cloneEngine) findSource() error {
 	return nil
 }
 
+// sourceLook keeps the looks at a source that hangs to one at a time: each keeps a thread and a buffer until the source
+// answers, and nothing can end it.
+type sourceLook struct {
+	sync.Mutex
+	since time.Time // zero: none is under way
+}
+
+// begin fails, with exit code 5, while an earlier look is under way.
+func (l *sourceLook) begin(path string) error {
+	l.Lock()
+	defer l.Unlock()
+	if !l.since.IsZero() {
+		return &exit.Error{Code: exit.Busy, Doing: "look at the source", Object: path,
+			Cause: fmt.Errorf("the look that began %s ago still waits for its answer", time.Since(l.since).Round(time.Second)),
+			Next:  "Try again when the source answers."}
+	}
+	l.since = time.Now()
+	return nil
+}
+
+func (l *sourceLook) end() {
+	l.Lock()
+	defer l.Unlock()
+	l.since = time.Time{}
+}
+
 // openAgain opens what the source's path leads to now, within answerLimit.
 func (e *cloneEngine) openAgain() (*blockdev.Device, error) {
+	if err := e.lookAtPath.begin(e.start.Definition.Source); err != nil {
+		return nil, err
+	}
 	type opened struct {
 		device *blockdev.Device
 		err    error
 	}
 	result := make(chan opened, 1)
 	guard.Go("open the source", func() {
+		defer e.lookAtPath.end()
 		d, err := e.openSourcePath(e.dest)
 		if err == nil {
 			if err = e.matchSource(d); err != nil {
@@ -290,12 +323,21 @@ func (e *cloneEngine) works() (bool, error) {
 		o.done()
 		return false, nil
 	}
+	if busy := e.lookAtOpen.begin(o.device.Path()); busy != nil {
+		current := o.device.Current()
+		o.done()
+		if current {
+			return false, busy
+		}
+		return false, nil // its path leads to another device by now
+	}
 	type found struct {
 		again *blockdev.Device // in place of what is open
 		err   error
 	}
 	result := make(chan found, 1)
 	guard.Go("look at the source", func() {
+		defer e.lookAtOpen.end()
 		defer o.done()
 		again, err := e.lookAgain(o)
 		result <- found{again, err}

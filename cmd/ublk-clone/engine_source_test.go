@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -165,4 +166,29 @@ func TestFindSource(t *testing.T) {
 	if err := e.findSource(); err != nil {
 		t.Errorf("beside one that is soon done: %v", err)
 	}
+}
+
+// TestOneLookAtASource: while one look at a source that hangs is under way no second one begins, which would keep
+// another thread.
+func TestOneLookAtASource(t *testing.T) {
+	b := newSourceBench(t)
+	b.must(b.open(false))
+	defer b.close()
+	e := b.engine
+	b.must(e.lookAtPath.begin(b.def.Source)) // as openAgain, which waits
+	if d, err := e.openAgain(); exit.Code(err) != exit.Busy || d != nil || !strings.Contains(err.Error(), "still waits") {
+		t.Errorf("beside a look at the path: %v, %v", d, err)
+	}
+	e.lookAtPath.end()
+	b.must(e.lookAtOpen.begin(b.def.Source))          // as works
+	if found, err := e.works(); found || err != nil { // a file is opened again by its path
+		t.Errorf("beside a look at the open source: %t, %v", found, err)
+	}
+	e.lookAtOpen.end()
+	if found, err := e.works(); !found || err != nil {
+		t.Errorf("afterwards: %t, %v", found, err)
+	}
+	d, err := e.openAgain()
+	b.must(err)
+	b.must(d.Close())
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -48,8 +49,9 @@ func (e *cloneEngine) checkPassdown(s settings) {
 	}
 }
 
-// configure makes a change of the settings, or refuses it as a whole, and writes it down.
-func (e *cloneEngine) configure(c change) error {
+// configure makes a change of the settings, or refuses it as a whole, and writes it down. It does not wait longer for
+// the metadata than ctx: the next superblock that is written has the change.
+func (e *cloneEngine) configure(ctx context.Context, c change) error {
 	if c.DiscardPassdown != nil && *c.DiscardPassdown && e.noPassdown != "" {
 		return &exit.Error{Code: exit.Dest, Doing: "switch on discard passdown to", Object: e.dest.Path(), Cause: errors.New(e.noPassdown),
 			Next: "Nothing was changed."}
@@ -64,7 +66,12 @@ func (e *cloneEngine) configure(c change) error {
 	if different {
 		e.happened.add(eventSettings, c.String())
 	}
-	if err := e.committer.save(); err != nil {
+	err := e.committer.save(ctx)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return &exit.Error{Code: exit.Timeout, Doing: "write the settings down in", Object: e.start.Definition.Metadata, Cause: errors.New("the metadata does not answer"),
+			Next: "The change is in effect, and is written down as soon as the metadata answers."}
+	case err != nil:
 		return metaError("keep the settings in", e.start.Definition.Metadata, err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"time"
@@ -42,7 +43,7 @@ const (
 	burstGap   = time.Minute // without an error of a side ends a burst of them
 	// maxPolls is how many connections may wait for an event at a time, and pollLimit for how long: the
 	// other connections are for commands that are not to wait for them.
-	maxPolls  = maxConnections / 2
+	maxPolls  = 8
 	pollLimit = 5 * time.Second
 )
 
@@ -124,19 +125,19 @@ func (l *eventLog) since(seq uint64) (events []event, last uint64, more <-chan s
 
 // answer gives the events behind after; if there are none it waits for one, at most wait. Without after it
 // tells the last number at once.
-func (l *eventLog) answer(after *uint64, wait time.Duration) answer {
+func (l *eventLog) answer(ctx context.Context, after *uint64, wait time.Duration) answer {
 	if after == nil {
 		return answer{Last: l.lastSeq()}
 	}
 	events, last, more := l.since(*after)
-	if len(events) == 0 && l.await(more, wait) {
+	if len(events) == 0 && l.await(ctx, more, wait) {
 		events, last, _ = l.since(*after)
 	}
 	return answer{Events: events, Last: last}
 }
 
 // await says whether more was closed within wait. It does not wait where too many do already.
-func (l *eventLog) await(more <-chan struct{}, wait time.Duration) bool {
+func (l *eventLog) await(ctx context.Context, more <-chan struct{}, wait time.Duration) bool {
 	select {
 	case l.polls <- struct{}{}:
 	default:
@@ -149,8 +150,9 @@ func (l *eventLog) await(more <-chan struct{}, wait time.Duration) bool {
 	case <-more:
 		return true
 	case <-timer.C:
-		return false
+	case <-ctx.Done():
 	}
+	return false
 }
 
 func (l *eventLog) lastSeq() uint64 {

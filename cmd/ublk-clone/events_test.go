@@ -30,7 +30,7 @@ func kinds(events []event) string {
 func TestEventLogKeepsTheLast(t *testing.T) {
 	var log bytes.Buffer
 	l := newEventLog("c", zerolog.New(&log))
-	if ans := l.answer(nil, 0); ans.Last != 0 || len(ans.Events) != 0 {
+	if ans := l.answer(t.Context(), nil, 0); ans.Last != 0 || len(ans.Events) != 0 {
 		t.Errorf("nothing has happened: %+v", ans)
 	}
 	for range keptEvents + 10 {
@@ -63,13 +63,13 @@ func TestEventNumbersOutliveTheDaemon(t *testing.T) {
 	first.add(eventSettings, "")
 	next := newEventLog("c", zerolog.Nop())
 	seen := uint64(1)
-	if ans := next.answer(&seen, 0); len(ans.Events) != 0 { // asked before the map is there
+	if ans := next.answer(t.Context(), &seen, 0); len(ans.Events) != 0 { // asked before the map is there
 		t.Errorf("nothing has happened: %+v", ans)
 	}
 	next.keepIn(live)
 	next.add(eventStarted, "")
 	for _, seen := range []uint64{1, 2} {
-		if ans := next.answer(&seen, 0); len(ans.Events) != 1 || ans.Events[0].Seq != 3 || ans.Last != 3 {
+		if ans := next.answer(t.Context(), &seen, 0); len(ans.Events) != 1 || ans.Events[0].Seq != 3 || ans.Last != 3 {
 			t.Errorf("behind %d: %+v", seen, ans)
 		}
 	}
@@ -83,13 +83,13 @@ func TestEventNumbersOutliveTheDaemon(t *testing.T) {
 func TestEventLogWaits(t *testing.T) {
 	l := newEventLog("c", zerolog.Nop())
 	zero := uint64(0)
-	if ans := l.answer(&zero, time.Millisecond); len(ans.Events) != 0 {
+	if ans := l.answer(t.Context(), &zero, time.Millisecond); len(ans.Events) != 0 {
 		t.Errorf("nothing has happened: %+v", ans)
 	}
 	var waiting sync.WaitGroup
 	for range maxPolls {
 		waiting.Go(func() {
-			if ans := l.answer(&zero, time.Minute); kinds(ans.Events) != eventMode || ans.Last != 1 {
+			if ans := l.answer(t.Context(), &zero, time.Minute); kinds(ans.Events) != eventMode || ans.Last != 1 {
 				t.Errorf("waited for %+v", ans)
 			}
 		})
@@ -97,7 +97,7 @@ func TestEventLogWaits(t *testing.T) {
 	for len(l.polls) < maxPolls {
 		time.Sleep(time.Millisecond) // they are goroutines that nothing tells of
 	}
-	if ans := l.answer(&zero, time.Minute); len(ans.Events) != 0 { // at once: too many wait
+	if ans := l.answer(t.Context(), &zero, time.Minute); len(ans.Events) != 0 { // at once: too many wait
 		t.Errorf("one too many: %+v", ans)
 	}
 	l.add(eventMode, "text")
@@ -155,8 +155,8 @@ func TestWatcher(t *testing.T) {
 func eventServer(t *testing.T) (*program, *eventLog, *bytes.Buffer) {
 	t.Helper()
 	l := newEventLog("c", zerolog.Nop())
-	dir, _ := testServer(t, func(req request) answer {
-		return l.answer(req.After, time.Duration(req.WaitMS)*time.Millisecond)
+	dir, _ := testServer(t, func(ctx context.Context, req request) answer {
+		return l.answer(ctx, req.After, time.Duration(req.WaitMS)*time.Millisecond)
 	})
 	out := &bytes.Buffer{}
 	return &program{out: out, errs: out, dir: dir}, l, out
@@ -208,7 +208,7 @@ func TestFollow(t *testing.T) {
 func TestFollowUntilDeleted(t *testing.T) {
 	for _, deleted := range []bool{true, false} {
 		var dir runDir
-		dir, _ = testServer(t, func(request) answer { // the last answer
+		dir, _ = testServer(t, func(context.Context, request) answer { // the last answer
 			err := os.Remove(dir.socket("c"))
 			if deleted {
 				err = errors.Join(err, os.Remove(dir.definition("c")))

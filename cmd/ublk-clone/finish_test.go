@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/signal"
@@ -36,7 +37,7 @@ func TestFinishDefinition(t *testing.T) {
 			return err == nil
 		}
 		asked := false
-		s, err := listen(p.dir.socket("data"), zerolog.Nop(), func(req request) answer {
+		s, err := listen(p.dir.socket("data"), zerolog.Nop(), func(_ context.Context, req request) answer {
 			switch req.Verb {
 			case verbFinishable:
 				if !defined() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"testing"
 
@@ -31,7 +32,7 @@ func TestReplace(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // one that stays is waited for
 			var old *nameLock
-			dir, _ := testServer(t, func(r request) answer {
+			dir, _ := testServer(t, func(_ context.Context, r request) answer {
 				if r.Verb != verbLeave {
 					t.Errorf("asked for %s", r.Verb)
 				}

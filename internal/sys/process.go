@@ -57,3 +57,18 @@ func PeerUID(conn *net.UnixConn) (uint32, error) {
 	}
 	return cred.Uid, nil
 }
+
+// HungUp says whether the process at the other end of a unix socket has closed it. One that has only shut down its
+// own sending has not (poll(2): POLLHUP comes when both directions are shut, POLLRDHUP for the one).
+func HungUp(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	poll := []unix.PollFd{{}}
+	err = raw.Control(func(fd uintptr) {
+		poll[0].Fd = int32(fd)
+		_ = retry(func() error { _, err := unix.Poll(poll, 0); return err })
+	})
+	return err != nil || poll[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
+}
