@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
@@ -131,6 +132,29 @@ func Open(dev Device) (*Store, Report, error) {
 	s.report = Report{Clean: w.sb.Clean, ReadOnly: s.readOnly, Warnings: warnings}
 	return s, s.Report(), nil
 }
+
+// Peek reads the superblock of metadata that somebody else serves, and may be writing just now. Nothing is written or
+// flushed. Errors: as of Open.
+func Peek(dev Device) (Superblock, error) {
+	buf := newScratch(dev)
+	for try := 0; ; try++ {
+		copies := readCopies(dev, buf)
+		winner, _, err := pick(&copies)
+		switch {
+		case err == nil:
+			return copies[winner].sb, nil
+		case !errors.Is(err, ErrDamaged) || try == peekTries:
+			return Superblock{}, fmt.Errorf("look at metadata: %w", err)
+		}
+		time.Sleep(peekPause)
+	}
+}
+
+// The two copies are written one after the other, and both can be found half written only if two updates came in between.
+const (
+	peekTries = 3
+	peekPause = 20 * time.Millisecond
+)
 
 // safeCopy is the copy that is not to be overwritten first.
 func safeCopy(copies *[2]sbCopy, winner int) int {

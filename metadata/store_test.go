@@ -239,13 +239,43 @@ func TestMatch(t *testing.T) {
 		"source modification time": func(sb *Superblock) { sb.Source.ModTimeNs++ },
 		"source sample":            func(sb *Superblock) { sb.Source.Sample[9]++ },
 		"destination kind":         func(sb *Superblock) { sb.Dest.Kind = KindBlock },
-		"destination size":         func(sb *Superblock) { sb.Dest.Size++ },
+		"destination size":         func(sb *Superblock) { sb.Dest.Size, sb.Dest.ID, sb.BootID[0] = sb.Dest.Size+1, "", sb.BootID[0]+1 },
 		"destination id":           func(sb *Superblock) { sb.Dest.ID = "" },
 	} {
 		sb := sample()
 		change(sb)
 		if err := sb.Match(sample()); !errors.Is(err, ErrMismatch) || !strings.Contains(err.Error(), name+":") {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestMatchResizedDestination: a destination that was made larger or smaller is the same where something else says so and the
+// clone fits.
+func TestMatchResizedDestination(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		id            string
+		sameBoot, fit bool
+		same          bool
+	}{
+		{"with an identity", "serial", false, true, true},
+		{"in the same boot", "", true, true, true},
+		{"nothing tells", "", false, true, false},
+		{"too small", "serial", true, false, false},
+	} {
+		sb, want := sample(), sample()
+		sb.Dest.ID, want.Dest.ID = c.id, c.id
+		if !c.sameBoot {
+			want.BootID[0]++
+		}
+		want.Dest.Size = sb.DeviceSize
+		if !c.fit {
+			want.Dest.Size -= 512
+		}
+		sb.Dest.Size = sb.DeviceSize + 4096
+		if err := sb.Match(want); (err == nil) != c.same {
+			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 }

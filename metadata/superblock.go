@@ -212,8 +212,13 @@ func NrRegions(deviceSize, regionSize int64) uint64 {
 }
 
 // Match reports as ErrMismatch in which way the metadata are not those of want: region
-// and device size and the identities of source and destination count, paths do not.
+// and device size and the identities of source and destination count, paths do not. A destination that has another size by
+// now, and room for the clone, is the same if it is known by an identity of its own, or in the boot in which it was used last.
 func (sb *Superblock) Match(want *Superblock) error {
+	destSize := want.Dest.Size
+	if destSize >= sb.DeviceSize && (sb.Dest.ID != "" || sb.BootID == want.BootID) {
+		destSize = sb.Dest.Size
+	}
 	err := mismatch([]field{
 		{"region size", sb.RegionSize, want.RegionSize},
 		{"device size", sb.DeviceSize, want.DeviceSize},
@@ -227,7 +232,7 @@ func (sb *Superblock) Match(want *Superblock) error {
 	}
 	return mismatch([]field{
 		{"destination kind", sb.Dest.Kind, want.Dest.Kind},
-		{"destination size", sb.Dest.Size, want.Dest.Size},
+		{"destination size", sb.Dest.Size, destSize},
 		{"destination id", sb.Dest.ID, want.Dest.ID},
 	})
 }

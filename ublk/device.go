@@ -70,8 +70,9 @@ type Device struct {
 	fetching bool // the queues were told to fetch
 	online   bool // START_DEV or END_USER_RECOVERY was sent
 
-	leaving atomic.Bool // the queues give no new requests to their targets
-	parks   bool        // set before: they do not end then
+	hold    atomic.Pointer[hold] // nil: none. The queues give no new requests to their targets
+	leaving atomic.Bool          // the same, for good
+	parks   bool                 // set before: they do not end then
 
 	mu struct {
 		sync.Mutex
@@ -283,11 +284,7 @@ func (d *Device) Stop(timeout time.Duration) error {
 // dismiss makes the queues leave without the driver's doing.
 func (d *Device) dismiss() {
 	d.leaving.Store(true)
-	for _, q := range d.queues {
-		if q.loop != nil {
-			q.loop.Wake()
-		}
-	}
+	d.wake()
 }
 
 // awaitQueues waits until all queues have left or are parked.

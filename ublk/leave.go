@@ -34,8 +34,12 @@ func (d *Device) Leave(timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	if d.phase == phaseLive && d.info.Features.Quiesce {
+		limit := timeout
+		if d.hold.Load() != nil {
+			limit = min(timeout, heldQuiesceTime)
+		}
 		// A failure changes nothing: the queues leave without, and closing ublkcN ends a quiesce left half-way.
-		_ = d.ctl.Quiesce(ctx, d.info.ID, timeout)
+		_ = d.ctl.Quiesce(ctx, d.info.ID, limit)
 	}
 	d.phase = phaseLeaving
 	return d.quit(ctx)

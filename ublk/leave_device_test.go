@@ -97,3 +97,37 @@ func TestLeaveAndComeBack(t *testing.T) {
 	must(t, again.Stop(testLimit))
 	must(t, again.Delete(testLimit))
 }
+
+// TestHold: users of a device that is held and released again and again notice nothing, and a device that is held can be
+// left with every tag at a request. A hold that its target keeps from ending ends itself, and says so in time.
+func TestHold(t *testing.T) {
+	for _, queues := range []int{1, 4} {
+		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
+			s, c := makeServer(t, queues, 8)
+			users := startClients(t, s.id, 40) // more than there are tags
+			for range count(2, 10) {
+				for range count(5, 50) {
+					before := users.done.Load()
+					s.tell("rest")
+					s.expect("rested")
+					waitFor(t, "operations", func() bool { return users.done.Load() > before+50 || t.Failed() })
+				}
+				s.tell("hold")
+				s.expect("holding")
+				waitFor(t, "requests to be held", func() bool { return inFlight(t, s.id) >= 4 || t.Failed() })
+				s.tell("rest")
+				s.expect("not rested")
+				s.tell("release")
+				begin := time.Now()
+				s.tell("rest and leave")
+				s.expect("left")
+				left := time.Since(begin)
+				must(t, s.cmd.Wait())
+				s = startServer(t, c)
+				s.expect("live")
+				t.Logf("left in %v", left)
+			}
+			t.Logf("%d operations, the longest %v", users.done.Load(), users.end())
+		})
+	}
+}

@@ -80,7 +80,7 @@ type owner uint8
 const (
 	withDriver owner = iota
 	withTarget
-	kept // a request that came when the queue was leaving: the driver gives it to the next server
+	kept // a request that came when the queue was held or leaving: served after Release, or by the next server
 	gone // the driver has given the tag up
 )
 
@@ -106,6 +106,8 @@ type Queue struct {
 	buffers buffers
 	owners  []owner // by tag
 	live    int     // tags fetched that are not gone
+	nrKept  int     // tags whose owner is kept
+	held    *hold   // the one that the queue has obeyed
 	rest    rest    // when the device is left
 
 	fetch   chan bool     // true: fetch and serve; false: leave
@@ -160,15 +162,19 @@ func (e *events) Complete(token uint32, err error) { e.target.Complete(token, er
 
 // Drain also serves the requests that wait for the bounce buffer: all that can have it in turn, as nobody asks for
 // another round when one of them is answered at once. After each the target drains again, as after any new request.
-// Then it looks whether a queue that is to leave can.
+// What was kept while the device was held comes before that. Then it looks whether a queue that is to leave, or to be
+// held, can.
 func (e *events) Drain() {
+	(*Queue)(e).serveKept()
 	e.target.Drain()
 	for (*Queue)(e).nextBounce() {
 		e.target.Drain()
 	}
 	if e.dev.leaving.Load() {
 		(*Queue)(e).leave()
+		return
 	}
+	(*Queue)(e).rests()
 }
 
 // Command is the driver's answer to issue: the tag's next request, or the end.
@@ -186,8 +192,9 @@ func (e *events) Command(id uint32, res int32) {
 
 // request hands tag's request to the target.
 func (q *Queue) request(tag uint16) {
-	if q.dev.leaving.Load() {
+	if q.dev.leaving.Load() || q.dev.hold.Load() != nil {
 		q.owners[tag] = kept
+		q.nrKept++
 		return
 	}
 	q.owners[tag] = withTarget

@@ -45,6 +45,21 @@ func Recover(ctl *Control, id int, o Options) (*Device, error) {
 	return d, nil
 }
 
+// Recoverable says what device id is, and why a server of this program could not take it over from the one that it has: with
+// ErrForeign, ErrUnrecoverable or the driver's error. It changes nothing.
+func Recoverable(ctx context.Context, ctl *Control, id int, private uint64) (info Info, params Params, err error) {
+	if info, err = ctl.GetDevInfo(ctx, id); err == nil {
+		err = info.refusal(private)
+	}
+	if err == nil {
+		params, err = ctl.GetParams(ctx, id)
+	}
+	if err != nil {
+		err = fmt.Errorf("look at device %d: %w", id, err)
+	}
+	return info, params, err
+}
+
 // find waits for a device without server and takes over what describes it.
 func (d *Device) find() error {
 	id := d.info.ID

@@ -5,6 +5,7 @@ package ublk
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,9 +24,13 @@ import (
 // nothing is under way when it has ended.
 //
 // It says on standard output what it has reached ("device 3", "live", "left", or "error: ..."), and is told on
-// standard input: hold (answer nothing), release, leave, count (how many requests it has got since: "count 7").
+// standard input: hold (answer nothing), release, rest (Hold and Release), rest and leave, leave, count (how many requests
+// it has got since: "count 7").
 
 const serverVariable = "UBLK_TEST_CHILD"
+
+// restLimit is how long a rest may take.
+const restLimit = 2 * time.Second
 
 // serverConfig is what a server is to do.
 type serverConfig struct {
@@ -160,6 +165,19 @@ func (m *memory) obey(d *Device) error {
 			hold(false)
 		case "count":
 			fmt.Printf("count %d\n", len(m.take()))
+		case "rest": // for a moment
+			if err := d.Hold(restLimit); err != nil {
+				fmt.Println("not rested")
+				continue
+			}
+			d.Release()
+			fmt.Println("rested")
+		case "rest and leave":
+			if err := errors.Join(d.Hold(testLimit), d.Leave(testLimit)); err != nil {
+				return err
+			}
+			fmt.Println("left")
+			return nil
 		case "leave":
 			if err := d.Leave(testLimit); err != nil {
 				return err

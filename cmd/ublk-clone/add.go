@@ -55,7 +55,7 @@ func (p *program) add(c *cli.Context) error {
 	switch {
 	case there:
 	case c.Bool("foreground"):
-		return p.endRecovery(st, p.runForeground(st, ""))
+		return p.stillThere(st, p.runForeground(st, ""))
 	default:
 		start := p.dir.spawn
 		if st.Recover {

@@ -222,9 +222,10 @@ func (p *program) recoverCommand() *cli.Command {
 		Description: `The block device has outlived its daemon, and whoever uses it waits. A new daemon
 takes it over, with every write that was acknowledged, and answers what was
 outstanding; nobody sees an error. The same add does it too. A clone whose daemon
-lives is left as it is.`,
+lives is left as it is. If the new daemon cannot serve, the device goes on waiting.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "every clone whose daemon is dead"},
+			&cli.BoolFlag{Name: "force", Usage: "if the region map in memory is lost or damaged, go on from the last commit, as after a power cut"},
 			timeoutFlag(),
 			outputFlag("json (errors)"),
 		},

@@ -123,9 +123,7 @@ func (b *background) Drain() {
 	b.pulse.answer()
 	b.backend.newRound()
 	b.lane.Drain()
-	if b.backend.obey(b.InFlight()); b.backend.gate.shut {
-		return
-	}
+	b.backend.obey(b.InFlight())
 	select {
 	case <-b.quit:
 		switch {
@@ -135,6 +133,8 @@ func (b *background) Drain() {
 			b.abandoned = true
 		}
 	default:
-		b.Pump()
+		if !b.backend.gate.shut {
+			b.Pump()
+		}
 	}
 }

@@ -68,8 +68,8 @@ type request struct {
 	After *uint64 `json:"after,omitempty"`
 	// Keep is of a finish: the metadata stay.
 	Keep bool `json:"keep,omitempty"`
-	// WaitMS is how long a stop or finish may wait for the device to be closed, or events for
-	// the next one, in milliseconds.
+	// WaitMS is how long a stop or finish may wait for the device to be closed, a leave for what
+	// is at work, or events for the next one, in milliseconds.
 	WaitMS int64 `json:"wait_ms,omitempty"`
 	// LimitMS is within how many milliseconds of its arrival the daemon must begin to carry the request out;
 	// later it is dropped. 0 is no limit: the request of an earlier release's client.
@@ -100,7 +100,7 @@ func (r *request) check() error {
 		return errors.New("after goes with the verb events")
 	case r.Keep && r.Verb != verbFinish:
 		return errors.New("keep goes with the verb finish")
-	case r.WaitMS != 0 && !slices.Contains([]string{verbEvents, verbStop, verbFinish, verbFinishable}, r.Verb):
+	case r.WaitMS != 0 && !slices.Contains([]string{verbEvents, verbStop, verbLeave, verbFinish, verbFinishable}, r.Verb):
 		return errors.New("nothing is to be waited for")
 	case r.WaitMS < 0 || r.WaitMS > maxWait:
 		return fmt.Errorf("wait of %d ms", r.WaitMS)

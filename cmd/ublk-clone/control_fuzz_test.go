@@ -25,6 +25,9 @@ type fakeEngine struct {
 	path    string
 	busy    error // what tryStop and handOver give
 
+	drained    int   // calls of drain
+	hangs      error // what drain gives
+	unfit      error // what mayReplace gives
 	unfinished error // what finishable gives
 	handed     int   // calls of handOver
 	finished   bool

@@ -51,8 +51,14 @@ type engine interface {
 	handOver(ctx context.Context, limit time.Duration) error
 	// finish makes what follows, which takes the clone down, final.
 	finish(keepMetadata bool)
+	// drain brings requests and copies to rest, so that the daemon can leave at once. With an error the clone goes on; goOn
+	// has it do so after a drain that has succeeded.
+	drain(limit time.Duration) error
+	goOn()
 	// keepDevice says whether taking down leaves the block device, its users waiting.
 	keepDevice(bool)
+	// mayReplace fails if the steps would, as far as that can be seen while the daemon that is to be replaced serves.
+	mayReplace(runDir) error
 	// warmUp does in advance what the steps can do faster then: while the daemon that is to be replaced still serves.
 	warmUp() error
 	// warn notes what the user should know of the start.
@@ -64,16 +70,6 @@ type engine interface {
 	// waits is what the steps wait for now, nil for nothing. Any goroutine may ask.
 	waits() error
 }
-
-// phase is how far a daemon is. The engine is asked and changed in phaseUp only.
-type phase uint8
-
-const (
-	phaseStarting phase = iota
-	phaseUp
-	phaseFinishing
-	phaseStopping
-)
 
 // daemon is the process of one clone. Goroutines: the one of run, which starts,
 // waits for signals and stop requests, and stops; one per control connection;
@@ -140,7 +136,7 @@ func (d *daemon) list() []step {
 		{name: "clear up after a dead daemon", do: func(context.Context) error { return d.clearUp(def.Name) }},
 		{
 			name: "write the definition",
-			do:   func(context.Context) error { return d.dir.store(def) },
+			do:   func(context.Context) error { return d.storeAgain(def) },
 			undo: func() error {
 				if d.keep {
 					return nil
@@ -167,7 +163,7 @@ func (d *daemon) list() []step {
 			whole := *def
 			d.engine.note(&whole)
 			whole.Unit = d.manager.name()
-			err := d.dir.store(&whole)
+			err := d.storeAgain(&whole)
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			*def = whole
@@ -183,9 +179,23 @@ func (d *daemon) list() []step {
 		})
 }
 
+// storeAgain writes the definition. A recovery finds one that is nearly the same, and is not kept from serving by a full
+// folder.
+func (d *daemon) storeAgain(def *definition) error {
+	err := d.dir.store(def)
+	if err != nil && d.start.Recover {
+		d.engine.warn("the definition stays as it was: %v", err)
+		err = nil
+	}
+	return err
+}
+
 // enter begins a phase. Behind phaseUp it waits for the changes under way, which it has ended.
 func (d *daemon) enter(p phase) {
 	d.mu.Lock()
+	if !d.mu.phase.leadsTo(p) {
+		d.log.Error().Uint8("from", uint8(d.mu.phase)).Uint8("to", uint8(p)).Msg("a phase that cannot follow")
+	}
 	d.mu.phase = p
 	if d.mu.endServing != nil {
 		d.mu.endServing(d.notUp())
@@ -376,7 +386,6 @@ func (d *daemon) explainPhase() (state, reason, action string) {
 type readiness struct {
 	Device string     `json:"device,omitempty"`
 	Error  *wireError `json:"error,omitempty"`
-	Unfit  bool       `json:"unfit,omitempty"` // the error is an unfitError
 	Trial  *trial     `json:"trial,omitempty"` // of a dry run, in a device's place
 }
 

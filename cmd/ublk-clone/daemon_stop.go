@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,10 @@ func (d *daemon) live(signals chan os.Signal) error {
 				continue
 			}
 			if sig == syscall.SIGTERM {
-				d.keepDevice(true)
+				if err := d.leave(context.Background(), terminateLimit); err != nil {
+					d.log.Error().Err(err).Msg("SIGTERM is not obeyed")
+					continue
+				}
 				return d.takeDown()
 			}
 			if err := d.free(context.Background(), 0, signals); err != nil {
@@ -80,12 +84,28 @@ func (d *daemon) live(signals chan os.Signal) error {
 func (d *daemon) ready(r *stopRequest, signals chan os.Signal) error {
 	switch r.verb {
 	case verbLeave:
-		d.keepDevice(true)
-		return nil
+		return d.leave(r.ctx, cmp.Or(r.wait, leaveLimit))
 	case verbFinish:
 		return d.finish(r, signals)
 	}
 	return d.free(r.ctx, r.wait, signals)
+}
+
+// terminateLimit is how long a SIGTERM may take to come to the point, within the unit's TimeoutStopSec=.
+const terminateLimit = 30 * time.Second
+
+// leave prepares for leaving the device to the next daemon. With an error the clone goes on, and nobody has to wait for a
+// daemon that cannot end (I13).
+func (d *daemon) leave(ctx context.Context, limit time.Duration) error {
+	if err := d.engine.drain(limit); err != nil {
+		return err
+	}
+	if err := still(ctx); err != nil { // no successor waits any more
+		d.engine.goOn()
+		return err
+	}
+	d.keepDevice(true)
+	return nil
 }
 
 // finish hands the clone over to its destination: through what lies over the block device, or when nobody has it open.

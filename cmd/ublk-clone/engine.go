@@ -60,6 +60,8 @@ type cloneEngine struct {
 	dev          *ublk.Device
 	keep         bool // taking down leaves the block device, with its users waiting
 	fence        fence
+	busySince    time.Time // when the source was found locked, in a recovery
+	busyLimit    time.Duration
 	live         liveMap
 	memory       []*sys.Mapping // of the copy buffers
 	spare        []*sys.Mapping // of these, what was taken in advance

@@ -122,8 +122,15 @@ func (e *cloneEngine) takeLive(sb *metadata.Superblock, boot metadata.UUID, nr u
 
 // refuseLive: going on would silently lose acknowledged writes.
 func (e *cloneEngine) refuseLive(cause error) error {
-	return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.start.Definition.Metadata, Cause: unfitError{cause},
-		Next: "Nothing was written. If the file system on the clone can take a power cut, --force goes on from the last commit."}
+	force := "--force"
+	if e.start.Recover {
+		force = "`ublk-clone recover " + e.start.Definition.Name + " --force`"
+	}
+	if errors.Is(cause, livemap.ErrVersion) {
+		return liveError("use", cause)
+	}
+	return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.start.Definition.Metadata, Cause: cause,
+		Next: "Nothing was written. If the file system on the clone can take a power cut, " + force + " goes on from the last commit."}
 }
 
 // newLive makes an empty live map for a session that begins.

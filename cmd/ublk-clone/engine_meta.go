@@ -22,7 +22,7 @@ func (e *cloneEngine) openMeta(context.Context) error {
 		return err
 	}
 	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{
-		Force: e.start.Force, Create: !e.start.Open, DryRun: e.start.DryRun, Tolerate: e.tolerance(),
+		Force: e.accepts(), Create: !e.start.Open, DryRun: e.start.DryRun, Tolerate: e.tolerance(),
 	})
 	if err != nil && unopened(err) {
 		return e.standIn(err)
@@ -74,24 +74,44 @@ func (e *cloneEngine) openDest(context.Context) error {
 		return err
 	}
 	dest, err := blockdev.Open(blockdev.Dest, e.start.Definition.Dest, blockdev.Options{
-		Force: e.start.Force, Create: !e.start.Open, Size: size, Others: e.beside(), DryRun: e.start.DryRun, Tolerate: e.tolerance(),
+		Force: e.accepts(), Create: !e.start.Open, Size: size, Others: e.beside(), DryRun: e.start.DryRun, Tolerate: e.tolerance(),
 	})
 	if err != nil {
 		return err
 	}
 	e.dest = dest
 	if source != nil {
-		e.geometry, err = blockdev.Match(source, dest, size, e.start.Force)
+		e.geometry, err = e.matchBoth(source, size)
 	} else {
 		e.geometry, err = blockdev.MatchDest(dest, size, int(e.found.LogicalBlockSize))
 	}
 	if err == nil {
-		e.use, err = readUse(e.records, dest)
+		e.use, err = readUse(e.records, dest, e.found)
 	}
 	if err != nil {
 		return errors.Join(err, dest.Remove(), dest.Close())
 	}
 	return nil
+}
+
+// accepts says whether what only costs something is accepted: by force, or because the clone is there already, and so somebody
+// has accepted it.
+func (e *cloneEngine) accepts() bool { return e.start.Force || e.start.Recover }
+
+// matchBoth is the geometry of source and destination. A recovery goes on without a source that does not fit any more.
+func (e *cloneEngine) matchBoth(source *blockdev.Device, size int64) (blockdev.Geometry, error) {
+	geo, err := blockdev.Match(source, e.dest, size, e.accepts())
+	if !e.start.Recover || e.found == nil || err == nil && geo.LogicalBlock == int(e.found.LogicalBlockSize) {
+		return geo, err
+	}
+	alone, errDest := blockdev.MatchDest(e.dest, size, int(e.found.LogicalBlockSize))
+	if errDest != nil {
+		return alone, errDest
+	}
+	if err == nil {
+		err = fmt.Errorf("the clone would have logical blocks of %d bytes, and has some of %d", geo.LogicalBlock, alone.LogicalBlock)
+	}
+	return alone, e.useSource(nil, &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: source.Path(), Cause: err})
 }
 
 // openStore opens the metadata that are there, or makes new ones where there are none.
@@ -146,7 +166,7 @@ func (e *cloneEngine) adopt() error {
 	}
 	if def.RegionSize != sb.RegionSize {
 		return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: e.start.Definition.Metadata,
-			Cause: unfitError{fmt.Errorf("their region size is %s, not %s", exactSize(sb.RegionSize), exactSize(def.RegionSize))},
+			Cause: fmt.Errorf("their region size is %s, not %s", exactSize(sb.RegionSize), exactSize(def.RegionSize)),
 			Next:  "Leave --region-size out, or give " + exactSize(sb.RegionSize) + ": the size of a region is fixed when metadata are made."}
 	}
 	want, err := e.superblock()
@@ -156,7 +176,8 @@ func (e *cloneEngine) adopt() error {
 	if err := sb.Match(want); err != nil {
 		return metaError("use", e.start.Definition.Metadata, err)
 	}
-	if !sb.Clean && sb.MachineID != want.MachineID && !e.start.Force {
+	elsewhere := sb.MachineID != want.MachineID && sb.BootID != want.BootID
+	if !sb.Clean && elsewhere && !e.start.Force {
 		return &exit.Error{Code: exit.Refused, Doing: "use the metadata", Object: e.start.Definition.Metadata,
 			Cause: fmt.Errorf("they are in use on another machine (%s), or were when it died", sb.MachineID),
 			Next:  "Stop the clone there; --force takes them over when that machine is gone."}

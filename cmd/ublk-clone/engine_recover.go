@@ -25,18 +25,20 @@ func (e *cloneEngine) takeOverDevice() error {
 		return err
 	}
 	if def.Mark != e.mark() {
-		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: unfitError{errors.New("these are not the metadata that its last daemon had")}}
+		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: errors.New("these are not the metadata that its last daemon had"),
+			Next: "Nothing was written. Bring the right ones back to " + def.Metadata + "."}
 	}
 	e.dev, err = ublk.Recover(e.control, id, ublk.Options{Private: def.Mark, Tokens: queueOps(def.QueueDepth), RecoverTime: e.fenceTime()})
 	if err != nil {
 		return driverError("recover the block device", err)
 	}
-	if got, depth := e.dev.Params().Size, e.dev.Info().Depth; got != e.geometry.Size || depth != def.QueueDepth {
-		return &exit.Error{Code: exit.Other, Doing: "recover", Object: def.Device,
-			Cause: fmt.Errorf("it has %d bytes and queues of %d, the clone %d and %d", got, depth, e.geometry.Size, def.QueueDepth)}
-	}
-	return nil
+	expected := *def
+	expected.Size = e.geometry.Size
+	return expected.fits(e.dev.Params().Size, e.dev.Info().Depth)
 }
+
+// mayReplace is the look before a daemon is replaced.
+func (e *cloneEngine) mayReplace(dir runDir) error { return dir.mayReplace(&e.start.Definition) }
 
 // deviceID is the number of the block device that the last daemon had.
 func (d *definition) deviceID() (id int, err error) {

@@ -16,12 +16,13 @@ import (
 
 // This file opens the source, goes on without it (I11), and takes it back when it has come back:
 //
-//	new clone    it is needed
+//	new clone    it is needed, and another one, or one in use, is refused
 //	complete     it is not opened: nothing is read from it any more, and it may be in use for something else
 //	otherwise    it may be away, or go away; what is hydrated is served, whole regions can be written, reads of others fail
 //	             and hydration is stalled, until resume finds it
 //
-// At every open it is looked at whether it is the one of before. Another one, or one in use, is refused.
+// At every open it is looked at whether it is the one of before. An add refuses another one, or one in use. A recovery has
+// users who wait, and goes on without it.
 
 // openSource opens the source, or finds that the clone does without.
 func (e *cloneEngine) openSource(context.Context) error {
@@ -29,11 +30,18 @@ func (e *cloneEngine) openSource(context.Context) error {
 	if e.found != nil && e.found.Complete {
 		return e.useSource(nil, errNoSource)
 	}
-	d, errOpen := e.openSourcePath(e.beside()...)
+	open := e.openSourcePath
+	if e.start.Recover {
+		open = e.openSourceInTime
+	}
+	d, errOpen := open(e.beside()...)
 	if errOpen == nil {
 		return e.useSource(d, nil)
 	}
 	switch {
+	case e.start.Recover && exit.Code(errOpen) == exit.Busy && e.mayBeBusy():
+		return errOpen
+	case e.start.Recover && err == nil:
 	case !blockdev.Away(errOpen) || e.start.Create || errors.Is(err, metadata.ErrEmpty):
 		return errOpen
 	case err != nil:
@@ -67,7 +75,50 @@ func (e *cloneEngine) openSourcePath(others ...*blockdev.Device) (*blockdev.Devi
 		return nil, err
 	}
 	def := &e.start.Definition
-	return blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: e.start.Force, Others: others, Tolerate: e.tolerance()})
+	return blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: e.accepts(), Others: others, Tolerate: e.tolerance()})
+}
+
+// sourceBusyLimit is how long a recovery waits for a source that is locked, as by the last reads of the dead daemon. It may do
+// without, and users of what is hydrated need not wait for one that hangs.
+const sourceBusyLimit = 5 * time.Second
+
+// mayBeBusy says whether to wait for the source.
+func (e *cloneEngine) mayBeBusy() bool {
+	if e.busySince.IsZero() {
+		e.busySince = time.Now()
+		e.busyLimit = min(sourceBusyLimit, e.fenceTime()/2)
+	}
+	return time.Since(e.busySince) < e.busyLimit
+}
+
+// openSourceInTime opens the source and sees that it answers, within answerLimit.
+func (e *cloneEngine) openSourceInTime(others ...*blockdev.Device) (*blockdev.Device, error) {
+	type opened struct {
+		device *blockdev.Device
+		err    error
+	}
+	result := make(chan opened, 1)
+	guard.Go("open the source", func() {
+		d, err := e.openSourcePath(others...)
+		if err == nil {
+			if err = d.Answers(); err != nil {
+				err = errors.Join(err, d.Close())
+			}
+		}
+		result <- opened{d, err}
+	})
+	select {
+	case o := <-result:
+		return o.device, o.err
+	case <-time.After(answerLimit):
+		guard.Go("close the source", func() {
+			if o := <-result; o.err == nil {
+				o.device.Close() // nobody waits for it any more
+			}
+		})
+		return nil, &exit.Error{Code: exit.Source, Doing: "look at the source", Object: e.start.Definition.Source,
+			Cause: fmt.Errorf("it has not answered for %s: %w", answerLimit, syscall.ETIMEDOUT), Next: "Try again when it answers."}
+	}
 }
 
 // useSource makes d, or the want of one, what is read from now on.
@@ -93,7 +144,7 @@ func (e *cloneEngine) knownSource() (sourcePrint, error) {
 			err = &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: d.Path(), Cause: fmt.Errorf("%w: %w", blockdev.ErrChanged, err)}
 		}
 	}
-	if err == nil || e.found == nil || !blockdev.Away(err) {
+	if err == nil || e.found == nil || !blockdev.Away(err) && !e.start.Recover {
 		e.print = print
 		return print, err
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
@@ -41,18 +40,6 @@ func unreadable(err error) bool {
 	return blockdev.Away(err) || errors.Is(err, metadata.ErrDamaged) || errors.Is(err, metadata.ErrEmpty)
 }
 
-// unfitError proves that metadata or live map are not those of the device that waits, or that the live map is lost: no
-// daemon will ever serve it.
-type unfitError struct{ error }
-
-func (e unfitError) Unwrap() error { return e.error }
-
-// unfit says so of the error of a start.
-func unfit(err error) bool {
-	var e unfitError
-	return errors.As(err, &e) || errors.Is(err, metadata.ErrMismatch)
-}
-
 // standIn makes the live map stand in for metadata that cannot be used because of cause, or gives back cause.
 func (e *cloneEngine) standIn(cause error) error {
 	if !e.start.Recover {
@@ -61,9 +48,6 @@ func (e *cloneEngine) standIn(cause error) error {
 	store, err := storeFromLive(e.start.Definition.Mark)
 	if err != nil {
 		e.log.Warn().Err(err).Msg("the live map cannot stand in for the metadata")
-		if errors.Is(err, fs.ErrNotExist) {
-			return unfitError{cause}
-		}
 		return cause
 	}
 	e.store = store

@@ -219,6 +219,7 @@ func newFrontend(core *clone.Core, source *source, dest *sharedFile, lanes, dept
 		held:     make([]*clone.Request, 0, depth),
 		refused:  refused,
 	}
+	f.backend.gate.numbers = make([]uint64, depth)
 	for tag := range f.requests {
 		f.requests[tag].Tag = tag
 		f.requests[tag].End = f.end
@@ -268,7 +269,7 @@ func (f *frontend) Request(tag uint16, d ublk.Desc) {
 }
 
 func (f *frontend) serve(r *clone.Request) {
-	f.backend.gate.atWork++
+	f.backend.gate.begin(r.Tag)
 	deadly(r.Off, r.Len)
 	f.lane.Submit(r)
 }
@@ -313,7 +314,7 @@ func (f *frontend) serveGate() {
 
 // end is the end of a request that was served.
 func (f *frontend) end(r *clone.Request, err error) {
-	f.backend.gate.atWork--
+	f.backend.gate.end(r.Tag)
 	f.answer(r, err)
 }
 

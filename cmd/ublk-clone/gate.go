@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A gate is where a lane's requests can be held up while the destination is somebody else's (`finish`):
+// A gate is where a lane's requests can be held up while the destination is somebody else's (`finish`), and where a lane
+// tells what it has at work:
 //
 //	open  --close: those at work end; the ring lets the destination's file go-->  closed, requests are held
 //	 ^                                                                               |
@@ -23,13 +24,49 @@ type gate struct {
 	shut   bool       // requests are held
 	atWork int        // requests that are not answered yet, without those that are held
 	refuse error      // what all get
+
+	// For a look at how long requests are at work, which costs them no clock: each has a number.
+	begun   uint64
+	numbers []uint64 // by tag; 0: not at work
+}
+
+// begin is of a request that is to be served, and end of its answer.
+func (g *gate) begin(tag int) {
+	g.atWork++
+	g.begun++
+	g.numbers[tag] = g.begun
+}
+
+func (g *gate) end(tag int) {
+	g.atWork--
+	g.numbers[tag] = 0
+}
+
+// work is what a lane has at work at a moment.
+type work struct {
+	oldest   uint64 // number of the request that began first; 0: none is at work
+	requests int
+}
+
+// look is the lane's own.
+func (g *gate) look() work {
+	w := work{requests: g.atWork}
+	for _, n := range g.numbers {
+		if n != 0 && (w.oldest == 0 || n < w.oldest) {
+			w.oldest = n
+		}
+	}
+	return w
 }
 
 // gateOrder is for all lanes.
 type gateOrder struct {
 	dest   *sharedFile // open: the way to the destination from now on
+	rest   bool        // close, and the ring keeps the destination's file
 	refuse error       // refuse: with this
 	done   chan error  // gets one for each lane
+
+	look func(work) // only tell what is at work
 }
 
 // obey is called once a round. It says that the gate has just been opened, or requests are refused from now on.
@@ -40,12 +77,19 @@ func (b *backend) obey(inFlight int) (open bool) {
 	}
 	var err error
 	switch {
+	case o.look != nil:
+		b.gate.done = o
+		o.look(b.gate.look())
+		o.done <- nil
+		return false
 	case o.dest == nil && o.refuse == nil:
 		b.gate.shut = true
 		if inFlight > 0 || !b.loop.Idle() {
 			return false // it is asked again when they have ended
 		}
-		err = b.loop.LetGo()
+		if !o.rest {
+			err = b.loop.LetGo()
+		}
 	case o.dest != nil && o.dest != b.dest:
 		b.dest = o.dest
 		b.attach(b.loop)
@@ -61,7 +105,18 @@ var errHandedOver = errors.Join(errors.New("the destination stands alone: the cl
 
 // orderAll has the lanes obey, and waits for all of them.
 func (e *cloneEngine) orderAll(ctx context.Context, o gateOrder) error {
-	backends := e.backends()
+	return orderThese(ctx, o, e.backends())
+}
+
+// userLanes are the queues' backends.
+func (e *cloneEngine) userLanes() (lanes []*backend) {
+	for _, f := range e.frontends {
+		lanes = append(lanes, f.backend)
+	}
+	return lanes
+}
+
+func orderThese(ctx context.Context, o gateOrder, backends []*backend) error {
 	o.done = make(chan error, len(backends))
 	for _, b := range backends {
 		b.gate.order.Store(&o)

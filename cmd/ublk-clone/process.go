@@ -10,10 +10,12 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
@@ -54,8 +56,7 @@ const otherThreads = 2
 // waited with a write that had long ended: on one CPU that was the p99 of writes during hydration, 60 times what it is
 // without.
 func giveProcessors(queues int) {
-	const hydrator = 1
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), queues+hydrator+otherThreads))
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), queues+hydratorThreads+otherThreads))
 }
 
 // lockMemory keeps the daemon from waiting for memory on a write's way. What is mapped later, the queues' buffers
@@ -83,8 +84,32 @@ func (e *cloneEngine) warmUp() error {
 		}
 		e.spare = append(e.spare, m)
 	}
+	warmThreads(def.Queues + hydratorThreads + controlThreads + otherThreads)
 	reserveHeap()
 	return sys.TouchProgram()
+}
+
+// Threads that a clone has for itself: they are locked, and end with their goroutines.
+const (
+	hydratorThreads = 1
+	controlThreads  = 1
+)
+
+// warmThreads has so many threads made, which Go keeps for whoever locks one next. A process that cannot have them ends here,
+// while the daemon that is to be replaced serves.
+func warmThreads(n int) {
+	var ready, all sync.WaitGroup
+	ready.Add(n)
+	for range n {
+		all.Go(func() {
+			defer guard.Guard("thread", guard.Fatal)
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			ready.Done()
+			ready.Wait() // each has one of its own
+		})
+	}
+	all.Wait()
 }
 
 // garbage is how much the collector lets pile up, in bytes, where little lives.

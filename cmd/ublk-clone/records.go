@@ -108,9 +108,13 @@ type use struct {
 }
 
 // readUse looks for what is known of the destination. A destination without an identity has no record, and
-// what is recorded of a file that had this one's number before it is nothing.
-func readUse(dir recordDir, dest *blockdev.Device) (use, error) {
+// what is recorded of a file that had this one's number before it is nothing. The record is filed under the size that the
+// destination had when found, the metadata, were made.
+func readUse(dir recordDir, dest *blockdev.Device, found *metadata.Superblock) (use, error) {
 	id, err := dest.Identity()
+	if found != nil && found.Dest.ID == id.ID {
+		id.Size = found.Dest.Size
+	}
 	u := use{dir: dir, id: id}
 	if err != nil || id.ID == "" {
 		return u, err

@@ -12,7 +12,9 @@ import (
 )
 
 // recover is the command.
-func (p *program) recover(c *cli.Context) error { return p.forEach(c, p.recoverNamed) }
+func (p *program) recover(c *cli.Context) error {
+	return p.forEach(c, func(name string, limit time.Duration) error { return p.recoverNamed(name, limit, c.Bool("force")) })
+}
 
 // forEach does it for the clone that the command names, or with --all for every one, whatever becomes of others.
 func (p *program) forEach(c *cli.Context, do func(name string, limit time.Duration) error) error {
@@ -41,8 +43,8 @@ func (p *program) forEach(c *cli.Context, do func(name string, limit time.Durati
 }
 
 // recoverNamed prints the device of a clone that it has brought back, and what is to be known of it. limit is for the dead daemon's last
-// requests; 0: fenceLimit.
-func (p *program) recoverNamed(name string, limit time.Duration) error {
+// requests; 0: fenceLimit. With force it goes on from the last commit if the live map is lost.
+func (p *program) recoverNamed(name string, limit time.Duration, force bool) error {
 	def, err := p.dir.load(name)
 	if err != nil {
 		return err
@@ -53,17 +55,22 @@ func (p *program) recoverNamed(name string, limit time.Duration) error {
 	if done, err := p.finishDead(def, def.KeepMetadata); done || err != nil {
 		return p.pruned(name+" is finished: "+def.finishedText(), err)
 	}
-	if def.Unit != "" {
+	if def.Unit != "" && !force {
 		if err := p.byUnit("start", def); err != nil {
-			return err
+			return p.stillThere(start{Definition: *def, Recover: true}, err)
 		}
 		return p.added(name, false, "", "")
 	}
 	if err := recoverable(def); err != nil {
 		return &exit.Error{Code: exit.Code(err), Doing: "recover", Object: name, Cause: err, Next: "The same `ublk-clone add` goes on where it was."}
 	}
-	if _, err := p.recoverDead(start{Definition: *def, Open: true, Recover: true, Fence: limit}); err != nil {
+	if _, err := p.recoverDead(start{Definition: *def, Open: true, Recover: true, Force: force, Fence: limit}); err != nil {
 		return err
+	}
+	if def.Unit != "" { // whose start takes no force: it takes over from a daemon that serves
+		if err := p.byUnit("start", def); err != nil {
+			return err
+		}
 	}
 	return p.added(name, false, "", "")
 }
@@ -98,19 +105,41 @@ func recoverable(def *definition) error {
 	return errors.Join(err, r.control.Close())
 }
 
-// recoverDead starts a daemon that takes over. Where the metadata and what is known of the writes since cannot
-// be trusted any more, nobody ever will: then the device is stopped, so that its users do not wait for good.
+// recoverDead starts a daemon that takes over from one that is dead, or is to be replaced.
 func (p *program) recoverDead(st start) (device string, err error) {
 	device, err = p.dir.spawn(st)
-	return device, p.endRecovery(st, err)
+	return device, p.stillThere(st, err)
 }
 
-// endRecovery stops the device of a recovery that has failed for good. After any other error it waits for the next.
-func (p *program) endRecovery(st start, err error) error {
-	if !st.Recover || !unfit(err) || p.dir.alive(st.Definition.Name) {
+// stillThere tells, with the error of a successor that cannot serve, what has become of the clone's users: the daemon before
+// it goes on, or the device waits for the next one. A failed recovery takes the device from nobody (I13).
+func (p *program) stillThere(st start, err error) error {
+	if err == nil || !st.Recover {
 		return err
 	}
-	return errors.Join(err, p.clearDead(&st.Definition, forceDead))
+	def := &st.Definition
+	alive := p.dir.alive(def.Name)
+	switch {
+	case alive && st.Replace:
+		return withNext(err, "The clone was not interrupted: its former daemon goes on serving it.")
+	case !alive && recoverable(def) == nil:
+		return withNext(err, fmt.Sprintf("%s waits for a daemon, and so do its users: they are not cut off, and nothing that was acknowledged is lost. "+
+			"Remove the cause, then `ublk-clone recover %s` lets them go on.", def.Device, def.Name))
+	}
+	return err
+}
+
+// withNext adds a sentence to what the user is told to do next.
+func withNext(err error, text string) error {
+	e := &exit.Error{Code: exit.Code(err), Doing: err.Error()}
+	if one, ok := err.(*exit.Error); ok {
+		*e = *one
+	}
+	if e.Next = exit.Next(err); e.Next != "" {
+		e.Next += " "
+	}
+	e.Next += text
+	return e
 }
 
 // continued makes an add whose clone has a dead daemon and a living device a recovery of that.

@@ -2,8 +2,7 @@ package main
 
 import (
 	"errors"
-	"fmt"
-	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -12,36 +11,45 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// TestEndRecovery: only an error that proves metadata or live map unfit ends a clone whose recovery has failed.
-func TestEndRecovery(t *testing.T) {
+// TestStillThere: whatever a recovery fails of, nothing of the clone is removed, and what is said of its users is so.
+func TestStillThere(t *testing.T) {
+	unfit := metaError("use", "meta", metadata.ErrMismatch)
 	for _, c := range []struct {
-		name string
-		err  error
-		ends bool
+		name  string
+		start start
+		err   error
+		alive bool
+		says  string
 	}{
-		{"no error", nil, false},
-		{"not written", metaError("write", "meta", syscall.EIO), false},
-		{"a newer version", metaError("open", "meta", metadata.ErrVersion), false},
-		{"not opened", &exit.Error{Code: exit.Metadata, Cause: syscall.EROFS}, false},
-		{"another device's", fmt.Errorf("start: %w", metaError("use", "meta", metadata.ErrMismatch)), true},
-		{"refused", errors.Join(&exit.Error{Code: exit.Metadata, Cause: unfitError{errors.New("older")}}, nil), true},
+		{name: "no error", start: start{Recover: true}},
+		{name: "not written", start: start{Recover: true}, err: metaError("write", "meta", syscall.EIO)},
+		{name: "another device's", start: start{Recover: true}, err: unfit, says: "Check that source"},
+		{name: "replaces one that stays", start: start{Recover: true, Replace: true}, err: unfit, alive: true, says: "not interrupted"},
+		{name: "replaces one that stays, of many errors", start: start{Recover: true, Replace: true}, err: errors.Join(unfit, syscall.EIO), alive: true, says: "not interrupted"},
+		{name: "another recovery is under way", start: start{Recover: true}, err: nameTaken("c"), alive: true, says: "See `ublk-clone status c`"},
+		{name: "no recovery", err: unfit, alive: true, says: "Check that source"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := &program{dir: runDir(t.TempDir())}
-			def := definition{Name: "c"}
-			if err := p.dir.store(&def); err != nil {
+			c.start.Definition = definition{Name: "c"}
+			if err := p.dir.store(&c.start.Definition); err != nil {
 				t.Fatal(err)
 			}
-			if err := p.endRecovery(start{Definition: def}, c.err); !errors.Is(err, c.err) {
-				t.Errorf("no recovery: %v", err)
+			if c.alive {
+				lock, err := p.dir.acquire("c")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer lock.release()
+			}
+			err := p.stillThere(c.start, c.err)
+			if exit.Code(err) != exit.Code(c.err) || !strings.Contains(exit.Next(err), c.says) {
+				t.Errorf("%v, with code %d and %q", err, exit.Code(err), exit.Next(err))
+			}
+			if strings.Contains(exit.Next(err), "not interrupted") != strings.Contains(c.says, "not interrupted") {
+				t.Errorf("it says %q", exit.Next(err))
 			}
 			if _, err := p.dir.load("c"); err != nil {
-				t.Errorf("a start that is no recovery: %v", err)
-			}
-			if err := p.endRecovery(start{Definition: def, Recover: true}, c.err); exit.Code(err) != exit.Code(c.err) {
-				t.Errorf("the error is %v", err)
-			}
-			if _, err := os.Stat(p.dir.definition("c")); errors.Is(err, os.ErrNotExist) != c.ends {
 				t.Errorf("the definition: %v", err)
 			}
 		})

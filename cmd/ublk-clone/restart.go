@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"reflect"
 	"time"
@@ -11,8 +12,9 @@ import (
 )
 
 // A planned restart: users of the block device wait from when the old daemon leaves it until the new one serves. So
-// the new one is started first, and makes the old one leave when all that is left to do needs the old one gone. A
-// new program that does not even start thereby leaves the clone as it was.
+// the new one is started first, sees that it has all that it will need (preflight.go), and makes the old one leave when
+// all that is left to do needs the old one gone. That leaves only if it can (engine_leave.go). A new program that does not
+// even start, or could not serve, thereby leaves the clone as it was.
 
 // restart is the command.
 func (p *program) restart(c *cli.Context) error { return p.forEach(c, p.restartNamed) }
@@ -24,13 +26,10 @@ func (p *program) restartNamed(name string, limit time.Duration) error {
 		return err
 	}
 	if !p.dir.alive(name) {
-		return p.recoverNamed(name, limit)
+		return p.recoverNamed(name, limit, false)
 	}
 	if def.Unit != "" {
-		if err := p.byUnit("restart", def); err != nil {
-			return err
-		}
-		return p.added(name, false, "", "")
+		return p.restartUnit(def)
 	}
 	if _, err := p.recoverDead(start{Definition: *def, Open: true, Recover: true, Replace: true, Fence: limit}); err != nil {
 		return err
@@ -38,10 +37,27 @@ func (p *program) restartNamed(name string, limit time.Duration) error {
 	return p.added(name, false, "", "")
 }
 
+// restartUnit has the service manager replace a daemon. It ends the old one before it starts the next, so the look at what that
+// needs comes before either.
+func (p *program) restartUnit(def *definition) error {
+	look := start{Definition: *def, Open: true, Recover: true, Replace: true, Look: true}
+	_, err := p.dir.spawn(look) // not here: a process with a read that hangs cannot end
+	if err == nil {
+		err = p.byUnit("restart", def)
+	}
+	if err != nil {
+		return p.stillThere(look, err)
+	}
+	return p.added(def.Name, false, "", "")
+}
+
 // takeName locks the name of the clone, which its daemon is made to leave if this one is to replace it.
 func (d *daemon) takeName() (err error) {
 	if d.start.Replace {
 		if err = d.engine.warmUp(); err == nil {
+			err = d.engine.mayReplace(d.dir)
+		}
+		if err == nil {
 			err = d.relieve()
 		}
 	}
@@ -56,7 +72,11 @@ func (d *daemon) takeName() (err error) {
 // fail, its device is not to wait for: the next one finds it so.
 func (d *daemon) relieve() error {
 	def := &d.start.Definition
-	_, err := d.dir.ask(def.Name, request{Verb: verbLeave}, stopLimit)
+	limit := cmp.Or(d.start.Fence, leaveLimit)
+	_, err := d.dir.ask(def.Name, request{Verb: verbLeave, WaitMS: limit.Milliseconds()}, limit+stopLimit)
+	if exit.Code(err) == exit.Usage { // the previous release, which knows no limit, has refused the request and done nothing
+		_, err = d.dir.ask(def.Name, request{Verb: verbLeave}, stopLimit)
+	}
 	if err != nil && !d.dir.awaitEnd(def.Name, endLimit) {
 		return err
 	}

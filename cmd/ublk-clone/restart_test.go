@@ -18,12 +18,17 @@ func TestReplace(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		answer *exit.Error
+		old    bool // of the previous release: it refuses a leave with a limit
+		unfit  bool // the successor could not serve
 		leaves bool
 		def    definition // by then
 		code   int
 		warned bool
 	}{
 		{name: "it leaves", leaves: true, def: definition{Name: "c", Source: "/dev/a"}},
+		{name: "one of the previous release leaves", old: true, leaves: true, def: definition{Name: "c", Source: "/dev/a"}},
+		{name: "one of the previous release stays", old: true, answer: refusal, def: definition{Name: "c", Source: "/dev/a"}, code: exit.Busy},
+		{name: "the successor could not serve", unfit: true, def: definition{Name: "c", Source: "/dev/a"}, code: exit.Metadata},
 		{name: "it leaves with an error", answer: complaint, leaves: true, def: definition{Name: "c", Source: "/dev/a"}, warned: true},
 		{name: "it stays", answer: refusal, def: definition{Name: "c", Source: "/dev/a"}, code: exit.Busy},
 		{name: "it stays with an error", answer: complaint, def: definition{Name: "c", Source: "/dev/a"}, code: exit.Metadata},
@@ -33,8 +38,14 @@ func TestReplace(t *testing.T) {
 			t.Parallel() // one that stays is waited for
 			var old *nameLock
 			dir, _ := testServer(t, func(_ context.Context, r request) answer {
-				if r.Verb != verbLeave {
+				if r.Verb != verbLeave || c.unfit {
 					t.Errorf("asked for %s", r.Verb)
+				}
+				if c.old && r.WaitMS != 0 {
+					return answer{Error: toWire(&exit.Error{Code: exit.Usage, Doing: "read control request", Cause: errors.New("nothing is to be waited for")})}
+				}
+				if c.old == (r.WaitMS != 0) {
+					t.Errorf("it may take %d ms", r.WaitMS)
 				}
 				if c.leaves {
 					if err := old.release(); err != nil {
@@ -54,6 +65,9 @@ func TestReplace(t *testing.T) {
 				t.Fatal(err)
 			}
 			e := newFakeEngine()
+			if c.unfit {
+				e.unfit = complaint
+			}
 			d := newDaemon(dir, start{Definition: definition{Name: "c", Source: "/dev/a"}, Recover: true, Replace: true}, e, zerolog.Nop())
 			err = d.takeName()
 			if err == nil {

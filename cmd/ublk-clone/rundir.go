@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -97,13 +98,16 @@ func (d runDir) load(name string) (*definition, error) {
 	return def, nil
 }
 
-// store writes a definition: whole or not at all.
+// store writes a definition: whole or not at all. What is there already needs no space.
 func (d runDir) store(def *definition) error {
 	b, err := json.MarshalIndent(def, "", "  ")
 	if err != nil {
 		return d.fail("write definition", def.Name, err)
 	}
 	path := d.definition(def.Name)
+	if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, append(b, '\n')) {
+		return nil
+	}
 	if err := file.Replace(path, append(b, '\n'), 0o600); err != nil {
 		return d.fail("write definition", path, err)
 	}

@@ -228,7 +228,8 @@ func (p *program) unitPrepare(c *cli.Context) error {
 		return err
 	}
 	if err := file.MakeFolder(string(theRecordDir()), 0o700); err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "make folder", Object: string(theRecordDir()), Cause: err}
+		// The record is a second guard, and the daemon warns of its absence.
+		fmt.Fprintf(p.errs, "ublk-clone: warning: make folder %s: %v\n", theRecordDir(), err)
 	}
 	// A command of a unit is in a mount namespace of its own, also where the sandbox does not hold.
 	if err := sys.DoInInitMounts(func() error { return livemap.Mount(liveMaps) }); err != nil {
@@ -300,5 +301,5 @@ func (p *program) serve(st start) error {
 	if err != nil {
 		return err
 	}
-	return p.endRecovery(st, p.runForeground(st, differs))
+	return p.stillThere(st, p.runForeground(st, differs))
 }

@@ -148,6 +148,9 @@ func (s *source) close() {
 	s.closing.Wait()
 }
 
+// reading is how many reads of what is open now are in flight.
+func (s *source) reading() int64 { return s.now.Load().users.Load() - 1 }
+
 // device is what is open now, nil if nothing is. It stays open as long as nobody replaces it.
 func (s *source) device() *blockdev.Device {
 	if o := s.now.Load(); o != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/file"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // startLimit is how long a daemon may take to bring its clone up: opening a
@@ -34,6 +35,9 @@ const daemonCommand = "daemon"
 func (d runDir) spawn(st start) (string, error) {
 	name := st.Definition.Name
 	log, err := os.OpenFile(d.log(name), st.logMode()|os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil && st.Recover { // users wait, and can do without
+		log, err = os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	}
 	if err != nil {
 		return "", d.fail("make log", d.log(name), err)
 	}
@@ -66,7 +70,7 @@ func (d runDir) spawn(st start) (string, error) {
 func (st *start) limit() time.Duration {
 	limit := startLimit + st.Fence
 	if st.Replace {
-		limit += stopLimit
+		limit += leaveLimit + stopLimit
 	}
 	return limit
 }
@@ -128,15 +132,24 @@ func (d runDir) awaitReady(cmd *exec.Cmd, pipe *os.File, st start) (string, erro
 	if err == nil && got.Error == nil {
 		return got.Device, nil
 	}
-	waitErr := cmd.Wait()
+	waitErr := endOf(cmd)
 	if err != nil {
 		return "", spawnError(name, fmt.Errorf("it ended (%v) and said: %s", waitErr, d.tail(name, 5)))
 	}
-	err = got.Error.err()
-	if got.Unfit {
-		err = unfitError{err}
+	return "", errors.Join(got.Error.err(), d.forgetLog(st))
+}
+
+// endOf waits for the end of a daemon that has reported its error. One with a read of a device that hangs cannot end before
+// that does, and is not waited for.
+func endOf(cmd *exec.Cmd) error {
+	ended := make(chan error, 1)
+	guard.Go("end of a daemon", func() { ended <- cmd.Wait() })
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(endLimit):
+		return errors.New("it waits for a device before it can end")
 	}
-	return "", errors.Join(err, d.forgetLog(st))
 }
 
 // giveUp ends a daemon that did not come up in time.
@@ -160,6 +173,9 @@ func (p *program) runSpawned() error {
 	if st.DryRun {
 		return p.runTrial(st).report(pipe)
 	}
+	if st.Look {
+		return readiness{Error: toWire(p.dir.mayReplace(&st.Definition))}.report(pipe)
+	}
 	writer := newAsyncWriter(&boundedFile{file: os.Stderr, max: logBytes})
 	defer writer.close(time.Second)
 	log := newLog(os.Stderr, writer)
@@ -168,7 +184,7 @@ func (p *program) runSpawned() error {
 		d.engine.warn("the daemon is killed when the unit or session that has started it ends: %v", err)
 	}
 	err = d.run(func(device string, err error) {
-		if err := (readiness{Device: device, Error: toWire(err), Unfit: unfit(err)}).report(pipe); err != nil {
+		if err := (readiness{Device: device, Error: toWire(err)}).report(pipe); err != nil {
 			log.Warn().Err(err).Msg("report to the command that started this daemon")
 		}
 	})

@@ -119,13 +119,19 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 
 func (b *liveMapBench) removeLiveMap() {
 	b.m.Helper()
+	if err := os.Remove(b.liveMap()); err != nil {
+		b.m.Fatal(err)
+	}
+}
+
+// liveMap is the file of the clone's, the only one there is.
+func (b *liveMapBench) liveMap() string {
+	b.m.Helper()
 	maps, err := filepath.Glob(liveMaps + "/*")
 	if err != nil || len(maps) != 1 {
 		b.m.Fatalf("live maps: %v, %v", maps, err)
 	}
-	if err := os.Remove(maps[0]); err != nil {
-		b.m.Fatal(err)
-	}
+	return maps[0]
 }
 
 // dropLiveMaps removes what daemons have left for their successors, at the end of a test in which none comes.

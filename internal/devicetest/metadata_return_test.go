@@ -374,7 +374,8 @@ func (m *machine) readDisk(d *disk) (content []byte) {
 	return content
 }
 
-// TestMetadataOfAnotherClone: a recovery that finds those of another clone refuses them, whatever the live map says.
+// TestMetadataOfAnotherClone: a recovery that finds those of another clone refuses them, whatever the live map says. The
+// device waits, and goes on with its own.
 func TestMetadataOfAnotherClone(t *testing.T) {
 	b := newReturnBench(t)
 	b.v.close()
@@ -383,10 +384,13 @@ func TestMetadataOfAnotherClone(t *testing.T) {
 	x := &clone{m: b.m, name: "other", args: addArgs(b.m.nullBlk("src2", nullOptions{mib: returnSize / mib}), b.m.nullBlk("dst2", nullOptions{mib: returnSize / mib}), other, "--no-hydration")}
 	x.add()
 	x.del()
+	own := b.m.readDisk(b.metadata.disk)
 	b.overwrite(b.m.readDisk(other))
-	b.m.expectFailure(b.m.try(command, "recover", b.name), exit.Metadata)
-	b.path = ""
-	b.m.dropLiveMaps()
+	b.m.expectFailure(b.m.try(command, "recover", b.name), exit.Metadata, "waits for a daemon")
+	b.overwrite(own)
+	b.recover()
+	b.model.check(b.m, b.path)
+	b.del()
 }
 
 // TestMetadataDamaged: the live map also stands in for metadata that make no sense; they are not written, and once they

@@ -161,31 +161,52 @@ func TestRecoverMounted(t *testing.T) {
 	c.del()
 }
 
-// TestRecoverWithoutLiveMap: what the metadata say is not enough for a device in use. It is stopped, so that its
-// users see errors and do not wait for ever.
+// TestRecoverWithoutLiveMap: what the metadata say is not enough for a device in use. It goes on waiting, and so do its
+// users: until the map is back, or until somebody says that the last commit will do.
 func TestRecoverWithoutLiveMap(t *testing.T) {
 	b := newLiveMapBench(t)
-	b.m.kernel.expect("I/O error")
-	v := b.m.open(b.path, os.O_RDWR)
-	if err := b.model.write(v, b.m.buffer(4096), 0, false); err != nil {
+	v, buf := b.m.open(b.path, os.O_RDWR), b.m.buffer(4096)
+	if err := b.model.write(v, buf, 0, false); err != nil {
 		t.Fatal(err)
 	}
 	b.end(syscall.SIGKILL)
 	result := make(chan error, 1)
-	go func() { result <- v.read(b.m.buffer(4096), mib) }()
-	b.removeLiveMap()
-	b.m.expectFailure(b.m.try(command, "recover", b.name), exit.Metadata, "live map")
-	select {
-	case err := <-result:
-		if err == nil {
-			t.Error("a read of the device succeeds")
+	go func() { result <- b.model.read(v, buf, 0) }()
+	waits := func() {
+		t.Helper()
+		o := b.m.try(command, "recover", b.name)
+		b.m.expectFailure(o, exit.Metadata, "live map", "waits for a daemon", "--force")
+		select {
+		case err := <-result:
+			t.Fatalf("a read of the device has ended: %v", err)
+		case <-time.After(time.Second):
 		}
-	case <-time.After(cleanLimit):
-		t.Error("a read of the device waits for ever")
 	}
-	b.path = ""
+	kept := filepath.Join(t.TempDir(), "map")
+	live := b.liveMap()
+	b.m.run("mv", live, kept)
+	waits()
+	b.m.run("cp", "--sparse=always", kept, live)
+	b.recover()
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	if err := v.flush(); err != nil {
+		t.Error(err)
+	}
+	b.model.check(b.m, b.path)
+
+	b.end(syscall.SIGKILL)
+	go func() { result <- b.model.read(v, buf, mib) }()
+	b.removeLiveMap()
+	waits()
+	if got := strings.TrimSpace(b.m.run(command, "recover", b.name, "--force")); got != b.path {
+		t.Fatalf("recover --force has printed %q, the device was %s", got, b.path)
+	}
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	b.model.check(b.m, b.path)
 	v.close()
-	b.args = append(b.args, "--force")
-	b.add()
 	b.del()
 }

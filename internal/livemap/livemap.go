@@ -16,8 +16,14 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// ErrDamaged: the file is no live map, or not one of this version.
-var ErrDamaged = errors.New("damaged live map")
+// Errors of Open.
+var (
+	// ErrDamaged: the file is no live map, or not one of these metadata.
+	ErrDamaged = errors.New("damaged live map")
+
+	// ErrVersion: a program made it whose format this one does not know.
+	ErrVersion = errors.New("live map of another version of this program")
+)
 
 // Identity says whose marks a file holds.
 type Identity struct {
@@ -53,7 +59,8 @@ const (
 
 var table = crc32.MakeTable(crc32.Castagnoli)
 
-// fixed is the part of the header that never changes, little-endian.
+// fixed is the part of the header that never changes, little-endian. It is the same in every version, so that one tells
+// another.
 type fixed struct {
 	Magic    [8]byte
 	Version  uint32
@@ -218,8 +225,8 @@ func (h *fixed) bytes() []byte {
 	return b.Bytes()
 }
 
-// Open opens the map of the metadata with this UUID. os.ErrNotExist: there is none; ErrDamaged: what is there
-// is not one, or of another size than a map of that many regions.
+// Open opens the map of the metadata with this UUID. os.ErrNotExist: there is none; ErrVersion: another
+// program made it; ErrDamaged: what is there is not one, or of another size than a map of that many regions.
 func Open(dir string, uuid [16]byte) (*Map, error) {
 	path := Path(dir, uuid)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -254,8 +261,10 @@ func (m *Map) read(uuid [16]byte) error {
 	switch {
 	case err != nil:
 		return err
-	case string(h.Magic[:]) != magic || h.Version != version || crc32.Checksum(h.bytes(), table) != sum:
+	case string(h.Magic[:]) != magic || crc32.Checksum(h.bytes(), table) != sum:
 		return fmt.Errorf("%w: wrong header", ErrDamaged)
+	case h.Version != version:
+		return fmt.Errorf("%w: format version %d, this one knows %d", ErrVersion, h.Version, version)
 	case m.id.UUID != uuid || info.Size() != m.size():
 		return fmt.Errorf("%w: of other metadata, or of another size", ErrDamaged)
 	}

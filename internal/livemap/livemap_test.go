@@ -3,6 +3,7 @@ package livemap
 import (
 	"bytes"
 	"errors"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"slices"
@@ -112,6 +113,22 @@ func TestCreateReplaces(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 2 { // the map, and the bits beside it
 		t.Errorf("in the folder: %v, %v", entries, err)
+	}
+}
+
+// TestOtherVersion: a map that another version has made is told from a damaged one, and is not changed.
+func TestOtherVersion(t *testing.T) {
+	dir := folder(t)
+	m := newTestMap(t, dir)
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	other := fixed{Version: version + 1, Identity: whose}
+	copy(other.Magic[:], magic)
+	other.Checksum = crc32.Checksum(other.bytes(), table)
+	write(t, m.Path(), other.bytes())
+	if m, err := Open(dir, whose.UUID); !errors.Is(err, ErrVersion) {
+		t.Errorf("opened %v, %v", m, err)
 	}
 }
 

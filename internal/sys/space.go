@@ -94,6 +94,15 @@ func Free(fd int) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
+// OnReadOnlyFS says whether an open file lies on a file system that is mounted read-only.
+func OnReadOnlyFS(fd int) (bool, error) {
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return false, wrap("statfs", err)
+	}
+	return st.Flags&unix.ST_RDONLY != 0, nil
+}
+
 // File systems that write to new places (magic numbers: include/uapi/linux/magic.h; ZFS's and bcachefs's own).
 const (
 	fsBtrfs    = 0x9123683e
