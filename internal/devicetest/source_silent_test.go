@@ -28,7 +28,7 @@ const (
 func (m *machine) silentBench(source, dest *disk) *clone {
 	m.Helper()
 	m.fillDisk(dest, junk)
-	return m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(awayRegion), "--rate", "1MiB/s", "--min-rate", "none",
+	return m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(awayRegion), "--rate", "256KiB/s", "--min-rate", "none",
 		"--read-through=off", "--source-timeout", silentTimeout.String())
 }
 
@@ -49,6 +49,7 @@ func (c *clone) silence(from time.Time) {
 // fail, and an answer ends it.
 func TestSourceSilent(t *testing.T) {
 	m := newMachine(t)
+	m.kernel.expect("I/O error")
 	source := m.faultyDisk("src", 8)
 	m.fillDisk(source.disk, original)
 	dest := m.nullBlk("dst", nullOptions{mib: 8})
