@@ -32,6 +32,7 @@ const (
 	registerSparse   = 1 << 0 // 5.19
 
 	sqeFixedFile  = 1 << 0 // 5.1
+	sqeAsync      = 1 << 4 // 5.6
 	fsyncDatasync = 1 << 0
 
 	offSQRing = 0

@@ -27,6 +27,7 @@ type operation struct {
 	step    step
 	dsync   bool
 	alone   bool // read: no one request with others
+	wait    bool // discard: the device cannot take it without a wait
 	port    *Port
 	data    Data // read, write: what is left
 	off     int64
@@ -190,7 +191,7 @@ func (l *Loop) free(token uint32) *operation {
 // take makes an operation of a token, without data.
 func (p *Port) take(token uint32, st step, off, length int64) *operation {
 	op := p.loop.free(token)
-	op.step, op.dsync, op.alone, op.given = st, false, false, 0
+	op.step, op.dsync, op.alone, op.wait, op.given = st, false, false, false, 0
 	op.port, op.off, op.length = p, off, length
 	return op
 }
@@ -258,7 +259,7 @@ func zeroPiece(length int64) Data {
 func (l *Loop) issueDiscard(op *operation, user uint64) {
 	fd := op.port.fd
 	if op.port.file.block {
-		l.keep(l.ring.BlockDiscard(fd, op.off, op.length, user))
+		l.keep(l.ring.BlockDiscard(fd, op.off, op.length, op.wait, user))
 		return
 	}
 	l.keep(l.ring.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
@@ -329,6 +330,11 @@ func (op *operation) failed(errno unix.Errno) (again bool, err error) {
 	}
 	unsupported := errno == unix.EOPNOTSUPP
 	switch {
+	case op.step == stepDiscard && unsupported && !op.wait:
+		// io_uring tries without waiting first, which a device such as dm-thin does not take (submit_bio_noacct,
+		// block/blk-core.c, 6.12 and 7.3), and does not try again for this errno.
+		op.wait = true
+		return true, nil
 	case op.step == stepDiscard && (unsupported || errno == unix.EINVAL):
 		return false, nil
 	case op.step == stepPunch && unsupported:

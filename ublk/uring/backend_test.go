@@ -203,7 +203,8 @@ func TestAdvance(t *testing.T) {
 		{"zeros, the last piece", operation{step: stepZeroWrite, off: 5, length: 512}, 512, false, nil, 0, 517, 0},
 		{"zeros unknown", operation{step: stepZeroWrite, length: 8}, errno(unix.EOPNOTSUPP), false, unix.EOPNOTSUPP, 0, 0, 8},
 		{"discard", operation{step: stepDiscard, length: 8}, 0, false, nil, 0, 0, 8},
-		{"discard unknown", operation{step: stepDiscard, length: 8}, errno(unix.EOPNOTSUPP), false, nil, 0, 0, 8},
+		{"discard without a wait", operation{step: stepDiscard, length: 8}, errno(unix.EOPNOTSUPP), true, nil, stepDiscard, 0, 8},
+		{"discard unknown", operation{step: stepDiscard, length: 8, wait: true}, errno(unix.EOPNOTSUPP), false, nil, 0, 0, 8},
 		{"discard before 6.12", operation{step: stepDiscard, length: 8}, errno(unix.EINVAL), false, nil, 0, 0, 8},
 		{"discard EIO", operation{step: stepDiscard, length: 8}, errno(unix.EIO), false, unix.EIO, 0, 0, 8},
 	} {

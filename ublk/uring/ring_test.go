@@ -271,7 +271,7 @@ func TestResultsAreErrnos(t *testing.T) {
 	if c := r.one(t); c.Res != -int32(unix.EOPNOTSUPP) {
 		t.Errorf("command to a file: %+v, want EOPNOTSUPP", c)
 	}
-	must(t, r.BlockDiscard(int(f.Fd()), 0, 4096, 2))
+	must(t, r.BlockDiscard(int(f.Fd()), 0, 4096, false, 2))
 	if c := r.one(t); c.Res != -int32(unix.EOPNOTSUPP) {
 		t.Errorf("block discard of a file: %+v, want EOPNOTSUPP", c)
 	}

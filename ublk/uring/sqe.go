@@ -130,14 +130,17 @@ func (r *Ring) Fallocate(fd int, mode uint32, off, length int64, user uint64) er
 const cmdDiscard = 0x12 << 8
 
 // BlockDiscard prepares a discard of length bytes at off of a block device (since 6.12). Start and length are
-// where blkdev_uring_cmd reads them (block/ioctl.c, 6.12).
-func (r *Ring) BlockDiscard(fd int, off, length int64, user uint64) error {
+// where blkdev_uring_cmd reads them (block/ioctl.c, 6.12). With wait a thread of the kernel's issues it, which may wait.
+func (r *Ring) BlockDiscard(fd int, off, length int64, wait bool, user uint64) error {
 	s, err := r.next()
 	if err != nil {
 		return err
 	}
 	s.opcode, s.userData = opURingCmd, user
 	s.file(fd)
+	if wait {
+		s.flags |= sqeAsync
+	}
 	s.off, s.addr, s.addr3 = cmdDiscard, uint64(off), uint64(length)
 	return nil
 }
