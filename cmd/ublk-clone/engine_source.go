@@ -335,13 +335,13 @@ func (e *cloneEngine) openAgain() (*blockdev.Device, error) {
 	}
 	result := make(chan opened, 1)
 	guard.Go("open the source", func() {
-		defer e.lookAtPath.end()
 		d, err := e.openSourcePath(e.dest)
 		if err == nil {
 			if err = e.matchSource(d); err != nil {
 				err = errors.Join(sourceRefused(d.Path(), err), d.Close())
 			}
 		}
+		e.lookAtPath.end() // before anybody who hears of the result looks again
 		result <- opened{d, err}
 	})
 	select {
@@ -388,9 +388,9 @@ func (e *cloneEngine) works() (bool, error) {
 	}
 	result := make(chan found, 1)
 	guard.Go("look at the source", func() {
-		defer e.lookAtOpen.end()
 		defer o.done()
 		again, err := e.lookAgain(o)
+		e.lookAtOpen.end()
 		result <- found{again, err}
 	})
 	var f found
