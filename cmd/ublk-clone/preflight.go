@@ -239,7 +239,7 @@ func (p *preflight) dest() error {
 		err = errors.Join(p.isHeld(d), p.sb.Match(&want))
 	}
 	if err != nil {
-		return &exit.Error{Code: exit.Dest, Doing: "use the destination", Object: p.def.Dest, Cause: err,
+		return &exit.Error{Code: exit.Refused, Doing: "use the destination", Object: p.def.Dest, Cause: err,
 			Next: "Nothing was written. Lead the path back to the destination of the clone."}
 	}
 	_, err = blockdev.MatchDest(d, p.sb.DeviceSize, int(p.sb.LogicalBlockSize))

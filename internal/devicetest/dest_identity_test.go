@@ -145,9 +145,10 @@ func TestDestExchangedBeforeRecover(t *testing.T) {
 	b.refused(b.other, "add", b.addArgs()...)
 	b.recover()
 	b.whole()
+	pid := b.status().PID
 	b.refused(b.other, "restart", "restart", b.name)
-	if len(daemons()) == 0 { // it has left before the next one looked
-		b.recover()
+	if now := b.status().PID; now != pid {
+		t.Errorf("a restart that was refused has ended daemon %d, now it is %d", pid, now)
 	}
 	b.whole()
 	b.del()

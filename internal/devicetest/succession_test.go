@@ -161,7 +161,7 @@ func TestSuccession(t *testing.T) {
 	b.recover()
 	b.goesOn()
 	b.lead(b.m.loop(b.m.file("other", heirSize).path, 512).path)
-	b.stays(exit.Dest, "something else", command, "restart", b.name)
+	b.stays(exit.Refused, "something else", command, "restart", b.name)
 	b.lead(b.loop.path)
 
 	// A destination that has grown is the same.
