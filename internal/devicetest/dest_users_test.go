@@ -66,11 +66,13 @@ func TestDestInUse(t *testing.T) {
 	m.tryAdd("a sibling of another table", 0, source, lv1, meta)
 	both := m.mapper("both", fmt.Sprintf("0 %d linear %s %d", 16*mib/sector, under.path, 8*mib/sector))
 	m.tryAdd("a table that leads to a part of the same bytes, and that nobody uses", 0, source, lv1, meta)
-	m.linear("user", both, both.size)
+	user := m.newExt4(m.random(), both, 4*mib)
+	user.mount(both.path)
 	m.tryAdd("a table that leads to a part of the same bytes", exit.Busy, source, lv1, meta, "both")
 	m.tryAdd("the same, the other one", exit.Busy, source, lv2, meta, "both")
 	onLV := m.loop(lv1.path, sector)
 	m.tryAdd("a loop device over that", exit.Busy, source, onLV, meta, "both")
+	user.unmount()
 }
 
 // TestDestOpenForWriting: a program that writes to the destination and takes no lock, as an emulator.

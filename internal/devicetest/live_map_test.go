@@ -127,7 +127,7 @@ func (b *liveMapBench) removeLiveMap() {
 // liveMap is the file of the clone's, the only one there is.
 func (b *liveMapBench) liveMap() string {
 	b.m.Helper()
-	maps, err := filepath.Glob(liveMaps + "/*")
+	maps, err := filepath.Glob(liveMaps + "/*.map")
 	if err != nil || len(maps) != 1 {
 		b.m.Fatalf("live maps: %v, %v", maps, err)
 	}

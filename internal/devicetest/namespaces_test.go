@@ -54,7 +54,7 @@ func TestMountNamespace(t *testing.T) {
 	files.unmount()
 	c.del()
 
-	maps, _ := filepath.Glob(liveMaps + "/*")
+	maps, _ := filepath.Glob(liveMaps + "/*.map")
 	if len(maps) != 1 {
 		t.Errorf("live maps for process 1: %v", maps)
 	}
