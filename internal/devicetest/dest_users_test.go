@@ -151,6 +151,7 @@ func TestSourceOfTwoClones(t *testing.T) {
 	second.add()
 	second.del()
 	first.del()
+	m.dir = m.ext4Folder(64) // whose logical blocks are those of a source file
 	file := m.file("image", 16*mib)
 	first = m.addClone(file, m.missing("dest1"), m.missing("meta1f"))
 	m.tryAdd("two clones of one file", 0, file, m.missing("dest2"), m.missing("meta2f"))
