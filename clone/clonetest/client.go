@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
@@ -204,6 +205,9 @@ func (s *sim) drawWide(p *operation) {
 	end := to.end - s.rng.Int64N(2)*s.rng.Int64N(to.end-to.first)
 	p.off = first * sectorBytes
 	p.length = min(max(1, end-first)*sectorBytes, clone.MaxSpan, s.cfg.Size-p.off)
+	if half := int64(s.cfg.DeltaPages / 2); half > 0 { // no request may touch more pages (clone.Config)
+		p.length = min(p.length, (half-1)*bitmap.RegionsPerPage*s.cfg.RegionSize)
+	}
 	p.fua = p.op != clone.OpDiscard && s.rng.IntN(5) == 0
 }
 
