@@ -432,14 +432,14 @@ func TestSuccessionWithoutRoom(t *testing.T) {
 	b.goesOn()
 	b.m.run("umount", lib)
 
-	for _, limit := range []string{"--as=1500000000:1500000000", "--as=400000000:400000000", "--nofile=5:5"} {
+	for _, limit := range []string{"--as=400000000:400000000", "--nofile=5:5", "--as=1500000000:1500000000"}[:count(1, 3)] {
 		replaced(limit, "prlimit", limit, command, "restart", b.name)
 		if !recovered(limit, "prlimit", limit, command, "recover", b.name) {
 			b.recover()
 		}
 		b.goesOn()
 	}
-	for _, most := range []int{1, 9, 14} {
+	for _, most := range []int{9, 1, 14}[:count(1, 3)] {
 		group := b.m.pidGroup(most)
 		in := []string{"sh", "-c", "echo $$ >" + group + "/cgroup.procs && exec " + command + " \"$@\"", "sh"}
 		what := fmt.Sprintf("%d threads", most)
