@@ -28,8 +28,8 @@ func (g *guest) exchange(a, b string) {
 func (g *guest) refusedDest(when string) {
 	g.Helper()
 	status := strings.TrimSpace(g.run("systemctl", "show", "-P", "ExecMainStatus", "ublk-clone@data"))
-	if status != "14" {
-		g.Errorf("%s: the unit's exit status is %s, expected 14:\n%s", when, status, g.try("journalctl", "-b", "-u", "ublk-clone@data").stdout)
+	if status != "114" {
+		g.Errorf("%s: the unit's exit status is %s, expected 114:\n%s", when, status, g.try("journalctl", "-b", "-u", "ublk-clone@data").stdout)
 	}
 	g.shutdown("poweroff")
 	content, err := os.ReadFile(g.disk("plain1"))
