@@ -93,18 +93,26 @@ func (e *cloneEngine) mayBeBusy() bool {
 
 // openSourceInTime opens the source and sees that it answers, within answerLimit.
 func (e *cloneEngine) openSourceInTime(others ...*blockdev.Device) (*blockdev.Device, error) {
-	type opened struct {
-		device *blockdev.Device
-		err    error
-	}
-	result := make(chan opened, 1)
-	guard.Go("open the source", func() {
+	return e.inTime(func() (*blockdev.Device, error) {
 		d, err := e.openSourcePath(others...)
 		if err == nil {
 			if err = d.Answers(); err != nil {
 				err = errors.Join(err, d.Close())
 			}
 		}
+		return d, err
+	})
+}
+
+// inTime gives what open does, if it ends within answerLimit. What it opens later is closed.
+func (e *cloneEngine) inTime(open func() (*blockdev.Device, error)) (*blockdev.Device, error) {
+	type opened struct {
+		device *blockdev.Device
+		err    error
+	}
+	result := make(chan opened, 1)
+	guard.Go("open the source", func() {
+		d, err := open()
 		result <- opened{d, err}
 	})
 	select {
@@ -116,8 +124,7 @@ func (e *cloneEngine) openSourceInTime(others ...*blockdev.Device) (*blockdev.De
 				o.device.Close() // nobody waits for it any more
 			}
 		})
-		return nil, &exit.Error{Code: exit.Source, Doing: "look at the source", Object: e.start.Definition.Source,
-			Cause: fmt.Errorf("it has not answered for %s: %w", answerLimit, syscall.ETIMEDOUT), Next: "Try again when it answers."}
+		return nil, silentError(e.start.Definition.Source)
 	}
 }
 
@@ -329,32 +336,16 @@ func (e *cloneEngine) openAgain() (*blockdev.Device, error) {
 	if err := e.lookAtPath.begin(e.start.Definition.Source); err != nil {
 		return nil, err
 	}
-	type opened struct {
-		device *blockdev.Device
-		err    error
-	}
-	result := make(chan opened, 1)
-	guard.Go("open the source", func() {
+	return e.inTime(func() (*blockdev.Device, error) {
+		defer e.lookAtPath.end() // before anybody who hears of the result looks again
 		d, err := e.openSourcePath(e.dest)
 		if err == nil {
 			if err = e.matchSource(d); err != nil {
 				err = errors.Join(sourceRefused(d.Path(), err), d.Close())
 			}
 		}
-		e.lookAtPath.end() // before anybody who hears of the result looks again
-		result <- opened{d, err}
+		return d, err
 	})
-	select {
-	case o := <-result:
-		return o.device, o.err
-	case <-time.After(answerLimit):
-		guard.Go("close the source", func() {
-			if o := <-result; o.err == nil {
-				o.device.Close() // nobody waits for it any more
-			}
-		})
-		return nil, silentError(e.start.Definition.Source)
-	}
 }
 
 // silentError is of a source that could not be looked at in time.
