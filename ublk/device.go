@@ -314,6 +314,16 @@ func (d *Device) closeChar() error {
 // after timeout it returns a TimeoutError, and the device goes when they have. After Delete, or a Start that
 // failed, it does nothing. A device that was left is not deleted: ErrState.
 func (d *Device) Delete(timeout time.Duration) error {
+	return d.deleteBy(d.ctl.DelDev, timeout)
+}
+
+// DeleteLater is Delete that does not wait for whoever has ublkbN open: the device's number is free when they have closed
+// it.
+func (d *Device) DeleteLater(timeout time.Duration) error {
+	return d.deleteBy(d.ctl.DelDevAsync, timeout)
+}
+
+func (d *Device) deleteBy(command func(context.Context, int) error, timeout time.Duration) error {
 	switch d.phase {
 	case phaseDeleted:
 		return nil
@@ -325,7 +335,7 @@ func (d *Device) Delete(timeout time.Duration) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	if err := d.ctl.DelDev(ctx, d.info.ID); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := command(ctx, d.info.ID); err != nil && !errors.Is(err, unix.ENODEV) {
 		return err
 	}
 	d.phase = phaseDeleted

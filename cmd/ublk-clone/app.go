@@ -52,6 +52,7 @@ func newApp(p *program) *cli.App {
 			{Name: completeCommand, Hidden: true, Action: p.completion},
 			{Name: unitPrepareCommand, Hidden: true, Action: p.unitPrepare},
 			{Name: unitStopCommand, Hidden: true, Action: p.unitStop},
+			{Name: claimCommand, Hidden: true, Action: p.claim},
 			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.runSpawned() }},
 		},
 	}
@@ -168,7 +169,7 @@ exit code 5 and a list of the users, while somebody has the device open: also
 when the daemon is dead, as its users wait for the next one. --force ends such a
 device, and all of them get errors.`,
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "force", Usage: "delete the device of a dead daemon from under its users"},
+			&cli.BoolFlag{Name: "force", Usage: "delete the device from under its users, who get errors"},
 			&cli.StringFlag{Name: "wait", Value: "1s", Usage: "wait at most this `TIME` for the device to be closed"},
 			outputFlag("json (errors)"),
 		},

@@ -112,13 +112,13 @@ func (r request) limited(limit time.Duration) request {
 	return r
 }
 
-// unlimited is the same request for a daemon of a release that does not know of limits: such a daemon refuses a
+// plain is the same request for a daemon of a release that knows neither limits nor force: such a daemon refuses a
 // request with a field that it does not know, and has done nothing then.
-func (r request) unlimited(refused *wireError) (request, bool) {
-	if r.LimitMS == 0 || refused == nil || refused.Code != exit.Usage || refused.Cause != unknownField("limit_ms") {
+func (r request) plain(refused *wireError) (request, bool) {
+	if refused == nil || refused.Code != exit.Usage || refused.Cause != unknownField("limit_ms") && refused.Cause != unknownField("force") {
 		return r, false
 	}
-	r.LimitMS = 0
+	r.LimitMS, r.Force = 0, false
 	return r, true
 }
 

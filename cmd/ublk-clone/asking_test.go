@@ -145,7 +145,7 @@ type stopEngine struct {
 
 func (e *stopEngine) status(*cloneStatus) {}
 
-func (e *stopEngine) tryStop(context.Context) error {
+func (e *stopEngine) tryStop(context.Context, bool) error {
 	e.tries.Add(1)
 	if e.busy.Load() {
 		return notFree

@@ -68,7 +68,7 @@ func (p *program) del(c *cli.Context) error {
 		return err
 	}
 	if p.dir.alive(name) {
-		ans, err := p.dir.call(name, request{Verb: verbStop, WaitMS: wait.Milliseconds()}, wait+stopLimit)
+		ans, err := p.dir.call(name, request{Verb: verbStop, WaitMS: wait.Milliseconds(), Force: c.Bool("force")}, wait+stopLimit)
 		for _, w := range ans.Warnings {
 			fmt.Fprintln(p.errs, "ublk-clone: warning:", w)
 		}

@@ -68,6 +68,8 @@ type request struct {
 	After *uint64 `json:"after,omitempty"`
 	// Keep is of a finish: the metadata stay.
 	Keep bool `json:"keep,omitempty"`
+	// Force is of a stop: the device is taken from its users.
+	Force bool `json:"force,omitempty"`
 	// WaitMS is how long a stop or finish may wait for the device to be closed, a leave for what
 	// is at work, or events for the next one, in milliseconds.
 	WaitMS int64 `json:"wait_ms,omitempty"`
@@ -100,6 +102,8 @@ func (r *request) check() error {
 		return errors.New("after goes with the verb events")
 	case r.Keep && r.Verb != verbFinish:
 		return errors.New("keep goes with the verb finish")
+	case r.Force && r.Verb != verbStop:
+		return errors.New("force goes with the verb stop")
 	case r.WaitMS != 0 && !slices.Contains([]string{verbEvents, verbStop, verbLeave, verbFinish, verbFinishable}, r.Verb):
 		return errors.New("nothing is to be waited for")
 	case r.WaitMS < 0 || r.WaitMS > maxWait:
@@ -340,7 +344,7 @@ func (d runDir) ask(name string, req request, limit time.Duration) (*cloneStatus
 func (d runDir) call(name string, req request, limit time.Duration) (answer, error) {
 	req = req.limited(limit)
 	ans, err := d.exchange(name, req, limit)
-	if plain, older := req.unlimited(ans.Error); older && err == nil {
+	if plain, older := req.plain(ans.Error); older && err == nil {
 		ans, err = d.exchange(name, plain, limit)
 	}
 	if err != nil {

@@ -37,13 +37,13 @@ func newFakeEngine() *fakeEngine {
 	return &fakeEngine{log: newEventLog("c", zerolog.Nop()), path: "/dev/ublkb7"}
 }
 
-func (e *fakeEngine) steps() []step                 { return nil }
-func (e *fakeEngine) top() []step                   { return nil }
-func (e *fakeEngine) device() string                { return e.path }
-func (e *fakeEngine) note(*definition)              {}
-func (e *fakeEngine) farewell() []string            { return nil }
-func (e *fakeEngine) tryStop(context.Context) error { return e.busy }
-func (e *fakeEngine) status(*cloneStatus)           { e.asked++ }
+func (e *fakeEngine) steps() []step                       { return nil }
+func (e *fakeEngine) top() []step                         { return nil }
+func (e *fakeEngine) device() string                      { return e.path }
+func (e *fakeEngine) note(*definition)                    {}
+func (e *fakeEngine) farewell() []string                  { return nil }
+func (e *fakeEngine) tryStop(context.Context, bool) error { return e.busy }
+func (e *fakeEngine) status(*cloneStatus)                 { e.asked++ }
 func (e *fakeEngine) configure(_ context.Context, c change) error {
 	e.changes = append(e.changes, c)
 	return nil

@@ -33,7 +33,8 @@ type engine interface {
 	// tryStop makes the device go away unless somebody has it open: then it fails
 	// with exit code 5. On a driver that cannot tell it stops the device; holders
 	// have been looked for before.
-	tryStop(context.Context) error
+	// With force it goes whoever has it open.
+	tryStop(ctx context.Context, force bool) error
 	// status fills in all but name, process and definition.
 	status(*cloneStatus)
 	// configure changes settings, all or none, and makes them last.
@@ -88,6 +89,8 @@ type daemon struct {
 	stopping chan struct{}
 	manager  *service // nil: none
 	stay     bool     // SIGTERM is not obeyed: the machine goes down, and the device is in use
+	logged   bool     // standard error is the log that the name has
+	foundLog bool     // a dead daemon has left it, and this one is not up yet
 	keep     bool     // taking down leaves the block device, and the definition for who recovers it
 
 	// changing has a place for each request that changes something, and changes counts them: the engine is taken
@@ -130,8 +133,14 @@ func (d *daemon) list() []step {
 	list := []step{
 		{
 			name: "lock the name",
-			do:   func(context.Context) error { return d.takeName() },
-			undo: func() error { return d.lock.release() },
+			do: func(context.Context) error {
+				err := d.takeName()
+				if err == nil {
+					d.ownLog()
+				}
+				return err
+			},
+			undo: func() error { return errors.Join(d.forgetLog(), d.lock.release()) },
 		},
 		{name: "clear up after a dead daemon", do: func(context.Context) error { return d.clearUp(def.Name) }},
 		{
@@ -243,6 +252,7 @@ func (d *daemon) run(ready func(device string, err error)) error {
 	}
 	d.log.Info().Str("device", d.engine.device()).Msg("clone is up")
 	d.keepDevice(false)
+	d.foundLog = false
 	if d.manager != nil {
 		close(up)
 		guard.Go("watchdog", func() { d.manager.feed(d.engine.answers, ended) })

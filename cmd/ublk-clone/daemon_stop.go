@@ -23,6 +23,7 @@ type stopRequest struct {
 	verb string
 	// keepMetadata is of verbFinish: these stay.
 	keepMetadata bool
+	force        bool // of verbStop: from under its users
 	wait         time.Duration
 	reply        chan error
 	sent         chan struct{}
@@ -45,7 +46,7 @@ func (d *daemon) live(signals chan os.Signal) error {
 				}
 				return d.takeDown()
 			}
-			if err := d.free(context.Background(), 0, signals); err != nil {
+			if err := d.free(&stopRequest{ctx: context.Background()}, signals); err != nil {
 				d.log.Warn().Err(err).Str("signal", sig.String()).Msg("not stopped")
 				continue
 			}
@@ -88,7 +89,7 @@ func (d *daemon) ready(r *stopRequest, signals chan os.Signal) error {
 	case verbFinish:
 		return d.finish(r, signals)
 	}
-	return d.free(r.ctx, r.wait, signals)
+	return d.free(r, signals)
 }
 
 // terminateLimit is how long a SIGTERM may take to come to the point, within the unit's TimeoutStopSec=.
@@ -122,7 +123,7 @@ func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
 	case def.DM != "":
 		err = d.engine.handOver(r.ctx, r.wait)
 	default:
-		err = d.free(r.ctx, r.wait, signals)
+		err = d.free(r, signals)
 	}
 	if err != nil {
 		d.enter(phaseUp)
@@ -136,33 +137,36 @@ func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
 // holderPause is between two looks at who holds the device.
 const holderPause = 50 * time.Millisecond
 
-// free makes the block device go away once nobody has it open, and waits for that at most wait, or until there is
-// a signal, which it leaves to live. When the request's context has ended the device stays. Exit code 5 names the
-// holders.
-func (d *daemon) free(ctx context.Context, wait time.Duration, signals chan os.Signal) error {
-	deadline := time.Now().Add(wait)
+// free makes the block device go away once nobody has it open, and waits for that as long as the request says, or until
+// there is a signal, which it leaves to live. When the request's context has ended the device stays. Exit code 5 names
+// the holders.
+func (d *daemon) free(r *stopRequest, signals chan os.Signal) error {
+	deadline := time.Now().Add(r.wait)
 	for {
-		err := d.unheld()
-		if err == nil {
-			err = still(ctx)
+		var err error
+		if !r.force {
+			err = d.unheld()
 		}
 		if err == nil {
-			err = d.tryStop()
+			err = still(r.ctx)
+		}
+		if err == nil {
+			err = d.tryStop(r.force)
 		}
 		if exit.Code(err) != exit.Busy || !time.Now().Before(deadline) || len(signals) > 0 {
 			return err
 		}
-		if err := pauseWith(ctx, holderPause); err != nil {
+		if err := pauseWith(r.ctx, holderPause); err != nil {
 			return err
 		}
 	}
 }
 
 // tryStop makes the block device go away, and does not look at the request any more.
-func (d *daemon) tryStop() error {
+func (d *daemon) tryStop(force bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
 	defer cancel()
-	return d.engine.tryStop(ctx)
+	return d.engine.tryStop(ctx, force)
 }
 
 // unheld fails with exit code 5 if somebody has the block device open.
@@ -224,7 +228,7 @@ func (d *daemon) answerStop(ctx context.Context, req request) answer {
 		return answer{Error: toWire(&exit.Error{Code: exit.Busy, Doing: "end the daemon of", Object: d.start.Definition.Name,
 			Cause: errors.New("another command does that already"), Next: "Wait for that."})}
 	}
-	r := stopRequest{ctx: ctx, verb: req.Verb, keepMetadata: req.Keep, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
+	r := stopRequest{ctx: ctx, verb: req.Verb, keepMetadata: req.Keep, force: req.Force, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
 	select {
 	case d.stops <- r:
 	case <-ctx.Done():

@@ -115,6 +115,20 @@ func (r *remains) holders() ([]blockdev.Holder, error) {
 	return holders, err
 }
 
+// stopUnused stops the device, if nobody uses it.
+func (r *remains) stopUnused() error {
+	ctx, cancel := context.WithTimeout(context.Background(), deadLimit)
+	defer cancel()
+	if r.info.State == ublk.StateDead {
+		return nil // stopped before
+	}
+	err := stopUnused(ctx, r.control, r.info.ID, nil)
+	if errors.Is(err, syscall.ENODEV) {
+		return nil
+	}
+	return err
+}
+
 // remove deletes the device. Whoever has it open keeps its number in use, and need not be waited for: all he
 // gets is errors.
 func (r *remains) remove() error {
@@ -138,30 +152,44 @@ var forceDead = clearing{force: true}
 // removeDead deletes the block device that a dead daemon has left, if there is one; exit code 5 names its users.
 func removeDead(def *definition, c clearing) error {
 	for deadline := time.Now().Add(c.wait); ; time.Sleep(holderPause) {
-		r, err := findRemains(def)
-		if errors.Is(err, errNoRemains) {
-			return liftDead(def, c.force)
-		}
-		if err != nil {
-			return err
-		}
-		holders, err := r.holders()
-		held := len(holders) > 0 && !c.force
-		switch {
-		case err != nil:
-		case !held:
-			if err = liftDead(def, c.force); err == nil {
-				err = r.remove()
-			}
-		case time.Now().After(deadline):
-			err = heldError(def.Device, holders)
-			err.(*exit.Error).Next = "Its daemon is dead, they wait: `ublk-clone recover " + def.Name + "` lets them go on; --force gives them errors."
-		}
-		err = errors.Join(err, r.control.Close())
-		if !held || err != nil {
+		err := tryRemoveDead(def, c.force)
+		if exit.Code(err) != exit.Busy || !time.Now().Before(deadline) {
 			return err
 		}
 	}
+}
+
+func tryRemoveDead(def *definition, force bool) error {
+	r, err := findRemains(def)
+	if errors.Is(err, errNoRemains) {
+		return liftDead(def, force)
+	}
+	if err != nil {
+		return err
+	}
+	if !force {
+		err = r.unused(def)
+	}
+	if err == nil {
+		err = liftDead(def, force)
+	}
+	if err == nil && !force {
+		err = r.stopUnused()
+	}
+	if err == nil {
+		err = r.remove()
+	}
+	return errors.Join(err, r.control.Close())
+}
+
+// unused fails with exit code 5 if somebody can be seen who uses the device.
+func (r *remains) unused(def *definition) error {
+	holders, err := r.holders()
+	if err == nil && len(holders) > 0 {
+		err = heldError(def.Device, holders)
+		err.(*exit.Error).Next = "Its daemon is dead, they wait: `ublk-clone recover " + def.Name + "` lets them go on; --force gives them errors."
+	}
+	return err
 }
 
 // clearDead removes what a dead daemon has left, its block device first.

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
@@ -54,6 +53,7 @@ type cloneEngine struct {
 
 	mapper       *sys.DM // nil: nothing lies over the block device
 	handedOver   bool    // by `finish`: that leads to the destination
+	forced       bool    // by `del --force`: the device goes from under its users
 	finished     bool    // taking down is for good
 	keepMetadata bool
 	control      *ublk.Control
@@ -137,7 +137,7 @@ func (e *cloneEngine) steps() []step {
 
 // top is the layer.
 func (e *cloneEngine) top() []step {
-	return []step{{name: "lay the device-mapper device", do: e.layLayer, undo: func() error { return e.liftLayer(removeLimit) }}}
+	return []step{{name: "lay the device-mapper device", do: e.layLayer, undo: func() error { return e.liftLayer(removeLimit, false) }}}
 }
 
 // openSteps open and lock the three devices and see that they belong together.
@@ -372,24 +372,25 @@ func (e *cloneEngine) note(def *definition) {
 	def.Size, def.RegionSize = e.geometry.Size, e.start.Definition.RegionSize
 }
 
-// tryStop: a driver that can stop a device only if nobody has it open does so; on others the device is
-// stopped, after holders were looked for. The layer goes first, and comes back if the device stays.
-func (e *cloneEngine) tryStop(ctx context.Context) error {
+// tryStop stops the device if nobody uses it, or with force from under its users. The layer goes first, and comes back
+// if the device stays.
+func (e *cloneEngine) tryStop(ctx context.Context, force bool) error {
+	stop := func() error { return e.dev.Stop(drainLimit) }
 	if err := e.atWork(); err != nil {
 		return err
 	}
-	if err := e.liftLayer(0); err != nil {
+	if err := e.liftLayer(0, force); err != nil {
 		return err
 	}
-	err := e.control.TryStop(ctx, e.dev.Info().ID)
-	switch {
-	case errors.Is(err, unix.EBUSY):
+	if force {
+		e.forced = true
+		return driverError("stop the block device", stop())
+	}
+	err := stopUnused(ctx, e.control, e.dev.Info().ID, stop)
+	if exit.Code(err) == exit.Busy {
 		if err := e.layLayer(ctx); err != nil {
 			return err
 		}
-		return &exit.Error{Code: exit.Busy, Doing: "delete", Object: e.device(), Cause: errors.New("somebody has it open"), Next: "End whoever uses it, then try again."}
-	case err != nil && !errors.Is(err, ublk.ErrNotSupported):
-		return driverError("stop the block device", err)
 	}
-	return driverError("stop the block device", e.dev.Stop(drainLimit))
+	return err
 }

@@ -67,6 +67,9 @@ func (e *cloneEngine) deleteDevice() error {
 	if e.keep {
 		return nil
 	}
+	if e.forced { // its users keep the number, and are not waited for
+		return e.dev.DeleteLater(deleteLimit)
+	}
 	return errors.Join(e.dev.Delete(deleteLimit), e.faultIfFinished(9))
 }
 

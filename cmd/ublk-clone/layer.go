@@ -294,8 +294,9 @@ func unlink(l *layer, mayBeThere bool) error {
 	return file.Remove(link)
 }
 
-// liftLayer takes the layer away, as long as the block device is under it.
-func (e *cloneEngine) liftLayer(limit time.Duration) error {
+// liftLayer takes the layer away, as long as the block device is under it. With force its users get errors, and it
+// goes when they have closed it.
+func (e *cloneEngine) liftLayer(limit time.Duration, force bool) error {
 	name := e.start.Definition.DM
 	if name == "" || e.keep || e.handedOver {
 		return nil
@@ -304,7 +305,7 @@ func (e *cloneEngine) liftLayer(limit time.Duration) error {
 	if err != nil || l == nil || !l.isOf(e.mark()) {
 		return err
 	}
-	return removeLayer(e.mapper, l, false, limit)
+	return removeLayer(e.mapper, l, force, limit)
 }
 
 // lookAtLayer warns of a layer that is not as it should be.

@@ -16,7 +16,7 @@
 // live by settings (settings.go), tells what happens to it (events.go), and
 // leaves a record of its destination until that is complete (records.go).
 //
-// Invariants: I7, no helper runs in a daemon and nobody opens a device that it
+// Invariants: I7, the one helper of a daemon (unused.go) inherits no descriptor, and nobody opens a device that it
 // serves a second time; a daemon that cannot go on ends by SIGKILL of itself.
 // Deletion is explicit, refused while somebody has the device open, and bounded
 // in time.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/file"
@@ -25,7 +26,7 @@ const defaultRunDir = "/run/ublk-clone"
 
 // runDir is the folder that holds, for each clone NAME,
 //
-//	NAME.lock   locked (flock) by its daemon for as long as it lives
+//	NAME.lock   locked by its daemon for as long as it lives
 //	NAME.json   its definition
 //	NAME.sock   the control socket
 //	*.udev      what udev is told of its devices, called after them (engine_udev.go)
@@ -115,7 +116,8 @@ func (d runDir) store(def *definition) error {
 }
 
 // nameLock is held by the daemon of a clone. While it is, no other daemon of
-// that name starts; when the process is gone, it is free.
+// that name starts; when the process is gone, it is free. It is two locks: a record lock, which
+// others can ask for without taking anything, and a flock, by which releases before it know a daemon.
 type nameLock struct {
 	file *os.File
 	path string
@@ -130,8 +132,11 @@ func (d runDir) acquire(name string) (*nameLock, error) {
 		if err != nil {
 			return nil, d.fail("lock", path, err)
 		}
-		err = sys.FlockExclusive(int(f.Fd()))
-		if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = sys.LockRecord(int(f.Fd()))
+		if err == nil {
+			err = flockAside(int(f.Fd()))
+		}
+		if errors.Is(err, syscall.EWOULDBLOCK) || errors.Is(err, syscall.EACCES) {
 			f.Close()
 			return nil, nameTaken(name)
 		}
@@ -143,6 +148,20 @@ func (d runDir) acquire(name string) (*nameLock, error) {
 			return &nameLock{file: f, path: path}, nil
 		}
 		f.Close()
+	}
+}
+
+// asideLimit is how long those who look for a flock by taking a shared one may be in the way. With the record lock held
+// nobody of this release does that any more.
+const asideLimit = time.Second
+
+// flockAside takes the flock, which who only looks for it does not prevent.
+func flockAside(fd int) error {
+	for deadline := time.Now().Add(asideLimit); ; time.Sleep(5 * time.Millisecond) {
+		err := sys.FlockExclusive(fd)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
 	}
 }
 
@@ -162,13 +181,17 @@ func (l *nameLock) release() error {
 	return errors.Join(file.Remove(l.path), l.file.Close())
 }
 
-// alive says whether a daemon of that name holds the lock.
+// alive says whether a daemon of that name holds the lock. It takes a lock for a moment only where the record lock is
+// free, to find a daemon of an earlier release.
 func (d runDir) alive(name string) bool {
 	f, err := sys.Open(d.lock(name), os.O_RDWR, 0)
 	if err != nil {
 		return false
 	}
 	defer f.Close()
+	if locked, err := sys.RecordLocked(int(f.Fd())); err == nil && locked {
+		return true
+	}
 	return errors.Is(sys.FlockShared(int(f.Fd())), syscall.EWOULDBLOCK)
 }
 

@@ -6,9 +6,11 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
 func TestDefinitionsAreKept(t *testing.T) {
@@ -133,5 +135,55 @@ func TestFirstSettings(t *testing.T) {
 	d = definition{RegionSize: 1 << 30, Table: "0 8 clone", Settings: change{Threshold: &threshold}}
 	if s := d.firstSettings(); s.Batch != 1 || s.Threshold != 3 || s.ReadThrough {
 		t.Errorf("large regions by a table: %+v", s)
+	}
+}
+
+// TestNameLockBesideOnlookers: whoever looks whether a daemon lives, of this release or of the one before, does not keep a
+// daemon from its name.
+func TestNameLockBesideOnlookers(t *testing.T) {
+	dir := runDir(t.TempDir())
+	stop := make(chan struct{})
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer close(stop)
+	for range 4 {
+		group.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					dir.alive("c")
+				}
+			}
+		})
+	}
+	for range 300 {
+		l, err := dir.acquire("c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.release(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestNameLockOfEarlierRelease: a daemon that has only the flock has the name.
+func TestNameLockOfEarlierRelease(t *testing.T) {
+	dir := runDir(t.TempDir())
+	f, err := os.Create(dir.lock("c"))
+	if err == nil {
+		err = sys.FlockExclusive(int(f.Fd()))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if !dir.alive("c") {
+		t.Error("it is taken for dead")
+	}
+	if _, err := dir.acquire("c"); exit.Code(err) != exit.Busy {
+		t.Errorf("a second daemon: %v", err)
 	}
 }

@@ -9,12 +9,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
 // startLimit is how long a daemon may take to bring its clone up: opening a
@@ -34,7 +36,7 @@ const daemonCommand = "daemon"
 // the daemon's error; then the daemon has ended and nothing is left.
 func (d runDir) spawn(st start) (string, error) {
 	name := st.Definition.Name
-	log, err := os.OpenFile(d.log(name), st.logMode()|os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(d.log(name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil && st.Recover { // users wait, and can do without
 		log, err = os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	}
@@ -52,12 +54,12 @@ func (d runDir) spawn(st start) (string, error) {
 		return "", spawnError(name, err)
 	}
 	cmd := exec.Command(program, daemonCommand)
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles, cmd.Dir = log, log, []*os.File{w}, "/"
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = startWith(cmd, st)
+	err = startDaemon(cmd, st)
 	w.Close()
 	if err != nil {
-		return "", spawnError(name, errors.Join(err, d.forgetLog(st)))
+		return "", spawnError(name, err)
 	}
 	device, err := d.awaitReady(cmd, r, st)
 	if err == nil {
@@ -73,22 +75,6 @@ func (st *start) limit() time.Duration {
 		limit += leaveLimit + stopLimit
 	}
 	return limit
-}
-
-// logMode: to the log of a daemon that is to be replaced its successor adds.
-func (st *start) logMode() int {
-	if st.Replace {
-		return 0
-	}
-	return os.O_TRUNC
-}
-
-// forgetLog removes the log of a daemon whose error is about to be shown, unless it has been another's before.
-func (d runDir) forgetLog(st start) error {
-	if st.Replace {
-		return nil
-	}
-	return file.Remove(d.log(st.Definition.Name))
 }
 
 func spawnError(name string, err error) error {
@@ -136,7 +122,7 @@ func (d runDir) awaitReady(cmd *exec.Cmd, pipe *os.File, st start) (string, erro
 	if err != nil {
 		return "", spawnError(name, fmt.Errorf("it ended (%v) and said: %s", waitErr, d.tail(name, 5)))
 	}
-	return "", errors.Join(got.Error.err(), d.forgetLog(st))
+	return "", got.Error.err()
 }
 
 // endOf waits for the end of a daemon that has reported its error. One with a read of a device that hangs cannot end before
@@ -163,9 +149,13 @@ func (d runDir) giveUp(cmd *exec.Cmd, name string, limit time.Duration) error {
 func (p *program) runSpawned() error {
 	var st start
 	err := settle()
+	sys.CloseOnExec(readyFD)
 	pipe := os.NewFile(readyFD, "readiness pipe")
 	if err == nil {
 		st, err = readStart(os.Stdin)
+	}
+	if err == nil {
+		err = errors.Join(sys.ReplaceByNull(0), sys.SetLimits())
 	}
 	if err != nil {
 		return errors.Join(err, readiness{Error: toWire(err)}.report(pipe))
@@ -188,9 +178,6 @@ func (p *program) runSpawned() error {
 			log.Warn().Err(err).Msg("report to the command that started this daemon")
 		}
 	})
-	if err == nil && !d.keep { // else it may be the next daemon's by now
-		err = file.Remove(p.dir.log(st.Definition.Name))
-	}
 	return err
 }
 
@@ -198,7 +185,14 @@ func (p *program) runSpawned() error {
 // prints the device's path when the clone is up. differs is what the clone's
 // definition says otherwise than what it takes over.
 func (p *program) runForeground(st start, differs string) error {
-	if err := settle(); err != nil {
+	err := renew()
+	if err == nil {
+		err = settle()
+	}
+	if err == nil {
+		err = sys.ReplaceByNull(0)
+	}
+	if err != nil {
 		return err
 	}
 	writer := newAsyncWriter(os.Stderr)
@@ -213,7 +207,8 @@ func (p *program) runForeground(st start, differs string) error {
 		if err != nil {
 			return
 		}
-		if _, err := fmt.Fprintln(p.out, cmp.Or(st.Definition.layerPath(), device)); err != nil {
+		_, err = fmt.Fprintln(p.out, cmp.Or(st.Definition.layerPath(), device))
+		if err = errors.Join(err, sys.ReplaceByNull(1)); err != nil {
 			log.Warn().Err(err).Msg("print the device")
 		}
 	})
@@ -229,4 +224,44 @@ func readStart(r io.Reader) (start, error) {
 		return st, &exit.Error{Code: exit.Usage, Doing: "read the definition from standard input", Cause: err, Next: "Use `ublk-clone add`."}
 	}
 	return st, nil
+}
+
+// The log is the holder's of the name, who alone removes it: the loser of two starts has written to the winner's at most.
+// Nobody empties it at a start, because what a dead daemon has said last is what one wants to read.
+
+// ownLog sees to it that the log of a daemon that was started with one is the file that the name has. A daemon of that name
+// that ended meanwhile may have removed the one that was opened for this.
+func (d *daemon) ownLog() {
+	d.logged = isLog(os.Stderr, d.dir.log(d.start.Definition.Name))
+	if !d.logged {
+		return
+	}
+	_, err := d.dir.load(d.start.Definition.Name)
+	d.foundLog = err == nil // of a daemon that has died
+	f, err := os.OpenFile(d.dir.log(d.start.Definition.Name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		d.log.Warn().Err(err).Msg("open the log")
+		return
+	}
+	defer f.Close()
+	for fd := 1; fd <= 2; fd++ {
+		if err := sys.ReplaceBy(fd, int(f.Fd())); err != nil {
+			d.log.Warn().Err(err).Msg("open the log")
+		}
+	}
+}
+
+// isLog says whether a file was opened by that path, which may be another's by now, or nobody's.
+func isLog(f *os.File, path string) bool {
+	to, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	return err == nil && strings.TrimSuffix(to, " (deleted)") == path
+}
+
+// forgetLog removes the log when the clone has ended, or a start has failed that found no dead daemon. The name is still
+// locked.
+func (d *daemon) forgetLog() error {
+	if !d.logged || d.keep || d.foundLog {
+		return nil
+	}
+	return file.Remove(d.dir.log(d.start.Definition.Name))
 }

@@ -57,6 +57,7 @@ func (t tree) holders(st sys.Stat) []Holder {
 	all = append(all, t.stackHolders(st)...)
 	all = append(all, t.loopsOver(st)...)
 	all = append(all, t.swapHolders(u)...)
+	all = append(all, t.exportHolders(u)...)
 	return append(all, t.processHolders(u)...)
 }
 

@@ -111,6 +111,15 @@ func text(elem ...string) string {
 	return strings.TrimRight(string(b), "\n")
 }
 
+// linkTarget is what a link says, "" if it is none.
+func linkTarget(path string) string {
+	to, err := os.Readlink(path)
+	if err != nil {
+		return ""
+	}
+	return to
+}
+
 // number is the content of an attribute as a number, 0 if there is none.
 func number(elem ...string) int64 {
 	n, err := strconv.ParseInt(strings.TrimSpace(text(elem...)), 10, 64)

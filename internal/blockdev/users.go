@@ -200,23 +200,32 @@ func (t tree) usersOf(rdev uint64, dir string) (all []Holder) {
 // exporters are network targets of the kernel that have the device or file as a backing. Those open it without a lock.
 func (t tree) exporters(st sys.Stat, size int64) (all []Holder) {
 	b := t.base(st, size)
-	export := func(path, who string) {
-		back, err := t.stat(path)
+	for _, e := range t.exports() {
+		back, err := t.stat(e.path)
 		if err == nil && b.meets(t.spans(back, t.pathSize(back))) {
-			all = append(all, Holder{Kind: "export", Where: who})
+			all = append(all, e.holder())
 		}
 	}
+	return all
+}
+
+// export is what a network target of the kernel has open.
+type export struct{ path, who string }
+
+func (e export) holder() Holder { return Holder{Kind: "export", Where: e.who} }
+
+func (t tree) exports() (all []export) {
 	found, _ := filepath.Glob(filepath.Join(t.sys, "kernel/config/nvmet/subsystems/*/namespaces/*"))
 	for _, dir := range found {
 		if text(dir, "enable") == "1" {
 			subsystem := filepath.Base(filepath.Dir(filepath.Dir(dir)))
-			export(text(dir, "device_path"), "the NVMe target "+subsystem+", namespace "+filepath.Base(dir))
+			all = append(all, export{text(dir, "device_path"), "the NVMe target " + subsystem + ", namespace " + filepath.Base(dir)})
 		}
 	}
 	found, _ = filepath.Glob(filepath.Join(t.sys, "kernel/config/target/core/*/*"))
 	for _, dir := range found {
 		if text(dir, "enable") == "1" {
-			export(lioBacking(dir), "the SCSI target "+filepath.Base(filepath.Dir(dir))+"/"+filepath.Base(dir))
+			all = append(all, export{lioBacking(dir), "the SCSI target " + filepath.Base(filepath.Dir(dir)) + "/" + filepath.Base(dir)})
 		}
 	}
 	return all

@@ -128,6 +128,20 @@ func FlockWait(fd int) error {
 	return wrap("lock", retry(func() error { return unix.Flock(fd, unix.LOCK_EX) }))
 }
 
+// LockRecord takes the exclusive record lock of a whole file for the open description (fcntl(2), F_OFD_SETLK), or fails
+// at once with EAGAIN.
+func LockRecord(fd int) error {
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	return wrap("lock", unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lock))
+}
+
+// RecordLocked says whether another description has a record lock of the file. It takes none.
+func RecordLocked(fd int) (bool, error) {
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lock)
+	return lock.Type != unix.F_UNLCK, wrap("ask for a lock", err)
+}
+
 // FlockShared takes a shared flock of the description, or fails at once with
 // EWOULDBLOCK.
 func FlockShared(fd int) error { return flock(fd, unix.LOCK_SH) }

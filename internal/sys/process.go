@@ -72,3 +72,14 @@ func HungUp(conn *net.UnixConn) bool {
 	})
 	return err != nil || poll[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
 }
+
+// SameDescription says whether two descriptors lead to one open file description (kcmp(2)). It needs the right to trace
+// both processes.
+func SameDescription(pid1, fd1, pid2, fd2 int) (bool, error) {
+	const kcmpFile = 0
+	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid1), uintptr(pid2), kcmpFile, uintptr(fd1), uintptr(fd2), 0)
+	if errno != 0 {
+		return false, fmt.Errorf("kcmp: %w", errno)
+	}
+	return r == 0, nil
+}

@@ -1,0 +1,139 @@
+//go:build device
+
+package devicetest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// burdened runs the command from a shell that has twenty descriptors open, one of them a lock's and one the device's, and
+// another umask, limits, signals, nice value, CPU and environment than a daemon is to have.
+func (m *machine) burdened(folder, device string, args ...string) {
+	m.Helper()
+	script := `cd "$1"; device=$2; shift 2
+exec 27< <(exec sleep 1000 >/dev/null 2>&1)
+for i in $(seq 10 25); do eval "exec $i>file$i"; done
+exec 26>lock; flock 26
+[ -z "$device" ] || exec 28<"$device"
+umask 0; ulimit -n 100; ulimit -f 1000000; ulimit -c unlimited; ulimit -t 1000; trap '' TSTP USR1 HUP INT QUIT TERM
+export BURDEN=1 GOGC=7 LD_LIBRARY_PATH="$PWD"
+exec nice -n 7 taskset 1 "$@"`
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good: its signal mask is what the shell begins with
+		var set unix.Sigset_t
+		set.Val[0] = 1<<(syscall.SIGUSR2-1) | 1<<(syscall.SIGURG-1) | 1<<(syscall.SIGTERM-1)
+		_ = unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil)
+		cmd := exec.Command("bash", append([]string{"-c", script, "bash", folder, device, command}, args...)...)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		m.Fatal(err)
+	}
+}
+
+// procField is a line of a file of /proc that begins so.
+func procField(m *machine, path, name string) string {
+	for line := range strings.Lines(m.readFile(path)) {
+		if rest, ok := strings.CutPrefix(line, name); ok {
+			return strings.Join(strings.Fields(rest), " ")
+		}
+	}
+	return ""
+}
+
+// freeOfBurden looks at what a daemon has.
+func (m *machine) freeOfBurden(what string, pid int, folder string) {
+	m.Helper()
+	proc := filepath.Join("/proc", strconv.Itoa(pid))
+	fds, _ := filepath.Glob(proc + "/fd/*")
+	for _, fd := range fds {
+		to, _ := os.Readlink(fd)
+		if n, _ := strconv.Atoi(filepath.Base(fd)); strings.HasPrefix(to, folder) || strings.HasPrefix(to, "/dev/ublkb") || n == 0 && to != "/dev/null" || n > 2 && strings.HasPrefix(to, "pipe:") {
+			m.Errorf("%s: descriptor %s leads to %s", what, filepath.Base(fd), to)
+		}
+	}
+	for name, want := range map[string]string{"Umask:": "0077", "Cpus_allowed:": procField(m, "/proc/self/status", "Cpus_allowed:")} {
+		if got := procField(m, proc+"/status", name); got != want {
+			m.Errorf("%s: %s %s, want %s", what, name, got, want)
+		}
+	}
+	threads, _ := filepath.Glob(proc + "/task/*/status")
+	for _, status := range threads {
+		if blocked := procField(m, status, "SigBlk:"); blocked != "0000000000000000" {
+			m.Errorf("%s: %s: blocked signals %s", what, status, blocked)
+		}
+	}
+	const mayIgnore = 1<<(syscall.SIGHUP-1) | 1<<(syscall.SIGPIPE-1)
+	if ignored, err := strconv.ParseUint(procField(m, proc+"/status", "SigIgn:"), 16, 64); err != nil || ignored&^mayIgnore != 0 {
+		m.Errorf("%s: ignored signals %x, %v", what, ignored, err)
+	}
+	for name, want := range map[string]string{"Max file size": "unlimited unlimited bytes", "Max open files": "4096 4096 files", "Max core file size": "0 0 bytes", "Max cpu time": "unlimited unlimited seconds"} {
+		if got := procField(m, proc+"/limits", name); got != want {
+			m.Errorf("%s: %s is %s", what, name, got)
+		}
+	}
+	for _, v := range []string{"BURDEN", "GOGC", "LD_LIBRARY_PATH"} {
+		if strings.Contains("\x00"+m.readFile(proc+"/environ"), "\x00"+v+"=") {
+			m.Errorf("%s: %s is in its environment", what, v)
+		}
+	}
+	if nice, err := unix.Getpriority(unix.PRIO_PROCESS, pid); err != nil || nice != 20 { // 20 - nice value
+		m.Errorf("%s: nice value %d, %v", what, 20-nice, err)
+	}
+	if cwd, _ := os.Readlink(proc + "/cwd"); cwd != "/" {
+		m.Errorf("%s: it is in %s", what, cwd)
+	}
+	if o := m.try("flock", "-n", filepath.Join(folder, "lock"), "true"); o.code != 0 {
+		m.Errorf("%s: the lock is held", what)
+	}
+}
+
+// TestNothingInherited: a daemon has nothing of the shell that has started it.
+func TestNothingInherited(t *testing.T) {
+	c, _ := smallClone(t, "--no-hydration")
+	m := c.m
+	folder := m.TempDir()
+	c.del()
+	m.burdened(folder, "", append([]string{"add", c.name}, c.args...)...)
+	s := c.status()
+	c.path = s.Device
+	m.freeOfBurden("add", s.PID, folder)
+	c.end(syscall.SIGKILL)
+	m.burdened(folder, c.path, "recover", c.name)
+	m.freeOfBurden("recover", c.status().PID, folder)
+	m.burdened(folder, c.path, "restart", c.name)
+	m.freeOfBurden("restart", c.status().PID, folder)
+	c.del() // nobody has it open
+
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		m.burdened(folder, "", append([]string{"add", c.name, "--foreground"}, c.args...)...)
+	}()
+	m.waitFor(cleanLimit, "the clone in the foreground", func() error {
+		if o := m.try(command, "status", c.name, "-o", "dm"); o.code != 0 {
+			return os.ErrNotExist
+		}
+		return nil
+	})
+	s = c.status()
+	c.path = s.Device
+	m.freeOfBurden("add --foreground", s.PID, folder)
+	c.del()
+	<-ended
+}
