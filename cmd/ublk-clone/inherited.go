@@ -63,9 +63,7 @@ func startDaemon(cmd *exec.Cmd, v any) error {
 	if err := sys.KeepDescriptors(); err != nil {
 		return err
 	}
-	if err := sys.SetLimits(); err != nil {
-		return err
-	}
+	_ = sys.SetLimits() // runSpawned says what may not be raised
 	return sys.OnFreshThread(daemonUmask, false, func() error { return startWith(cmd, v) })
 }
 
@@ -82,12 +80,11 @@ func renew() error {
 		prefixes = keptInUnit
 	}
 	env := append(selectEnv(os.Environ(), prefixes), renewedEnv+"="+strconv.Itoa(os.Getpid()))
-	err := sys.KeepDescriptors()
-	if err == nil && !unit {
-		err = sys.SetLimits()
-	}
-	if err != nil {
+	if err := sys.KeepDescriptors(); err != nil {
 		return err
+	}
+	if !unit {
+		_ = sys.SetLimits() // what may not be raised stays
 	}
 	return sys.OnFreshThread(daemonUmask, unit, func() error { return sys.ExecWith(os.Args, env) })
 }

@@ -155,7 +155,7 @@ func (p *program) runSpawned() error {
 		st, err = readStart(os.Stdin)
 	}
 	if err == nil {
-		err = errors.Join(sys.ReplaceByNull(0), sys.SetLimits())
+		err = sys.ReplaceByNull(0)
 	}
 	if err != nil {
 		return errors.Join(err, readiness{Error: toWire(err)}.report(pipe))
@@ -170,6 +170,9 @@ func (p *program) runSpawned() error {
 	defer writer.close(time.Second)
 	log := newLog(os.Stderr, writer)
 	d := newDaemon(p.dir, st, p.newEngine(st, log), log)
+	if err := sys.SetLimits(); err != nil {
+		d.engine.warn("the daemon has limits of whoever started it: %v", err)
+	}
 	if err := enterScope(st.Definition.Name); err != nil {
 		d.engine.warn("the daemon is killed when the unit or session that has started it ends: %v", err)
 	}
