@@ -42,6 +42,9 @@ func (i Info) Served() bool {
 	return i.State == StateLive && processLives(i.ServerPID)
 }
 
+// ServerLives says that the process that is or was the device's server lives, whatever state the device is in.
+func (i Info) ServerLives() bool { return processLives(i.ServerPID) }
+
 // recoverable: the driver keeps the device, without a server, for the next one.
 func (i Info) recoverable() bool {
 	return i.State == StateQuiesced || i.State == StateFailIO

@@ -52,6 +52,9 @@ func (p *program) add(c *cli.Context) error {
 			return err
 		}
 	}
+	if !there {
+		p.collect()
+	}
 	switch {
 	case there:
 	case c.Bool("foreground"):

@@ -253,9 +253,12 @@ func (p *program) pruneCommand() *cli.Command {
 		Name: "prune", Usage: "delete the block devices of clones whose daemons are dead", Action: p.prune,
 		Description: `Metadata, destination and the map of what was written stay: the same add goes on
 where it was. Devices of others are not touched, and those that somebody has open
-only with --force: he gets errors then.`,
+only with --force: its user gets errors then. What else killed daemons have left
+goes too: devices that were never started, logs and locks of names without a
+clone, and maps that no metadata needs. --force also removes the maps of clones
+that are gone, and says what is lost by that.`,
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "force", Usage: "also from under their users"},
+			&cli.BoolFlag{Name: "force", Usage: "also from under their users, and the maps of clones that are gone"},
 			outputFlag("json (errors)"),
 		},
 	}

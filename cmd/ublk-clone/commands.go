@@ -76,7 +76,9 @@ func (p *program) del(c *cli.Context) error {
 			return err
 		}
 	}
-	return p.delDead(def, clearing{force: c.Bool("force"), wait: wait})
+	err = p.delDead(def, clearing{force: c.Bool("force"), wait: wait})
+	p.collect()
+	return err
 }
 
 // resumeLimit is for a repair of the metadata, which reads and writes all of them.

@@ -37,6 +37,8 @@ func newFakeEngine() *fakeEngine {
 	return &fakeEngine{log: newEventLog("c", zerolog.Nop()), path: "/dev/ublkb7"}
 }
 
+func (e *fakeEngine) opens() []step                       { return nil }
+func (e *fakeEngine) mark() uint64                        { return 0 }
 func (e *fakeEngine) steps() []step                       { return nil }
 func (e *fakeEngine) top() []step                         { return nil }
 func (e *fakeEngine) device() string                      { return e.path }

@@ -21,8 +21,11 @@ import (
 
 // engine is the clone that a daemon runs, as the rest of the daemon sees it.
 type engine interface {
-	// steps bring the clone up, from opening its devices to a usable block
-	// device, and take it down.
+	// opens open the clone's devices and take them back. When they are done mark is known.
+	opens() []step
+	// mark is what the driver is to keep of the clone, to know its block device by.
+	mark() uint64
+	// steps bring the clone up from there to a usable block device, and take it down.
 	steps() []step
 	// top is what lies over the block device: a dead daemon's is found by the definition, which is complete by then.
 	top() []step
@@ -122,7 +125,10 @@ func newDaemon(dir runDir, st start, e engine, log zerolog.Logger) *daemon {
 //	     is still the clone that was meant
 //	3    write the definition
 //	4    control socket, which tells how far the start is
-//	5..  the engine's: devices, region map, core, block device
+//	5..  the engine's: its devices
+//	     write the mark of the block device into the definition, before there is one: whoever finds the daemon dead
+//	     knows by it what is left
+//	     the engine's: region map, core, block device
 //	     complete the definition, for whoever finds the daemon dead
 //	     what lies over the block device
 //	last serve all control requests
@@ -165,6 +171,8 @@ func (d *daemon) list() []step {
 		},
 		undo: func() error { return d.server.listener.Close() },
 	})
+	list = append(list, d.engine.opens()...)
+	list = append(list, step{name: "write the mark", do: func(context.Context) error { return d.writeMark() }})
 	list = append(list, d.engine.steps()...)
 	list = append(list, step{
 		name: "complete the definition",
@@ -186,6 +194,20 @@ func (d *daemon) list() []step {
 			do:   func(context.Context) error { d.enter(phaseUp); return nil },
 			undo: func() error { d.enter(phaseStopping); return nil },
 		})
+}
+
+// writeMark leaves a definition as it is that has it, as at a recovery.
+func (d *daemon) writeMark() error {
+	whole := d.start.Definition
+	if whole.Mark == d.engine.mark() {
+		return nil
+	}
+	whole.Mark = d.engine.mark()
+	err := d.storeAgain(&whole)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.start.Definition = whole
+	return err
 }
 
 // storeAgain writes the definition. A recovery finds one that is nearly the same, and is not kept from serving by a full

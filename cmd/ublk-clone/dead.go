@@ -38,8 +38,7 @@ type remains struct {
 // findRemains looks for the device that a dead daemon has left. It opens no device but the driver's own, so that
 // it does not wait for the daemon that is not there.
 func findRemains(def *definition) (*remains, error) {
-	id, err := def.deviceID()
-	if err != nil {
+	if def.Mark == 0 {
 		return nil, errNoRemains // it never had one
 	}
 	control, err := ublk.OpenControl()
@@ -50,48 +49,50 @@ func findRemains(def *definition) (*remains, error) {
 		return nil, driverError("open the ublk driver", err)
 	}
 	r := &remains{control: control}
-	if err := r.look(id, def.Mark); err != nil {
+	if err := r.find(def); err != nil {
 		return nil, errors.Join(err, control.Close())
 	}
 	return r, nil
 }
 
-// orphans are the devices of dead daemons that no definition knows of any more: what is served by nobody and
-// bears the mark of a live map. None is recoverable by name.
+// orphans are the devices of dead daemons that no definition knows of any more, and that bear the mark of a live map:
+// those whose users wait, and those that were never started. None is recoverable by name.
 func (d runDir) orphans() (all []definition, err error) {
 	uuids, err := livemap.List(liveMaps)
 	if err != nil || len(uuids) == 0 {
 		return nil, err
 	}
-	control, err := ublk.OpenControl()
-	if errors.Is(err, ublk.ErrNoDriver) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, driverError("open the ublk driver", err)
-	}
-	defer control.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), deadLimit)
-	defer cancel()
-	infos, err := control.ListDevices(ctx)
-	for _, info := range infos {
+	err = d.ourDevices(func(_ *ublk.Control, info ublk.Info) error {
 		waits := info.State == ublk.StateQuiesced || info.State == ublk.StateFailIO
-		ours := slices.ContainsFunc(uuids, func(uuid [16]byte) bool { return markOf(uuid) == info.Private })
-		if path := ublk.BlockPath(info.ID); waits && ours && !d.knows(path) {
+		defined, err := d.definedMarks()
+		if path := ublk.BlockPath(info.ID); err == nil && (waits || unstarted(info)) && !slices.Contains(defined, info.Private) {
 			all = append(all, definition{Name: path, Device: path, Mark: info.Private})
 		}
-	}
-	return all, driverError("list the ublk devices", err)
+		return err
+	})
+	return all, err
 }
 
-// knows says whether a clone has that block device.
-func (d runDir) knows(path string) bool {
-	names, err := d.names()
-	return err != nil || slices.ContainsFunc(names, func(name string) bool {
-		def, err := d.load(name)
-		return err != nil || def.Device == path
-	})
+// find looks at the number that the definition has. A daemon that was killed before it had written that left its mark.
+func (r *remains) find(def *definition) error {
+	if id, err := def.deviceID(); err == nil {
+		return r.look(id, def.Mark)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
+	defer cancel()
+	infos, err := r.control.ListDevices(ctx)
+	if i := slices.IndexFunc(infos, func(info ublk.Info) bool { return info.Private == def.Mark }); i >= 0 {
+		r.info = infos[i]
+		return nil
+	}
+	if err != nil {
+		return driverError("list the ublk devices", err)
+	}
+	return errNoRemains
 }
+
+// path is the block device's.
+func (r *remains) path() string { return ublk.BlockPath(r.info.ID) }
 
 func (r *remains) look(id int, mark uint64) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
@@ -108,7 +109,7 @@ func (r *remains) look(id int, mark uint64) (err error) {
 
 // holders are those who have the device open. To find them takes a look at every process.
 func (r *remains) holders() ([]blockdev.Holder, error) {
-	holders, err := users(ublk.BlockPath(r.info.ID), r.info.Private)
+	holders, err := users(r.path(), r.info.Private)
 	if errors.Is(err, syscall.ENOENT) { // stopped, and not deleted yet
 		err = nil
 	}
@@ -138,7 +139,7 @@ func (r *remains) remove() error {
 	if errors.Is(err, syscall.ENODEV) {
 		return nil
 	}
-	return driverError("delete "+ublk.BlockPath(r.info.ID), err)
+	return driverError("delete "+r.path(), err)
 }
 
 // clearing is how what a dead daemon has left is removed.
@@ -186,7 +187,7 @@ func tryRemoveDead(def *definition, force bool) error {
 func (r *remains) unused(def *definition) error {
 	holders, err := r.holders()
 	if err == nil && len(holders) > 0 {
-		err = heldError(def.Device, holders)
+		err = heldError(r.path(), holders)
 		err.(*exit.Error).Next = "Its daemon is dead, they wait: `ublk-clone recover " + def.Name + "` lets them go on; --force gives them errors."
 	}
 	return err
@@ -209,8 +210,8 @@ func (p *program) clearDead(def *definition, c clearing) error {
 
 // forget removes what the daemon of a clone has left in the folder, the definition last.
 func (d runDir) forget(def *definition) error {
-	err := d.forgetUdev(def, def.Device)
-	for _, path := range []string{d.socket(def.Name), d.log(def.Name), d.definition(def.Name)} {
+	err := d.forgetUdev(def)
+	for _, path := range []string{d.socket(def.Name), d.log(def.Name), d.definition(def.Name) + ".new", d.definition(def.Name)} {
 		err = errors.Join(err, file.Remove(path))
 	}
 	return err
@@ -240,6 +241,9 @@ func (p *program) examine(st *cloneStatus, def *definition) {
 		return
 	}
 	r, err := findRemains(def)
+	if err == nil && r.info.State == ublk.StateDead { // nobody can have it open
+		err = errors.Join(errNoRemains, r.control.Close())
+	}
 	switch {
 	case errors.Is(err, errNoRemains):
 		st.Reason = "Its daemon is dead, and has left no block device. What was acknowledged is not lost."
@@ -251,7 +255,7 @@ func (p *program) examine(st *cloneStatus, def *definition) {
 	}
 	st.Holders, err = r.holders()
 	err = errors.Join(err, r.control.Close())
-	st.Reason = fmt.Sprintf("Its daemon is dead. %s waits for the next one, %s. What was acknowledged is not lost.", def.Device, heldText(st.Holders))
+	st.Reason = fmt.Sprintf("Its daemon is dead. %s waits for the next one, %s. What was acknowledged is not lost.", r.path(), heldText(st.Holders))
 	st.Action = "`ublk-clone recover " + def.Name + "` brings it back; " + p.dir.log(def.Name) + " says how the daemon ended."
 	if err != nil {
 		st.Warnings = append(st.Warnings, err.Error())

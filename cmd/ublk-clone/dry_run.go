@@ -284,14 +284,9 @@ func (e *cloneEngine) tryDevice() (ublk.Features, error) {
 		has, err := ublk.Try(e.control, e.deviceOptions())
 		return has, driverError("add the block device", err)
 	}
-	id, err := e.start.Definition.deviceID()
-	if err != nil {
-		return ublk.Features{}, err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
-	defer cancel()
-	info, err := e.control.GetDevInfo(ctx, id)
-	return info.Features, driverError("examine "+ublk.BlockPath(id), err)
+	r := remains{control: e.control}
+	err := r.find(&e.start.Definition)
+	return r.info.Features, err
 }
 
 // mapNow is the region map as the next daemon would find it, in memory of its own.

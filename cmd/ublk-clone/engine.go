@@ -117,11 +117,16 @@ func (e *cloneEngine) changed() {
 // so that no thread brings back a mode that another one has made worse (I10).
 func (e *cloneEngine) keepState(m clone.Mode, flushLost bool) { e.live.SetState(uint8(m), flushLost) }
 
+// opens end with the metadata read, which says who the clone is.
+func (e *cloneEngine) opens() []step {
+	look := step{name: "look at the device-mapper device", do: e.openLayer, undo: e.closeLayer}
+	return append([]step{look}, e.openSteps()...)
+}
+
 // steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then the
 // hydrator, then the last commit and the clean mark, then the device number, then files and locks.
 func (e *cloneEngine) steps() []step {
-	look := step{name: "look at the device-mapper device", do: e.openLayer, undo: e.closeLayer}
-	return append(append([]step{look}, e.openSteps()...), []step{
+	return []step{
 		{name: "open the driver", do: e.openDriver, undo: func() error { return e.control.Close() }},
 		{name: "add the device", do: e.addDevice, undo: e.deleteDevice, limit: teardownLimit},
 		{name: "load the region map and lock the memory", do: e.loadMap, undo: e.freeMemory},
@@ -132,7 +137,7 @@ func (e *cloneEngine) steps() []step {
 		{name: "watch for events", do: e.startWatcher, undo: func() error { e.watcher.stop(); return nil }, limit: teardownLimit},
 		{name: "start hydration", do: e.startHydration, undo: func() error { return e.background.stop() }, limit: teardownLimit},
 		{name: "start the device", do: e.startDevice, undo: e.stopDevice, limit: teardownLimit},
-	}...)
+	}
 }
 
 // top is the layer.

@@ -140,6 +140,7 @@ func (e *cloneEngine) newLive(sb *metadata.Superblock, boot metadata.UUID, nr ui
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "make the live map in", Object: liveMaps, Cause: err, Next: "It takes memory: free some."}
 	}
+	m.SetMetadata(e.start.Definition.Metadata)
 	e.live = liveMap{Map: m, session: id.Session, ended: true}
 	return nil
 }

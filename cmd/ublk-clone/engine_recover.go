@@ -18,17 +18,17 @@ import (
 func (e *cloneEngine) keepDevice(keep bool) { e.keep = keep }
 
 // takeOverDevice finds the device that a dead daemon has left. It is not touched before startDevice.
-func (e *cloneEngine) takeOverDevice() error {
+func (e *cloneEngine) takeOverDevice() (err error) {
 	def := &e.start.Definition
-	id, err := def.deviceID()
-	if err != nil {
-		return err
-	}
 	if def.Mark != e.mark() {
 		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: errors.New("these are not the metadata that its last daemon had"),
 			Next: "Nothing was written. Bring the right ones back to " + def.Metadata + "."}
 	}
-	e.dev, err = ublk.Recover(e.control, id, ublk.Options{Private: def.Mark, Tokens: queueOps(def.QueueDepth), RecoverTime: e.fenceTime()})
+	r := remains{control: e.control}
+	if err := r.find(def); err != nil {
+		return &exit.Error{Code: exit.Code(err), Doing: "recover", Object: def.Name, Cause: err, Next: "The same `ublk-clone add` goes on where it was."}
+	}
+	e.dev, err = ublk.Recover(e.control, r.info.ID, ublk.Options{Private: def.Mark, Tokens: queueOps(def.QueueDepth), RecoverTime: e.fenceTime()})
 	if err != nil {
 		return driverError("recover the block device", err)
 	}

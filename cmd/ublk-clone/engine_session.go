@@ -17,6 +17,7 @@ import (
 // beginSession clears the clean mark, and flushes that, before the first request is answered (I6), and
 // starts the committer.
 func (e *cloneEngine) beginSession(context.Context) error {
+	e.live.SetLife(livemap.LifeBegun)
 	if !e.live.taken { // else readMap has done it, or the live map stands in
 		// If this fails the superblock may say all the same that the session has begun, and the next daemon asks for its
 		// live map. (What a failed start has created is removed, and the map with it.)
@@ -157,5 +158,8 @@ func (e *cloneEngine) endSession() error {
 		return metaError("commit to", e.start.Definition.Metadata, fmt.Errorf("no clean mark is set: %w", err))
 	}
 	e.live.ended = !e.keep
+	if e.live.ended {
+		e.live.SetLife(livemap.LifeEnded)
+	}
 	return e.faultIfFinished(7)
 }

@@ -55,33 +55,27 @@ func announce(path string) error {
 	return err
 }
 
-// forgetUdev removes the files of a clone.
-func (d runDir) forgetUdev(def *definition, device string) (err error) {
-	if device != "" {
-		err = file.Remove(d.udevFile(kernelName(device)))
-	}
-	if def.DM != "" {
-		err = errors.Join(err, file.Remove(d.layerUdevFile(def.DM)))
-	}
-	return errors.Join(err, d.forgetDest(def))
-}
-
-// forgetDest goes by what the files say: the destination may have lost the name that the kernel had for it, or never had one
-// and be called like the device of another clone.
-func (d runDir) forgetDest(def *definition) (err error) {
-	files, _ := filepath.Glob(filepath.Join(string(d), "dest-*.udev")) // the pattern is right
+// forgetUdev removes the files of a clone. It goes by what they say: a daemon that was killed may not have written down
+// which device it had, and the destination may have lost the name that the kernel had for it, or never had one and be
+// called like the device of another clone.
+func (d runDir) forgetUdev(def *definition) (err error) {
+	files, _ := filepath.Glob(filepath.Join(string(d), "*.udev*")) // the pattern is right; and what was being written
 	for _, path := range files {
 		said, errRead := os.ReadFile(path)
 		if errors.Is(errRead, fs.ErrNotExist) { // another clone's, which has ended meanwhile
 			continue
 		}
-		if errRead == nil && string(said) == destLines(def)+"\n" {
+		first, _, _ := strings.Cut(string(said), "\n")
+		if errRead == nil && (first == nameLine(def) || string(said) == destLines(def)+"\n") {
 			errRead = file.Remove(path)
 		}
 		err = errors.Join(err, errRead)
 	}
 	return err
 }
+
+// nameLine is the first line of what udev is told of the block device, or of the layer over it.
+func nameLine(def *definition) string { return "UBLK_CLONE_NAME=" + def.Name }
 
 // nameForUdev comes before the device is there for others, so that the first event finds it. Without udev there is only
 // the kernel's name. The destination is looked at again when a daemon closes it.
@@ -109,7 +103,7 @@ func destLines(def *definition) string {
 // tellName tells of the block device and of the layer over it. What a layer hides is never searched: the layer is.
 func (e *cloneEngine) tellName() error {
 	dir, def := theRunDir(), &e.start.Definition
-	device, name := dir.udevFile(kernelName(e.device())), "UBLK_CLONE_NAME="+def.Name
+	device, name := dir.udevFile(kernelName(e.device())), nameLine(def)
 	top := name
 	if e.core.Complete() {
 		top += "\nUBLK_CLONE_COMPLETE=1"
@@ -137,5 +131,5 @@ func (e *cloneEngine) unnameForUdev() error {
 	if e.keep {
 		return nil
 	}
-	return theRunDir().forgetUdev(&e.start.Definition, e.device())
+	return theRunDir().forgetUdev(&e.start.Definition)
 }

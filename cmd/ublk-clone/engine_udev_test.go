@@ -21,7 +21,7 @@ func TestForgetUdevTogether(t *testing.T) {
 				t.Fatal(err)
 			}
 			all.Go(func() {
-				if err := dir.forgetUdev(def, ""); err != nil {
+				if err := dir.forgetUdev(def); err != nil {
 					t.Error(err)
 				}
 			})
@@ -35,8 +35,8 @@ func TestForgetUdev(t *testing.T) {
 	dir := runDir(t.TempDir())
 	def := &definition{Name: "a", Dest: "/dev/disk/by-id/gone", DM: "layer"} // which led to sdy
 	files := []string{dir.udevFile("ublkb7"), dir.layerUdevFile("layer"), dir.destUdevFile("/dev/sdy")}
-	for _, f := range files {
-		if err := tellUdev(f, destLines(def)); err != nil {
+	for i, lines := range []string{nameLine(def), nameLine(def) + "\nUBLK_CLONE_COMPLETE=1", destLines(def)} {
+		if err := tellUdev(files[i], lines); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -44,7 +44,7 @@ func TestForgetUdev(t *testing.T) {
 		{Name: "b", Dest: filepath.Join(t.TempDir(), "sdy")},    // a file that is called like a's destination
 		{Name: "b", Dest: filepath.Join(t.TempDir(), "ublkb7")}, // and one like its device
 	} {
-		if err := dir.forgetUdev(other, "/dev/ublkb8"); err != nil {
+		if err := dir.forgetUdev(other); err != nil {
 			t.Error(err)
 		}
 	}
@@ -53,7 +53,7 @@ func TestForgetUdev(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := dir.forgetUdev(def, "/dev/ublkb7"); err != nil {
+	if err := dir.forgetUdev(def); err != nil {
 		t.Error(err)
 	}
 	for _, f := range files {

@@ -14,16 +14,26 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
-// faultEnv is the number of the step, from 1, behind which a start fails.
+// faultEnv is the number of the step, from 1, behind which a start fails; after "die" the daemon is killed there.
 const faultEnv = "UBLK_CLONE_FAULT"
 
-// fault makes step k of a start fail, after it was done.
+// fault makes step k of a start go wrong, after it was done.
 func fault(k int) error {
 	file.Passed("start "+strconv.Itoa(k), "")
-	if os.Getenv(faultEnv) == strconv.Itoa(k) {
-		return fmt.Errorf("fault behind step %d, as %s asks", k, faultEnv)
+	step, dies := strings.CutPrefix(os.Getenv(faultEnv), "die ")
+	if step != strconv.Itoa(k) {
+		return nil
 	}
-	return nil
+	if dies {
+		die()
+	}
+	return fmt.Errorf("fault behind step %d, as %s asks", k, faultEnv)
+}
+
+// die ends the process as nothing can prevent.
+func die() {
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {}
 }
 
 // finishEnv is where a finish goes wrong: "die N" kills the daemon behind step N of engine_finish.go, "fail N M" makes these
@@ -40,8 +50,7 @@ func faultAt(k int) error {
 		return nil
 	}
 	if words[0] == "die" {
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
+		die()
 	}
 	if _, before := finishFailed.LoadOrStore(k, true); before {
 		return nil
@@ -63,7 +72,6 @@ var deadlyByte = func() int64 {
 // deadly is asked of every request, by its place in bytes.
 func deadly(off, length int64) {
 	if off <= deadlyByte && deadlyByte < off+length {
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
+		die()
 	}
 }

@@ -170,14 +170,23 @@ func (p *preflight) metadata() error {
 	return err
 }
 
+// lookAtMetadata opens metadata that may be in use, for a look at the superblock.
+func lookAtMetadata(path string) (*blockdev.MetadataFile, error) {
+	d, err := blockdev.Peek(blockdev.Metadata, path, metadata.BlockSize)
+	if err != nil {
+		return nil, err
+	}
+	m, err := blockdev.NewMetadataFile(d)
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return m, nil
+}
+
 func (p *preflight) lookAtMetadata() error {
-	d, err := blockdev.Peek(blockdev.Metadata, p.def.Metadata, metadata.BlockSize)
+	meta, err := lookAtMetadata(p.def.Metadata)
 	if err != nil {
 		return err
-	}
-	meta, err := blockdev.NewMetadataFile(d)
-	if err != nil {
-		return errors.Join(err, d.Close())
 	}
 	defer meta.Close()
 	if p.sb, err = metadata.Peek(meta); err != nil {
@@ -186,9 +195,9 @@ func (p *preflight) lookAtMetadata() error {
 	if !p.sound() {
 		return nil
 	}
-	err = p.isHeld(d)
+	err = p.isHeld(meta.Device)
 	_, boot, errBoot := identities()
-	readOnly, errRead := d.ReadOnly()
+	readOnly, errRead := meta.ReadOnly()
 	switch {
 	case errors.Join(err, errBoot, errRead) != nil:
 		err = errors.Join(err, errBoot, errRead)

@@ -168,7 +168,8 @@ func (p *program) continued(st start) (start, error) {
 	return start{Definition: *there, Open: true, Recover: true}, nil
 }
 
-// prune is the command: it deletes the devices that nobody serves, of clones that were made here.
+// prune is the command: it deletes the devices that nobody serves, of clones that were made here, and what else killed
+// daemons have left (collect.go).
 func (p *program) prune(c *cli.Context) error {
 	if _, err := words(c, 0, 0); err != nil {
 		return err
@@ -180,7 +181,9 @@ func (p *program) prune(c *cli.Context) error {
 		return err
 	}
 	how := clearing{force: c.Bool("force")}
-	names, err := p.dir.names()
+	abandoned, err := p.dir.abandonedMaps()
+	names, errNames := p.dir.names()
+	err = errors.Join(err, errNames)
 	for _, name := range names {
 		def, loadErr := p.dir.load(name)
 		if loadErr == nil && !p.dir.alive(name) {
@@ -191,7 +194,12 @@ func (p *program) prune(c *cli.Context) error {
 	for _, def := range orphans {
 		err = errors.Join(err, p.pruned(def.Name, removeDead(&def, how)))
 	}
-	return errors.Join(err, listErr)
+	err = errors.Join(err, listErr, p.dir.strayFiles())
+	if how.force {
+		err = errors.Join(err, p.giveUpMaps(abandoned))
+	}
+	p.collect()
+	return err
 }
 
 // pruned prints what is gone.

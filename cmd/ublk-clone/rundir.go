@@ -30,7 +30,7 @@ const defaultRunDir = "/run/ublk-clone"
 //	NAME.json   its definition
 //	NAME.sock   the control socket
 //	*.udev      what udev is told of its devices, called after them (engine_udev.go)
-//	NAME.log    what the daemon logged; kept after a failure
+//	NAME.log    what the daemon logged; kept after a failure, until prune
 type runDir string
 
 func theRunDir() runDir {

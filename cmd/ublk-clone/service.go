@@ -235,6 +235,7 @@ func (p *program) unitPrepare(c *cli.Context) error {
 	if err := sys.DoInInitMounts(func() error { return livemap.Mount(liveMaps) }); err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "prepare the live maps", Object: liveMaps, Cause: err}
 	}
+	p.collect()
 	return p.endFinish(name)
 }
 

@@ -17,7 +17,7 @@
 // before the file gets its name and never changed. The state changes while the clone runs, each word of it by
 // one atomic store: the sequence of the last commit, the mode, whether a flush of the destination failed, whether
 // all that the metadata hold has been loaded, which copy of the superblock counts,
-// and the number of the last event.
+// the number of the last event, how far the session has come (Life), and the path of the metadata.
 //
 // # Without the metadata
 //
@@ -36,6 +36,12 @@
 //	the same session, commits not older      the file's marks count, durable or not
 //	another session, or metadata older       neither can be believed: refused (Open says which)
 //	no file                                  marks may be lost: the caller decides
+//
+// # Who removes it
+//
+// A daemon at the end of its session. One that was killed leaves its map to the next, which the metadata asks for. If no
+// clone is left, the metadata may have no need of it: Collect removes such maps, and goes by Life, the metadata and what
+// its caller knows of clones and devices.
 //
 // # Memory
 //

@@ -81,6 +81,8 @@ type words struct {
 	// Of version 2 from here on, and 0 where a daemon of before has made the map.
 	zeros     atomic.Uint32 // there are bits beside the map (zeros.go)
 	loadedToo atomic.Uint32 // as loaded, with those bits
+
+	life atomic.Uint32 // a Life
 }
 
 // Map is an open file.
@@ -142,35 +144,50 @@ func List(dir string) (uuids [][16]byte, err error) {
 		return nil, fmt.Errorf("list live maps: %w", err)
 	}
 	for _, path := range paths {
-		uuid, err := hex.DecodeString(strings.TrimSuffix(filepath.Base(path), ".map"))
-		if err == nil && len(uuid) == 16 {
-			uuids = append(uuids, [16]byte(uuid))
+		if uuid, ok := uuidOf(path); ok {
+			uuids = append(uuids, uuid)
 		}
 	}
 	return uuids, nil
 }
 
-// Create makes an empty map; one that was there is replaced. It has its name only when it is complete.
+// uuidOf reads the name of a map.
+func uuidOf(path string) (uuid [16]byte, ok bool) {
+	b, err := hex.DecodeString(strings.TrimSuffix(filepath.Base(path), ".map"))
+	if err != nil || len(b) != len(uuid) {
+		return uuid, false
+	}
+	return [16]byte(b), true
+}
+
+// Create makes an empty map, LifeMade; one that was there is replaced. It has its name only when it is complete.
 func Create(dir string, id Identity, st State) (*Map, error) {
 	path := Path(dir, id.UUID)
-	m, err := create(path+".new", id, st)
+	m, err := create(path+newSuffix, id, st)
 	if err != nil {
 		return nil, fmt.Errorf("make live map %s: %w", path, err)
 	}
-	if err := os.Rename(path+".new", path); err != nil {
+	m.words.life.Store(uint32(LifeMade))
+	err = withNames(dir, func() error { return os.Rename(path+newSuffix, path) })
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make live map: %w", err), m.Remove(), m.Close())
 	}
 	m.path = path
 	return m, nil
 }
 
+// newSuffix is behind the name of a map that is being made.
+const newSuffix = ".new"
+
 func create(path string, id Identity, st State) (*Map, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := openInUse(path, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, err
 	}
 	m := &Map{path: path, file: f, id: id}
-	err = f.Truncate(m.size())
+	if err = f.Truncate(0); err == nil {
+		err = f.Truncate(m.size())
+	}
 	if err == nil { // the whole header: its memory is there from now on
 		_, err = f.WriteAt(append(encode(id), make([]byte, m.headerSize()-int64(len(encode(id))))...), 0)
 	}
@@ -229,7 +246,7 @@ func (h *fixed) bytes() []byte {
 // program made it; ErrDamaged: what is there is not one, or of another size than a map of that many regions.
 func Open(dir string, uuid [16]byte) (*Map, error) {
 	path := Path(dir, uuid)
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := openInUse(path, os.O_RDWR)
 	if err != nil {
 		return nil, fmt.Errorf("open live map: %w", err)
 	}

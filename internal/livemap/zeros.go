@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 
@@ -45,7 +46,11 @@ func (m *Map) KeepZeros() error {
 
 func (m *Map) makeZeros() error {
 	path := strings.TrimSuffix(m.path, ".new")
-	f, err := os.OpenFile(zerosPath(path), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	var f *os.File
+	err := withNames(filepath.Dir(path), func() (err error) { // the map has its name already: collectZeros leaves them alone
+		f, err = os.OpenFile(zerosPath(path), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -120,9 +125,16 @@ func (m *Map) EachZero(visit func(page uint64) error) error {
 func RemoveFiles(dir string, uuid [16]byte) error {
 	path := Path(dir, uuid)
 	for _, path := range [...]string{path, zerosPath(path)} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove live map: %w", err)
+		if err := removeIfThere(path); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove live map: %w", err)
 	}
 	return nil
 }

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
+	"github.com/ublk-clone/ublk-clone/metadata"
+	"github.com/ublk-clone/ublk-clone/ublk"
+)
+
+// What daemons and commands that were killed have left, and nobody needs any more. It is removed by the next `add`, by `del`
+// and `prune`, and before the daemon of a unit starts:
+//
+//	a device that was never started, or is stopped and not deleted: nobody can have it open
+//	a live map that no clone needs
+//	files in /run/ublk-clone of a name without clone (`prune` only, as it may be a name that is just being added)
+//
+// What might still be needed stays: a device with users, which waits for `recover`, and a live map that its metadata has
+// need of, as the same `add` goes on from there.
+
+// collect removes devices and live maps. It warns of what it cannot remove: whoever calls it came for something else.
+func (p *program) collect() {
+	err := p.dir.collectDevices()
+	errMaps := p.dir.collectMaps(func(livemap.Unused) bool { return false })
+	if err := errors.Join(err, errMaps); err != nil {
+		fmt.Fprintln(p.errs, "ublk-clone: warning: what a killed daemon has left stays:", err)
+	}
+}
+
+// collectDevices removes the devices of dead daemons of ours that have no block device.
+func (d runDir) collectDevices() error {
+	ids, err := ublk.List()
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+	return d.ourDevices(func(control *ublk.Control, info ublk.Info) error {
+		if !unstarted(info) {
+			return nil
+		}
+		return (&remains{control, info}).remove()
+	})
+}
+
+// unstarted says that a device has no block device, and no daemon that is about to start it.
+func unstarted(info ublk.Info) bool { return info.State == ublk.StateDead && !info.ServerLives() }
+
+// eachDevice calls visit for each device that the driver has.
+func eachDevice(visit func(*ublk.Control, ublk.Info) error) (err error) {
+	control, err := ublk.OpenControl()
+	if errors.Is(err, ublk.ErrNoDriver) {
+		return nil
+	}
+	if err != nil {
+		return driverError("open the ublk driver", err)
+	}
+	defer func() { err = errors.Join(err, control.Close()) }()
+	ctx, cancel := context.WithTimeout(context.Background(), deadLimit)
+	defer cancel()
+	infos, err := control.ListDevices(ctx)
+	err = driverError("list the ublk devices", err)
+	for _, info := range infos {
+		err = errors.Join(err, visit(control, info))
+	}
+	return err
+}
+
+// ourDevices calls visit for each device that bears a mark of ours. A daemon makes its mark known before it adds a device,
+// so the marks are read after the devices.
+func (d runDir) ourDevices(visit func(*ublk.Control, ublk.Info) error) error {
+	var marks []uint64
+	var once bool
+	return eachDevice(func(control *ublk.Control, info ublk.Info) (err error) {
+		if !once {
+			marks, err = d.marks()
+			once = true
+		}
+		if slices.Contains(marks, info.Private) {
+			err = errors.Join(err, visit(control, info))
+		}
+		return err
+	})
+}
+
+// marks are those by which devices are known as ours: of definitions, and of live maps.
+func (d runDir) marks() (marks []uint64, err error) {
+	marks, err = d.definedMarks()
+	uuids, errMaps := livemap.List(liveMaps)
+	for _, uuid := range uuids {
+		marks = append(marks, markOf(uuid))
+	}
+	return marks, errors.Join(err, errMaps)
+}
+
+// definedMarks are those of definitions.
+func (d runDir) definedMarks() (marks []uint64, err error) {
+	names, err := d.names()
+	for _, name := range names {
+		def, errLoad := d.load(name)
+		switch {
+		case errLoad != nil && exit.Code(errLoad) != exit.NoClone: // else it has just ended
+			err = errors.Join(err, errLoad)
+		case errLoad == nil && def.Mark != 0:
+			marks = append(marks, def.Mark)
+		}
+	}
+	return marks, err
+}
+
+// collectMaps removes the live maps that nobody has in use, of which no clone and no device is left, and which their
+// metadata does not need, and those that also says of.
+func (d runDir) collectMaps(also func(livemap.Unused) bool) error {
+	if paths, err := filepath.Glob(filepath.Join(liveMaps, "*.map*")); len(paths) == 0 {
+		return err
+	}
+	defined, err := d.definedMarks()
+	if err != nil {
+		return err
+	}
+	_, boot, err := identities()
+	if err != nil {
+		return err
+	}
+	var served []uint64
+	err = eachDevice(func(_ *ublk.Control, info ublk.Info) error { served = append(served, info.Private); return nil })
+	if err != nil {
+		return err
+	}
+	return livemap.Collect(liveMaps, func(m livemap.Unused) bool {
+		mark := markOf(m.UUID)
+		if slices.Contains(defined, mark) || slices.Contains(served, mark) {
+			return false
+		}
+		return also(m) || needless(m, boot)
+	})
+}
+
+// needless says that it is certain that the metadata does not ask for this map (takeLive), now or when it comes back. The
+// map is in nobody's use.
+func needless(m livemap.Unused, boot metadata.UUID) bool {
+	switch {
+	case m.Map == nil: // of another version, which may know what to do with it
+		return false
+	case m.Identity().Boot != boot, m.Life() == livemap.LifeMade, m.Life() == livemap.LifeEnded:
+		return true
+	}
+	sb, err := peek(m.Metadata())
+	return err == nil && sb.UUID == m.UUID && superseded(&sb, m.Identity().Session)
+}
+
+// superseded says that metadata is past the end of a session.
+func superseded(sb *metadata.Superblock, session uint64) bool {
+	return sb.Session > session || sb.Session == session && sb.Clean
+}
+
+// peekLimit is how long metadata may take to be looked at.
+const peekLimit = 2 * time.Second
+
+// peek reads a superblock. A device that hangs is not waited for.
+func peek(path string) (metadata.Superblock, error) {
+	type answer struct {
+		sb  metadata.Superblock
+		err error
+	}
+	if path == "" {
+		return metadata.Superblock{}, errors.New("where the metadata lies was not noted")
+	}
+	result := make(chan answer, 1)
+	guard.Go("look at metadata", func() {
+		sb, err := readSuperblock(path)
+		result <- answer{sb, err}
+	})
+	select {
+	case a := <-result:
+		return a.sb, a.err
+	case <-time.After(peekLimit):
+		return metadata.Superblock{}, fmt.Errorf("%s does not answer", path)
+	}
+}
+
+func readSuperblock(path string) (metadata.Superblock, error) {
+	m, err := lookAtMetadata(path)
+	if err != nil {
+		return metadata.Superblock{}, err
+	}
+	sb, err := metadata.Peek(m)
+	return sb, errors.Join(err, m.Close())
+}
+
+// abandonedMaps are the live maps of which there is no clone and no device.
+func (d runDir) abandonedMaps() (uuids [][16]byte, err error) {
+	all, err := livemap.List(liveMaps)
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	marks, err := d.definedMarks()
+	err = errors.Join(err, eachDevice(func(_ *ublk.Control, info ublk.Info) error { marks = append(marks, info.Private); return nil }))
+	return slices.DeleteFunc(all, func(uuid [16]byte) bool { return slices.Contains(marks, markOf(uuid)) }), err
+}
+
+// giveUpMaps removes such maps for `prune --force`, also those that metadata has need of, and says what is lost by it.
+func (p *program) giveUpMaps(abandoned [][16]byte) error {
+	var lost []string
+	err := p.dir.collectMaps(func(m livemap.Unused) bool {
+		if !slices.Contains(abandoned, m.UUID) {
+			return false
+		}
+		where := "of a version that this program does not know"
+		if m.Map != nil {
+			where = m.Metadata()
+		}
+		lost = append(lost, fmt.Sprintf("%s, of the metadata %s (%s)", m.Path, metadata.UUID(m.UUID), where))
+		return true
+	})
+	for _, text := range lost {
+		fmt.Fprintf(p.errs, "ublk-clone: warning: removed the live map %s: what was written to that clone since its last commit is lost, "+
+			"and `add` refuses that metadata without --force\n", text)
+	}
+	return err
+}
+
+// strayFiles removes what is in the folder of names that have no clone, which is what a daemon leaves that was killed
+// before it had written its definition.
+func (d runDir) strayFiles() (err error) {
+	entries, err := os.ReadDir(string(d))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		name, ok := strayName(e.Name())
+		if !ok || d.defined(name) {
+			continue
+		}
+		lock, errLock := d.acquire(name)
+		if errLock != nil { // it is just being added
+			continue
+		}
+		if !d.defined(name) {
+			err = errors.Join(err, d.forget(&definition{Name: name}))
+		}
+		err = errors.Join(err, lock.release())
+	}
+	return err
+}
+
+// strayName is the name of the clone that a file in the folder is of.
+func strayName(base string) (name string, ok bool) {
+	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new"} {
+		if name, ok := strings.CutSuffix(base, suffix); ok {
+			return name, namePattern.MatchString(name)
+		}
+	}
+	return "", false
+}
+
+// defined says whether there is a definition of that name, readable or not.
+func (d runDir) defined(name string) bool {
+	_, err := os.Lstat(d.definition(name))
+	return err == nil
+}
