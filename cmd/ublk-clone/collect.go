@@ -253,7 +253,7 @@ func (d runDir) strayFiles() (err error) {
 
 // strayName is the name of the clone that a file in the folder is of.
 func strayName(base string) (name string, ok bool) {
-	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new"} {
+	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new", ".try", ".try.new"} {
 		if name, ok := strings.CutSuffix(base, suffix); ok {
 			return name, namePattern.MatchString(name)
 		}

@@ -211,7 +211,10 @@ func (p *program) clearDead(def *definition, c clearing) error {
 // forget removes what the daemon of a clone has left in the folder, the definition last.
 func (d runDir) forget(def *definition) error {
 	err := d.forgetUdev(def)
-	for _, path := range []string{d.socket(def.Name), d.log(def.Name), d.definition(def.Name) + ".new", d.definition(def.Name)} {
+	trial := d.trial(def.Name)
+	for _, path := range []string{
+		d.socket(def.Name), d.log(def.Name), trial + ".new", trial, d.definition(def.Name) + ".new", d.definition(def.Name),
+	} {
 		err = errors.Join(err, file.Remove(path))
 	}
 	return err

@@ -116,7 +116,7 @@ func (p *preflight) isHeld(d *blockdev.Device) error {
 
 // folder tries whether a name can be made: the control socket needs one.
 func (p *preflight) folder() error {
-	path := filepath.Join(string(p.dir), p.def.Name+".try")
+	path := p.dir.trial(p.def.Name)
 	err := file.Replace(path, nil, 0o600)
 	if err == nil {
 		err = file.Remove(path)

@@ -54,6 +54,9 @@ func (d runDir) definition(name string) string { return filepath.Join(string(d),
 func (d runDir) socket(name string) string     { return filepath.Join(string(d), name+".sock") }
 func (d runDir) log(name string) string        { return filepath.Join(string(d), name+".log") }
 
+// trial is a file that a successor makes to see that one can be made, and removes.
+func (d runDir) trial(name string) string { return filepath.Join(string(d), name+".try") }
+
 func (d runDir) fail(doing, object string, err error) error {
 	e := &exit.Error{Code: exit.Other, Doing: doing, Object: object, Cause: err}
 	if errors.Is(err, fs.ErrPermission) {
