@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -173,14 +174,29 @@ func TestFileBeingWritten(t *testing.T) {
 
 // badDisk is what a sampler reads: bytes that tell their place, and stretches that cannot be read.
 type badDisk struct {
-	bad   [][2]int64
-	err   error
+	bad     [][2]int64
+	err     error
+	latency time.Duration
+	xor     byte // another content
+
+	mu    sync.Mutex
 	reads int
-	xor   byte // another content
+	most  int // at once
+	now   int
 }
 
 func (b *badDisk) ReadAt(p []byte, off int64) error {
+	b.mu.Lock()
 	b.reads++
+	b.now++
+	b.most = max(b.most, b.now)
+	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.now--
+	}()
+	time.Sleep(b.latency)
 	for _, s := range b.bad {
 		if off < s[1] && s[0] < off+int64(len(p)) {
 			return fmt.Errorf("read: %w", b.err)
@@ -194,7 +210,7 @@ func (b *badDisk) ReadAt(p []byte, off int64) error {
 }
 
 func (b *badDisk) take(size int64, known *[NrPieces]uint32) (Fingerprint, error) {
-	s := sampler{read: b.ReadAt, end: size, buf: make([]byte, 2*sample), known: known}
+	s := sampler{read: b.ReadAt, end: size, buf: make([]byte, sampleBytes), known: known}
 	return s.take()
 }
 
@@ -253,6 +269,14 @@ func TestFingerprintOfDeadDisk(t *testing.T) {
 		if _, err := disk.take(64*mib, nil); !errors.Is(err, c.err) || disk.reads != c.reads {
 			t.Errorf("%v: %v after %d reads", c.err, err, disk.reads)
 		}
+	}
+}
+
+// TestFingerprintOfSlowDisk: a sample takes the time of few reads, and not of all.
+func TestFingerprintOfSlowDisk(t *testing.T) {
+	disk := &badDisk{latency: 50 * time.Millisecond}
+	if _, err := disk.take(64*mib, nil); err != nil || disk.most < 2 || disk.most > readsAtOnce {
+		t.Errorf("%v, %d reads at once", err, disk.most)
 	}
 }
 

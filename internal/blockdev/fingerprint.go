@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"syscall"
 
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
@@ -38,8 +40,10 @@ const (
 	spreadBytes  = 4 << 10
 	sample       = 1 << 20 // of each end, bytes
 	endBytes     = 128 << 10
+	// readsAtOnce keeps the sample of a source that takes a second for each read below five seconds.
+	readsAtOnce = 24
 	// deafAfter is how many pieces are tried of a source that gives none, so that a dead disk is not asked for all of them.
-	deafAfter = 24
+	deafAfter = 1 + readsAtOnce
 )
 
 // badSector are the errors of a read that speak of its bytes and not of the whole device.
@@ -48,7 +52,7 @@ var badSector = []error{syscall.EIO, syscall.EREMOTEIO, syscall.ENODATA, syscall
 // Fingerprint reads the pieces; those that are 0 in known are not read, as they could not be when known was made. nil reads
 // all. It is an error if nothing can be read, if the source does not answer, and if it has changed since it was opened.
 func (d *Device) Fingerprint(known *[NrPieces]uint32) (Fingerprint, error) {
-	m, err := sys.Map(2*sample, false)
+	m, err := sys.Map(sampleBytes, false)
 	if err != nil {
 		return Fingerprint{}, d.fail("read", err, "")
 	}
@@ -72,65 +76,99 @@ func (d *Device) Fingerprint(known *[NrPieces]uint32) (Fingerprint, error) {
 
 // sampler takes a Fingerprint of bytes 0 to end.
 type sampler struct {
-	read  func(p []byte, off int64) error
+	read  func(p []byte, off int64) error // is called by several goroutines
 	end   int64
-	buf   []byte // for both ends
+	buf   []byte // sampleBytes
 	known *[NrPieces]uint32
 
 	out       Fingerprint
 	good, bad int
 }
 
+// sampleBytes is what both ends and the spread pieces take in memory.
+const sampleBytes = 2*sample + spreadPieces*spreadBytes
+
+// pieceRead is the read of a piece, and what it gave.
+type pieceRead struct {
+	i   int
+	p   []byte
+	off int64
+	err error
+}
+
+// take reads the first piece, and if that gives nothing final the others, readsAtOnce at a time: a source that is far away
+// takes as long for many as for one.
 func (s *sampler) take() (Fingerprint, error) {
-	for i := range spreadPieces {
-		n := min(spreadBytes, s.end)
-		off := (2*int64(i) + 1) * (s.end / (2 * spreadPieces)) / spreadBytes * spreadBytes
-		if err := s.piece(i, s.buf[:n], min(off, (s.end-n)/spreadBytes*spreadBytes)); err != nil {
+	pieces := s.pieces()
+	for n := 1; len(pieces) > 0; n = readsAtOnce {
+		n = min(n, len(pieces))
+		if err := s.readAll(pieces[:n]); err != nil {
 			return s.out, err
 		}
+		pieces = pieces[n:]
 	}
-	n := min(sample, s.end)
-	for side, begin := range []int64{0, s.end - n} {
-		if err := s.side(spreadPieces+side*sample/endBytes, s.buf[int64(side)*n:][:n], begin); err != nil {
-			return s.out, err
-		}
-	}
-	s.out.Sample = sha256.Sum256(s.buf[:2*n])
+	s.out.Sample = sha256.Sum256(s.buf[:2*min(sample, s.end)])
 	return s.out, nil
 }
 
-// side reads one end of the source, whose pieces are those from first on.
-func (s *sampler) side(first int, buf []byte, begin int64) error {
-	for at := int64(0); at < int64(len(buf)); at += endBytes {
-		p := buf[at:min(at+endBytes, int64(len(buf)))]
-		i := first + int(at/endBytes)
-		if err := s.piece(i, p, begin+at); err != nil {
-			return err
+// pieces are those to be read.
+func (s *sampler) pieces() (pieces []pieceRead) {
+	add := func(i int, p []byte, off int64) {
+		if s.known == nil || s.known[i] != 0 {
+			pieces = append(pieces, pieceRead{i: i, p: p, off: off})
+			return
 		}
-		if s.out.Pieces[i] == 0 {
-			clear(p)
-			s.out.Partial = true
+		s.unread(i, p)
+	}
+	n, spread := min(spreadBytes, s.end), s.buf[2*sample:]
+	for i := range spreadPieces {
+		off := (2*int64(i) + 1) * (s.end / (2 * spreadPieces)) / spreadBytes * spreadBytes
+		add(i, spread[int64(i)*spreadBytes:][:n], min(off, (s.end-n)/spreadBytes*spreadBytes))
+	}
+	n = min(sample, s.end)
+	for side, begin := range []int64{0, s.end - n} {
+		for at := int64(0); at < n; at += endBytes {
+			add(spreadPieces+side*sample/endBytes+int(at/endBytes), s.buf[int64(side)*n:][at:min(at+endBytes, n)], begin+at)
+		}
+	}
+	return pieces
+}
+
+// readAll reads pieces at the same time.
+func (s *sampler) readAll(pieces []pieceRead) error {
+	var reads sync.WaitGroup
+	for i := range pieces {
+		p := &pieces[i]
+		reads.Go(guard.Wrap("read a sample", func() { p.err = s.read(p.p, p.off) }))
+	}
+	reads.Wait()
+	for i := range pieces {
+		if err := s.done(&pieces[i]); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// piece reads piece i into p.
-func (s *sampler) piece(i int, p []byte, off int64) error {
-	if s.known != nil && s.known[i] == 0 {
+// done takes what the read of a piece gave.
+func (s *sampler) done(p *pieceRead) error {
+	if p.err == nil {
+		s.good++
+		sum := sha256.Sum256(p.p)
+		s.out.Pieces[p.i] = max(1, binary.LittleEndian.Uint32(sum[:]))
 		return nil
 	}
-	err := s.read(p, off)
-	if err != nil {
-		s.bad++
-		local := slices.ContainsFunc(badSector, func(e error) bool { return errors.Is(err, e) })
-		if !local || s.good == 0 && s.bad == deafAfter {
-			return fmt.Errorf("sample of %d bytes at offset %d: %w", len(p), off, err)
-		}
-		return nil
+	s.bad++
+	local := slices.ContainsFunc(badSector, func(e error) bool { return errors.Is(p.err, e) })
+	if !local || s.good == 0 && s.bad == deafAfter {
+		return fmt.Errorf("sample of %d bytes at offset %d: %w", len(p.p), p.off, p.err)
 	}
-	s.good++
-	sum := sha256.Sum256(p)
-	s.out.Pieces[i] = max(1, binary.LittleEndian.Uint32(sum[:]))
+	s.unread(p.i, p.p)
 	return nil
+}
+
+// unread has piece i count as zeros.
+func (s *sampler) unread(i int, p []byte) {
+	clear(p)
+	s.out.Partial = s.out.Partial || i >= spreadPieces
 }
