@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -198,12 +199,27 @@ func (d runDir) alive(name string) bool {
 	return errors.Is(sys.FlockShared(int(f.Fd())), syscall.EWOULDBLOCK)
 }
 
-// tail is the end of the daemon's log, for the message of a start that failed.
+// tail is the end of the daemon's log, for the message of a start that failed: what it has said last, or what ended it
+// without its doing, and not the trace behind.
 func (d runDir) tail(name string, lines int) string {
 	b, err := os.ReadFile(d.log(name))
 	if err != nil {
 		return fmt.Sprintf("no log: %v", err)
 	}
-	all := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return lastWords(string(b), lines)
+}
+
+// fatalWords begin what Go's runtime or package guard says when they end a process.
+var fatalWords = regexp.MustCompile(`(?m)^(panic: |fatal error: |SIG[A-Z]+: |\S+: fatal: ).*$`)
+
+// lastWords is the line that says why the process ended, if only a trace is behind it; else the last lines.
+func lastWords(log string, lines int) string {
+	if found := fatalWords.FindAllStringIndex(log, -1); len(found) > 0 {
+		last := found[len(found)-1]
+		if !strings.Contains(log[last[1]:], "\n{") {
+			return log[last[0]:last[1]]
+		}
+	}
+	all := strings.Split(strings.TrimSpace(log), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }

@@ -187,3 +187,21 @@ func TestNameLockOfEarlierRelease(t *testing.T) {
 		t.Errorf("a second daemon: %v", err)
 	}
 }
+
+// TestLastWords: of a daemon that ended by a panic or a fatal error the message is shown, and not the end of its trace.
+func TestLastWords(t *testing.T) {
+	const trace = "\ngoroutine 1 [running]:\nmain.f(0x0)\n\t/a/b.go:1 +0x2\nmain.g()\n\t/a/b.go:3 +0x4\n"
+	const line = `{"level":"info","message":"clone is up"}` + "\n"
+	for log, want := range map[string]string{
+		line + "/usr/sbin/ublk-clone: fatal: preflight: panic: nil" + trace: "/usr/sbin/ublk-clone: fatal: preflight: panic: nil",
+		line + "fatal error: out of memory" + trace:                         "fatal error: out of memory",
+		"panic: a" + trace + "panic: b" + trace:                             "panic: b",
+		"panic: of a former daemon" + trace + line:                          strings.TrimSpace(line),
+		"one\ntwo\n": "one\ntwo",
+		"":           "",
+	} {
+		if got := lastWords(log, 2); got != want && !strings.HasSuffix(got, want) || strings.Contains(got, "goroutine") {
+			t.Errorf("of %q: %q", log, got)
+		}
+	}
+}

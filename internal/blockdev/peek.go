@@ -30,6 +30,9 @@ func Peek(role Role, path string, block int) (*Device, error) {
 		d.align, d.direct = d.logical, false
 	} else if _, d.align, err = d.directAlign(); err == nil {
 		d.logical, d.size = sector, d.stat.Size
+		if role == Source {
+			err = d.settle()
+		}
 	}
 	if err == nil {
 		err = d.chooseDirect(block)

@@ -1,11 +1,35 @@
 package blockdev
 
 import (
+	"errors"
 	"os"
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
+
+// TestPeekAtSource: what is only looked at can be compared with what is known of it, and a change meanwhile is noticed.
+func TestPeekAtSource(t *testing.T) {
+	path := image(t, mib)
+	want, err := mustOpen(t, Source, path, Options{}).Fingerprint(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Peek(Source, path, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if got, err := d.Fingerprint(&want.Pieces); err != nil || got != want {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := os.WriteFile(path, make([]byte, mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Fingerprint(nil); !errors.Is(err, ErrChanged) {
+		t.Errorf("after a change: %v", err)
+	}
+}
 
 // TestPeek: what a daemon holds can be looked at, and the look keeps nobody from it.
 func TestPeek(t *testing.T) {
