@@ -54,7 +54,7 @@ func TestRequestsOfTheDead(t *testing.T) {
 	}
 }
 
-// statusLimit is how long status, list and events may take with devices that do not answer. A process of Go's takes up
+// statusLimit is how long status, list and events (wait --for event) may take with devices that do not answer. A process of Go's takes up
 // to a second to start on an emulated CPU.
 const statusLimit = 3 * time.Second
 
@@ -80,7 +80,7 @@ func TestStatusWithStuckMetadata(t *testing.T) {
 			kills = append(kills, m.startCommand("set", c.name, "rate=1MiB"))
 		}
 		time.Sleep(3 * time.Second)
-		for _, args := range [][]string{{"status", c.name}, {"status", c.name, "-o", "dm"}, {"list"}} {
+		for _, args := range [][]string{{"status", c.name}, {"status", c.name, "-o", "dm"}, {"list"}, {"wait", c.name, "--for", "event", "--after", "0"}} {
 			m.within(statusLimit, args[0], func() time.Duration {
 				o := m.try(command, args...)
 				m.must(o, command, args...)
