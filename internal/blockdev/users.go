@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -142,6 +143,9 @@ func (t tree) rivals(st sys.Stat, size int64) (all []Holder) {
 		other := sys.BlockStat(rdev)
 		if bytes := number(dir, "size") * 512; bytes == 0 || !b.meets(t.spans(other, bytes)) {
 			continue
+		}
+		if t.hasOpen(os.Getpid(), use{devs: []uint64{rdev}}) {
+			continue // ours, as a source that its clone is about to leave for another way to it: Options.Others says what must be apart
 		}
 		exact, isBelow := b.below["block "+devName(rdev)]
 		switch {

@@ -1,6 +1,8 @@
 package blockdev
 
 import (
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -104,6 +106,10 @@ func TestUsersBelow(t *testing.T) {
 	f.claims["/dev/loop1"] = true
 	if all := f.tree.rivals(f.nodes["/dev/sdd"], 100*mib); len(all) != 2 || !all[0].idle || all[1].idle {
 		t.Errorf("one loop is held: %+v", all)
+	}
+	f.link("proc/"+strconv.Itoa(os.Getpid())+"/fd/3", "/dev/loop1")
+	if all := f.tree.rivals(f.nodes["/dev/sdd"], 100*mib); len(all) != 1 || all[0].Where != "/dev/loop0" {
+		t.Errorf("one loop is held by this very process: %+v", all)
 	}
 }
 

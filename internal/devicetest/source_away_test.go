@@ -218,6 +218,11 @@ func TestSourceReplacedUnderReads(t *testing.T) {
 			v.close()
 		})
 	}
+	release := sync.OnceFunc(func() {
+		hung.release()
+		readers.Wait()
+	})
+	m.Cleanup(release) // of a test that fails: before the readers' buffers go
 	m.waitFor(cleanLimit, "reads in flight", func() error {
 		if n := m.block(b.path).reading(); n != inFlight {
 			return fmt.Errorf("%d", n)
@@ -236,8 +241,7 @@ func TestSourceReplacedUnderReads(t *testing.T) {
 	if m.openCount("old") == 0 {
 		t.Error("the old source was closed with reads in flight")
 	}
-	hung.release()
-	readers.Wait()
+	release()
 	m.waitFor(cleanLimit, "the old source to be closed", func() error {
 		if n := m.openCount("old"); n != 0 {
 			return fmt.Errorf("it is open %d times", n)
