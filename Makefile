@@ -9,7 +9,7 @@ export KERNEL RUN BENCH SOAK
 
 build: ## the static binary that users get, build/ublk-clone
 	mkdir -p build
-	CGO_ENABLED=0 go build -o build/ ./cmd/...
+	CGO_ENABLED=0 go build -tags urfave_cli_no_docs -o build/ ./cmd/...
 
 package: ## deb and rpm, in build/packages
 	scripts/package

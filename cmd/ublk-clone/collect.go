@@ -255,7 +255,7 @@ func (d runDir) strayFiles() (err error) {
 func strayName(base string) (name string, ok bool) {
 	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new", ".try", ".try.new"} {
 		if name, ok := strings.CutSuffix(base, suffix); ok {
-			return name, namePattern.MatchString(name)
+			return name, isName(name)
 		}
 	}
 	return "", false

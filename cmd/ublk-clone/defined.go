@@ -49,7 +49,7 @@ func (d definedDir) names() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), definedSuffix); ok && namePattern.MatchString(name) {
+		if name, ok := strings.CutSuffix(e.Name(), definedSuffix); ok && isName(name) {
 			names = append(names, name)
 		}
 	}

@@ -159,13 +159,13 @@ func (d defined) devices(name string) []string {
 }
 
 // destLine is what a definition that cannot be read may still say.
-var destLine = regexp.MustCompile(`(?m)^\s*dest\s*=\s*["']([^"'\n]+)["']`)
+const destLine = `(?m)^\s*dest\s*=\s*["']([^"'\n]+)["']`
 
 // looseRule is the rule of a definition that cannot be read. Nobody serves its clone, so that the destination is to be hidden
 // all the more.
 func (d definedDir) looseRule(name string) string {
 	text, err := os.ReadFile(d.path(name))
-	match := destLine.FindSubmatch(text)
+	match := regexp.MustCompile(destLine).FindSubmatch(text)
 	if err != nil || match == nil {
 		return ""
 	}

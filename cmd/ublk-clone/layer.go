@@ -33,15 +33,17 @@ import (
 // layerPrefix is what the UUID of a layer begins with; the clone's UUID follows.
 const layerPrefix = "UBLK-CLONE-"
 
-// layerPattern is what a layer may be called: what device-mapper's own program takes without escapes.
-var layerPattern = regexp.MustCompile(`^[A-Za-z0-9_#+:=@.-]{1,127}$`)
+// layerPattern is what a layer may be called, up to layerNameMax bytes: what device-mapper's own program takes without escapes.
+var layerPattern = regexp.MustCompile(`^[A-Za-z0-9_#+:=@.-]+$`)
+
+const layerNameMax = 127 // DM_NAME_LEN - 1, linux/dm-ioctl.h
 
 // mapperFolder has the links to device-mapper devices.
 const mapperFolder = "/dev/mapper"
 
 // checkLayer refuses what no layer can be called.
 func (d *definition) checkLayer() error {
-	if d.DM == "" || layerPattern.MatchString(d.DM) && !slices.Contains([]string{".", "..", "control"}, d.DM) {
+	if d.DM == "" || len(d.DM) <= layerNameMax && layerPattern.MatchString(d.DM) && !slices.Contains([]string{".", "..", "control"}, d.DM) {
 		return nil
 	}
 	return usage(fmt.Sprintf("--dm %q: letters, digits and _#+:=@.- are allowed, 127 at most", d.DM))

@@ -78,7 +78,7 @@ func (d runDir) names() ([]string, error) {
 	var names []string
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), ".json")
-		if ok && namePattern.MatchString(name) {
+		if ok && isName(name) {
 			names = append(names, name)
 		}
 	}
@@ -210,11 +210,11 @@ func (d runDir) tail(name string, lines int) string {
 }
 
 // fatalWords begin what Go's runtime or package guard says when they end a process.
-var fatalWords = regexp.MustCompile(`(?m)^(panic: |fatal error: |SIG[A-Z]+: |\S+: fatal: ).*$`)
+const fatalWords = `(?m)^(panic: |fatal error: |SIG[A-Z]+: |\S+: fatal: ).*$`
 
 // lastWords is the line that says why the process ended, if only a trace is behind it; else the last lines.
 func lastWords(log string, lines int) string {
-	if found := fatalWords.FindAllStringIndex(log, -1); len(found) > 0 {
+	if found := regexp.MustCompile(fatalWords).FindAllStringIndex(log, -1); len(found) > 0 {
 		last := found[len(found)-1]
 		if !strings.Contains(log[last[1]:], "\n{") {
 			return log[last[0]:last[1]]
