@@ -95,7 +95,7 @@ func (s *storm) check() {
 	s.m.waitFor(cleanLimit, "one device, one live map and one clone's files", func() error {
 		devices, _ := filepath.Glob("/dev/ublk[bc][0-9]*")
 		files, _ := filepath.Glob(runDir + "/*")
-		if kept, _ := filepath.Glob(liveMaps + "/*"); len(devices) != 2 || len(kept) != 1 || len(daemons()) != 1 {
+		if kept, _ := filepath.Glob(liveMaps + "/*.map*"); len(devices) != 2 || len(kept) != 1 || len(daemons()) != 1 {
 			return fmt.Errorf("%v, %v, processes %v", devices, kept, daemons())
 		}
 		for _, path := range files {
