@@ -41,7 +41,7 @@ const (
 )
 
 func lifecycleTime(t *testing.T) time.Duration {
-	text := cmp.Or(os.Getenv("LIFECYCLE"), map[bool]string{false: "90s", true: "40m"}[os.Getenv("FULL") == "1"])
+	text := cmp.Or(os.Getenv("LIFECYCLE"), map[bool]string{false: "2m", true: "40m"}[os.Getenv("FULL") == "1"])
 	d, err := time.ParseDuration(text)
 	if err != nil {
 		t.Fatal(err)
@@ -314,26 +314,36 @@ func (l *lifecycle) must(err error) {
 	}
 }
 
+// sourceFile is where the source's file is by now.
+func (l *lifecycle) sourceFile() string {
+	if _, err := os.Stat(l.sourceAway()); err == nil {
+		return l.sourceAway()
+	}
+	return l.source.path
+}
+
+func (l *lifecycle) sourceAway() string { return l.source.path + ".away" }
+
 // restoreSource makes the source what it was, in the same file.
-func (l *lifecycle) restoreSource() { l.m.run("cp", l.reference, l.source.path) }
+func (l *lifecycle) restoreSource() { l.m.run("cp", l.reference, l.sourceFile()) }
 
 func (l *lifecycle) touchSource() {
 	l.trouble(true, func() {})
-	l.must(os.Chtimes(l.source.path, time.Now(), time.Now()))
+	l.must(os.Chtimes(l.sourceFile(), time.Now(), time.Now()))
 }
 
 // rewriteSource is what cp does to an image: for a while it is short.
 func (l *lifecycle) rewriteSource() {
 	l.trouble(true, l.restoreSource)
-	l.must(os.Truncate(l.source.path, l.rng.Int64N(lifecycleBytes)))
+	l.must(os.Truncate(l.sourceFile(), l.rng.Int64N(lifecycleBytes)))
 	l.some(2 * time.Second)
 	if l.rng.IntN(2) == 0 {
-		l.must(os.Truncate(l.source.path, lifecycleBytes))
+		l.must(os.Truncate(l.sourceFile(), lifecycleBytes))
 	}
 }
 
 func (l *lifecycle) renameSource() {
-	away := l.source.path + ".away"
+	away := l.sourceAway()
 	if _, err := os.Stat(away); err == nil {
 		return
 	}
