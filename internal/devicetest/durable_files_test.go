@@ -196,7 +196,10 @@ func TestPowerCutsAroundFinish(t *testing.T) {
 
 	m.otherBoot()
 	retired, still := 0, 0
-	for _, cut := range finished {
+	for i, cut := range finished {
+		if i%count(2, 1) != 0 {
+			continue
+		}
 		up, defined := b.boot(c, cut)
 		if defined {
 			still++
@@ -217,7 +220,10 @@ func TestPowerCutsAroundFinish(t *testing.T) {
 	}
 
 	clean := newModel(size, 4*kib)
-	for _, cut := range started {
+	for i, cut := range started {
+		if i%count(3, 1) != 0 {
+			continue
+		}
 		m.fillDisk(dest, junk) // nobody had written to it
 		if up, _ := b.boot(c, cut); up {
 			clean.check(m, c.path)

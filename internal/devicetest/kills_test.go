@@ -39,7 +39,7 @@ func TestKills(t *testing.T) {
 
 	u := others.start()
 	k := &killer{clone: c, rng: rng, synced: others.diary.synced, pid: c.status().PID, took: time.Second}
-	k.killAll(count(10, 200))
+	k.killAll(count(5, 200))
 	u.stop()
 	t.Logf("%d kills, %d recoveries, %d deaths in one; hydrating after %d of %d rounds; users waited for %v at most; %d steps of fio and diary",
 		k.kills, k.recoveries, k.diedInRecovery, k.hydrating, k.rounds, others.longest().Round(time.Millisecond), u.steps.Load())
