@@ -196,10 +196,11 @@ func (d *daemon) list() []step {
 		})
 }
 
-// writeMark leaves a definition as it is that has it, as at a recovery.
+// writeMark leaves a definition as it is that has a block device: in a recovery the metadata may turn out not to be those of
+// the clone, and the device must still be found.
 func (d *daemon) writeMark() error {
 	whole := d.start.Definition
-	if whole.Mark == d.engine.mark() {
+	if d.start.Recover || whole.Mark == d.engine.mark() {
 		return nil
 	}
 	whole.Mark = d.engine.mark()
