@@ -83,8 +83,8 @@ var lifecycleActions = []struct {
 	{"recover", 14, died, (*lifecycle).bringBack},
 	{"add again", 4, always, (*lifecycle).addAgain},
 	{"restart", 8, always, func(l *lifecycle) { l.replace(command, "restart") }},
-	{"restart with the previous program", 4, sound, func(l *lifecycle) { l.replace(previous, "restart") }},
-	{"recover with the previous program", 3, soundAndDead, func(l *lifecycle) { l.replace(previous, "recover") }},
+	{"restart with the previous program", 4, soundAndReplaceable, func(l *lifecycle) { l.replace(previous, "restart") }},
+	{"recover with the previous program", 3, deadAndReplaceable, func(l *lifecycle) { l.replace(previous, "recover") }},
 	{"kill a command", 10, current, (*lifecycle).killCommand},
 	{"del in use", 3, always, func(l *lifecycle) { l.refused("del", exit.Busy, exit.NoAnswer) }},
 	{"finish in use", 3, always, func(l *lifecycle) { l.refused("finish", exit.Refused, exit.Busy, exit.NoAnswer) }},
@@ -103,15 +103,16 @@ var lifecycleActions = []struct {
 	{"check", 4, soundAndAlive, (*lifecycle).checkAll},
 }
 
-func always(*lifecycle) bool          { return true }
-func alive(l *lifecycle) bool         { return !l.dead }
-func died(l *lifecycle) bool          { return l.dead }
-func troubled(l *lifecycle) bool      { return len(l.undo) > 0 }
-func sound(l *lifecycle) bool         { return len(l.undo) == 0 }
-func current(l *lifecycle) bool       { return !l.previous }
-func soundAndDead(l *lifecycle) bool  { return sound(l) && l.dead }
-func soundAndAlive(l *lifecycle) bool { return sound(l) && !l.dead }
-func aliveAndSound(l *lifecycle) bool { return soundAndAlive(l) }
+func always(*lifecycle) bool                { return true }
+func alive(l *lifecycle) bool               { return !l.dead }
+func died(l *lifecycle) bool                { return l.dead }
+func troubled(l *lifecycle) bool            { return len(l.undo) > 0 }
+func sound(l *lifecycle) bool               { return len(l.undo) == 0 }
+func current(l *lifecycle) bool             { return !l.previous }
+func soundAndReplaceable(l *lifecycle) bool { return sound(l) && hasPrevious() }
+func deadAndReplaceable(l *lifecycle) bool  { return soundAndReplaceable(l) && l.dead }
+func soundAndAlive(l *lifecycle) bool       { return sound(l) && !l.dead }
+func aliveAndSound(l *lifecycle) bool       { return soundAndAlive(l) }
 
 // TestLifecycle: see above.
 func TestLifecycle(t *testing.T) {
