@@ -76,12 +76,13 @@ func TestDoctor(t *testing.T) {
 	if code != exit.OK {
 		t.Fatalf("doctor finds problems before one is planted: exit status %d, %+v", code, before)
 	}
-	for _, p := range slices.Concat(m.plantedInKernel(), m.plantedLimits(), m.plantedFolders(), m.plantedClones()) {
-		m.checkPlanted(p, before)
+	for i, p := range slices.Concat(m.plantedInKernel(), m.plantedLimits(), m.plantedFolders(), m.plantedClones()) {
+		m.checkPlanted(p, before, i%count(3, 1) == 0)
 	}
 }
 
-func (m *machine) checkPlanted(p planted, before []finding) {
+// checkPlanted plants a problem and has it found; again: and looks once more when it is healed.
+func (m *machine) checkPlanted(p planted, before []finding, again bool) {
 	m.Helper()
 	if p.plant != nil {
 		p.plant()
@@ -104,6 +105,9 @@ func (m *machine) checkPlanted(p planted, before []finding) {
 		return
 	}
 	p.heal()
+	if !again {
+		return
+	}
 	if after, code := m.doctor(); !slices.Equal(checksOf(after), checksOf(before)) || code != exit.OK {
 		m.Errorf("%s: after it was healed doctor names %+v, exit status %d", p.name, after, code)
 	}

@@ -17,7 +17,7 @@ func TestDeleteDuringHydration(t *testing.T) {
 	m := newMachine(t)
 	rng := m.random()
 	rounds := count(3, 10)
-	size, region := int64(count(32, 128))*mib, 64*kib
+	size, region := int64(count(16, 128))*mib, 64*kib
 	source := m.nullBlk("src", nullOptions{mib: size / mib, mbps: 6})
 	dest := m.nullBlk("dst", nullOptions{mib: size / mib})
 	m.fillDisk(source, original)
