@@ -152,7 +152,7 @@ func TestDryRun(t *testing.T) {
 	}
 	m.unmountMaps()
 	os.Remove(mapsDir)
-	const size = 16 * mib
+	const size = 4 * mib
 	source := m.nullBlk("src", nullOptions{mib: size / mib})
 	dest := m.known("dst", m.nullBlk("dst", nullOptions{mib: size / mib}), size)
 	m.fillDisk(source, original)
