@@ -219,7 +219,7 @@ func TestFinishUnderFio(t *testing.T) {
 func TestFinishKilled(t *testing.T) {
 	b := newFinishBench(t, "die 1")
 	b.hydrate()
-	for step := 1; step <= 4; step += count(2, 1) {
+	for step := 1; step <= 4; step++ {
 		b.m.expectFailure(b.m.try(command, "finish", b.name), exit.NoAnswer)
 		t.Setenv(finishFault, fmt.Sprintf("die %d", step+1))
 		if got := strings.TrimSpace(b.m.run(faulty, "recover", b.name)); got != b.path {
