@@ -223,7 +223,8 @@ func (c *Core) SetReadThrough(on bool) { c.readThrough.Store(on) }
 func (c *Core) SetDiscardPassdown(on bool) { c.passdown.Store(on) }
 
 // SetSpareZeros says whether what is to become zero in the destination is read first, and left as it is where it
-// is zero already: for a destination where zeros that are written take space. At any time, from any thread.
+// is zero already: for a destination where zeros that are written take space, and zeros that are read stay. At any
+// time, from any thread.
 func (c *Core) SetSpareZeros(on bool) { c.spares.Store(on) }
 
 func (c *Core) tell() {

@@ -1,6 +1,6 @@
 package clone
 
-// A destination that can discard but has no cheap way to write zeroes (dm-thin, most SATA SSDs) must be written in
+// A destination that can discard but has no cheap way to write zeroes (dm-thin, many SATA SSDs) must be written in
 // order to hold zeros, and then the zeros take space there. Core.SetSpareZeros makes the lane look first (I17):
 //
 //	1  read a piece of what is to become zero
@@ -8,7 +8,8 @@ package clone
 //	3  if the piece is claimed, discard it and read it again, once
 //	4  write zeros over what is still not zero
 //
-// Nobody believes a discard: step 3 reads what it has left. Step 3 is for claimed regions only, because nobody reads
+// Nobody believes a discard to leave zeros: step 3 reads what it has left. That what reads as zeros stays so must be known of
+// the destination (blockdev.Device.SparesZeros): after a TRIM some disks return something else at each read. Step 3 is for claimed regions only, because nobody reads
 // the destination there; readers of hydrated regions would see whatever the discard leaves until step 4 has ended.
 //
 // What step 1 has read stays so until the mark. In regions that are not hydrated the whole procedure runs under

@@ -28,7 +28,7 @@ func (e *cloneEngine) settings() settings {
 func (e *cloneEngine) tellCore(s settings) {
 	e.core.SetReadThrough(s.ReadThrough)
 	e.core.SetDiscardPassdown(e.passdown(s))
-	e.core.SetSpareZeros(s.DiscardPassdown && e.dest.ZerosTakeSpace())
+	e.core.SetSpareZeros(s.DiscardPassdown && e.dest.SparesZeros())
 }
 
 // passdown says whether discards are passed down: if that is wanted and possible.

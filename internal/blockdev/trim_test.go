@@ -1,0 +1,80 @@
+package blockdev
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+)
+
+// TestSteadyZeros: zeros that are read are believed of what is known to keep them, directly or through what only passes
+// requests on, and of nothing else.
+func TestSteadyZeros(t *testing.T) {
+	f := newFakeHost(t)
+	tables := map[uint64][]sys.DMTarget{}
+	f.tree.targets = func(rdev uint64) ([]sys.DMTarget, error) { return tables[rdev], nil }
+	f.write("proc/devices", "Character devices:\n  8 other\n\nBlock devices:\n  8 sd\n 43 nbd\n251 nullb\n253 device-mapper\n259 blkext\n")
+	f.block("nullb0", 251, 0)
+	f.partition("nullb0", "nullb0p1", 259, 0, 0, 8)
+	f.block("nbd0", 43, 0)
+	f.block("nvme0n1", 259, 1)
+	f.block("sda", 8, 0)
+	next := uint32(0)
+	dm := func(types string, below ...string) string {
+		name := fmt.Sprintf("dm-%d", next)
+		st := f.dm(name, next, below...)
+		for _, kind := range strings.Fields(types) {
+			tables[st.Rdev] = append(tables[st.Rdev], sys.DMTarget{Type: kind})
+		}
+		next++
+		return "/dev/" + name
+	}
+	for path, want := range map[string]bool{
+		"/dev/nullb0": true, "/dev/nullb0p1": true, "/dev/nbd0": false, "/dev/nvme0n1": false, "/dev/sda": false,
+		dm("thin", "nbd0"):             true, // of the pool's own map
+		dm("thin linear", "nullb0"):    false,
+		dm("linear", "nullb0"):         true,
+		dm("linear striped", "nullb0"): true,
+		dm("linear", "nullb0", "nbd0"): false,
+		dm("crypt", "nullb0"):          false,
+		dm("log-writes", "nullb0"):     false,
+		dm("linear linear error"):      false,
+		dm("linear"):                   false,
+	} {
+		if got := f.tree.steadyZeros(f.nodes[path].Rdev, levels); got != want {
+			t.Errorf("%s: %v", path, got)
+		}
+	}
+}
+
+// TestTrimsToZero reads what an ATA disk promises.
+func TestTrimsToZero(t *testing.T) {
+	f := newFakeHost(t)
+	const disk = "sys/devices/pci0000:00/ata3/host2/target2:0:0/2:0:0:0/block/sda"
+	for _, c := range []struct {
+		word169, word69 uint16
+		want            bool
+	}{{1, 0x4020, true}, {1, 0x4000, false}, {1, 0x0020, false}, {0, 0x4020, false}, {0xfff1, 0xffff, true}} {
+		var words strings.Builder
+		for i := range 256 {
+			w := uint16(i)
+			switch i {
+			case 69:
+				w = c.word69
+			case 169:
+				w = c.word169
+			}
+			fmt.Fprintf(&words, "%04x%c", w, " \n"[(i+1)%8/7&1])
+		}
+		f.write("sys/devices/pci0000:00/ata3/link3/dev3.0/ata_device/dev3.0/id", words.String())
+		if got := f.tree.trimsToZero(f.root + "/" + disk); got != c.want {
+			t.Errorf("%04x, %04x: %v", c.word169, c.word69, got)
+		}
+	}
+	for _, dir := range []string{"/devices/pci0000:00/usb1/host4/target4:0:0/4:0:0:0/block/sdb", "/devices/pci0000:00/ata9/host8/block/sdc"} {
+		if f.tree.trimsToZero(f.tree.sys + dir) {
+			t.Errorf("%s says nothing, and is believed", dir)
+		}
+	}
+}
