@@ -107,7 +107,7 @@ type Core struct {
 
 	readThrough atomic.Bool // what users read from the source is kept
 	passdown    atomic.Bool // the destination is told of discards
-	spares      atomic.Bool // the destination is read before zeros are written to it (spare.go)
+	spares      atomic.Uint32 // a Spare: before which zeros are written the destination is read (spare.go)
 
 	period atomic.Uint64 // of the time of users' reads of the source, from 1 on
 
@@ -222,10 +222,10 @@ func (c *Core) SetReadThrough(on bool) { c.readThrough.Store(on) }
 // time, from any thread.
 func (c *Core) SetDiscardPassdown(on bool) { c.passdown.Store(on) }
 
-// SetSpareZeros says whether what is to become zero in the destination is read first, and left as it is where it
+// SetSpareZeros says what of that which is to become zero in the destination is read first, and left as it is where it
 // is zero already: for a destination where zeros that are written take space, and zeros that are read stay. At any
 // time, from any thread.
-func (c *Core) SetSpareZeros(on bool) { c.spares.Store(on) }
+func (c *Core) SetSpareZeros(s Spare) { c.spares.Store(uint32(s)) }
 
 func (c *Core) tell() {
 	if c.event != nil {

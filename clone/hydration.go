@@ -34,7 +34,7 @@ func (l *Lane) CopyRegions() uint64 { return max(1, uint64(l.bufSize)>>l.core.ge
 func (l *Lane) Hydrate(h *Hydration) bool {
 	h.check(l)
 	n := len(l.freeOps)
-	buffered := h.Kind == CopySource || l.core.spares.Load()
+	buffered := h.Kind == CopySource || l.core.spare() != SpareNothing
 	if n == 0 || buffered && len(l.buffers) == 0 {
 		return false
 	}

@@ -20,6 +20,27 @@ package clone
 // Users may wait for the claim of such a piece, as they wait for one in which zeros are written. A piece is a copy
 // buffer at most, and a region larger than a buffer stays claimed until all of its pieces are done.
 
+// Some destinations keep zeros that were read only until a part of the unit is written in which they give up space: then
+// the rest of it shows old bytes (dm-thin with skip_block_zeroing). There only what users have discarded is spared.
+
+// Spare is what is spared.
+type Spare uint32
+
+// From nothing on, more and more.
+const (
+	SpareNothing   Spare = iota
+	SpareDiscarded       // what users have discarded
+	SpareAll
+)
+
+func (c *Core) spare() Spare { return Spare(c.spares.Load()) }
+
+// spares says whether what o makes zero is spared.
+func (l *Lane) spares(o *op) bool {
+	discarded := o.bg != nil && o.bg.Kind == ZeroZero || o.bg == nil && o.req.Op == OpDiscard
+	return l.core.spare() == SpareAll || discarded && l.core.spare() == SpareDiscarded
+}
+
 // look is a zeroing of the destination that reads it first. It goes from at to end, piece by piece.
 type look struct {
 	at, end   int64 // bytes: what is left
@@ -35,7 +56,8 @@ const lookChunk = 64 << 10
 
 // looks says whether r, of the regions [first, end), will look at the destination, for which it needs a buffer.
 func (l *Lane) looks(r *Request, first, end uint64) bool {
-	if !l.core.spares.Load() || r.Op != OpDiscard && r.Op != OpWriteZeroes || r.NoUnmap {
+	spared := l.core.spare() == SpareAll && r.Op == OpWriteZeroes || l.core.spare() != SpareNothing && r.Op == OpDiscard
+	if !spared || r.NoUnmap {
 		return false
 	}
 	_, any := l.core.regions.NextHydrated(first, end)
@@ -55,7 +77,7 @@ func (l *Lane) zeroClaimed(o *op, s *segment) {
 	if o.zeros { // the segment's stretch of what was read early
 		buf = o.buf[s.lo-o.off : s.hi-o.off]
 	}
-	if buf != nil && l.core.spares.Load() {
+	if buf != nil && l.spares(o) {
 		o.look = look{at: s.lo, end: s.hi, buf: buf, claimed: true}
 		l.lookOn(o)
 		return
@@ -66,7 +88,7 @@ func (l *Lane) zeroClaimed(o *op, s *segment) {
 
 // zeroHydrated makes [lo, hi), of hydrated regions, zero in the destination.
 func (l *Lane) zeroHydrated(o *op, lo, hi int64) {
-	if o.buf != nil && l.core.spares.Load() && !o.req.NoUnmap {
+	if o.buf != nil && l.spares(o) && !o.req.NoUnmap {
 		o.look = look{at: lo, end: hi, buf: o.buf}
 		l.lookOn(o)
 		return

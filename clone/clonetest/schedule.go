@@ -158,7 +158,7 @@ func (s *sim) turnSwitches() {
 	if s.cfg.Switch {
 		s.core.SetReadThrough(s.rng.IntN(2) == 0)
 		s.core.SetDiscardPassdown(s.rng.IntN(2) == 0)
-		s.core.SetSpareZeros(s.rng.IntN(2) == 0)
+		s.core.SetSpareZeros(clone.Spare(s.rng.IntN(2))) // nothing, or what is discarded; a run begins with nothing or all
 	}
 }
 

@@ -237,7 +237,9 @@ func (s *sim) start() error {
 	})
 	s.core.SetReadThrough(s.cfg.ReadThrough)
 	s.core.SetDiscardPassdown(s.cfg.Passdown)
-	s.core.SetSpareZeros(s.cfg.Spares)
+	if s.cfg.Spares {
+		s.core.SetSpareZeros(clone.SpareAll)
+	}
 	s.lanes = nil
 	for nr := range s.cfg.Lanes {
 		s.lanes = append(s.lanes, s.newLane(nr, s.cfg.Ops))

@@ -254,7 +254,7 @@ func (e *cloneEngine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 	if err != nil {
 		return err
 	}
-	if e.dest.SparesZeros() {
+	if e.dest.SparesZeros() != blockdev.ZerosUnknown {
 		dest.unit = min(max(e.dest.DiscardUnit(), leastUnit), defaultBatchBytes)
 	}
 	depth, queues := e.dev.Info().Depth, e.dev.Info().Queues

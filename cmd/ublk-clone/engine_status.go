@@ -28,7 +28,22 @@ func (e *cloneEngine) settings() settings {
 func (e *cloneEngine) tellCore(s settings) {
 	e.core.SetReadThrough(s.ReadThrough)
 	e.core.SetDiscardPassdown(e.passdown(s))
-	e.core.SetSpareZeros(s.DiscardPassdown && e.dest.SparesZeros())
+	e.core.SetSpareZeros(e.spares(s))
+}
+
+// spares says which zeros are not written where the destination reads as zeros. If it keeps them only until a part of their
+// unit is written, regions must be of whole units.
+func (e *cloneEngine) spares(s settings) clone.Spare {
+	unit := e.dest.DiscardUnit()
+	switch zeros := e.dest.SparesZeros(); {
+	case !s.DiscardPassdown || zeros == blockdev.ZerosUnknown:
+		return clone.SpareNothing
+	case zeros == blockdev.ZerosSteady:
+		return clone.SpareAll
+	case unit > 0 && e.start.Definition.RegionSize%unit == 0:
+		return clone.SpareDiscarded
+	}
+	return clone.SpareNothing
 }
 
 // passdown says whether discards are passed down: if that is wanted and possible.

@@ -89,12 +89,14 @@ func (d *Device) MaxDiscard() int64 {
 // DiscardUnit is what the device gives up space in, in bytes (its discard granularity); 0 if it does not say.
 func (d *Device) DiscardUnit() int64 { return queue(host.dir(d.stat.Rdev), "discard_granularity") }
 
-// SparesZeros says that zeros need not be written where the device reads as zeros. It can give up space, takes some for zeros
-// that are written to it, as it has no way of its own to write zeroes, and what it has given up goes on reading as
-// zeros. A file gives up what is punched out.
-func (d *Device) SparesZeros() bool {
-	return d.IsBlock() && d.MaxDiscard() > 0 && queue(host.dir(d.stat.Rdev), "write_zeroes_max_bytes") == 0 &&
-		host.steadyZeros(d.stat.Rdev, levels)
+// SparesZeros says whether zeros need not be written where the device reads as zeros: ZerosUnknown, they must be. Others can
+// give up space, take some for zeros that are written to them, as they have no way of their own to write zeroes, and
+// what they have given up goes on reading as zeros. A file gives up what is punched out.
+func (d *Device) SparesZeros() Zeros {
+	if !d.IsBlock() || d.MaxDiscard() == 0 || queue(host.dir(d.stat.Rdev), "write_zeroes_max_bytes") > 0 {
+		return ZerosUnknown
+	}
+	return host.steadyZeros(d.stat.Rdev, levels)
 }
 
 // Depth is how many requests each queue of the device's hardware takes at a time, and how many queues there are; 0 requests:

@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,34 +21,63 @@ import (
 //
 // Of everything else, such as NBD, MMC and a target of device-mapper that is not named here, nothing is known.
 
-// steadyZeros says that what reads as zeros from the block device goes on doing so, even if it has been discarded. It looks
-// at most so many levels down.
-func (t tree) steadyZeros(rdev uint64, levels int) bool {
+// Zeros says how long what reads as zeros from a device, and is not written, goes on doing so.
+type Zeros uint8
+
+const (
+	ZerosUnknown Zeros = iota
+	// ZerosOfUnit: until a part of the unit is written in which the device gives up space (Device.DiscardUnit). The rest of it
+	// then shows old bytes: dm-thin with skip_block_zeroing.
+	ZerosOfUnit
+	ZerosSteady
+)
+
+// steadyZeros says it of a block device. It looks at most so many levels down.
+func (t tree) steadyZeros(rdev uint64, levels int) Zeros {
 	dir := diskOf(t.dir(rdev))
 	disk, ok := parseDev(text(dir, "dev"))
 	if !ok || levels == 0 {
-		return false
+		return ZerosUnknown
 	}
 	below := slaves(dir)
 	switch t.driver(disk) {
 	case "device-mapper":
-		thin, passes := t.tableKind(disk)
-		if thin || !passes {
-			return thin
+		table, err := t.targets(disk)
+		if err != nil || len(below) == 0 {
+			return ZerosUnknown
+		}
+		if len(table) == 1 && table[0].Type == "thin" {
+			return t.thinZeros(table[0])
+		}
+		if slices.ContainsFunc(table, func(target sys.DMTarget) bool { return target.Type != "linear" && target.Type != "striped" }) {
+			return ZerosUnknown
 		}
 	case "nullb", "ramdisk":
-		return true
+		return ZerosSteady
 	case "sd":
 		return t.trimsToZero(dir)
 	default:
-		return false
+		return ZerosUnknown
 	}
+	least := ZerosSteady
 	for _, dev := range below {
-		if !t.steadyZeros(dev, levels-1) {
-			return false
-		}
+		least = min(least, t.steadyZeros(dev, levels-1))
 	}
-	return len(below) > 0
+	return least
+}
+
+// thinZeros looks at the pool of a thin volume.
+func (t tree) thinZeros(volume sys.DMTarget) Zeros {
+	pool, _, _ := strings.Cut(volume.Params, " ")
+	dev, ok := parseDev(pool)
+	table, err := t.targets(dev)
+	switch {
+	case !ok || err != nil || len(table) != 1:
+		return ZerosUnknown
+	case slices.Contains(strings.Fields(table[0].Params), "skip_block_zeroing"):
+		return ZerosOfUnit
+	}
+	return ZerosSteady
 }
 
 // driver is the name by which a driver has registered the major number of its devices (/proc/devices).
@@ -62,22 +92,8 @@ func (t tree) driver(disk uint64) string {
 	return ""
 }
 
-// tableKind says of a device of device-mapper whether all of it is a thin volume, and whether it only passes requests on.
-func (t tree) tableKind(disk uint64) (thin, passes bool) {
-	table, err := t.targets(disk)
-	if err != nil || len(table) == 0 {
-		return false, false
-	}
-	thin, passes = true, true
-	for _, target := range table {
-		thin = thin && target.Type == "thin"
-		passes = passes && (target.Type == "linear" || target.Type == "striped")
-	}
-	return thin, passes
-}
-
 // trimsToZero says of a SCSI disk that it is an ATA disk which promises that what has been trimmed reads as zeros, each time.
-func (t tree) trimsToZero(dir string) bool {
+func (t tree) trimsToZero(dir string) Zeros {
 	const (
 		support, trim          = 169, 1           // words of IDENTIFY DEVICE (ATA8-ACS), and bits of them
 		additional, zeroAlways = 69, 1<<14 | 1<<5 // deterministic, and zeros
@@ -89,7 +105,7 @@ func (t tree) trimsToZero(dir string) bool {
 		}
 		found, _ := filepath.Glob(filepath.Join(at, "link*", "dev*", "ata_device", "dev*", "id"))
 		if len(found) != 1 { // several disks behind one port
-			return false
+			return ZerosUnknown
 		}
 		words := strings.Fields(text(found[0]))
 		word := func(i int) uint64 {
@@ -99,7 +115,9 @@ func (t tree) trimsToZero(dir string) bool {
 			n, _ := strconv.ParseUint(words[i], 16, 16)
 			return n
 		}
-		return word(support)&trim != 0 && word(additional)&zeroAlways == zeroAlways
+		if word(support)&trim != 0 && word(additional)&zeroAlways == zeroAlways {
+			return ZerosSteady
+		}
 	}
-	return false
+	return ZerosUnknown
 }

@@ -20,30 +20,42 @@ func TestSteadyZeros(t *testing.T) {
 	f.block("nbd0", 43, 0)
 	f.block("nvme0n1", 259, 1)
 	f.block("sda", 8, 0)
+	pool := func(name string, minor uint32, params string) string {
+		st := f.dm(name, minor, "nbd0")
+		tables[st.Rdev] = []sys.DMTarget{{Type: "thin-pool", Params: params}}
+		return name
+	}
+	zeroing, skipping := pool("dm-90", 90, "43:0 43:0 128 0 0 "), pool("dm-91", 91, "43:0 43:0 128 0 1 skip_block_zeroing ")
 	next := uint32(0)
 	dm := func(types string, below ...string) string {
 		name := fmt.Sprintf("dm-%d", next)
 		st := f.dm(name, next, below...)
-		for _, kind := range strings.Fields(types) {
-			tables[st.Rdev] = append(tables[st.Rdev], sys.DMTarget{Type: kind})
+		for kind := range strings.SplitSeq(types, ",") {
+			kind, params, _ := strings.Cut(kind, " ")
+			tables[st.Rdev] = append(tables[st.Rdev], sys.DMTarget{Type: kind, Params: params})
 		}
 		next++
 		return "/dev/" + name
 	}
-	for path, want := range map[string]bool{
-		"/dev/nullb0": true, "/dev/nullb0p1": true, "/dev/nbd0": false, "/dev/nvme0n1": false, "/dev/sda": false,
-		dm("thin", "nbd0"):             true, // of the pool's own map
-		dm("thin linear", "nullb0"):    false,
-		dm("linear", "nullb0"):         true,
-		dm("linear striped", "nullb0"): true,
-		dm("linear", "nullb0", "nbd0"): false,
-		dm("crypt", "nullb0"):          false,
-		dm("log-writes", "nullb0"):     false,
-		dm("linear linear error"):      false,
-		dm("linear"):                   false,
+	thin := dm("thin 253:91 5", skipping)
+	for path, want := range map[string]Zeros{
+		"/dev/nullb0": ZerosSteady, "/dev/nullb0p1": ZerosSteady, "/dev/nbd0": ZerosUnknown, "/dev/nvme0n1": ZerosUnknown, "/dev/sda": ZerosUnknown,
+		dm("thin 253:90 0", zeroing):   ZerosSteady, // of the pool's own map
+		thin:                           ZerosOfUnit,
+		dm("linear", "dm-0"):           ZerosOfUnit,
+		dm("linear", "dm-0", "nullb0"): ZerosOfUnit,
+		dm("thin 253:90 0,linear", zeroing, "nullb0"): ZerosUnknown,
+		dm("thin 99:0 0", zeroing):                    ZerosUnknown,
+		dm("linear", "nullb0"):                        ZerosSteady,
+		dm("linear,striped", "nullb0"):                ZerosSteady,
+		dm("linear", "nullb0", "nbd0"):                ZerosUnknown,
+		dm("crypt", "nullb0"):                         ZerosUnknown,
+		dm("log-writes", "nullb0"):                    ZerosUnknown,
+		dm("linear,linear,error", "nullb0"):           ZerosUnknown,
+		dm("linear"):                                  ZerosUnknown,
 	} {
 		if got := f.tree.steadyZeros(f.nodes[path].Rdev, levels); got != want {
-			t.Errorf("%s: %v", path, got)
+			t.Errorf("%s: %v, expected %v", path, got, want)
 		}
 	}
 }
@@ -54,8 +66,8 @@ func TestTrimsToZero(t *testing.T) {
 	const disk = "sys/devices/pci0000:00/ata3/host2/target2:0:0/2:0:0:0/block/sda"
 	for _, c := range []struct {
 		word169, word69 uint16
-		want            bool
-	}{{1, 0x4020, true}, {1, 0x4000, false}, {1, 0x0020, false}, {0, 0x4020, false}, {0xfff1, 0xffff, true}} {
+		want            Zeros
+	}{{1, 0x4020, ZerosSteady}, {1, 0x4000, ZerosUnknown}, {1, 0x0020, ZerosUnknown}, {0, 0x4020, ZerosUnknown}, {0xfff1, 0xffff, ZerosSteady}} {
 		var words strings.Builder
 		for i := range 256 {
 			w := uint16(i)
@@ -73,7 +85,7 @@ func TestTrimsToZero(t *testing.T) {
 		}
 	}
 	for _, dir := range []string{"/devices/pci0000:00/usb1/host4/target4:0:0/4:0:0:0/block/sdb", "/devices/pci0000:00/ata9/host8/block/sdc"} {
-		if f.tree.trimsToZero(f.tree.sys + dir) {
+		if f.tree.trimsToZero(f.tree.sys+dir) != ZerosUnknown {
 			t.Errorf("%s says nothing, and is believed", dir)
 		}
 	}

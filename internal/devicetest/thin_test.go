@@ -129,22 +129,30 @@ func TestTrimmedSpaceOnThin(t *testing.T) {
 	}
 }
 
-// TestZerosOnThin: zeros of a source that knows no holes take no space in a thin volume.
+// TestZerosOnThin: zeros of a source that knows no holes take no space in a thin volume, unless its pool shows old bytes in a
+// block of which a part is written; then there are zeros all the same.
 func TestZerosOnThin(t *testing.T) {
 	const size, islands = 64 * mib, 4
-	for _, held := range []bool{false, true} {
-		t.Run(fmt.Sprint("held ", held), func(t *testing.T) {
+	for _, c := range []struct {
+		held bool // other data
+		args string
+	}{{false, ""}, {true, ""}, {false, "1 skip_block_zeroing"}} {
+		t.Run(strings.TrimSpace(fmt.Sprint("held ", c.held, " ", c.args)), func(t *testing.T) {
 			m := newMachine(t)
-			source, dest := m.nullBlk("src", nullOptions{mib: size / mib}), m.thin("thin", size, 64*kib, "")
+			source, dest := m.nullBlk("src", nullOptions{mib: size / mib}), m.thin("thin", size, 64*kib, c.args)
 			w := newModel(size, 4*kib)
 			w.set(0, size, zeros)
 			for i := range int64(islands) {
 				m.fillPart(source, i*size/islands, i*size/islands+mib, original)
 				w.set(i*size/islands, i*size/islands+mib, original)
 			}
-			if held {
+			if c.held || c.args != "" {
 				m.fillDisk(dest.disk, junk)
 			}
+			if c.args != "" { // the pool has the old bytes, the volume has them no more
+				m.run("blkdiscard", dest.path)
+			}
+			skips := c.args != ""
 			c := m.addClone(source, dest.disk, m.missing("meta"), "--no-hydration")
 			v := m.open(c.path, os.O_RDONLY)
 			if err := v.read(m.buffer(ioSize), 6*mib); err != nil { // which is kept
@@ -158,7 +166,7 @@ func TestZerosOnThin(t *testing.T) {
 			w.check(m, dest.path)
 			used := dest.used()
 			t.Logf("%d KiB of %d are allocated", used/kib, size/kib)
-			if used > islands*mib*11/10 {
+			if used > islands*mib*11/10 && !skips {
 				t.Errorf("%d bytes are allocated for %d bytes of data", used, islands*mib)
 			}
 		})
