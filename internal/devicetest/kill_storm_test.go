@@ -187,7 +187,7 @@ func (m *machine) size(path string) int64 {
 // which; with other seeds several guests share a count, and KILLS is this one's.
 func TestKillStorm(t *testing.T) {
 	s := newStorm(t)
-	kills := count(12, 500)
+	kills := count(8, 500)
 	if n, err := strconv.Atoi(os.Getenv("KILLS")); err == nil {
 		kills = n
 	}

@@ -257,7 +257,7 @@ func testPowerLoss(t *testing.T, kind fsKind) {
 	b := newLossBench(newMachine(t), kind)
 	entries := b.use()
 	b.examineAll(entries)
-	points := b.points(entries, count(15, 300))
+	points := b.points(entries, count(10, 300))
 	r := newReplay(entries)
 	b.otherBoot()
 	dest, meta := b.halves("crashed", b.crashed)

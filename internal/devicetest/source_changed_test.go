@@ -103,8 +103,8 @@ func testSourceChanged(t *testing.T, fs string, loop bool, names ...string) {
 	if fs != "" {
 		dir = m.sourceFS(fs)
 	}
-	for _, how := range sourceChanges {
-		if len(names) == 0 || slices.Contains(names, how.name) {
+	for i, how := range sourceChanges {
+		if len(names) == 0 && i%count(2, 1) == 0 || slices.Contains(names, how.name) {
 			m.oneChange(dir, how, loop)
 		}
 	}
