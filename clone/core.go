@@ -105,8 +105,8 @@ type Core struct {
 	mode     atomic.Uint32 // a copy of mu.mode, to be read without the lock
 	complete atomic.Bool   // the durable H plane is full (I12)
 
-	readThrough atomic.Bool // what users read from the source is kept
-	passdown    atomic.Bool // the destination is told of discards
+	readThrough atomic.Bool   // what users read from the source is kept
+	passdown    atomic.Bool   // the destination is told of discards
 	spares      atomic.Uint32 // a Spare: before which zeros are written the destination is read (spare.go)
 
 	period atomic.Uint64 // of the time of users' reads of the source, from 1 on
