@@ -280,6 +280,9 @@ func (s *storm) kill(verb string) (finished bool) {
 	case <-time.After(time.Duration(s.rng.Int64N(int64(limit)))):
 	}
 	victims := s.victims(cmd.Process.Pid)
+	if verb == "add" && s.mayWedge() {
+		victims = []int{cmd.Process.Pid}
+	}
 	for _, pid := range victims {
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
 	}
@@ -306,6 +309,14 @@ func (s *storm) settle() {
 		}
 		return fmt.Errorf("processes %v", pids)
 	})
+}
+
+// mayWedge says that the daemon of an add may be in START_DEV. Before 7.0 the kernel looks for partitions there, with the
+// driver's lock: a device whose daemon is killed in that moment can be stopped by nobody until a reboot
+// (docs/data-safety.md).
+func (s *storm) mayWedge() bool {
+	nodes, _ := filepath.Glob("/dev/ublkc[0-9]*")
+	return len(nodes) > 0 && strings.HasPrefix(s.m.release(), "6.")
 }
 
 // victims are the command, all others, or all.
