@@ -14,7 +14,7 @@ import (
 // been cut:
 //
 //	dm-thin         a block that has been given up is not provisioned (Documentation/admin-guide/device-mapper)
-//	null_blk, brd   the memory is given back (null_handle_discard, brd_do_discard, 6.12)
+//	null_blk        the memory is given back (null_handle_discard, drivers/block/null_blk/main.c, 6.12)
 //	an ATA disk     that promises both in words 69 and 169 of what it says of itself (ata_id_has_zero_after_trim,
 //	                linux/ata.h); the kernel relies on it for few disks, and offers no write-zeroes for the others
 //	linear, striped what all of them lie on
@@ -52,7 +52,7 @@ func (t tree) steadyZeros(rdev uint64, levels int) Zeros {
 		if slices.ContainsFunc(table, func(target sys.DMTarget) bool { return target.Type != "linear" && target.Type != "striped" }) {
 			return ZerosUnknown
 		}
-	case "nullb", "ramdisk":
+	case "nullb":
 		return ZerosSteady
 	case "sd":
 		return t.trimsToZero(dir)

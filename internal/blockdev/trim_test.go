@@ -14,10 +14,11 @@ func TestSteadyZeros(t *testing.T) {
 	f := newFakeHost(t)
 	tables := map[uint64][]sys.DMTarget{}
 	f.tree.targets = func(rdev uint64) ([]sys.DMTarget, error) { return tables[rdev], nil }
-	f.write("proc/devices", "Character devices:\n  8 other\n\nBlock devices:\n  8 sd\n 43 nbd\n251 nullb\n253 device-mapper\n259 blkext\n")
+	f.write("proc/devices", "Character devices:\n  8 other\n\nBlock devices:\n  1 ramdisk\n  8 sd\n 43 nbd\n251 nullb\n253 device-mapper\n259 blkext\n")
 	f.block("nullb0", 251, 0)
 	f.partition("nullb0", "nullb0p1", 259, 0, 0, 8)
 	f.block("nbd0", 43, 0)
+	f.block("ram0", 1, 0)
 	f.block("nvme0n1", 259, 1)
 	f.block("sda", 8, 0)
 	pool := func(name string, minor uint32, params string) string {
@@ -39,7 +40,7 @@ func TestSteadyZeros(t *testing.T) {
 	}
 	thin := dm("thin 253:91 5", skipping)
 	for path, want := range map[string]Zeros{
-		"/dev/nullb0": ZerosSteady, "/dev/nullb0p1": ZerosSteady, "/dev/nbd0": ZerosUnknown, "/dev/nvme0n1": ZerosUnknown, "/dev/sda": ZerosUnknown,
+		"/dev/nullb0": ZerosSteady, "/dev/nullb0p1": ZerosSteady, "/dev/nbd0": ZerosUnknown, "/dev/ram0": ZerosUnknown, "/dev/nvme0n1": ZerosUnknown, "/dev/sda": ZerosUnknown,
 		dm("thin 253:90 0", zeroing):   ZerosSteady, // of the pool's own map
 		thin:                           ZerosOfUnit,
 		dm("linear", "dm-0"):           ZerosOfUnit,
