@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"math/bits"
@@ -8,6 +9,9 @@ import (
 
 // UUID is a 128-bit identity: of the metadata, of a machine, of a boot.
 type UUID [16]byte
+
+// Mark is the beginning of the UUID as a number, by which the driver's device is known as the clone's.
+func (u UUID) Mark() uint64 { return binary.LittleEndian.Uint64(u[:]) }
 
 // String returns the identity in the usual form, 8-4-4-4-12 hexadecimal digits.
 func (u UUID) String() string {

@@ -37,7 +37,7 @@ func (p *program) add(c *cli.Context) error {
 	if err := p.dir.create(); err != nil {
 		return err
 	}
-	if err := p.sameThere(&st.Definition); err != nil {
+	if err := p.dir.sameThere(&st.Definition); err != nil {
 		return err
 	}
 	if c.Bool("foreground") && theService(zerolog.Nop()) != nil {
@@ -58,7 +58,7 @@ func (p *program) add(c *cli.Context) error {
 	switch {
 	case there:
 	case c.Bool("foreground"):
-		return p.stillThere(st, p.runForeground(st, ""))
+		return p.stillThere(st, p.host().runForeground(st, ""))
 	default:
 		start := p.dir.spawn
 		if st.Recover {
@@ -120,11 +120,11 @@ func startFrom(c *cli.Context) (start, error) {
 		}
 		*off = !on
 	}
-	take := def.takeParts
+	take := takeParts
 	if c.IsSet("table") {
-		take = def.takeTable
+		take = takeTable
 	}
-	if err := take(c); err != nil {
+	if err := take(&def, c); err != nil {
 		return start{}, err
 	}
 	if err := settingFlags(c, &def.Settings); err != nil {
@@ -171,7 +171,7 @@ const (
 )
 
 // takeParts reads what makes a clone from flags of their own.
-func (d *definition) takeParts(c *cli.Context) (err error) {
+func takeParts(d *definition, c *cli.Context) (err error) {
 	if d.RegionSize, err = regionSizeFlag(c); err != nil {
 		return err
 	}
@@ -190,7 +190,7 @@ func (d *definition) takeParts(c *cli.Context) (err error) {
 var inTable = []string{"source", "dest", "metadata", "region-size", noHydrationFlag, noPassdownFlag, "hydration-threshold", "hydration-batch-size"}
 
 // takeTable reads what makes a clone from dm-clone's line.
-func (d *definition) takeTable(c *cli.Context) error {
+func takeTable(d *definition, c *cli.Context) error {
 	for _, flag := range inTable {
 		if c.IsSet(flag) {
 			return usage("--table and --" + flag + " exclude each other: the table says it")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -52,8 +53,8 @@ func newApp(p *program) *cli.App {
 			{Name: completeCommand, Hidden: true, Action: p.completion},
 			{Name: unitPrepareCommand, Hidden: true, Action: p.unitPrepare},
 			{Name: unitStopCommand, Hidden: true, Action: p.unitStop},
-			{Name: claimCommand, Hidden: true, Action: p.claim},
-			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.runSpawned() }},
+			{Name: claimCommand, Hidden: true, Action: func(c *cli.Context) error { return serveClaim(c.Args().First(), os.Stdin, p.out) }},
+			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.host().runSpawned() }},
 		},
 	}
 	for _, c := range app.Commands {

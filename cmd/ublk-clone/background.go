@@ -56,7 +56,10 @@ func newBackground(core *clone.Core, source *source, dest *sharedFile, buffers [
 	return b
 }
 
-func (b *background) wake() { b.backend.loop.Wake() }
+func (b *background) wake() { b.backend.wake() }
+
+// alive says whether the loop has gone round since it was called last.
+func (b *background) alive() bool { return b.pulse.ask(b.wake) }
 
 // start runs the thread and answers when it is there.
 func (b *background) start(fatal func(error)) error {

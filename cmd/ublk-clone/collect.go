@@ -27,13 +27,15 @@ import (
 // What might still be needed stays: a device with users, which waits for `recover`, and a live map that its metadata has
 // need of, as the same `add` goes on from there.
 
-// collect removes devices and live maps. It warns of what it cannot remove: whoever calls it came for something else.
-func (p *program) collect() {
-	err := p.dir.collectDevices()
-	errMaps := p.dir.collectMaps(func(livemap.Unused) bool { return false })
-	if err := errors.Join(err, errMaps); err != nil {
-		fmt.Fprintln(p.errs, "ublk-clone: warning: what a killed daemon has left stays:", err)
-	}
+// leftovers are what dead daemons have left, in the folders of a machine.
+type leftovers struct {
+	dir     runDir
+	defined definedDir
+}
+
+// collect removes devices and live maps.
+func (l leftovers) collect() error {
+	return errors.Join(l.dir.collectDevices(), l.dir.collectMaps(func(livemap.Unused) bool { return false }))
 }
 
 // collectDevices removes the devices of dead daemons of ours that have no block device.
@@ -93,9 +95,9 @@ func (d runDir) ourDevices(visit func(*ublk.Control, ublk.Info) error) error {
 // marks are those by which devices are known as ours: of definitions, and of live maps.
 func (d runDir) marks() (marks []uint64, err error) {
 	marks, err = d.definedMarks()
-	uuids, errMaps := livemap.List(liveMaps)
+	uuids, errMaps := livemap.List(livemap.Folder)
 	for _, uuid := range uuids {
-		marks = append(marks, markOf(uuid))
+		marks = append(marks, metadata.UUID(uuid).Mark())
 	}
 	return marks, errors.Join(err, errMaps)
 }
@@ -118,7 +120,7 @@ func (d runDir) definedMarks() (marks []uint64, err error) {
 // collectMaps removes the live maps that nobody has in use, of which no clone and no device is left, and which their
 // metadata does not need, and those that also says of.
 func (d runDir) collectMaps(also func(livemap.Unused) bool) error {
-	if paths, err := filepath.Glob(filepath.Join(liveMaps, "*.map*")); len(paths) == 0 {
+	if paths, err := filepath.Glob(filepath.Join(livemap.Folder, "*.map*")); len(paths) == 0 {
 		return err
 	}
 	defined, err := d.definedMarks()
@@ -134,8 +136,8 @@ func (d runDir) collectMaps(also func(livemap.Unused) bool) error {
 	if err != nil {
 		return err
 	}
-	return livemap.Collect(liveMaps, func(m livemap.Unused) bool {
-		mark := markOf(m.UUID)
+	return livemap.Collect(livemap.Folder, func(m livemap.Unused) bool {
+		mark := metadata.UUID(m.UUID).Mark()
 		if slices.Contains(defined, mark) || slices.Contains(served, mark) {
 			return false
 		}
@@ -197,19 +199,18 @@ func readSuperblock(path string) (metadata.Superblock, error) {
 
 // abandonedMaps are the live maps of which there is no clone and no device.
 func (d runDir) abandonedMaps() (uuids [][16]byte, err error) {
-	all, err := livemap.List(liveMaps)
+	all, err := livemap.List(livemap.Folder)
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
 	marks, err := d.definedMarks()
 	err = errors.Join(err, eachDevice(func(_ *ublk.Control, info ublk.Info) error { marks = append(marks, info.Private); return nil }))
-	return slices.DeleteFunc(all, func(uuid [16]byte) bool { return slices.Contains(marks, markOf(uuid)) }), err
+	return slices.DeleteFunc(all, func(uuid [16]byte) bool { return slices.Contains(marks, metadata.UUID(uuid).Mark()) }), err
 }
 
-// giveUpMaps removes such maps for `prune --force`, also those that metadata has need of, and says what is lost by it.
-func (p *program) giveUpMaps(abandoned [][16]byte) error {
-	var lost []string
-	err := p.dir.collectMaps(func(m livemap.Unused) bool {
+// giveUpMaps removes such maps for `prune --force`, also those that metadata has need of, and says which.
+func (l leftovers) giveUpMaps(abandoned [][16]byte) (lost []string, err error) {
+	err = l.dir.collectMaps(func(m livemap.Unused) bool {
 		if !slices.Contains(abandoned, m.UUID) {
 			return false
 		}
@@ -220,11 +221,7 @@ func (p *program) giveUpMaps(abandoned [][16]byte) error {
 		lost = append(lost, fmt.Sprintf("%s, of the metadata %s (%s)", m.Path, metadata.UUID(m.UUID), where))
 		return true
 	})
-	for _, text := range lost {
-		fmt.Fprintf(p.errs, "ublk-clone: warning: removed the live map %s: what was written to that clone since its last commit is lost, "+
-			"and `add` refuses that metadata without --force\n", text)
-	}
-	return err
+	return lost, err
 }
 
 // strayFiles removes what is in the folder of names that have no clone, which is what a daemon leaves that was killed

@@ -113,7 +113,7 @@ func (p *program) statusOf(name string) (*cloneStatus, error) {
 	case exit.NoClone:
 		return nil, nil
 	case exit.NoAnswer:
-		silent := p.silent(name, err)
+		silent := p.left().silent(name, err)
 		return &silent, nil
 	}
 	return st, err

@@ -58,7 +58,7 @@ func findRemains(def *definition) (*remains, error) {
 // orphans are the devices of dead daemons that no definition knows of any more, and that bear the mark of a live map:
 // those whose users wait, and those that were never started. None is recoverable by name.
 func (d runDir) orphans() (all []definition, err error) {
-	uuids, err := livemap.List(liveMaps)
+	uuids, err := livemap.List(livemap.Folder)
 	if err != nil || len(uuids) == 0 {
 		return nil, err
 	}
@@ -194,18 +194,18 @@ func (r *remains) unused(def *definition) error {
 }
 
 // clearDead removes what a dead daemon has left, its block device first.
-func (p *program) clearDead(def *definition, c clearing) error {
-	if done, err := p.finishDead(def, true); done || err != nil {
+func (l leftovers) clearDead(def *definition, c clearing) error {
+	if done, err := l.finishDead(def, true); done || err != nil {
 		return err
 	}
-	lock, err := p.dir.acquire(def.Name)
+	lock, err := l.dir.acquire(def.Name)
 	if err != nil {
 		return err
 	}
 	if err := removeDead(def, c); err != nil {
 		return errors.Join(err, lock.release())
 	}
-	return errors.Join(p.dir.forget(def), lock.release())
+	return errors.Join(l.dir.forget(def), lock.release())
 }
 
 // forget removes what the daemon of a clone has left in the folder, the definition last.
@@ -221,23 +221,23 @@ func (d runDir) forget(def *definition) error {
 }
 
 // silent is the status of a clone whose daemon does not answer, with err.
-func (p *program) silent(name string, err error) cloneStatus {
+func (l leftovers) silent(name string, err error) cloneStatus {
 	st := cloneStatus{Name: name, State: stateSilent, Reason: err.Error() + ".", Action: exit.Next(err), BadRanges: []badRange{}, Queues: []queueStatus{}}
-	def, loadErr := p.dir.load(name)
+	def, loadErr := l.dir.load(name)
 	if loadErr != nil {
 		return st
 	}
 	st.DMName, st.DMDevice = def.DM, def.layerPath()
 	st.Device, st.Source, st.Dest, st.Metadata, st.Size, st.RegionSize = def.Device, def.Source, def.Dest, def.Metadata, def.Size, def.RegionSize
-	if !p.dir.alive(name) {
+	if !l.dir.alive(name) {
 		st.State = stateDead
-		p.examine(&st, def)
+		l.examine(&st, def)
 	}
 	return st
 }
 
 // examine says what a dead daemon has left and what to do.
-func (p *program) examine(st *cloneStatus, def *definition) {
+func (l leftovers) examine(st *cloneStatus, def *definition) {
 	if _, yes, err := def.switched(); yes && err == nil {
 		st.Reason = "Its daemon died in a finish, when there was nothing to serve any more: " + def.finishedText() + "."
 		st.Action = "`ublk-clone finish " + def.Name + "` does the rest."
@@ -259,7 +259,7 @@ func (p *program) examine(st *cloneStatus, def *definition) {
 	st.Holders, err = r.holders()
 	err = errors.Join(err, r.control.Close())
 	st.Reason = fmt.Sprintf("Its daemon is dead. %s waits for the next one, %s. What was acknowledged is not lost.", r.path(), heldText(st.Holders))
-	st.Action = "`ublk-clone recover " + def.Name + "` brings it back; " + p.dir.log(def.Name) + " says how the daemon ended."
+	st.Action = "`ublk-clone recover " + def.Name + "` brings it back; " + l.dir.log(def.Name) + " says how the daemon ended."
 	if err != nil {
 		st.Warnings = append(st.Warnings, err.Error())
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
-	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/file"
@@ -59,10 +57,6 @@ func (d definedDir) names() ([]string, error) {
 // networkKey is the one key that is no flag of add: the clone needs the network, so it comes up after that, and before
 // file systems that need it too.
 const networkKey = "network"
-
-// onlyFlags cannot be in a definition: they are for one start, and not for every boot. One that forces would overwrite
-// a destination without a question.
-var onlyFlags = []string{"create", "open", "force", "foreground", "wait", "output", "dry-run"}
 
 // pathKeys are paths, or "" where the table has them.
 var pathKeys = []string{"source", "dest", "metadata"}
@@ -114,7 +108,7 @@ func trusted(path string) error {
 // definedValue is the value as the flag of that name takes it. A switch is true or false and nothing else: "yes" would be
 // no, and a number for a switch is a mistake.
 func definedValue(key string, v any) (string, error) {
-	isSwitch, known := definedKeys()[key]
+	isSwitch, known := definedKeys[key]
 	_, isBool := v.(bool)
 	switch v := v.(type) {
 	case string, bool, int64:
@@ -137,17 +131,14 @@ func quotedValue(v any) any {
 	return v
 }
 
-// definedKeys are the keys that a definition may have, and which of them are switches: the flags of add, and the
-// generator's.
-func definedKeys() map[string]bool {
-	keys := map[string]bool{networkKey: true}
-	for _, f := range new(program).addCommand().Flags {
-		name := f.Names()[0]
-		if !slices.Contains(onlyFlags, name) {
-			_, keys[name] = f.(*cli.BoolFlag)
-		}
-	}
-	return keys
+// definedKeys are the keys that a definition may have, the long flags of add and the generator's, and which of them are
+// switches. TestDefinedKeys compares them with the flags.
+var definedKeys = map[string]bool{
+	"source": false, "dest": false, "metadata": false, "region-size": false, "table": false,
+	"no-hydration": true, "hydration-threshold": false, "hydration-batch-size": false, "rate": false, "min-rate": false,
+	"retries": false, "source-timeout": false, "read-through": false, "no-discard-passdown": true,
+	"queues": false, "queue-depth": false, "zero-copy": false, "detect-zeroes": false, "dm": false, "source-shared": true,
+	networkKey: true,
 }
 
 func definedError(path string, err error) error {
@@ -159,85 +150,6 @@ func definedError(path string, err error) error {
 	return e
 }
 
-// takeDefined sets the flags that the definition of the clone names, for an add that has none of its own that say what
-// the clone is made of. Flags of the command line go first. It gives the definition's path, "" if there is none.
-func (p *program) takeDefined(c *cli.Context) (path string, err error) {
-	for _, flag := range append([]string{"table"}, pathKeys...) {
-		if c.IsSet(flag) {
-			return "", nil
-		}
-	}
-	name, err := named(c)
-	if err != nil {
-		return "", err
-	}
-	if err := checkName(name); err != nil {
-		return "", err
-	}
-	path = p.defined.path(name)
-	def, err := p.defined.load(name)
-	if err != nil {
-		return path, err
-	}
-	if def == nil {
-		return "", usage("--source is missing, and there is no definition " + path)
-	}
-	if err := def.set(c); err != nil {
-		return path, definedError(path, err)
-	}
-	return path, nil
-}
-
-// checkDefined says whether add takes the definition, as far as that can be seen without looking at a device.
-func (p *program) checkDefined(name string) error {
-	add := p.addCommand()
-	add.Action = func(c *cli.Context) error {
-		path, err := p.takeDefined(c)
-		if err == nil {
-			_, err = startFrom(c)
-		}
-		return blame(path, err)
-	}
-	quiet := func(*cli.Context, error) {}
-	app := &cli.App{Commands: []*cli.Command{add}, Writer: io.Discard, ErrWriter: io.Discard, ExitErrHandler: quiet}
-	return app.Run([]string{"ublk-clone", add.Name, "--", name})
-}
-
-// set sets the flags of add that the command line has not.
-func (d defined) set(c *cli.Context) error {
-	for _, key := range slices.Sorted(maps.Keys(d)) {
-		if err := setDefined(c, key, d[key]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func setDefined(c *cli.Context, key, value string) error {
-	_, known := definedKeys()[key]
-	switch {
-	case !known:
-		return fmt.Errorf("unknown key %q", key)
-	case key == networkKey:
-		return nil // the generator's
-	case c.IsSet(key):
-		return nil
-	}
-	if err := c.Set(key, value); err != nil {
-		return fmt.Errorf("%s = %q: %w", key, value, err)
-	}
-	return nil
-}
-
-// blame gives an error of the command line to the definition that the flags come from, "" for none.
-func blame(path string, err error) error {
-	var e *exit.Error
-	if path == "" || !errors.As(err, &e) || e.Code != exit.Usage || e.Object == path {
-		return err
-	}
-	return definedError(path, e.Cause)
-}
-
 // finishedSuffix is of a definition whose clone has been finished.
 const finishedSuffix = ".finished"
 
@@ -245,8 +157,8 @@ const finishedSuffix = ".finished"
 // the source over a destination that stands alone by then. It comes before anything that a boot would need to know that all
 // is hydrated is removed, so that no power cut finds the definition and not the metadata. back undoes it where the clone goes
 // on.
-func (p *program) retire(name string) (back func() error, err error) {
-	path := p.defined.path(name)
+func (d definedDir) retire(name string) (back func() error, err error) {
+	path := d.path(name)
 	retired := path + finishedSuffix
 	err = file.Rename(path, retired)
 	if errors.Is(err, fs.ErrNotExist) {

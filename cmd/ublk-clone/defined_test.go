@@ -95,7 +95,7 @@ func TestGenerator(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir, rules := t.TempDir(), filepath.Join(t.TempDir(), "60-x.rules")
-	if err := p.generate(dir, rules); err == nil || !strings.Contains(err.Error(), "broken.toml") {
+	if err := p.defined.generate(dir, rules); err == nil || !strings.Contains(err.Error(), "broken.toml") {
 		t.Errorf("a broken definition: %v", err)
 	}
 	contains(t, filepath.Join(dir, "ublk-clone@data.service.d/50-definition.conf"), "After=dev-nbd0.device\n",
@@ -114,7 +114,7 @@ func TestGenerator(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := p.generate(t.TempDir(), rules); err != nil {
+	if err := p.defined.generate(t.TempDir(), rules); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(rules); !os.IsNotExist(err) {
@@ -205,7 +205,7 @@ func TestClonetabOrder(t *testing.T) {
 // back if the clone goes on.
 func TestRetire(t *testing.T) {
 	p, _ := withDefinition(t, threePaths)
-	back, err := p.retire("data")
+	back, err := p.defined.retire("data")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func TestRetire(t *testing.T) {
 	if names, err := p.defined.names(); len(names) != 1 || err != nil {
 		t.Errorf("taken back: %v, %v", names, err)
 	}
-	if _, err := p.retire("none"); err != nil {
+	if _, err := p.defined.retire("none"); err != nil {
 		t.Errorf("a clone that is not defined there: %v", err)
 	}
 }

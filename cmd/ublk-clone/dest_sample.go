@@ -144,11 +144,12 @@ func (s *destSample) end(err error) bool {
 	return table != nil
 }
 
-func (s *destSample) start(e *cloneEngine) {
-	s.core, s.dest, s.size = e.core, e.dest, e.geometry.Size
-	s.usable = func() bool { return e.detached() == nil && e.core.Mode() == clone.ReadWrite }
+// start begins to sample the destination of a core; usable says whether the metadata can be written, and kick asks for a
+// commit.
+func (s *destSample) start(core *clone.Core, dest *blockdev.Device, size int64, usable func() bool, kick func()) {
+	s.core, s.dest, s.size, s.usable = core, dest, size, usable
 	s.first, s.begun = make(chan struct{}, 1), time.Now()
-	s.resume(e.committer.kick)
+	s.resume(kick)
 }
 
 func (s *destSample) resume(kick func()) {

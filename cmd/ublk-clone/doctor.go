@@ -60,34 +60,34 @@ func (f *findings) add(l level, code int, text, action string) {
 // check is one of doctor's.
 type check struct {
 	name string
-	look func(*host, *findings)
+	look func(*machine, *findings)
 }
 
 // checks are all, in the order in which a clone needs what they look at: the first problem gives the exit code.
 var checks = []check{
-	{"permission", (*host).checkPermission},
-	{"kernel", (*host).checkKernel},
-	{"driver", (*host).checkDriver},
-	{"io-uring", (*host).checkRing},
-	{"features", (*host).checkFeatures},
-	{"devices", (*host).checkDevices},
-	{"memory", (*host).checkMemory},
-	{"memory-lock", (*host).checkMemoryLock},
-	{"reclaim", (*host).checkReclaim},
-	{"open-files", (*host).checkOpenFiles},
-	{"live-maps", (*host).checkLiveMaps},
-	{"run-folder", (*host).checkRunFolder},
-	{"records", (*host).checkRecords},
-	{"blkid", (*host).checkBlkid},
-	{"machine-id", (*host).checkMachineID},
-	{"clones", (*host).checkClones},
-	{"left-devices", (*host).checkLeftDevices},
-	{"disks", (*host).checkDisks},
-	{"service", (*host).checkService},
+	{"permission", (*machine).checkPermission},
+	{"kernel", (*machine).checkKernel},
+	{"driver", (*machine).checkDriver},
+	{"io-uring", (*machine).checkRing},
+	{"features", (*machine).checkFeatures},
+	{"devices", (*machine).checkDevices},
+	{"memory", (*machine).checkMemory},
+	{"memory-lock", (*machine).checkMemoryLock},
+	{"reclaim", (*machine).checkReclaim},
+	{"open-files", (*machine).checkOpenFiles},
+	{"live-maps", (*machine).checkLiveMaps},
+	{"run-folder", (*machine).checkRunFolder},
+	{"records", (*machine).checkRecords},
+	{"blkid", (*machine).checkBlkid},
+	{"machine-id", (*machine).checkMachineID},
+	{"clones", (*machine).checkClones},
+	{"left-devices", (*machine).checkLeftDevices},
+	{"disks", (*machine).checkDisks},
+	{"service", (*machine).checkService},
 }
 
 // examineHost does all checks.
-func examineHost(h *host) []finding {
+func examineHost(h *machine) []finding {
 	var all []finding
 	for _, c := range checks {
 		f := findings{check: c.name}
@@ -114,7 +114,7 @@ func (p *program) doctor(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	h := newHost(p)
+	h := newMachine(p.dir, p.allStatuses, p.checkDefined)
 	all := examineHost(h)
 	if output != "" {
 		err = encodeJSON(p.out, diagnosis{Schema: schema, Kernel: h.release(), Problems: count(all, levelProblem), Warnings: count(all, levelWarning), Checks: all})
@@ -125,6 +125,15 @@ func (p *program) doctor(c *cli.Context) error {
 		return err
 	}
 	return findingsError(all)
+}
+
+// allStatuses are those of all clones.
+func (p *program) allStatuses() ([]cloneStatus, error) {
+	names, err := p.dir.names()
+	if err != nil {
+		return nil, err
+	}
+	return p.statuses(names)
 }
 
 func count(all []finding, l level) (n int) {

@@ -14,7 +14,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-func (h *host) checkPermission(f *findings) {
+func (h *machine) checkPermission(f *findings) {
 	switch {
 	case !h.isRoot():
 		f.unknown("This is not root: what only root can see is not looked at, and clones need root.")
@@ -26,7 +26,7 @@ func (h *host) checkPermission(f *findings) {
 	}
 }
 
-func (h *host) checkKernel(f *findings) {
+func (h *machine) checkKernel(f *findings) {
 	release := h.release()
 	bad := false
 	for _, k := range kernelFaults {
@@ -42,7 +42,7 @@ func (h *host) checkKernel(f *findings) {
 
 const controlNode = "dev/ublk-control"
 
-func (h *host) checkDriver(f *findings) {
+func (h *machine) checkDriver(f *findings) {
 	if !h.there(controlNode) {
 		_, err := os.Stat(h.path("sys/module/ublk_drv"))
 		advice := ublk.DriverAdvice(h.release(), err == nil, h.path("lib/modules"))
@@ -62,7 +62,7 @@ func (h *host) checkDriver(f *findings) {
 }
 
 // configHint says what the kernel's configuration says of the driver, if that is there to be read.
-func (h *host) configHint() string {
+func (h *machine) configHint() string {
 	const option = "CONFIG_BLK_DEV_UBLK"
 	for line := range strings.Lines(h.text("boot/config-" + h.release())) {
 		if strings.Contains(line, option+"=") || strings.Contains(line, option+" is not set") {
@@ -72,7 +72,7 @@ func (h *host) configHint() string {
 	return ""
 }
 
-func (h *host) checkRing(f *findings) {
+func (h *machine) checkRing(f *findings) {
 	const sysctl = "`sysctl kernel.io_uring_disabled=0`, and look under /etc/sysctl.d for what has set it."
 	if n, ok := h.number("proc/sys/kernel/io_uring_disabled"); ok && (n == 2 || n == 1 && !h.may(capSysAdmin)) {
 		f.problem(exit.Feature, fmt.Sprintf("io_uring, by which all I/O is done, is switched off: kernel.io_uring_disabled is %d.", n), sysctl)
@@ -106,7 +106,7 @@ var betterFeatures = []struct {
 	{func(f ublk.Features) bool { return f.NoAutoPartScan }, "new devices are not searched for partitions", "7.0"},
 }
 
-func (h *host) checkFeatures(f *findings) {
+func (h *machine) checkFeatures(f *findings) {
 	if !h.there(controlNode) || h.ring() != nil {
 		f.unknown("What the driver offers cannot be asked, as it is not there or io_uring does not work.")
 		return
@@ -140,7 +140,7 @@ func (h *host) checkFeatures(f *findings) {
 	f.ok("The driver offers all that clones need. With newer ones %s.", strings.Join(lacks, "; "))
 }
 
-func (h *host) checkDevices(f *findings) {
+func (h *machine) checkDevices(f *findings) {
 	limit, ok := h.number("sys/module/ublk_drv/parameters/ublks_max")
 	if !ok {
 		f.unknown("How many devices the driver takes is told when it is loaded.")
@@ -161,7 +161,7 @@ func (h *host) checkDevices(f *findings) {
 	}
 }
 
-func (h *host) checkMemory(f *findings) {
+func (h *machine) checkMemory(f *findings) {
 	var kib int64
 	if _, err := fmt.Sscanf(h.field("proc/meminfo", "MemAvailable:"), "%d kB", &kib); err != nil {
 		f.unknown("How much memory there is cannot be told.")
@@ -179,7 +179,7 @@ func (h *host) checkMemory(f *findings) {
 	}
 }
 
-func (h *host) checkMemoryLock(f *findings) {
+func (h *machine) checkMemoryLock(f *findings) {
 	limit, ok := h.hardLimit("Max locked memory")
 	switch {
 	case !h.isRoot() || !ok:
@@ -193,7 +193,7 @@ func (h *host) checkMemoryLock(f *findings) {
 	}
 }
 
-func (h *host) checkReclaim(f *findings) {
+func (h *machine) checkReclaim(f *findings) {
 	switch {
 	case !h.isRoot():
 		f.unknown("How a daemon stands when memory is short is root's to see.")
@@ -208,7 +208,7 @@ func (h *host) checkReclaim(f *findings) {
 // openFilesNeed is how many a daemon with some queues has open at most, with all its control connections.
 const openFilesNeed = 128
 
-func (h *host) checkOpenFiles(f *findings) {
+func (h *machine) checkOpenFiles(f *findings) {
 	limit, ok := h.hardLimit("Max open files")
 	switch {
 	case !ok:
@@ -223,7 +223,7 @@ func (h *host) checkOpenFiles(f *findings) {
 // mapsNeed is what the live map of a clone takes at the start, in bytes.
 const mapsNeed = 2 * settledPages << 12
 
-func (h *host) checkLiveMaps(f *findings) {
+func (h *machine) checkLiveMaps(f *findings) {
 	m := h.mountOn(h.maps)
 	if m == nil {
 		h.checkNoSwap(f)
@@ -250,7 +250,7 @@ func (h *host) checkLiveMaps(f *findings) {
 }
 
 // checkNoSwap is for a machine without a clone since its start.
-func (h *host) checkNoSwap(f *findings) {
+func (h *machine) checkNoSwap(f *findings) {
 	err := h.noSwap()
 	old := parseRelease(h.release()).before(kernelVersion{6, 4, 0})
 	switch {
@@ -263,7 +263,7 @@ func (h *host) checkNoSwap(f *findings) {
 	}
 }
 
-func (h *host) checkRunFolder(f *findings) {
+func (h *machine) checkRunFolder(f *findings) {
 	info, err := os.Stat(h.path(h.dir))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -278,7 +278,7 @@ func (h *host) checkRunFolder(f *findings) {
 }
 
 // checkOwn looks at a folder that is there.
-func (h *host) checkOwn(f *findings, dir string, mode fs.FileMode, what string) {
+func (h *machine) checkOwn(f *findings, dir string, mode fs.FileMode, what string) {
 	uid, err := h.owner(h.path(dir))
 	denied := h.write(h.path(dir))
 	switch {
@@ -295,7 +295,7 @@ func (h *host) checkOwn(f *findings, dir string, mode fs.FileMode, what string) 
 	}
 }
 
-func (h *host) checkRecords(f *findings) {
+func (h *machine) checkRecords(f *findings) {
 	const what = "where it is kept which destination is partly hydrated"
 	info, err := os.Stat(h.path(h.records))
 	switch {
@@ -317,7 +317,7 @@ func (h *host) checkRecords(f *findings) {
 }
 
 // checkRecord looks whether a destination that is partly hydrated still has its metadata.
-func (h *host) checkRecord(f *findings, path string) {
+func (h *machine) checkRecord(f *findings, path string) {
 	var r record
 	b, err := os.ReadFile(path)
 	if err == nil {
@@ -339,7 +339,7 @@ func (h *host) checkRecord(f *findings, path string) {
 	f.problem(exit.Metadata, text, "Find those metadata: without them nobody knows which bytes are its own. If that clone was given up, remove "+name+".")
 }
 
-func (h *host) checkBlkid(f *findings) {
+func (h *machine) checkBlkid(f *findings) {
 	if _, err := h.program("blkid"); err == nil {
 		f.ok("blkid is there, which says what a new destination carries.")
 		return
@@ -352,7 +352,7 @@ func (h *host) checkBlkid(f *findings) {
 		"Install util-linux, or add its folder (/usr/sbin or /sbin) to PATH.")
 }
 
-func (h *host) checkMachineID(f *findings) {
+func (h *machine) checkMachineID(f *findings) {
 	if len(h.text("etc/machine-id")) == 0 {
 		f.warn("This machine has no /etc/machine-id: metadata that another machine uses, or did when it died, cannot be told from its own.",
 			"`systemd-machine-id-setup`, or write 32 hexadecimal digits there.")
@@ -361,7 +361,7 @@ func (h *host) checkMachineID(f *findings) {
 	f.ok("This machine can be told from others.")
 }
 
-func (h *host) checkClones(f *findings) {
+func (h *machine) checkClones(f *findings) {
 	all, err := h.clones()
 	if err != nil {
 		f.unknown("The clones cannot be listed: %v.", err)
@@ -385,7 +385,7 @@ func (h *host) checkClones(f *findings) {
 	}
 }
 
-func (h *host) checkLeftDevices(f *findings) {
+func (h *machine) checkLeftDevices(f *findings) {
 	left, err := h.orphans()
 	if err != nil {
 		f.unknown("Devices that nobody serves cannot be looked for: %v.", err)
@@ -401,7 +401,7 @@ func (h *host) checkLeftDevices(f *findings) {
 }
 
 // checkDisks looks at the destinations of clones: whether the kernel flushes what has a cache, and takes writes.
-func (h *host) checkDisks(f *findings) {
+func (h *machine) checkDisks(f *findings) {
 	all, err := h.clones()
 	if err != nil {
 		f.unknown("The clones cannot be listed: %v.", err)
@@ -418,7 +418,7 @@ func (h *host) checkDisks(f *findings) {
 }
 
 // diskOf is the sysfs folder of the disk that path is, or is a partition of; "" for a file.
-func (h *host) diskOf(path string) string {
+func (h *machine) diskOf(path string) string {
 	node, err := filepath.EvalSymlinks(h.path(path))
 	if err != nil {
 		return ""
@@ -433,7 +433,7 @@ func (h *host) diskOf(path string) string {
 	return dir
 }
 
-func (h *host) checkDisk(f *findings, name, disk string) {
+func (h *machine) checkDisk(f *findings, name, disk string) {
 	read := func(path string) string {
 		b, _ := os.ReadFile(path)
 		return strings.TrimSpace(string(b))
@@ -450,7 +450,7 @@ func (h *host) checkDisk(f *findings, name, disk string) {
 	}
 }
 
-func (h *host) checkService(f *findings) {
+func (h *machine) checkService(f *findings) {
 	definitions, _ := filepath.Glob(h.path(definitionsDir, "*.toml"))
 	if len(definitions) == 0 {
 		f.ok("There is no definition under %s.", definitionsDir)

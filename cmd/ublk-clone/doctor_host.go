@@ -13,14 +13,15 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/ublk-clone/ublk-clone/internal/guard"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/ublk"
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
-// host is the machine as doctor sees it. Files are looked for under root, and what no file tells is asked by a function;
+// machine is the machine as doctor sees it. Files are looked for under root, and what no file tells is asked by a function;
 // tests put a folder and functions of their own there, with a problem planted.
-type host struct {
+type machine struct {
 	root    string // "/"
 	dir     string // of sockets and definitions
 	records string
@@ -42,22 +43,16 @@ type host struct {
 // definitionsDir has the definitions that units are started from.
 const definitionsDir = defaultDefinedDir
 
-// newHost is this machine.
-func newHost(p *program) *host {
-	return &host{
-		root: "/", dir: string(p.dir), records: string(theRecordDir()), maps: liveMaps,
+// newMachine is this machine.
+func newMachine(dir runDir, clones func() ([]cloneStatus, error), definition func(name string) error) *machine {
+	return &machine{
+		root: "/", dir: string(dir), records: string(theRecordDir()), maps: livemap.Folder,
 		owner: sys.Owner, free: sys.FreeAt, write: sys.MayWrite, ring: tryRing, driver: askDriver, noSwap: sys.TryNoSwap,
 		program: exec.LookPath,
-		clones: sync.OnceValues(func() ([]cloneStatus, error) {
-			names, err := p.dir.names()
-			if err != nil {
-				return nil, err
-			}
-			return p.statuses(names)
-		}),
-		orphans: p.dir.orphans,
+		clones:  sync.OnceValues(clones),
+		orphans: dir.orphans,
 		definition: func(path string) error {
-			return p.checkDefined(strings.TrimSuffix(filepath.Base(path), definedSuffix))
+			return definition(strings.TrimSuffix(filepath.Base(path), definedSuffix))
 		},
 	}
 }
@@ -89,12 +84,12 @@ func askDriver() (ublk.Features, error) {
 }
 
 // path is where a path of the machine is found.
-func (h *host) path(elem ...string) string {
+func (h *machine) path(elem ...string) string {
 	return filepath.Join(append([]string{h.root}, elem...)...)
 }
 
 // text is the content of a file in one line, "" if it cannot be read.
-func (h *host) text(elem ...string) string {
+func (h *machine) text(elem ...string) string {
 	b, err := os.ReadFile(h.path(elem...))
 	if err != nil {
 		return ""
@@ -103,18 +98,18 @@ func (h *host) text(elem ...string) string {
 }
 
 // number is a file's content as a number.
-func (h *host) number(elem ...string) (int64, bool) {
+func (h *machine) number(elem ...string) (int64, bool) {
 	n, err := strconv.ParseInt(h.text(elem...), 10, 64)
 	return n, err == nil
 }
 
-func (h *host) there(elem ...string) bool {
+func (h *machine) there(elem ...string) bool {
 	_, err := sys.StatPath(h.path(elem...)) // which waits for no server
 	return err == nil
 }
 
 // field is the rest of the line of a file that begins with this name.
-func (h *host) field(file, name string) string {
+func (h *machine) field(file, name string) string {
 	for line := range strings.Lines(h.text(file)) {
 		if rest, ok := strings.CutPrefix(line, name); ok {
 			return strings.TrimSpace(rest)
@@ -123,10 +118,10 @@ func (h *host) field(file, name string) string {
 	return ""
 }
 
-func (h *host) release() string { return h.text("proc/sys/kernel/osrelease") }
+func (h *machine) release() string { return h.text("proc/sys/kernel/osrelease") }
 
 // isRoot says whether this process is root's.
-func (h *host) isRoot() bool {
+func (h *machine) isRoot() bool {
 	ids := strings.Fields(h.field("proc/self/status", "Uid:"))
 	return len(ids) > 1 && ids[1] == "0" // the effective one
 }
@@ -141,13 +136,13 @@ const (
 )
 
 // may says whether this process has the capability.
-func (h *host) may(c capability) bool {
+func (h *machine) may(c capability) bool {
 	mask, err := strconv.ParseUint(h.field("proc/self/status", "CapEff:"), 16, 64)
 	return err == nil && mask>>c&1 != 0
 }
 
 // hardLimit is the limit that this process cannot go beyond by itself: -1 = none.
-func (h *host) hardLimit(name string) (int64, bool) {
+func (h *machine) hardLimit(name string) (int64, bool) {
 	f := strings.Fields(h.field("proc/self/limits", name)) // soft, hard, unit
 	if len(f) < 2 {
 		return 0, false
@@ -160,7 +155,7 @@ func (h *host) hardLimit(name string) (int64, bool) {
 }
 
 // mountOn is what is mounted on a folder, nil for nothing.
-func (h *host) mountOn(folder string) *mountinfo.Info {
+func (h *machine) mountOn(folder string) *mountinfo.Info {
 	f, err := os.Open(h.path("proc/self/mountinfo"))
 	if err != nil {
 		return nil

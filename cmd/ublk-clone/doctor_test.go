@@ -18,7 +18,7 @@ import (
 
 // healthy is a machine on which doctor finds nothing.
 type healthy struct {
-	*host
+	*machine
 	t *testing.T
 }
 
@@ -26,7 +26,7 @@ const goodRelease = "7.0.1-test"
 
 func newHealthy(t *testing.T) *healthy {
 	t.Helper()
-	h := &healthy{t: t, host: &host{
+	h := &healthy{t: t, machine: &machine{
 		root: t.TempDir(), dir: "/run/ublk-clone", records: "/var/lib/ublk-clone", maps: "/run/ublk-clone-maps",
 		owner:   func(string) (int, error) { return 0, nil },
 		free:    func(string) (int64, error) { return 1 << 30, nil },
@@ -207,7 +207,7 @@ func TestDoctorFindsEach(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHealthy(t)
 			c.plant(h)
-			all := examineHost(h.host)
+			all := examineHost(h.machine)
 			var text bytes.Buffer
 			if err := writeFindings(&text, all); err != nil {
 				t.Fatal(err)

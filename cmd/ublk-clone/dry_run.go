@@ -79,7 +79,7 @@ func (p *program) dryRun(st start, asJSON string) error {
 	if err := p.dir.possible(); err != nil {
 		return err
 	}
-	if err := p.sameThere(&st.Definition); err != nil {
+	if err := p.dir.sameThere(&st.Definition); err != nil {
 		return err
 	}
 	there, err := p.unchanged(&st.Definition)
@@ -171,22 +171,21 @@ func (d runDir) awaitTrial(pipe *os.File, name string) (got readiness, err error
 	return got, nil
 }
 
-// runTrial is the process's side of try.
-func (p *program) runTrial(st start) readiness {
-	e := newEngine(st, zerolog.Nop()).(*cloneEngine)
+// tryStart is the process's side of try.
+func tryStart(st start) (t *trial, err error) {
+	e := newEngine(st, zerolog.Nop())
 	if st.Recover {
 		e.start.Fence = trialFence
 	}
 	var done steps
-	err := done.run(context.Background(), e.trialSteps())
-	var t *trial
+	err = done.run(context.Background(), e.trialSteps())
 	if err == nil {
 		t, err = e.try()
 	}
 	if err := errors.Join(err, done.stop()); err != nil {
-		return readiness{Error: toWire(err)}
+		return nil, err
 	}
-	return readiness{Trial: t}
+	return t, nil
 }
 
 // trialFence is how long a dry run waits for a dead daemon's last requests.
@@ -202,9 +201,9 @@ func (e *cloneEngine) trialSteps() []step {
 
 // tryLive is openLive, that changes nothing.
 func (e *cloneEngine) tryLive(context.Context) error {
-	free, err := livemap.TryMount(liveMaps)
+	free, err := livemap.TryMount(livemap.Folder)
 	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: liveMaps, Cause: err}
+		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: livemap.Folder, Cause: err}
 	}
 	_, boot, err := identities()
 	if err != nil {
@@ -221,7 +220,7 @@ func (e *cloneEngine) tryLive(context.Context) error {
 	}
 	need := int64(min(bitmap.PagesFor(sb.NrRegions), settledPages)) * bitmap.PageBytes
 	if begins && free > 0 && free < need {
-		return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: liveMaps,
+		return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: livemap.Folder,
 			Cause: fmt.Errorf("%w: %s are free, %s needed", syscall.ENOSPC, formatSize(free), formatSize(need)), Next: "Free some memory."}
 	}
 	return nil

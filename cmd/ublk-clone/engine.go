@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -92,7 +91,7 @@ type cloneEngine struct {
 	}
 }
 
-func newEngine(st start, log zerolog.Logger) engine {
+func newEngine(st start, log zerolog.Logger) *cloneEngine {
 	e := &cloneEngine{start: st, log: log, records: theRecordDir(), committer: newCommitter(log), keep: st.Recover}
 	e.happened = newEventLog(st.Definition.Name, log)
 	e.watcher = newWatcher(e.happened, e.look, e.whenHydrated)
@@ -216,9 +215,7 @@ const maxIO = 512 << 10
 const maxHint = 512 << 10
 
 // mark is what the driver keeps for us, to know the device by: the beginning of the clone's UUID.
-func (e *cloneEngine) mark() uint64 { return markOf(e.store.Superblock().UUID) }
-
-func markOf(uuid [16]byte) uint64 { return binary.LittleEndian.Uint64(uuid[:]) }
+func (e *cloneEngine) mark() uint64 { return e.store.Superblock().UUID.Mark() }
 
 // loadMap reads the region map and makes the core with a lane for each queue and one for the hydrator.
 func (e *cloneEngine) loadMap(context.Context) error {

@@ -15,7 +15,7 @@ const eventRequestRefused = "request-refused"
 func (e *cloneEngine) beginCaution() {
 	c := newCaution(e.live.Map, func() {
 		for _, f := range e.frontends {
-			f.backend.loop.Wake()
+			f.wake()
 		}
 	})
 	if c == nil {

@@ -46,10 +46,12 @@ import (
 
 // Limits of the handover, in which users wait.
 const (
-	letGoLimit  = 10 * time.Second // for the lanes to let the destination go, when nobody has a request at work
-	grabLimit   = 2 * time.Second  // for whoever looks at the destination, as udev does when we have closed it
-	retakeLimit = fenceLimit       // to have it back after a failure
+	letGoLimit = 10 * time.Second // for the lanes to let the destination go, when nobody has a request at work
+	grabLimit  = 2 * time.Second  // for whoever looks at the destination, as udev does when we have closed it
 )
+
+// retakeLimit is how long it may take to have the destination back after a handover that has failed.
+const retakeLimit = fenceLimit
 
 // finishable refuses, with exit code 14, a clone that its destination cannot stand in for.
 func (e *cloneEngine) finishable() error {

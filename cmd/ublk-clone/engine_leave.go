@@ -22,9 +22,10 @@ import (
 //
 // If that does not succeed within a limit all goes on as it was. When it does, only what takes no time is left.
 
+// leaveLimit is how long that may take, if nobody says.
+const leaveLimit = 20 * time.Second
+
 const (
-	// leaveLimit is how long that may take, if nobody says.
-	leaveLimit = 20 * time.Second
 	// holdLimit is how long users may wait in vain.
 	holdLimit = 500 * time.Millisecond
 	// longAtWork is from when on a request is not expected to end within holdLimit, and lookPause between two looks.

@@ -11,10 +11,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// liveMaps is the folder of the live maps: a tmpfs of its own, in no service's folder, which goes when the
-// service stops.
-const liveMaps = "/run/ublk-clone-maps"
-
 // liveMap is the region map's memory, and what a dead daemon of the same session has left in it (I6).
 type liveMap struct {
 	*livemap.Map
@@ -75,8 +71,8 @@ func (e *cloneEngine) mapInstead(nr uint64, cause error) (*bitmap.Map, error) {
 
 // openLive decides by the superblock whether a live map counts, see package livemap.
 func (e *cloneEngine) openLive(nr uint64) error {
-	if err := livemap.Mount(liveMaps); err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: liveMaps, Cause: err}
+	if err := livemap.Mount(livemap.Folder); err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: livemap.Folder, Cause: err}
 	}
 	_, boot, err := identities()
 	if err != nil {
@@ -102,7 +98,7 @@ func (e *cloneEngine) takeLive(sb *metadata.Superblock, boot metadata.UUID, nr u
 	if sb.Clean || sb.BootID != boot {
 		return true, nil
 	}
-	m, err := livemap.Open(liveMaps, sb.UUID)
+	m, err := livemap.Open(livemap.Folder, sb.UUID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, errors.New("its daemon did not stop in order, and the live map, which has what was written since the last commit, is gone")
 	}
@@ -136,9 +132,9 @@ func (e *cloneEngine) refuseLive(cause error) error {
 // newLive makes an empty live map for a session that begins.
 func (e *cloneEngine) newLive(sb *metadata.Superblock, boot metadata.UUID, nr uint64) error {
 	id := livemap.Identity{UUID: sb.UUID, Boot: boot, Session: sb.Session + 1, Regions: nr}
-	m, err := livemap.Create(liveMaps, id, livemap.State{Mode: uint8(sb.Mode), FlushLost: sb.DestFlushFailed})
+	m, err := livemap.Create(livemap.Folder, id, livemap.State{Mode: uint8(sb.Mode), FlushLost: sb.DestFlushFailed})
 	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "make the live map in", Object: liveMaps, Cause: err, Next: "It takes memory: free some."}
+		return &exit.Error{Code: exit.Other, Doing: "make the live map in", Object: livemap.Folder, Cause: err, Next: "It takes memory: free some."}
 	}
 	m.SetMetadata(e.start.Definition.Metadata)
 	e.live = liveMap{Map: m, session: id.Session, ended: true}

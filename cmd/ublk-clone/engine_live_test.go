@@ -23,7 +23,7 @@ func TestLiveMapKeepsTheWorstMode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := newEngine(start{}, zerolog.Nop()).(*cloneEngine)
+	e := newEngine(start{}, zerolog.Nop())
 	e.live.Map = live
 	core := func() *clone.Core {
 		return clone.New(clone.Config{

@@ -37,7 +37,8 @@ func (e *cloneEngine) beginSession(context.Context) error {
 	c.complete, c.mode = e.core.Complete(), e.core.Mode()
 	guard.Go("committer", c.run)
 	e.sampler.start(e)
-	e.sample.start(e)
+	usable := func() bool { return e.detached() == nil && e.core.Mode() == clone.ReadWrite }
+	e.sample.start(e.core, e.dest, e.geometry.Size, usable, e.committer.kick)
 	return nil
 }
 

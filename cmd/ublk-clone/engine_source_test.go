@@ -53,7 +53,7 @@ func (b *sourceBench) put(path string, fill byte) {
 }
 
 func (b *sourceBench) open(create bool) error {
-	b.engine = newEngine(start{Definition: b.def, Create: create}, zerolog.Nop()).(*cloneEngine)
+	b.engine = newEngine(start{Definition: b.def, Create: create}, zerolog.Nop())
 	b.engine.records = b.records
 	return b.steps.run(context.Background(), b.engine.openSteps())
 }

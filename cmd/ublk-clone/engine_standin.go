@@ -59,7 +59,7 @@ func (e *cloneEngine) standIn(cause error) error {
 // storeFromLive makes a store without device from the live map of the clone with this mark, if that map is the whole
 // truth.
 func storeFromLive(mark uint64) (*metadata.Store, error) {
-	m, err := livemap.Find(liveMaps, [8]byte(binary.LittleEndian.AppendUint64(nil, mark)))
+	m, err := livemap.Find(livemap.Folder, [8]byte(binary.LittleEndian.AppendUint64(nil, mark)))
 	if err != nil {
 		return nil, err
 	}

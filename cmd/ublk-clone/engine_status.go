@@ -158,7 +158,7 @@ func (e *cloneEngine) status(st *cloneStatus) {
 	e.lookAtLayer(st)
 	st.ZeroCopy = e.dev.Info().ZeroCopy()
 	for _, f := range e.frontends {
-		st.Queues = append(st.Queues, queueStatus{Requests: f.lane.Requests()})
+		st.Queues = append(st.Queues, queueStatus{Requests: f.served()})
 	}
 }
 

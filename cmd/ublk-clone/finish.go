@@ -68,7 +68,7 @@ func (p *program) finish(c *cli.Context) error {
 	if err := p.finishable(name, limit); err != nil {
 		return err
 	}
-	back, err := p.retire(name)
+	back, err := p.defined.retire(name)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (p *program) goesOn(name string, failed error) bool {
 func (p *program) forgetDefined(def *definition) {
 	var err error
 	if def.Unit != "" {
-		err = p.byUnit("disable", def)
+		err = byUnit("disable", def)
 	}
 	if dest, errStat := sys.StatPath(def.Dest); errStat == nil && dest.IsBlock() {
 		_ = exec.Command("timeout", "5s", "udevadm", "control", "--reload").Run() // it looks for new rules every 3 s only, if it is there
@@ -135,9 +135,9 @@ func (p *program) finishNamed(def *definition, keep bool, limit time.Duration) (
 	if exit.Code(err) != exit.NoAnswer || p.dir.alive(def.Name) {
 		return last, err
 	}
-	done, errDead := p.finishDead(def, keep)
+	done, errDead := p.left().finishDead(def, keep)
 	if done || errDead != nil {
-		return p.silent(def.Name, errors.New("it is finished")), errDead
+		return p.left().silent(def.Name, errors.New("it is finished")), errDead
 	}
 	return last, err
 }
@@ -162,15 +162,15 @@ func (d *definition) switched() (clone metadata.UUID, yes bool, err error) {
 
 // finishDead does what is left of a finish whose daemon was killed, 6 to 11 of engine_finish.go; false: it had not come so far
 // that there is nothing to serve any more.
-func (p *program) finishDead(def *definition, keepMetadata bool) (done bool, err error) {
+func (l leftovers) finishDead(def *definition, keepMetadata bool) (done bool, err error) {
 	clone, yes, err := def.switched()
 	if !yes || err != nil {
 		return false, err
 	}
-	if _, err := p.retire(def.Name); err != nil { // whoever began the finish may have been an older program
+	if _, err := l.defined.retire(def.Name); err != nil { // whoever began the finish may have been an older program
 		return true, err
 	}
-	lock, err := p.dir.acquire(def.Name)
+	lock, err := l.dir.acquire(def.Name)
 	if err != nil {
 		return true, err
 	}
@@ -178,14 +178,14 @@ func (p *program) finishDead(def *definition, keepMetadata bool) (done bool, err
 	if err := removeDead(def, forceDead); err != nil { // of the block device itself nobody is to be a user
 		return true, err
 	}
-	err = livemap.RemoveFiles(liveMaps, clone)
+	err = livemap.RemoveFiles(livemap.Folder, clone)
 	if !keepMetadata {
 		err = errors.Join(err, eraseDead(def.Metadata, clone))
 	}
 	if err != nil {
 		return true, err
 	}
-	return true, p.dir.forget(def)
+	return true, l.dir.forget(def)
 }
 
 // eraseDead gives up the metadata of that clone, if they are there.

@@ -82,6 +82,9 @@ func (b *backend) attach(loop *uring.Loop) {
 	b.to = loop.OpenFixed(b.dest.File, b.dest.share(b.lanes))
 }
 
+// wake has the lane's loop go round.
+func (b *backend) wake() { b.loop.Wake() }
+
 func (b *backend) bytes(d clone.Data) uring.Data {
 	if d.Request == nil {
 		return uring.Memory(d.Buf)
@@ -330,6 +333,15 @@ func (f *frontend) answer(r *clone.Request, err error) {
 	}
 	f.queue.Commit(uint16(r.Tag), forUser(err))
 }
+
+// wake has the queue's loop go round.
+func (f *frontend) wake() { f.backend.wake() }
+
+// alive says whether the queue's loop has gone round since it was called last.
+func (f *frontend) alive() bool { return f.pulse.ask(f.wake) }
+
+// served is how many requests were served.
+func (f *frontend) served() int64 { return f.lane.Requests() }
 
 // Complete is the end of a backend I/O.
 func (f *frontend) Complete(token uint32, err error) {

@@ -103,24 +103,12 @@ func (b *backend) obey(inFlight int) (open bool) {
 // errHandedOver is what requests get that come to the block device behind the layer's back when the destination has gone.
 var errHandedOver = errors.Join(errors.New("the destination stands alone: the clone is finished"), unix.ENODEV)
 
-// orderAll has the lanes obey, and waits for all of them.
-func (e *cloneEngine) orderAll(ctx context.Context, o gateOrder) error {
-	return orderThese(ctx, o, e.backends())
-}
-
-// userLanes are the queues' backends.
-func (e *cloneEngine) userLanes() (lanes []*backend) {
-	for _, f := range e.frontends {
-		lanes = append(lanes, f.backend)
-	}
-	return lanes
-}
-
+// orderThese has lanes obey, and waits for all of them.
 func orderThese(ctx context.Context, o gateOrder, backends []*backend) error {
 	o.done = make(chan error, len(backends))
 	for _, b := range backends {
 		b.gate.order.Store(&o)
-		b.loop.Wake()
+		b.wake()
 	}
 	var errs error
 	for range backends {

@@ -34,11 +34,11 @@ const devicesDir = "/dev/ublk-clone"
 
 // generate is the program as a generator; dirs are those that systemd gives it. A definition that cannot be read costs
 // its own clone only: its unit will say what is wrong.
-func (p *program) generate(dir, rules string) error {
-	names, errs := p.defined.names()
+func (d definedDir) generate(dir, rules string) error {
+	names, errs := d.names()
 	var lines strings.Builder
 	for _, name := range names {
-		def, err := p.defined.load(name)
+		def, err := d.load(name)
 		if err == nil {
 			err = def.expand()
 		}
@@ -47,7 +47,7 @@ func (p *program) generate(dir, rules string) error {
 			lines.WriteString(def.destRule(name))
 		}
 		if err != nil {
-			lines.WriteString(p.defined.looseRule(name))
+			lines.WriteString(d.looseRule(name))
 		}
 		errs = errors.Join(errs, err)
 	}

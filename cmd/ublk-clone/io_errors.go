@@ -2,13 +2,11 @@ package main
 
 import (
 	"errors"
-	"io"
 	"slices"
 	"sync"
 	"syscall"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 )
 
@@ -41,29 +39,10 @@ var (
 	fullErrors = []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT}
 )
 
-// classify is the core's. What a buffered destination writes late may be reported as a want of space to anybody:
-// there it says nothing about the write that gets it.
-func (e *cloneEngine) classify(err error) clone.ErrorClass {
-	var errno syscall.Errno
-	side, ok := sideOf(err)
-	switch {
-	case !ok:
-		return clone.Local
-	case side == blockdev.Source && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, blockdev.ErrChanged) || isRenamed(err)):
-		return clone.Away // it has lost its size, or is not what it was
-	case !errors.As(err, &errno):
-		return clone.Local
-	case slices.Contains(awayErrors, errno):
-		return clone.Away
-	case side == blockdev.Source || !slices.Contains(fullErrors, errno):
-		return clone.Local
-	case !e.dest.Present():
-		return clone.Away
-	case e.dest.Direct():
-		return clone.Full
-	}
-	return clone.Local
-}
+// isAwayErrno says that the whole device does not answer, and isFullErrno that it has no space left.
+func isAwayErrno(errno syscall.Errno) bool { return slices.Contains(awayErrors, errno) }
+
+func isFullErrno(errno syscall.Errno) bool { return slices.Contains(fullErrors, errno) }
 
 // forUser is what a user of the block device gets to know of an error: EIO, as the errnos of our devices would
 // speak of the wrong one; but a full destination is what one can do something about.
@@ -72,7 +51,7 @@ func forUser(err error) error {
 		return nil
 	}
 	var errno syscall.Errno
-	if errors.As(err, &errno) && slices.Contains(fullErrors, errno) {
+	if errors.As(err, &errno) && isFullErrno(errno) {
 		return syscall.ENOSPC
 	}
 	return syscall.EIO

@@ -71,7 +71,7 @@ func (l *layer) path() string { return fmt.Sprintf("/dev/dm-%d", sys.Minor(l.Dev
 func (l *layer) leadsTo(dev uint64) bool { return l.to == deviceNumber(dev) }
 
 // isOf says whether the layer is that of a clone.
-func (l *layer) isOf(mark uint64) bool { return l.uuid != metadata.UUID{} && markOf(l.uuid) == mark }
+func (l *layer) isOf(mark uint64) bool { return l.uuid != metadata.UUID{} && l.uuid.Mark() == mark }
 
 // deviceNumber is a device number as device-mapper writes it.
 func deviceNumber(dev uint64) string { return fmt.Sprintf("%d:%d", sys.Major(dev), sys.Minor(dev)) }

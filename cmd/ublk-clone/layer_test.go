@@ -19,7 +19,7 @@ func TestLayerUUID(t *testing.T) {
 		t.Errorf("%s is of %s", text, got)
 	}
 	l := layer{uuid: clone}
-	if !l.isOf(markOf(clone)) || l.isOf(markOf(clone)+1) || (&layer{}).isOf(0) {
+	if !l.isOf(clone.Mark()) || l.isOf(clone.Mark()+1) || (&layer{}).isOf(0) {
 		t.Error("whose layer it is")
 	}
 	for _, other := range []string{"", layerPrefix, text[:len(text)-1], text + "0", "x" + text, strings.TrimPrefix(text, layerPrefix), "LVM-" + clone.String()} {

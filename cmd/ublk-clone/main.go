@@ -42,7 +42,24 @@ type program struct {
 	out, errs io.Writer
 	dir       runDir
 	defined   definedDir
-	newEngine func(start, zerolog.Logger) engine
+}
+
+// host is this process as a daemon.
+func (p *program) host() *host {
+	return &host{
+		dir: p.dir, out: p.out, try: tryStart, look: runDir.mayReplace,
+		newEngine: func(st start, log zerolog.Logger) engine { return newEngine(st, log) },
+	}
+}
+
+// left looks after what dead daemons have left.
+func (p *program) left() leftovers { return leftovers{p.dir, p.defined} }
+
+// collect removes what is needless, and warns of what it cannot remove: whoever calls it came for something else.
+func (p *program) collect() {
+	if err := p.left().collect(); err != nil {
+		fmt.Fprintln(p.errs, "ublk-clone: warning: what a killed daemon has left stays:", err)
+	}
 }
 
 // init keeps the process's own thread for main. A goroutine that locks its thread changes it for good, and takes it
@@ -51,14 +68,14 @@ type program struct {
 func init() { runtime.LockOSThread() }
 
 func main() {
-	p := &program{out: os.Stdout, errs: os.Stderr, dir: theRunDir(), defined: theDefinedDir(), newEngine: newEngine}
+	p := &program{out: os.Stdout, errs: os.Stderr, dir: theRunDir(), defined: theDefinedDir()}
 	os.Exit(p.run(os.Args))
 }
 
 // run does what the command line says and returns the exit code.
 func (p *program) run(args []string) int {
 	if filepath.Base(args[0]) == generatorName && len(args) > 1 {
-		if err := p.generate(args[1], destRules); err != nil {
+		if err := p.defined.generate(args[1], destRules); err != nil {
 			p.complain(err, false)
 			return exit.Code(err)
 		}

@@ -202,7 +202,7 @@ func newParts(t *testing.T, dir string, plan *faultPlan) *parts {
 		Name: "c", Source: filepath.Join(dir, "source"), Dest: filepath.Join(t.TempDir(), "dest"), Metadata: filepath.Join(t.TempDir(), "meta"),
 		RegionSize: partsRegion, Queues: 1, QueueDepth: 2,
 	}
-	p.engine = newEngine(start{Definition: def, Create: true}, zerolog.Nop()).(*cloneEngine)
+	p.engine = newEngine(start{Definition: def, Create: true}, zerolog.Nop())
 	p.engine.records = recordDir(t.TempDir())
 	p.must(p.steps.run(context.Background(), p.engine.openSteps()))
 	p.dest, p.bad = p.wrap(p.engine.dest.File()), p.open(def.Source, unix.O_PATH)

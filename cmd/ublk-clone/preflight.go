@@ -201,7 +201,7 @@ func (p *preflight) lookAtMetadata() error {
 	switch {
 	case errors.Join(err, errBoot, errRead) != nil:
 		err = errors.Join(err, errBoot, errRead)
-	case markOf(p.sb.UUID) != p.def.Mark || p.sb.BootID != boot || p.sb.Clean:
+	case p.sb.UUID.Mark() != p.def.Mark || p.sb.BootID != boot || p.sb.Clean:
 		err = errors.New("they are not those of the daemon that serves the clone")
 	case readOnly:
 		err = errors.New("they could only be read")
@@ -214,7 +214,7 @@ func (p *preflight) lookAtMetadata() error {
 
 // liveMap looks whether it is that of the session.
 func (p *preflight) liveMap() error {
-	m, err := livemap.Open(liveMaps, p.sb.UUID)
+	m, err := livemap.Open(livemap.Folder, p.sb.UUID)
 	if err != nil {
 		return liveError("use", err)
 	}
@@ -228,7 +228,7 @@ func (p *preflight) liveMap() error {
 
 // liveError is of the live map.
 func liveError(doing string, err error) error {
-	e := &exit.Error{Code: exit.Metadata, Doing: doing + " the region map in memory, in", Object: liveMaps, Cause: err}
+	e := &exit.Error{Code: exit.Metadata, Doing: doing + " the region map in memory, in", Object: livemap.Folder, Cause: err}
 	if errors.Is(err, livemap.ErrVersion) {
 		e.Next = "Nothing was written. Use the version of ublk-clone that served the clone last."
 	}

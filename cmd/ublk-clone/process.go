@@ -16,6 +16,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
@@ -142,7 +143,7 @@ func (e *cloneEngine) settlePages(nr uint64, spared func(page uint64) bool) erro
 			continue
 		}
 		if err := e.live.Touch(page); err != nil {
-			return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: liveMaps, Cause: err, Next: "Free some memory."}
+			return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: livemap.Folder, Cause: err, Next: "Free some memory."}
 		}
 	}
 	return nil
@@ -169,21 +170,21 @@ func follows() error {
 	if len(roots) == 0 || !strings.Contains(roots[len(roots)-1].Optional, "master:") {
 		return errors.New("its mounts do not follow those of process 1")
 	}
-	here, err := sys.StatPath(liveMaps)
-	there, errThere := sys.StatPath("/proc/1/root" + liveMaps)
-	run, errRun := sys.StatPath(filepath.Dir(liveMaps))
+	here, err := sys.StatPath(livemap.Folder)
+	there, errThere := sys.StatPath("/proc/1/root" + livemap.Folder)
+	run, errRun := sys.StatPath(filepath.Dir(livemap.Folder))
 	if err := errors.Join(err, errThere, errRun); err != nil {
 		return err
 	}
 	if !sameObject(here, there) || here.Dev == run.Dev {
-		return errors.New(liveMaps + " is not the tmpfs that process 1 has there")
+		return errors.New(livemap.Folder + " is not the tmpfs that process 1 has there")
 	}
 	return nil
 }
 
 // sameThere fails if a path of the definition, or the folder of the sockets, means something else in the mount
 // namespace of process 1.
-func (p *program) sameThere(def *definition) error {
+func (d runDir) sameThere(def *definition) error {
 	if away, err := elsewhere(); !away {
 		return err
 	}
@@ -192,7 +193,7 @@ func (p *program) sameThere(def *definition) error {
 		what, path string
 	}{
 		{exit.Source, "the source", def.Source}, {exit.Dest, "the destination", def.Dest}, {exit.Metadata, "the metadata", def.Metadata},
-		{exit.Other, "the folder of sockets", string(p.dir)},
+		{exit.Other, "the folder of sockets", string(d)},
 	}
 	here := make([]sys.Stat, len(places))
 	for i, place := range places {

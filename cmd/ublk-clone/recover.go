@@ -52,11 +52,11 @@ func (p *program) recoverNamed(name string, limit time.Duration, force bool) err
 	if served, err := p.dir.served(name); served || err != nil {
 		return err
 	}
-	if done, err := p.finishDead(def, def.KeepMetadata); done || err != nil {
+	if done, err := p.left().finishDead(def, def.KeepMetadata); done || err != nil {
 		return p.pruned(name+" is finished: "+def.finishedText(), err)
 	}
 	if def.Unit != "" && !force {
-		if err := p.byUnit("start", def); err != nil {
+		if err := byUnit("start", def); err != nil {
 			return p.stillThere(start{Definition: *def, Recover: true}, err)
 		}
 		return p.added(name, false, "", "")
@@ -68,7 +68,7 @@ func (p *program) recoverNamed(name string, limit time.Duration, force bool) err
 		return err
 	}
 	if def.Unit != "" { // whose start takes no force: it takes over from a daemon that serves
-		if err := p.byUnit("start", def); err != nil {
+		if err := byUnit("start", def); err != nil {
 			return err
 		}
 	}
@@ -151,7 +151,7 @@ func (p *program) continued(st start) (start, error) {
 	if err != nil {
 		return st, err
 	}
-	if done, err := p.finishDead(there, there.KeepMetadata); done || err != nil {
+	if done, err := p.left().finishDead(there, there.KeepMetadata); done || err != nil {
 		return st, errors.Join(err, &exit.Error{Code: exit.Exists, Doing: "add clone", Object: there.Name,
 			Cause: errors.New("its daemon died in a finish, which is done now: " + there.finishedText()), Next: "It needs no clone any more."})
 	}
@@ -187,7 +187,7 @@ func (p *program) prune(c *cli.Context) error {
 	for _, name := range names {
 		def, loadErr := p.dir.load(name)
 		if loadErr == nil && !p.dir.alive(name) {
-			err = errors.Join(err, p.pruned(name, p.clearDead(def, how)))
+			err = errors.Join(err, p.pruned(name, p.left().clearDead(def, how)))
 		}
 	}
 	orphans, listErr := p.dir.orphans()
@@ -196,7 +196,12 @@ func (p *program) prune(c *cli.Context) error {
 	}
 	err = errors.Join(err, listErr, p.dir.strayFiles())
 	if how.force {
-		err = errors.Join(err, p.giveUpMaps(abandoned))
+		lost, errLost := p.left().giveUpMaps(abandoned)
+		for _, text := range lost {
+			fmt.Fprintf(p.errs, "ublk-clone: warning: removed the live map %s: what was written to that clone since its last commit is lost, "+
+				"and `add` refuses that metadata without --force\n", text)
+		}
+		err = errors.Join(err, errLost)
 	}
 	p.collect()
 	return err

@@ -43,7 +43,7 @@ func (p *program) restartUnit(def *definition) error {
 	look := start{Definition: *def, Open: true, Recover: true, Replace: true, Look: true}
 	_, err := p.dir.spawn(look) // not here: a process with a read that hangs cannot end
 	if err == nil {
-		err = p.byUnit("restart", def)
+		err = byUnit("restart", def)
 	}
 	if err != nil {
 		return p.stillThere(look, err)

@@ -8,7 +8,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	manager "github.com/coreos/go-systemd/v22/daemon"
@@ -125,33 +124,6 @@ func (s *service) feed(answers func() bool, ended <-chan struct{}) {
 	}
 }
 
-// pulse is how a loop shows that it goes round. The loop's thread answers once a round, which costs it two loads.
-type pulse struct{ asked, answered atomic.Uint64 }
-
-// ask says whether the last question was answered, and asks again.
-func (p *pulse) ask(wake func()) bool {
-	alive := p.answered.Load() == p.asked.Load()
-	p.asked.Add(1)
-	wake()
-	return alive
-}
-
-// answer is the loop's.
-func (p *pulse) answer() {
-	if asked := p.asked.Load(); p.answered.Load() != asked {
-		p.answered.Store(asked)
-	}
-}
-
-// answers says whether all loops have gone round since it was called last.
-func (e *cloneEngine) answers() bool {
-	alive := e.background.pulse.ask(e.background.wake)
-	for _, f := range e.frontends {
-		alive = f.pulse.ask(f.backend.loop.Wake) && alive
-	}
-	return alive
-}
-
 // asService makes the start of a unit one that takes over what serves the clone now: another daemon, or a device that
 // waits for one. That goes on as it was defined, whatever the definition says by now: its users wait. differs says what
 // that says otherwise.
@@ -179,7 +151,7 @@ const systemctlLimit = "330s"
 
 // byUnit has the service manager do something with a clone's unit: a daemon that this command started would not be the
 // unit's.
-func (p *program) byUnit(verb string, def *definition) error {
+func byUnit(verb string, def *definition) error {
 	var said strings.Builder
 	cmd := exec.Command("timeout", systemctlLimit, "systemctl", verb, def.Unit)
 	cmd.Stdout, cmd.Stderr = &said, &said
@@ -195,15 +167,15 @@ func (p *program) byUnit(verb string, def *definition) error {
 // stays, so does what its unit does for it.
 func (p *program) delDead(def *definition, c clearing) error {
 	if def.Unit == "" {
-		return p.clearDead(def, c)
+		return p.left().clearDead(def, c)
 	}
 	was, _ := exec.Command("timeout", stateLimit, "systemctl", "is-active", def.Unit).Output() // fails unless it is "active"
-	if err := p.byUnit("stop", def); err != nil {                                              // as when the unit is not there any more
+	if err := byUnit("stop", def); err != nil {                                                // as when the unit is not there any more
 		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
 	}
-	err := p.clearDead(def, c)
+	err := p.left().clearDead(def, c)
 	if err != nil && slices.Contains([]string{"active", "activating"}, strings.TrimSpace(string(was))) {
-		err = errors.Join(err, p.byUnit("start", def))
+		err = errors.Join(err, byUnit("start", def))
 	}
 	return err
 }
@@ -232,8 +204,8 @@ func (p *program) unitPrepare(c *cli.Context) error {
 		fmt.Fprintf(p.errs, "ublk-clone: warning: make folder %s: %v\n", theRecordDir(), err)
 	}
 	// A command of a unit is in a mount namespace of its own, also where the sandbox does not hold.
-	if err := sys.DoInInitMounts(func() error { return livemap.Mount(liveMaps) }); err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "prepare the live maps", Object: liveMaps, Cause: err}
+	if err := sys.DoInInitMounts(func() error { return livemap.Mount(livemap.Folder) }); err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "prepare the live maps", Object: livemap.Folder, Cause: err}
 	}
 	p.collect()
 	return p.endFinish(name)
@@ -252,7 +224,7 @@ func (p *program) endFinish(name string) error {
 	if _, yes, err := there.switched(); !yes || err != nil {
 		return err
 	}
-	_, err = p.finishDead(there, there.KeepMetadata)
+	_, err = p.left().finishDead(there, there.KeepMetadata)
 	return errors.Join(err, &exit.Error{Code: exit.Refused, Doing: "start", Object: name, Cause: errors.New("it is finished: " + there.finishedText()),
 		Next: "`systemctl disable ublk-clone@" + name + "`: its unit is not needed any more."})
 }
@@ -302,5 +274,5 @@ func (p *program) serve(st start) error {
 	if err != nil {
 		return err
 	}
-	return p.stillThere(st, p.runForeground(st, differs))
+	return p.stillThere(st, p.host().runForeground(st, differs))
 }

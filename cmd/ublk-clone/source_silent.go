@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // A source that does not answer is an outage after a time (I15). What is with the kernel cannot be taken back: it has the
@@ -110,66 +108,42 @@ func (u *unanswered) overdue(now int64, limit time.Duration) bool {
 	return u.reads > 0 && now-u.oldest > int64(limit) && now-u.answered > int64(limit)
 }
 
-// backends are those of all lanes.
-func (e *cloneEngine) backends() []*backend {
-	all := []*backend{e.background.backend}
-	for _, f := range e.frontends {
-		all = append(all, f.backend)
-	}
-	return all
-}
-
-// unanswered is what all lanes wait for.
-func (e *cloneEngine) unanswered(o *openSource) (u unanswered) {
-	for _, b := range e.backends() {
+// waitingFor is what these lanes wait for from o.
+func waitingFor(lanes []*backend, o *openSource) (u unanswered) {
+	for _, b := range lanes {
 		u.add(b, o)
 	}
 	return u
 }
 
-// watchAnswers notices that the source has fallen silent, or has answered.
-func (e *cloneEngine) watchAnswers() {
-	o := e.source.take()
+// usersWaiting is how many reads of users wait for the source.
+func (s *source) usersWaiting(lanes []*backend) int {
+	o := s.take()
 	defer o.done()
-	u, now := e.unanswered(o), clock()
-	switch limit := time.Duration(e.settings().SourceTimeout) * time.Second; {
+	u := waitingFor(lanes, o)
+	return u.users
+}
+
+// watchAnswers notices that the source has fallen silent, and says why, or that it has answered again.
+func (s *source) watchAnswers(lanes []*backend, limit time.Duration) (silent error, again bool) {
+	o := s.take()
+	defer o.done()
+	u, now := waitingFor(lanes, o), clock()
+	switch {
 	case o.silent.Load() != nil:
 		if u.reads == 0 || u.answered > o.silentSince {
 			o.silent.Store(nil)
-			e.background.Resume()
+			return nil, true
 		}
 	case limit > 0 && u.overdue(now, limit):
 		began := time.Now().Add(-time.Duration(now - u.oldest)).UTC().Format(time.TimeOnly)
 		why := fmt.Errorf("%s has not answered for %s: %d reads wait, the first since %s UTC: %w", o.device.Path(), limit, u.reads, began, syscall.ETIMEDOUT)
 		o.silentSince = now
 		o.silent.Store(&why)
-		e.log.Warn().Err(why).Msg("the source does not answer")
-		for _, b := range e.backends() {
-			b.loop.Wake()
+		for _, b := range lanes {
+			b.wake()
 		}
+		return why, false
 	}
-}
-
-// stopPatience is how long a del waits for requests of users who have gone.
-const stopPatience = 5 * time.Second
-
-// atWork fails, with exit code 5, if users' requests do not end, though nobody has the device open: the kernel would not let
-// go of the device before they have, and whoever has asked would not know why.
-func (e *cloneEngine) atWork() error {
-	var n int64
-	for deadline := time.Now().Add(stopPatience); ; time.Sleep(holderPause) {
-		if n = e.core.UserInFlight(); n == 0 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			break
-		}
-	}
-	cause := fmt.Errorf("%d requests of former users have not ended", n)
-	o := e.source.take()
-	defer o.done()
-	if u := e.unanswered(o); u.users > 0 {
-		cause = fmt.Errorf("%w: %d reads of the source %s wait for its answer", cause, u.users, e.start.Definition.Source)
-	}
-	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: e.device(), Cause: cause, Next: "The kernel keeps the device until they end. Make the source answer, or fail what waits (as `nbd-client -d` does), then try again."}
+	return nil, false
 }

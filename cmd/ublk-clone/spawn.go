@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
@@ -145,8 +147,17 @@ func (d runDir) giveUp(cmd *exec.Cmd, name string, limit time.Duration) error {
 		Cause: errors.Join(fmt.Errorf("not ready after %s; it was told to end", limit), err), Next: "See " + d.log(name) + "."}
 }
 
+// host makes this process a daemon.
+type host struct {
+	dir       runDir
+	newEngine func(start, zerolog.Logger) engine
+	try       func(start) (*trial, error) // a dry run
+	look      func(runDir, *definition) error
+	out       io.Writer
+}
+
 // runSpawned is the daemon's side of spawn.
-func (p *program) runSpawned() error {
+func (h *host) runSpawned() error {
 	var st start
 	err := settle()
 	sys.CloseOnExec(readyFD)
@@ -161,15 +172,16 @@ func (p *program) runSpawned() error {
 		return errors.Join(err, readiness{Error: toWire(err)}.report(pipe))
 	}
 	if st.DryRun {
-		return p.runTrial(st).report(pipe)
+		t, err := h.try(st)
+		return readiness{Trial: t, Error: toWire(err)}.report(pipe)
 	}
 	if st.Look {
-		return readiness{Error: toWire(p.dir.mayReplace(&st.Definition))}.report(pipe)
+		return readiness{Error: toWire(h.look(h.dir, &st.Definition))}.report(pipe)
 	}
 	writer := newAsyncWriter(&boundedFile{file: os.Stderr, max: logBytes})
 	defer writer.close(time.Second)
 	log := newLog(os.Stderr, writer)
-	d := newDaemon(p.dir, st, p.newEngine(st, log), log)
+	d := newDaemon(h.dir, st, h.newEngine(st, log), log)
 	if err := sys.SetLimits(); err != nil {
 		d.engine.warn("the daemon has limits of whoever started it: %v", err)
 	}
@@ -187,7 +199,7 @@ func (p *program) runSpawned() error {
 // runForeground is the daemon in this very process, for a service manager. It
 // prints the device's path when the clone is up. differs is what the clone's
 // definition says otherwise than what it takes over.
-func (p *program) runForeground(st start, differs string) error {
+func (h *host) runForeground(st start, differs string) error {
 	err := renew()
 	if err == nil {
 		err = settle()
@@ -201,7 +213,7 @@ func (p *program) runForeground(st start, differs string) error {
 	writer := newAsyncWriter(os.Stderr)
 	defer writer.close(time.Second)
 	log := newLog(os.Stderr, writer)
-	d := newDaemon(p.dir, st, p.newEngine(st, log), log)
+	d := newDaemon(h.dir, st, h.newEngine(st, log), log)
 	d.manager = theService(log)
 	if differs != "" {
 		d.engine.warn("the clone goes on as it was, and its definition says otherwise by now: its %s", differs)
@@ -210,7 +222,7 @@ func (p *program) runForeground(st start, differs string) error {
 		if err != nil {
 			return
 		}
-		_, err = fmt.Fprintln(p.out, cmp.Or(st.Definition.layerPath(), device))
+		_, err = fmt.Fprintln(h.out, cmp.Or(st.Definition.layerPath(), device))
 		if err = errors.Join(err, sys.ReplaceByNull(1)); err != nil {
 			log.Warn().Err(err).Msg("print the device")
 		}

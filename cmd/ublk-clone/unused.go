@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
@@ -147,22 +146,21 @@ const (
 	claimTaken = "taken"
 )
 
-// claim is that process.
-func (p *program) claim(c *cli.Context) error {
-	path := c.Args().First()
+// serveClaim is that process: it holds the device as long as in lasts, and says on out how that went.
+func serveClaim(path string, in io.Reader, out io.Writer) error {
 	f, err := sys.Open(path, os.O_RDONLY|os.O_EXCL, 0)
 	switch {
 	case errors.Is(err, syscall.EBUSY):
-		fmt.Fprintln(p.out, claimTaken)
+		fmt.Fprintln(out, claimTaken)
 		return nil
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENXIO): // gone already
 	case err != nil:
-		fmt.Fprintln(p.out, err)
+		fmt.Fprintln(out, err)
 		return nil
 	default:
 		defer f.Close()
 	}
-	fmt.Fprintln(p.out, claimed)
-	_, err = io.Copy(io.Discard, os.Stdin)
+	fmt.Fprintln(out, claimed)
+	_, err = io.Copy(io.Discard, in)
 	return err
 }

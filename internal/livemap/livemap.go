@@ -16,6 +16,10 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
+// Folder is where the live maps of a machine are: a tmpfs of its own, in no service's folder, which would go when the
+// service stops.
+const Folder = "/run/ublk-clone-maps"
+
 // Errors of Open.
 var (
 	// ErrDamaged: the file is no live map, or not one of these metadata.
