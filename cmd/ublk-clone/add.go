@@ -60,11 +60,12 @@ func (p *program) add(c *cli.Context) error {
 	case c.Bool("foreground"):
 		return p.stillThere(st, p.host().runForeground(st, ""))
 	default:
-		start := p.dir.spawn
 		if st.Recover {
-			start = p.recoverDead
+			_, err = p.recoverDead(st)
+		} else {
+			_, err = p.dir.spawn(st)
 		}
-		if _, err = start(st); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -247,13 +248,13 @@ func regionSizeFlag(c *cli.Context) (int64, error) {
 	if !c.IsSet("region-size") {
 		return 0, nil
 	}
-	text := c.String("region-size")
-	n, err := parseSize(text)
+	word := c.String("region-size")
+	n, err := parseSize(word)
 	if err != nil {
 		return 0, usage(fmt.Sprintf("--region-size: %v", err))
 	}
 	if !regionSizePossible(n) {
-		return 0, usage(fmt.Sprintf("--region-size %s: a power of two from 4KiB to 1GiB is needed", text))
+		return 0, usage(fmt.Sprintf("--region-size %s: a power of two from 4KiB to 1GiB is needed", word))
 	}
 	return n, nil
 }

@@ -57,20 +57,20 @@ func unstarted(info ublk.Info) bool { return info.State == ublk.StateDead && !in
 
 // eachDevice calls visit for each device that the driver has.
 func eachDevice(visit func(*ublk.Control, ublk.Info) error) (err error) {
-	control, err := ublk.OpenControl()
+	driver, err := ublk.OpenControl()
 	if errors.Is(err, ublk.ErrNoDriver) {
 		return nil
 	}
 	if err != nil {
 		return driverError("open the ublk driver", err)
 	}
-	defer func() { err = errors.Join(err, control.Close()) }()
+	defer func() { err = errors.Join(err, driver.Close()) }()
 	ctx, cancel := context.WithTimeout(context.Background(), deadLimit)
 	defer cancel()
-	infos, err := control.ListDevices(ctx)
+	infos, err := driver.ListDevices(ctx)
 	err = driverError("list the ublk devices", err)
 	for _, info := range infos {
-		err = errors.Join(err, visit(control, info))
+		err = errors.Join(err, visit(driver, info))
 	}
 	return err
 }

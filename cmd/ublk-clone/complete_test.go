@@ -13,8 +13,8 @@ import (
 
 // TestComplete: what may come next, after words as a shell has them.
 func TestComplete(t *testing.T) {
-	run, etc := t.TempDir(), t.TempDir()
-	for _, path := range []string{filepath.Join(run, "data.json"), filepath.Join(run, "root.json"), filepath.Join(etc, "later.toml")} {
+	run, conf := t.TempDir(), t.TempDir()
+	for _, path := range []string{filepath.Join(run, "data.json"), filepath.Join(run, "root.json"), filepath.Join(conf, "later.toml")} {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -52,7 +52,7 @@ func TestComplete(t *testing.T) {
 		{[]string{"metadata", "check", ""}, completeFiles},
 	} {
 		var out, errs bytes.Buffer
-		p := &program{out: &out, errs: &errs, dir: runDir(run), defined: definedDir(etc)}
+		p := &program{out: &out, errs: &errs, dir: runDir(run), defined: definedDir(conf)}
 		if code := p.run(append([]string{"ublk-clone", completeCommand, "--"}, c.words...)); code != exit.OK || errs.Len() > 0 {
 			t.Errorf("%q: exit code %d, %s", c.words, code, errs.String())
 		}

@@ -171,14 +171,14 @@ func (d *daemon) tryStop(force bool) error {
 
 // unheld fails with exit code 5 if somebody has the block device open.
 func (d *daemon) unheld() error {
-	holders, err := users(d.engine.device(), d.start.Definition.Mark)
+	open, err := users(d.engine.device(), d.start.Definition.Mark)
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "look for users of", Object: d.engine.device(), Cause: err}
 	}
-	if len(holders) == 0 {
+	if len(open) == 0 {
 		return nil
 	}
-	return heldError(d.engine.device(), holders)
+	return heldError(d.engine.device(), open)
 }
 
 // heldError names who keeps a device from being deleted.

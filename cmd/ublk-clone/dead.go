@@ -185,9 +185,9 @@ func tryRemoveDead(def *definition, force bool) error {
 
 // unused fails with exit code 5 if somebody can be seen who uses the device.
 func (r *remains) unused(def *definition) error {
-	holders, err := r.holders()
-	if err == nil && len(holders) > 0 {
-		err = heldError(r.path(), holders)
+	users, err := r.holders()
+	if err == nil && len(users) > 0 {
+		err = heldError(r.path(), users)
 		err.(*exit.Error).Next = "Its daemon is dead, they wait: `ublk-clone recover " + def.Name + "` lets them go on; --force gives them errors."
 	}
 	return err

@@ -44,15 +44,15 @@ type machine struct {
 const definitionsDir = defaultDefinedDir
 
 // newMachine is this machine.
-func newMachine(dir runDir, clones func() ([]cloneStatus, error), definition func(name string) error) *machine {
+func newMachine(dir runDir, clones func() ([]cloneStatus, error), check func(name string) error) *machine {
 	return &machine{
 		root: "/", dir: string(dir), records: string(theRecordDir()), maps: livemap.Folder,
 		owner: sys.Owner, free: sys.FreeAt, write: sys.MayWrite, ring: tryRing, driver: askDriver, noSwap: sys.TryNoSwap,
 		program: exec.LookPath,
 		clones:  sync.OnceValues(clones),
-		orphans: dir.orphans,
+		orphans: func() ([]definition, error) { return dir.orphans() },
 		definition: func(path string) error {
-			return definition(strings.TrimSuffix(filepath.Base(path), definedSuffix))
+			return check(strings.TrimSuffix(filepath.Base(path), definedSuffix))
 		},
 	}
 }
@@ -73,14 +73,14 @@ func tryRing() error {
 
 // askDriver asks the driver what it offers.
 func askDriver() (ublk.Features, error) {
-	control, err := ublk.OpenControl()
+	driver, err := ublk.OpenControl()
 	if err != nil {
 		return ublk.Features{}, err
 	}
-	defer control.Close()
+	defer driver.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
 	defer cancel()
-	return control.Features(ctx)
+	return driver.Features(ctx)
 }
 
 // path is where a path of the machine is found.

@@ -170,13 +170,13 @@ func (e *cloneEngine) checkHandover() error {
 			Cause: fmt.Errorf("the device-mapper device %s is not as it was laid over %s, or somebody has suspended it", def.DM, device),
 			Next:  "`dmsetup info " + def.DM + "` and `dmsetup table " + def.DM + "` show it; `ublk-clone restart " + def.Name + "` lays one that is missing, and resumes it."}
 	}
-	holders, err := blockdev.Holders(device)
+	open, err := blockdev.Holders(device)
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "look for users of", Object: device, Cause: err}
 	}
 	own := blockdev.Mapped{Path: l.path()}
 	var others []blockdev.Holder
-	for _, h := range holders {
+	for _, h := range open {
 		if !own.Is(h) {
 			others = append(others, h)
 		}

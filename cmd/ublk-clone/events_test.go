@@ -36,13 +36,13 @@ func TestEventLogKeepsTheLast(t *testing.T) {
 	for range keptEvents + 10 {
 		l.add(eventSettings, "text")
 	}
-	events, last, _ := l.since(0)
-	if len(events) != keptEvents || events[0].Seq != 11 || last != keptEvents+10 || events[keptEvents-1].Seq != last {
-		t.Errorf("%d events kept, from %d to %d", len(events), events[0].Seq, last)
+	kept, last, _ := l.since(0)
+	if len(kept) != keptEvents || kept[0].Seq != 11 || last != keptEvents+10 || kept[keptEvents-1].Seq != last {
+		t.Errorf("%d kept kept, from %d to %d", len(kept), kept[0].Seq, last)
 	}
 	for seq, want := range map[uint64]int{last: 0, last - 1: 1, last - 3: 3, 10: keptEvents, last + 1: keptEvents} {
-		if events, _, _ := l.since(seq); len(events) != want {
-			t.Errorf("behind %d of %d: %d events, want %d", seq, last, len(events), want)
+		if kept, _, _ := l.since(seq); len(kept) != want {
+			t.Errorf("behind %d of %d: %d kept, want %d", seq, last, len(kept), want)
 		}
 	}
 	if n := strings.Count(log.String(), "\n"); n != keptEvents+10 {

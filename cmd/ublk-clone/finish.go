@@ -148,12 +148,12 @@ func (d *definition) switched() (clone metadata.UUID, yes bool, err error) {
 	if d.DM == "" || errStat != nil || !dest.IsBlock() {
 		return clone, false, nil
 	}
-	dm, err := openMapper()
+	mapper, err := openMapper()
 	if err != nil {
 		return clone, false, err
 	}
-	defer dm.Close()
-	l, err := findLayer(dm, d.DM)
+	defer mapper.Close()
+	l, err := findLayer(mapper, d.DM)
 	if err != nil || l == nil || !l.isOf(d.Mark) || !l.leadsTo(dest.Rdev) {
 		return clone, false, err
 	}

@@ -379,8 +379,8 @@ func layersOf(def *definition) ([]string, error) {
 	return names, err
 }
 
-func liftNamed(dm *sys.DM, def *definition, name string, force bool) error {
-	l, err := findLayer(dm, name)
+func liftNamed(mapper *sys.DM, def *definition, name string, force bool) error {
+	l, err := findLayer(mapper, name)
 	if err != nil || l == nil || !l.isOf(def.Mark) {
 		return err
 	}
@@ -388,7 +388,7 @@ func liftNamed(dm *sys.DM, def *definition, name string, force bool) error {
 		return nil // it leads to the destination
 	}
 	if force && l.Suspended { // else its users would wait for ever
-		err = errors.Join(dm.Clear(name), dm.Resume(name))
+		err = errors.Join(mapper.Clear(name), mapper.Resume(name))
 	}
-	return errors.Join(err, removeLayer(dm, l, force, removeLimit))
+	return errors.Join(err, removeLayer(mapper, l, force, removeLimit))
 }

@@ -47,7 +47,7 @@ type program struct {
 // host is this process as a daemon.
 func (p *program) host() *host {
 	return &host{
-		dir: p.dir, out: p.out, try: tryStart, look: runDir.mayReplace,
+		dir: p.dir, out: p.out, try: tryStart, look: func(d runDir, def *definition) error { return d.mayReplace(def) },
 		newEngine: func(st start, log zerolog.Logger) engine { return newEngine(st, log) },
 	}
 }

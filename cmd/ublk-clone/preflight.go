@@ -132,14 +132,14 @@ func (p *preflight) device() error {
 	if err != nil {
 		return err
 	}
-	control, err := ublk.OpenControl()
+	driver, err := ublk.OpenControl()
 	if err != nil {
 		return driverError("open the ublk driver", err)
 	}
-	defer control.Close()
+	defer driver.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
 	defer cancel()
-	info, params, err := ublk.Recoverable(ctx, control, id, p.def.Mark)
+	info, params, err := ublk.Recoverable(ctx, driver, id, p.def.Mark)
 	if err != nil {
 		return driverError("take over the block device", err)
 	}

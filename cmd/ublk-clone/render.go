@@ -159,7 +159,9 @@ func duration(d time.Duration) string {
 }
 
 // labelled wraps text behind a label of eight columns.
-func labelled(label, text string) string { return wrapped(fmt.Sprintf("%-7s", label), textWidth, text) }
+func labelled(label, words string) string {
+	return wrapped(fmt.Sprintf("%-7s", label), textWidth, words)
+}
 
 // wrapped wraps text to a width, behind a head that its further lines leave empty.
 func wrapped(head string, width int, text string) string {

@@ -27,6 +27,9 @@ var systemdSocket = "/run/systemd/private"
 // scopeLimit is how long systemd may take. A start waits no longer for it: users may be waiting for the clone.
 const scopeLimit = 5 * time.Second
 
+// scopePause is between two looks whether the process is in its scope.
+const scopePause = 50 * time.Millisecond
+
 // scopeName is the scope's of the daemon with that process number.
 func scopeName(clone string, pid int) string {
 	return fmt.Sprintf("ublk-clone-%s-%d.scope", clone, pid)
@@ -67,7 +70,7 @@ func askForScope(clone string, pid int) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("start %s: %w", name, orLate(ctx, ctx.Err()))
-		case <-time.After(holderPause):
+		case <-time.After(scopePause):
 		}
 	}
 }

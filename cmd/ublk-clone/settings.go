@@ -241,11 +241,11 @@ func changeError(word, why string) error {
 }
 
 // parseRate reads bytes a second: a size, with or without "/s"; none and 0 are 0.
-func parseRate(text string) (int64, bool) {
-	if text == "none" {
+func parseRate(word string) (int64, bool) {
+	if word == "none" {
 		return 0, true
 	}
-	n, err := parseSize(strings.TrimSuffix(text, "/s"))
+	n, err := parseSize(strings.TrimSuffix(word, "/s"))
 	return n, err == nil
 }
 
