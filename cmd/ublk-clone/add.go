@@ -43,12 +43,12 @@ func (p *program) add(c *cli.Context) error {
 	if c.Bool("foreground") && theService(zerolog.Nop()) != nil {
 		return p.serve(st)
 	}
-	there, err := p.unchanged(&st.Definition)
+	there, err := p.clones().unchanged(&st.Definition)
 	if err != nil {
 		return err
 	}
 	if !there && !st.Force {
-		if st, err = p.continued(st); err != nil {
+		if st, err = p.clones().continued(st); err != nil {
 			return err
 		}
 	}
@@ -58,10 +58,10 @@ func (p *program) add(c *cli.Context) error {
 	switch {
 	case there:
 	case c.Bool("foreground"):
-		return p.stillThere(st, p.host().runForeground(st, ""))
+		return p.clones().stillThere(st, p.host().runForeground(st, ""))
 	default:
 		if st.Recover {
-			_, err = p.recoverDead(st)
+			_, err = p.clones().recoverDead(st)
 		} else {
 			_, err = p.dir.spawn(st)
 		}
@@ -257,33 +257,6 @@ func regionSizeFlag(c *cli.Context) (int64, error) {
 		return 0, usage(fmt.Sprintf("--region-size %s: a power of two from 4KiB to 1GiB is needed", word))
 	}
 	return n, nil
-}
-
-// unchanged says whether the clone is up as defined; another definition is exit
-// code 4. What a dead daemon has left is no obstacle.
-func (p *program) unchanged(def *definition) (bool, error) {
-	if !p.dir.alive(def.Name) {
-		return false, nil
-	}
-	there, err := p.dir.load(def.Name)
-	if exit.Code(err) == exit.NoClone {
-		return false, nil // just ending; the lock will tell
-	}
-	if err != nil {
-		return false, err
-	}
-	if diff := there.differences(def); diff != "" {
-		return false, &exit.Error{Code: exit.Exists, Doing: "add clone", Object: def.Name, Cause: errors.New("it exists, and its " + diff),
-			Next: "`ublk-clone set " + def.Name + "` changes settings. For the rest `ublk-clone del " + def.Name + "` first, or use another name."}
-	}
-	return !p.dir.dying(def.Name), nil
-}
-
-// dying says that a daemon that had its lock a moment ago was killed and has ended since: the kernel closes its files one
-// after the other.
-func (d runDir) dying(name string) bool {
-	_, err := d.call(name, request{Verb: verbStatus}, askLimit)
-	return exit.Code(err) == exit.NoAnswer && d.awaitEnd(name, dyingLimit)
 }
 
 // added waits for what was asked for and prints the device.

@@ -88,7 +88,7 @@ func TestStopEndsWithItsClient(t *testing.T) {
 		for _, verb := range []string{verbStop, verbFinish} {
 			e, d, dir := liveDaemon(t)
 			e.busy.Store(true)
-			conn := dial(t, dir, request{Verb: verb, WaitMS: 3600_000, LimitMS: 1000})
+			conn := sendRequest(t, dir, request{Verb: verb, WaitMS: 3600_000, LimitMS: 1000})
 			for e.tries.Load() == 0 {
 				time.Sleep(time.Millisecond)
 			}
@@ -212,11 +212,11 @@ func TestStatusBesideChangesThatHang(t *testing.T) {
 	}
 	var waiting []*net.UnixConn
 	for range maxChanges {
-		waiting = append(waiting, dial(t, dir, request{Verb: verbPause}))
+		waiting = append(waiting, sendRequest(t, dir, request{Verb: verbPause}))
 	}
 	zero := uint64(0)
 	for range 2 * maxPolls {
-		waiting = append(waiting, dial(t, dir, request{Verb: verbEvents, After: &zero, WaitMS: 60_000}))
+		waiting = append(waiting, sendRequest(t, dir, request{Verb: verbEvents, After: &zero, WaitMS: 60_000}))
 	}
 	for len(d.changing) < maxChanges {
 		time.Sleep(time.Millisecond)

@@ -31,9 +31,9 @@ func TestManyClients(t *testing.T) {
 	var once sync.Once
 	full := make(chan struct{}) // closed some time after as many are served as may be
 	const limit = time.Second   // a process may stand still for a good part of it
-	dir, _ := testServerWithin(t, limit, func(ctx context.Context, req request) answer {
+	dir := serveWithin(t, limit, func(ctx context.Context, req request) answer {
 		if req.Verb != verbStatus {
-			return echo(ctx, req)
+			return echoVerb(ctx, req)
 		}
 		n := now.Add(1)
 		defer now.Add(-1)
@@ -43,7 +43,7 @@ func TestManyClients(t *testing.T) {
 			once.Do(func() { time.AfterFunc(50*time.Millisecond, func() { close(full) }) })
 		}
 		<-full
-		return echo(ctx, req)
+		return echoVerb(ctx, req)
 	})
 	if _, err := dir.ask("c", request{Verb: verbPause}, time.Minute); err != nil { // all of it is there
 		t.Fatal(err)
@@ -117,28 +117,6 @@ var rude = []func(net.Conn){
 // hangUp reads until the server has closed.
 func hangUp(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
 
-// settled waits until a count is back to what it was.
-func settled(t *testing.T, what string, want int, count func() int) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for count() > want {
-		if time.Now().After(deadline) {
-			buf := make([]byte, 1<<16)
-			t.Fatalf("%d %s, there were %d\n%s", count(), what, want, buf[:runtime.Stack(buf, true)])
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
-func openFiles(t *testing.T) int {
-	t.Helper()
-	open, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(open)
-}
-
 // asUser does something on a thread of its own whose effective user is uid, as the kernel tells the other end of
 // a socket.
 func asUser(t *testing.T, uid int, do func()) {
@@ -163,7 +141,7 @@ func TestForeignUser(t *testing.T) {
 		t.Skip("not root: only root can connect as another user, who is to be refused")
 	}
 	asked := atomic.Int32{}
-	dir, _ := testServer(t, func(ctx context.Context, req request) answer { asked.Add(1); return echo(ctx, req) })
+	dir := serveRequests(t, func(ctx context.Context, req request) answer { asked.Add(1); return echoVerb(ctx, req) })
 	for path := string(dir); path != os.TempDir() && path != "/"; path = filepath.Dir(path) {
 		if err := os.Chmod(path, 0o755); err != nil {
 			t.Fatal(err)

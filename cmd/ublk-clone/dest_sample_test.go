@@ -221,8 +221,8 @@ func TestSampleIsDurableAfterACommit(t *testing.T) {
 func TestKnowDest(t *testing.T) {
 	b := newSampleBench(t)
 	b.read(false)
-	e := &cloneEngine{dest: b.dest}
-	mark := e.destMark()
+	e := &destCheck{dest: b.dest, sample: &destSample{}, warn: func(string, ...any) {}}
+	mark := destMark(b.dest, 0)
 	mark.Session = 5
 	other := mark
 	other.Disk++
@@ -267,17 +267,17 @@ func TestKnowDest(t *testing.T) {
 			DestSample: metadata.DestSample{Session: 5, Blocks: table},
 		}
 		c.change(sb)
-		err := e.knowDest(sb, &metadata.Superblock{BootID: here})
+		err := e.know(sb, &metadata.Superblock{BootID: here})
 		switch {
 		case c.says == "" && err != nil:
 			t.Errorf("%s: %v", c.name, err)
 		case c.says != "" && (exit.Code(err) != exit.Refused || !strings.Contains(err.Error(), c.says)):
 			t.Errorf("%s: found %v, expected a refusal that says %q", c.name, err, c.says)
 		}
-		e.start.Force = true
-		if err := e.knowDest(sb, &metadata.Superblock{BootID: here}); err != nil {
+		e.force = true
+		if err := e.know(sb, &metadata.Superblock{BootID: here}); err != nil {
 			t.Errorf("%s, forced: %v", c.name, err)
 		}
-		e.start.Force = false
+		e.force = false
 	}
 }

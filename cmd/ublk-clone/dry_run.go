@@ -82,7 +82,7 @@ func (p *program) dryRun(st start, asJSON string) error {
 	if err := p.dir.sameThere(&st.Definition); err != nil {
 		return err
 	}
-	there, err := p.unchanged(&st.Definition)
+	there, err := p.clones().unchanged(&st.Definition)
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (p *program) dryRun(st start, asJSON string) error {
 		return nameTaken(st.Definition.Name)
 	}
 	if !st.Force {
-		if st, err = p.continued(st); err != nil {
+		if st, err = p.clones().continued(st); err != nil {
 			return err
 		}
 	}
@@ -243,7 +243,7 @@ func (e *cloneEngine) try() (*trial, error) {
 	}
 	t := &trial{
 		Name: def.Name, New: e.created, Recover: e.start.Recover,
-		Source: part{Path: def.Source}, Dest: part{def.Dest, e.dest.Size()}, Metadata: part{Path: def.Metadata},
+		Source: part{Path: def.Source}, Dest: part{Path: def.Dest, Size: e.dest.Size()}, Metadata: part{Path: def.Metadata},
 		Size: geo.Size(), RegionSize: geo.RegionSize(), Regions: geo.Regions(), MetadataBytes: metadata.Size(geo.Regions()),
 		ZeroCopy: has.AutoBufReg && has.UserCopy, Hydration: s.Hydration && s.Threshold > 0, RateCap: s.Rate,
 	}

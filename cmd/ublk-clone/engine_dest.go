@@ -29,49 +29,57 @@ import (
 // destReadLimit bounds the reading of the blocks.
 const destReadLimit = 30 * time.Second
 
-// destMark is the mark of the destination in this session.
-func (e *cloneEngine) destMark() metadata.DestMark {
-	m := e.dest.Mark()
-	return metadata.DestMark{Session: e.live.session, Number: m.Number, Disk: m.Disk, Birth: m.Birth, Tree: metadata.Tree(m.Tree)}
+// destMark is the mark of a destination in a session.
+func destMark(dest *blockdev.Device, session uint64) metadata.DestMark {
+	m := dest.Mark()
+	return metadata.DestMark{Session: session, Number: m.Number, Disk: m.Disk, Birth: m.Birth, Tree: metadata.Tree(m.Tree)}
 }
 
-// knowDest refuses a destination that is another one than that of the metadata, and takes over what is known of it.
+// destCheck tells whether a destination is the one of before.
+type destCheck struct {
+	dest   *blockdev.Device
+	sample *destSample // takes over what is known of it
+	force  bool
+	warn   func(format string, args ...any)
+}
+
+// know refuses a destination that is another one than that of the metadata, and takes over what is known of it.
 // want is what the metadata of this pair say in this boot.
-func (e *cloneEngine) knowDest(sb, want *metadata.Superblock) error {
-	mark := e.destMark()
+func (c *destCheck) know(sb, want *metadata.Superblock) error {
+	mark := destMark(c.dest, 0)
 	sample, exact := sb.Known()
 	hasMark := sb.DestMark.Session != 0 && sb.DestMark.Session == sb.Session
 	sameBoot := hasMark && sb.BootID == want.BootID
 	if sameBoot && !sb.Clean && sb.DestMark.Same(mark) { // 1
 		if sample != nil {
-			e.sample.adopt(sample.Blocks.Used())
+			c.sample.adopt(sample.Blocks.Used())
 		}
 		return nil
 	}
 	sameDisk := sameBoot && sb.DestMark.Number == mark.Number && sb.DestMark.Disk == mark.Disk
 	replaced := hasMark && sb.DestMark.Birth != 0 && mark.Birth != 0 && sb.DestMark.Birth != mark.Birth
 	if sample != nil && len(sample.Blocks.Used()) > 0 { // 2
-		err := e.compareSample(sample.Blocks.Used(), exact && !sb.Complete, replaced)
+		err := c.compareSample(sample.Blocks.Used(), exact && !sb.Complete, replaced)
 		if exit.Code(err) == exit.Dest && sameDisk {
-			e.warn("it cannot be read whether the content of the destination is what it was: %v", err)
-			e.sample.adopt(sample.Blocks.Used())
+			c.warn("it cannot be read whether the content of the destination is what it was: %v", err)
+			c.sample.adopt(sample.Blocks.Used())
 			return nil
 		}
 		return err
 	}
 	switch nothing := exact; { // 3
 	case replaced && !nothing:
-		return e.otherDest(errors.New("it was made at another time than the file that this clone had"))
+		return c.other(errors.New("it was made at another time than the file that this clone had"))
 	case sameBoot && !sameDisk && sb.Dest.ID == "" && !nothing:
-		return e.otherDest(fmt.Errorf("it is block device %s now, and was %s; nothing else tells whether it is the one that this clone had",
+		return c.other(fmt.Errorf("it is block device %s now, and was %s; nothing else tells whether it is the one that this clone had",
 			markText(mark), markText(sb.DestMark)))
 	case nothing && sb.Dest.ID == "" && !sb.Complete:
-		if err := e.dest.Signature(e.start.Force); err != nil {
+		if err := c.dest.Signature(c.force); err != nil {
 			return err
 		}
 	}
 	if sb.Dest.ID == "" && sb.Counters.Starts > 0 {
-		e.warn("nothing tells whether the destination %s is the one that this clone had: it has no WWID, serial number or UUID, and nothing is noted of its content", e.dest.Path())
+		c.warn("nothing tells whether the destination %s is the one that this clone had: it has no WWID, serial number or UUID, and nothing is noted of its content", c.dest.Path())
 	}
 	return nil
 }
@@ -81,10 +89,10 @@ func markText(m metadata.DestMark) string {
 }
 
 // compareSample reads the blocks that are known to be in the destination.
-func (e *cloneEngine) compareSample(blocks []metadata.SampleBlock, exact, replaced bool) error {
-	found, err := readSample(e.dest, blocks, destReadLimit)
+func (c *destCheck) compareSample(blocks []metadata.SampleBlock, exact, replaced bool) error {
+	found, err := readSample(c.dest, blocks, destReadLimit)
 	if err != nil {
-		return &exit.Error{Code: exit.Dest, Doing: "read the destination", Object: e.dest.Path(), Cause: err, Next: "Check the device."}
+		return &exit.Error{Code: exit.Dest, Doing: "read the destination", Object: c.dest.Path(), Cause: err, Next: "Check the device."}
 	}
 	there, n, same := judge(blocks, found, exact)
 	switch {
@@ -97,7 +105,7 @@ func (e *cloneEngine) compareSample(blocks []metadata.SampleBlock, exact, replac
 		err = fmt.Errorf("it is not the one that this clone had: %d of %d known blocks are in it", there, n)
 	}
 	if err != nil {
-		return e.otherDest(err)
+		return c.other(err)
 	}
 	var kept []metadata.SampleBlock
 	for i := range blocks {
@@ -105,17 +113,17 @@ func (e *cloneEngine) compareSample(blocks []metadata.SampleBlock, exact, replac
 			kept = append(kept, blocks[i])
 		}
 	}
-	e.sample.adopt(kept)
+	c.sample.adopt(kept)
 	return nil
 }
 
-// otherDest refuses the destination, or goes on with it if that is forced.
-func (e *cloneEngine) otherDest(cause error) error {
-	if e.start.Force {
-		e.warn("--force: the destination %s is used: %v", e.dest.Path(), cause)
+// other refuses the destination, or goes on with it if that is forced.
+func (c *destCheck) other(cause error) error {
+	if c.force {
+		c.warn("--force: the destination %s is used: %v", c.dest.Path(), cause)
 		return nil
 	}
-	return &exit.Error{Code: exit.Refused, Doing: "use the destination", Object: e.dest.Path(), Cause: cause,
+	return &exit.Error{Code: exit.Refused, Doing: "use the destination", Object: c.dest.Path(), Cause: cause,
 		Next: "Nothing was written. Check where the path leads: device names may have changed places. --force goes on with what is there."}
 }
 

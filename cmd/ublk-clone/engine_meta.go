@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/metadata"
@@ -185,7 +187,7 @@ func (e *cloneEngine) adopt() error {
 	if err := e.use.outdated(e.start.Definition.Metadata, &sb, e.start.Force); err != nil {
 		return err
 	}
-	if err := e.knowDest(&sb, want); err != nil {
+	if err := (&destCheck{dest: e.dest, sample: &e.sample, force: e.start.Force, warn: e.warn}).know(&sb, want); err != nil {
 		return err
 	}
 	e.mu.settings = fromMetadata(sb.Settings)
@@ -250,6 +252,17 @@ func (e *cloneEngine) createStore() error {
 	e.created = true
 	e.warnSparse()
 	return e.meta.Publish()
+}
+
+// createMetadata makes the metadata of a clone and starts no daemon.
+func createMetadata(ctx context.Context, st start) error {
+	e := &cloneEngine{start: st, log: zerolog.Nop(), records: theRecordDir()}
+	var done steps
+	if err := done.run(ctx, e.openSteps()); err != nil {
+		return err
+	}
+	err := e.use.forget() // what there was is overridden by --force, and nothing is hydrated by these yet
+	return errors.Join(err, done.stop())
 }
 
 // warnSparse is of a destination file that somebody has made, and may have meant so.

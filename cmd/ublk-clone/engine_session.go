@@ -72,7 +72,7 @@ func (e *cloneEngine) openSession() error {
 		e.completePrint(sb)
 		sb.Source.Path, sb.Dest.Path = shortPath(e.start.Definition.Source), shortPath(e.dest.Path())
 		sb.Settings = e.settings().toMetadata()
-		sb.DestMark = e.destMark()
+		sb.DestMark = destMark(e.dest, e.live.session)
 		sb.DestSample = e.sample.known(sb.Session)
 		return nil
 	})

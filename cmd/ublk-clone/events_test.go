@@ -19,14 +19,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 )
 
-func kinds(events []event) string {
-	var all []string
-	for _, ev := range events {
-		all = append(all, ev.Kind)
-	}
-	return strings.Join(all, " ")
-}
-
 func TestEventLogKeepsTheLast(t *testing.T) {
 	var log bytes.Buffer
 	l := newEventLog("c", zerolog.New(&log))
@@ -89,7 +81,7 @@ func TestEventLogWaits(t *testing.T) {
 	var waiting sync.WaitGroup
 	for range maxPolls {
 		waiting.Go(func() {
-			if ans := l.answer(t.Context(), &zero, time.Minute); kinds(ans.Events) != eventMode || ans.Last != 1 {
+			if ans := l.answer(t.Context(), &zero, time.Minute); kindsOf(ans.Events) != eventMode || ans.Last != 1 {
 				t.Errorf("waited for %+v", ans)
 			}
 		})
@@ -142,8 +134,8 @@ func TestWatcher(t *testing.T) {
 		_, before, _ := l.since(0)
 		now = now.Add(step.after)
 		w.compare(now, step.is)
-		if got, _, _ := l.since(before); kinds(got) != step.want {
-			t.Errorf("%s: %q, want %q", step.what, kinds(got), step.want)
+		if got, _, _ := l.since(before); kindsOf(got) != step.want {
+			t.Errorf("%s: %q, want %q", step.what, kindsOf(got), step.want)
 		}
 	}
 	if hydrated != 1 {
@@ -155,7 +147,7 @@ func TestWatcher(t *testing.T) {
 func eventServer(t *testing.T) (*program, *eventLog, *bytes.Buffer) {
 	t.Helper()
 	l := newEventLog("c", zerolog.Nop())
-	dir, _ := testServer(t, func(ctx context.Context, req request) answer {
+	dir := serveRequests(t, func(ctx context.Context, req request) answer {
 		return l.answer(ctx, req.After, time.Duration(req.WaitMS)*time.Millisecond)
 	})
 	out := &bytes.Buffer{}
@@ -191,7 +183,7 @@ func TestFollow(t *testing.T) {
 	const n = 20
 	l.add(eventStarted, "first")
 	var seen []uint64
-	err := p.follow(t.Context(), "c", new(uint64), func(ev event) error {
+	err := p.dir.follow(t.Context(), "c", new(uint64), func(ev event) error {
 		seen = append(seen, ev.Seq)
 		if ev.Seq == n {
 			return errSeen
@@ -208,7 +200,7 @@ func TestFollow(t *testing.T) {
 func TestFollowUntilDeleted(t *testing.T) {
 	for _, deleted := range []bool{true, false} {
 		var dir runDir
-		dir, _ = testServer(t, func(context.Context, request) answer { // the last answer
+		dir = serveRequests(t, func(context.Context, request) answer { // the last answer
 			err := os.Remove(dir.socket("c"))
 			if deleted {
 				err = errors.Join(err, os.Remove(dir.definition("c")))
@@ -221,7 +213,7 @@ func TestFollowUntilDeleted(t *testing.T) {
 			want = exit.NoClone
 		}
 		after := uint64(1)
-		if err := p.follow(t.Context(), "c", &after, nil); exit.Code(err) != want || errors.Is(err, errDeleted) != deleted {
+		if err := p.dir.follow(t.Context(), "c", &after, nil); exit.Code(err) != want || errors.Is(err, errDeleted) != deleted {
 			t.Errorf("deleted %v: follow: %v", deleted, err)
 		}
 	}
@@ -245,12 +237,12 @@ func TestFollowAll(t *testing.T) {
 	})
 	defer asked.Stop()
 	var seen []event
-	err = p.followAll(ctx, func(ev event) error {
+	err = p.dir.followAll(ctx, func(ev event) error {
 		seen = append(seen, ev)
 		interrupt()
 		return nil
 	})
-	if !errors.Is(err, context.Canceled) || kinds(seen) != eventMode {
+	if !errors.Is(err, context.Canceled) || kindsOf(seen) != eventMode {
 		t.Errorf("followed %v, %v", seen, err)
 	}
 }

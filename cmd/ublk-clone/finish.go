@@ -115,7 +115,7 @@ func (p *program) goesOn(name string, failed error) bool {
 func (p *program) forgetDefined(def *definition) {
 	var err error
 	if def.Unit != "" {
-		err = byUnit("disable", def)
+		err = byUnit("disable", def.Unit, def.Name)
 	}
 	if dest, errStat := sys.StatPath(def.Dest); errStat == nil && dest.IsBlock() {
 		_ = exec.Command("timeout", "5s", "udevadm", "control", "--reload").Run() // it looks for new rules every 3 s only, if it is there

@@ -26,7 +26,9 @@ func TestErrorClasses(t *testing.T) {
 	if !dest.Direct() {
 		full = clone.Local
 	}
-	on := func(side blockdev.Role, err error) error { return fmt.Errorf("copy: %w", &sideError{side, err}) }
+	on := func(side blockdev.Role, err error) error {
+		return fmt.Errorf("copy: %w", &sideError{side: side, err: err})
+	}
 	for _, c := range []struct {
 		err  error
 		want clone.ErrorClass
@@ -65,7 +67,7 @@ func TestFailures(t *testing.T) {
 	f.add(blockdev.Dest, 4096, os.ErrInvalid, now)
 	f.add(blockdev.Dest, 8192, syscall.ENOSPC, now)
 	got := f.list()
-	if len(got) != 1 || got[0] != (failedIO{"destination", 2, 8192, syscall.ENOSPC.Error(), now.UTC()}) {
+	if len(got) != 1 || got[0] != (failedIO{Side: "destination", Requests: 2, Offset: 8192, Error: syscall.ENOSPC.Error(), Time: now.UTC()}) {
 		t.Errorf("failures %+v", got)
 	}
 }

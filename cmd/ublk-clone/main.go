@@ -52,8 +52,11 @@ func (p *program) host() *host {
 	}
 }
 
+// clones brings clones up in place of what was there.
+func (p *program) clones() clones { return clones{dir: p.dir, left: p.left()} }
+
 // left looks after what dead daemons have left.
-func (p *program) left() leftovers { return leftovers{p.dir, p.defined} }
+func (p *program) left() leftovers { return leftovers{dir: p.dir, defined: p.defined} }
 
 // collect removes what is needless, and warns of what it cannot remove: whoever calls it came for something else.
 func (p *program) collect() {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
@@ -37,13 +36,7 @@ func (p *program) metadataCreate(c *cli.Context) error {
 	if err := def.check(); err != nil {
 		return err
 	}
-	e := &cloneEngine{start: start{Definition: def, Create: true, Force: c.Bool("force")}, log: zerolog.Nop(), records: theRecordDir()}
-	var done steps
-	if err := done.run(c.Context, e.openSteps()); err != nil {
-		return err
-	}
-	err = e.use.forget() // what there was is overridden by --force, and nothing is hydrated by these yet
-	return errors.Join(err, done.stop())
+	return createMetadata(c.Context, start{Definition: def, Create: true, Force: c.Bool("force")})
 }
 
 // examine opens metadata to read them.

@@ -42,7 +42,7 @@ func TestStillThere(t *testing.T) {
 				}
 				defer lock.release()
 			}
-			err := p.stillThere(c.start, c.err)
+			err := p.clones().stillThere(c.start, c.err)
 			if exit.Code(err) != exit.Code(c.err) || !strings.Contains(exit.Next(err), c.says) {
 				t.Errorf("%v, with code %d and %q", err, exit.Code(err), exit.Next(err))
 			}
@@ -75,7 +75,7 @@ func TestServed(t *testing.T) {
 		}
 	})
 	t.Run("it comes up", func(t *testing.T) {
-		dir, _ := testServer(t, echo)
+		dir := serveRequests(t, echoVerb)
 		lock, err := dir.acquire("c")
 		if err != nil {
 			t.Fatal(err)

@@ -31,7 +31,7 @@ func (p *program) restartNamed(name string, limit time.Duration) error {
 	if def.Unit != "" {
 		return p.restartUnit(def)
 	}
-	if _, err := p.recoverDead(start{Definition: *def, Open: true, Recover: true, Replace: true, Fence: limit}); err != nil {
+	if _, err := p.clones().recoverDead(start{Definition: *def, Open: true, Recover: true, Replace: true, Fence: limit}); err != nil {
 		return err
 	}
 	return p.added(name, false, "", "")
@@ -43,10 +43,10 @@ func (p *program) restartUnit(def *definition) error {
 	look := start{Definition: *def, Open: true, Recover: true, Replace: true, Look: true}
 	_, err := p.dir.spawn(look) // not here: a process with a read that hangs cannot end
 	if err == nil {
-		err = byUnit("restart", def)
+		err = byUnit("restart", def.Unit, def.Name)
 	}
 	if err != nil {
-		return p.stillThere(look, err)
+		return p.clones().stillThere(look, err)
 	}
 	return p.added(def.Name, false, "", "")
 }

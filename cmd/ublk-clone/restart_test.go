@@ -37,7 +37,7 @@ func TestReplace(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // one that stays is waited for
 			var old *nameLock
-			dir, _ := testServer(t, func(_ context.Context, r request) answer {
+			dir := serveRequests(t, func(_ context.Context, r request) answer {
 				if r.Verb != verbLeave || c.unfit {
 					t.Errorf("asked for %s", r.Verb)
 				}

@@ -124,41 +124,19 @@ func (s *service) feed(answers func() bool, ended <-chan struct{}) {
 	}
 }
 
-// asService makes the start of a unit one that takes over what serves the clone now: another daemon, or a device that
-// waits for one. That goes on as it was defined, whatever the definition says by now: its users wait. differs says what
-// that says otherwise.
-func (p *program) asService(st start) (_ start, differs string, err error) {
-	there, err := p.dir.load(st.Definition.Name)
-	if exit.Code(err) == exit.NoClone {
-		return st, "", nil
-	}
-	if err != nil {
-		return st, "", err
-	}
-	alive := p.dir.alive(there.Name)
-	if !alive {
-		if err := recoverable(there); errors.Is(err, errNoRemains) {
-			return st, "", nil
-		} else if err != nil {
-			return st, "", err
-		}
-	}
-	return start{Definition: *there, Open: true, Recover: true, Replace: alive}, there.differences(&st.Definition), nil
-}
-
 // systemctlLimit is for a command of the service manager, which waits for the daemon's start.
 const systemctlLimit = "330s"
 
 // byUnit has the service manager do something with a clone's unit: a daemon that this command started would not be the
 // unit's.
-func byUnit(verb string, def *definition) error {
+func byUnit(verb, unit, name string) error {
 	var said strings.Builder
-	cmd := exec.Command("timeout", systemctlLimit, "systemctl", verb, def.Unit)
+	cmd := exec.Command("timeout", systemctlLimit, "systemctl", verb, unit)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Run(); err != nil {
-		return &exit.Error{Code: exit.Other, Doing: verb + " the unit of", Object: def.Name,
-			Cause: fmt.Errorf("systemctl %s %s: %w: %s", verb, def.Unit, err, strings.TrimSpace(said.String())),
-			Next:  "See `systemctl status " + def.Unit + "` and `journalctl -u " + def.Unit + "`."}
+		return &exit.Error{Code: exit.Other, Doing: verb + " the unit of", Object: name,
+			Cause: fmt.Errorf("systemctl %s %s: %w: %s", verb, unit, err, strings.TrimSpace(said.String())),
+			Next:  "See `systemctl status " + unit + "` and `journalctl -u " + unit + "`."}
 	}
 	return nil
 }
@@ -170,12 +148,12 @@ func (p *program) delDead(def *definition, c clearing) error {
 		return p.left().clearDead(def, c)
 	}
 	was, _ := exec.Command("timeout", stateLimit, "systemctl", "is-active", def.Unit).Output() // fails unless it is "active"
-	if err := byUnit("stop", def); err != nil {                                                // as when the unit is not there any more
+	if err := byUnit("stop", def.Unit, def.Name); err != nil {                                                // as when the unit is not there any more
 		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
 	}
 	err := p.left().clearDead(def, c)
 	if err != nil && slices.Contains([]string{"active", "activating"}, strings.TrimSpace(string(was))) {
-		err = errors.Join(err, byUnit("start", def))
+		err = errors.Join(err, byUnit("start", def.Unit, def.Name))
 	}
 	return err
 }
@@ -270,9 +248,9 @@ func managerState() string {
 
 // serve is the daemon of a unit.
 func (p *program) serve(st start) error {
-	st, differs, err := p.asService(st)
+	st, differs, err := p.clones().asService(st)
 	if err != nil {
 		return err
 	}
-	return p.stillThere(st, p.host().runForeground(st, differs))
+	return p.clones().stillThere(st, p.host().runForeground(st, differs))
 }

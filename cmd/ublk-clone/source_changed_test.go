@@ -119,7 +119,7 @@ func (p *parts) hydratedAs(want []byte) {
 func TestNoticed(t *testing.T) {
 	told := 0
 	s := source{noticed: func() { told++ }}
-	s.replace(openTestSource(t, 1))
+	s.replace(testSourceOf(t, 1))
 	defer s.close()
 	o := s.take()
 	defer o.done()
@@ -143,8 +143,26 @@ func TestNoticed(t *testing.T) {
 	if err := o.refusal(false); !errors.Is(err, blockdev.ErrChanged) {
 		t.Errorf("refused to users: %v", err)
 	}
-	s.replace(openTestSource(t, 2))
+	s.replace(testSourceOf(t, 2))
 	if err := s.away(); err != nil {
 		t.Errorf("another one: %v", err)
 	}
+}
+
+// testSourceOf makes a file whose bytes are all fill, and opens it as a source.
+func testSourceOf(t *testing.T, fill byte) *openSource {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "source")
+	if err := os.WriteFile(path, bytes.Repeat([]byte{fill}, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := blockdev.Open(blockdev.Source, path, blockdev.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := newOpenSource(d, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
 }

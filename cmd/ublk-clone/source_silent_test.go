@@ -83,7 +83,7 @@ func TestSilentSource(t *testing.T) {
 	}
 	e.watchAnswers()
 	why := e.source.away()
-	if why == nil || e.classify(&sideError{0, why}) != clone.Away {
+	if why == nil || e.classify(&sideError{err: why}) != clone.Away {
 		t.Fatalf("away for %v", why)
 	}
 	if err := p.users[0].do(clone.OpRead, 0, partsRegion, false); err == nil {
