@@ -148,7 +148,7 @@ func (p *program) delDead(def *definition, c clearing) error {
 		return p.left().clearDead(def, c)
 	}
 	was, _ := exec.Command("timeout", stateLimit, "systemctl", "is-active", def.Unit).Output() // fails unless it is "active"
-	if err := byUnit("stop", def.Unit, def.Name); err != nil {                                                // as when the unit is not there any more
+	if err := byUnit("stop", def.Unit, def.Name); err != nil {                                 // as when the unit is not there any more
 		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
 	}
 	err := p.left().clearDead(def, c)
