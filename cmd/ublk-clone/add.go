@@ -12,7 +12,13 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/daemon"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/leftover"
+	"github.com/ublk-clone/ublk-clone/internal/process"
+	"github.com/ublk-clone/ublk-clone/internal/text"
 )
 
 func (p *program) add(c *cli.Context) error {
@@ -26,7 +32,7 @@ func (p *program) add(c *cli.Context) error {
 	}
 	until := c.String("wait")
 	if until != "ready" && until != "hydrated" {
-		return usage("--wait " + until + ": ready or hydrated is possible")
+		return definition.UsageError("--wait " + until + ": ready or hydrated is possible")
 	}
 	if err := p.needRoot("add clone " + st.Definition.Name); err != nil {
 		return err
@@ -34,21 +40,21 @@ func (p *program) add(c *cli.Context) error {
 	if c.Bool("dry-run") {
 		return p.dryRun(st, asJSON)
 	}
-	if err := p.dir.create(); err != nil {
+	if err := p.dir.Create(); err != nil {
 		return err
 	}
-	if err := p.dir.sameThere(&st.Definition); err != nil {
+	if err := process.SameThere(p.dir, &st.Definition); err != nil {
 		return err
 	}
-	if c.Bool("foreground") && theService(zerolog.Nop()) != nil {
+	if c.Bool("foreground") && daemon.FindManager(zerolog.Nop()) != nil {
 		return p.serve(st)
 	}
-	there, err := p.clones().unchanged(&st.Definition)
+	there, err := p.clones().Unchanged(&st.Definition)
 	if err != nil {
 		return err
 	}
 	if !there && !st.Force {
-		if st, err = p.clones().continued(st); err != nil {
+		if st, err = p.clones().Continued(st); err != nil {
 			return err
 		}
 	}
@@ -58,12 +64,12 @@ func (p *program) add(c *cli.Context) error {
 	switch {
 	case there:
 	case c.Bool("foreground"):
-		return p.clones().stillThere(st, p.host().runForeground(st, ""))
+		return p.clones().StillThere(st, p.host().RunForeground(st, ""))
 	default:
 		if st.Recover {
-			_, err = p.clones().recoverDead(st)
+			_, err = p.clones().RecoverDead(st)
 		} else {
-			_, err = p.dir.spawn(st)
+			_, err = daemon.Spawn(p.dir, st)
 		}
 		if err != nil {
 			return err
@@ -73,10 +79,10 @@ func (p *program) add(c *cli.Context) error {
 }
 
 // startDefined reads the flags, those that a definition has among them.
-func (p *program) startDefined(c *cli.Context) (start, error) {
+func (p *program) startDefined(c *cli.Context) (definition.Start, error) {
 	defined, err := p.takeDefined(c)
 	if err != nil {
-		return start{}, err
+		return definition.Start{}, err
 	}
 	st, err := startFrom(c)
 	return st, blame(defined, err)
@@ -85,18 +91,18 @@ func (p *program) startDefined(c *cli.Context) (start, error) {
 // asBefore is for a unit's clone that is there, and whose definition cannot be used by now: it goes on as it was defined, as
 // its users wait.
 func (p *program) asBefore(c *cli.Context, bad error) error {
-	if !c.Bool("foreground") || theService(zerolog.Nop()) == nil {
+	if !c.Bool("foreground") || daemon.FindManager(zerolog.Nop()) == nil {
 		return bad
 	}
-	there, err := p.dir.load(c.Args().First())
-	if err == nil && !p.dir.alive(there.Name) {
-		err = recoverable(there)
+	there, err := p.dir.Load(c.Args().First())
+	if err == nil && !p.dir.Alive(there.Name) {
+		err = leftover.Recoverable(there)
 	}
 	if err != nil {
 		return bad
 	}
 	fmt.Fprintln(p.errs, "ublk-clone: warning: the clone goes on as it was defined before:", bad)
-	return p.serve(start{Definition: *there})
+	return p.serve(definition.Start{Definition: *there})
 }
 
 // needRoot is for commands that need more than a daemon that listens.
@@ -108,16 +114,16 @@ func (p *program) needRoot(doing string) error {
 }
 
 // startFrom reads the flags of add.
-func startFrom(c *cli.Context) (start, error) {
+func startFrom(c *cli.Context) (definition.Start, error) {
 	name, err := named(c)
 	if err != nil {
-		return start{}, err
+		return definition.Start{}, err
 	}
-	def := definition{Name: name, Queues: c.Int("queues"), QueueDepth: c.Int("queue-depth"), SourceShared: c.Bool("source-shared"), DM: c.String("dm")}
-	for flag, off := range map[string]*bool{zeroCopyFlag: &def.Copied, detectZeroesFlag: &def.ZerosAsData} {
-		on, ok := parseSwitch(c.String(flag))
+	def := definition.Definition{Name: name, Queues: c.Int("queues"), QueueDepth: c.Int("queue-depth"), SourceShared: c.Bool("source-shared"), DM: c.String("dm")}
+	for flag, off := range map[string]*bool{definition.ZeroCopyFlag: &def.Copied, definition.DetectZeroesFlag: &def.ZerosAsData} {
+		on, ok := definition.ParseSwitch(c.String(flag))
 		if !ok {
-			return start{}, usage(fmt.Sprintf("--%s %s: on or off is possible", flag, c.String(flag)))
+			return definition.Start{}, definition.UsageError(fmt.Sprintf("--%s %s: on or off is possible", flag, c.String(flag)))
 		}
 		*off = !on
 	}
@@ -126,31 +132,31 @@ func startFrom(c *cli.Context) (start, error) {
 		take = takeTable
 	}
 	if err := take(&def, c); err != nil {
-		return start{}, err
+		return definition.Start{}, err
 	}
 	if err := settingFlags(c, &def.Settings); err != nil {
-		return start{}, err
+		return definition.Start{}, err
 	}
-	st := start{Definition: def, Create: c.Bool("create"), Open: c.Bool("open"), Force: c.Bool("force")}
+	st := definition.Start{Definition: def, Create: c.Bool("create"), Open: c.Bool("open"), Force: c.Bool("force")}
 	if st.Create && st.Open {
-		return st, usage("--create and --open exclude each other")
+		return st, definition.UsageError("--create and --open exclude each other")
 	}
-	return st, def.check()
+	return st, def.Check()
 }
 
 // settingFlags adds the settings that the command line names.
-func settingFlags(c *cli.Context, to *change) error {
-	for _, k := range keys {
-		for _, flag := range []string{k.name, k.alias} {
+func settingFlags(c *cli.Context, to *definition.Change) error {
+	for _, k := range definition.Keys {
+		for _, flag := range []string{k.Name, k.Alias} {
 			if flag == "" || !c.IsSet(flag) {
 				continue
 			}
-			if err := k.set(to, c.String(flag)); err != nil {
-				return usage(fmt.Sprintf("--%s: %v", flag, err))
+			if err := k.Set(to, c.String(flag)); err != nil {
+				return definition.UsageError(fmt.Sprintf("--%s: %v", flag, err))
 			}
 		}
 	}
-	for flag, to := range map[string]**bool{noHydrationFlag: &to.Hydration, noPassdownFlag: &to.DiscardPassdown} {
+	for flag, to := range map[string]**bool{definition.NoHydrationFlag: &to.Hydration, definition.NoPassdownFlag: &to.DiscardPassdown} {
 		if c.IsSet(flag) {
 			on := !c.Bool(flag)
 			*to = &on
@@ -159,20 +165,8 @@ func settingFlags(c *cli.Context, to *change) error {
 	return nil
 }
 
-// The switches of definition.Copied and definition.ZerosAsData.
-const (
-	zeroCopyFlag     = "zero-copy"
-	detectZeroesFlag = "detect-zeroes"
-)
-
-// Flags that switch a setting off.
-const (
-	noHydrationFlag = "no-hydration"
-	noPassdownFlag  = "no-discard-passdown"
-)
-
 // takeParts reads what makes a clone from flags of their own.
-func takeParts(d *definition, c *cli.Context) (err error) {
+func takeParts(d *definition.Definition, c *cli.Context) (err error) {
 	if d.RegionSize, err = regionSizeFlag(c); err != nil {
 		return err
 	}
@@ -188,27 +182,27 @@ func takeParts(d *definition, c *cli.Context) (err error) {
 }
 
 // inTable are the flags for what dm-clone's line says itself.
-var inTable = []string{"source", "dest", "metadata", "region-size", noHydrationFlag, noPassdownFlag, "hydration-threshold", "hydration-batch-size"}
+var inTable = []string{"source", "dest", "metadata", "region-size", definition.NoHydrationFlag, definition.NoPassdownFlag, "hydration-threshold", "hydration-batch-size"}
 
 // takeTable reads what makes a clone from dm-clone's line.
-func takeTable(d *definition, c *cli.Context) error {
+func takeTable(d *definition.Definition, c *cli.Context) error {
 	for _, flag := range inTable {
 		if c.IsSet(flag) {
-			return usage("--table and --" + flag + " exclude each other: the table says it")
+			return definition.UsageError("--table and --" + flag + " exclude each other: the table says it")
 		}
 	}
-	t, err := parseTable(c.String("table"))
+	t, err := definition.ParseTable(c.String("table"))
 	if err != nil {
-		e := usage("--table: " + err.Error()).(*exit.Error)
-		e.Next = "The line is: " + tableForm + "."
+		e := definition.UsageError("--table: " + err.Error()).(*exit.Error)
+		e.Next = "The line is: " + definition.TableForm + "."
 		return e
 	}
-	d.Size, d.RegionSize, d.Settings = t.size, t.regionSize, t.settings
+	d.Size, d.RegionSize, d.Settings = t.Size, t.RegionSize, t.Settings
 	for _, part := range []struct {
 		role blockdev.Role
 		word *string
 		to   *string
-	}{{blockdev.Source, &t.source, &d.Source}, {blockdev.Dest, &t.dest, &d.Dest}, {blockdev.Metadata, &t.metadata, &d.Metadata}} {
+	}{{blockdev.Source, &t.Source, &d.Source}, {blockdev.Dest, &t.Dest, &d.Dest}, {blockdev.Metadata, &t.Metadata, &d.Metadata}} {
 		if *part.word, *part.to, err = tableDevice(part.role, *part.word); err != nil {
 			return err
 		}
@@ -225,7 +219,7 @@ func tableDevice(role blockdev.Role, word string) (kept, path string, err error)
 		return word, path, err
 	}
 	if path, err = filepath.Abs(word); err != nil {
-		return "", "", usage(fmt.Sprintf("--table: %s device %s: %v", role, word, err))
+		return "", "", definition.UsageError(fmt.Sprintf("--table: %s device %s: %v", role, word, err))
 	}
 	return path, path, nil
 }
@@ -238,7 +232,7 @@ func pathFlag(c *cli.Context, name string) (string, error) {
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
-		return "", usage(fmt.Sprintf("--%s %s: %v", name, path, err))
+		return "", definition.UsageError(fmt.Sprintf("--%s %s: %v", name, path, err))
 	}
 	return abs, nil
 }
@@ -249,12 +243,12 @@ func regionSizeFlag(c *cli.Context) (int64, error) {
 		return 0, nil
 	}
 	word := c.String("region-size")
-	n, err := parseSize(word)
+	n, err := text.ParseSize(word)
 	if err != nil {
-		return 0, usage(fmt.Sprintf("--region-size: %v", err))
+		return 0, definition.UsageError(fmt.Sprintf("--region-size: %v", err))
 	}
-	if !regionSizePossible(n) {
-		return 0, usage(fmt.Sprintf("--region-size %s: a power of two from 4KiB to 1GiB is needed", word))
+	if !definition.RegionSizePossible(n) {
+		return 0, definition.UsageError(fmt.Sprintf("--region-size %s: a power of two from 4KiB to 1GiB is needed", word))
 	}
 	return n, nil
 }
@@ -262,7 +256,7 @@ func regionSizeFlag(c *cli.Context) (int64, error) {
 // added waits for what was asked for and prints the device.
 func (p *program) added(name string, there bool, until, asJSON string) error {
 	if until == "hydrated" {
-		if err := p.waitHydrated(name, 0, func(*cloneStatus) error { return nil }); err != nil {
+		if err := p.waitHydrated(name, 0, func(*control.Status) error { return nil }); err != nil {
 			return err
 		}
 	}
@@ -274,7 +268,7 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 		fmt.Fprintln(p.errs, "ublk-clone: warning:", w)
 	}
 	if asJSON != "" {
-		return p.printJSON([]cloneStatus{*st})
+		return p.printJSON([]control.Status{*st})
 	}
 	note := ""
 	if there {
@@ -285,14 +279,14 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 }
 
 // awaitUp is the status of a clone that is up, or that somebody else is starting.
-func (p *program) awaitUp(name string) (*cloneStatus, error) {
-	for deadline := time.Now().Add(startLimit); ; time.Sleep(pollPause) {
-		st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
-		if err != nil || st.serves() {
+func (p *program) awaitUp(name string) (*control.Status, error) {
+	for deadline := time.Now().Add(control.StartLimit); ; time.Sleep(pollPause) {
+		st, err := p.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
+		if err != nil || st.Serves() {
 			return st, err
 		}
 		if time.Now().After(deadline) {
-			return nil, &exit.Error{Code: exit.Timeout, Doing: "wait for clone", Object: name, Cause: st.unserved()}
+			return nil, &exit.Error{Code: exit.Timeout, Doing: "wait for clone", Object: name, Cause: st.Unserved()}
 		}
 	}
 }

@@ -7,7 +7,11 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/daemon"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/holders"
 )
 
 const description = `A clone is a block device, /dev/ublkbN, that has the content of SOURCE from the
@@ -43,7 +47,7 @@ func newApp(p *program) *cli.App {
 		Writer:          p.out,
 		ErrWriter:       p.errs,
 		ExitErrHandler:  func(*cli.Context, error) {},
-		OnUsageError:    func(_ *cli.Context, err error, _ bool) error { return usage(err.Error()) },
+		OnUsageError:    func(_ *cli.Context, err error, _ bool) error { return definition.UsageError(err.Error()) },
 		Flags:           []cli.Flag{&cli.BoolFlag{Name: versionFlag, Usage: "print the version"}},
 		Action:          p.noCommand,
 		Commands: []*cli.Command{
@@ -53,8 +57,8 @@ func newApp(p *program) *cli.App {
 			{Name: completeCommand, Hidden: true, Action: p.completion},
 			{Name: unitPrepareCommand, Hidden: true, Action: p.unitPrepare},
 			{Name: unitStopCommand, Hidden: true, Action: p.unitStop},
-			{Name: claimCommand, Hidden: true, Action: func(c *cli.Context) error { return serveClaim(c.Args().First(), os.Stdin, p.out) }},
-			{Name: daemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.host().runSpawned() }},
+			{Name: holders.ClaimCommand, Hidden: true, Action: func(c *cli.Context) error { return holders.Serve(c.Args().First(), os.Stdin, p.out) }},
+			{Name: daemon.DaemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.host().RunSpawned() }},
 		},
 	}
 	for _, c := range app.Commands {
@@ -77,7 +81,7 @@ func exitCodes() string {
 // noCommand is what happens without a command, or with one that is not known.
 func (p *program) noCommand(c *cli.Context) error {
 	if c.Args().Present() {
-		return usage(fmt.Sprintf("unknown command %q", c.Args().First()))
+		return definition.UsageError(fmt.Sprintf("unknown command %q", c.Args().First()))
 	}
 	if c.Bool(versionFlag) {
 		return p.version(c)
@@ -94,7 +98,7 @@ func outputFlag(forms string) cli.Flag {
 }
 
 func timeoutFlag() cli.Flag {
-	return &cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME` for the last requests of the dead daemon (default: " + fenceLimit.String() + ")"}
+	return &cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME` for the last requests of the dead daemon (default: " + control.FenceLimit.String() + ")"}
 }
 
 func (p *program) addCommand() *cli.Command {
@@ -123,8 +127,8 @@ to DEST while it is in use.`,
 			&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; at least as large"},
 			&cli.StringFlag{Name: "metadata", Usage: "`DEVICE|FILE` that keeps the map"},
 			&cli.StringFlag{Name: "region-size", Usage: "`SIZE` of a region, a power of two from 4KiB to 1GiB (default: 4KiB, or what the metadata says)"},
-			&cli.StringFlag{Name: "table", Usage: "all of these and the core arguments in dm-clone's `LINE`: \"" + tableForm + "\", in 512-byte sectors"},
-			&cli.BoolFlag{Name: noHydrationFlag, Usage: "start with background hydration off"},
+			&cli.StringFlag{Name: "table", Usage: "all of these and the core arguments in dm-clone's `LINE`: \"" + definition.TableForm + "\", in 512-byte sectors"},
+			&cli.BoolFlag{Name: definition.NoHydrationFlag, Usage: "start with background hydration off"},
 			&cli.StringFlag{Name: "hydration-threshold", Usage: "most `REGIONS` copied at a time in the background (default: 4 batches)"},
 			&cli.StringFlag{Name: "hydration-batch-size", Usage: "contiguous `REGIONS` in one copy, and no more than SOURCE takes at a time (default: 1 MiB)"},
 			&cli.StringFlag{Name: "rate", Usage: "most that is copied in the background, `SIZE/s` or none (default: none)"},
@@ -132,11 +136,11 @@ to DEST while it is in use.`,
 			&cli.StringFlag{Name: "retries", Usage: "`N` attempts for a region before it waits for resume (default: 6)"},
 			&cli.StringFlag{Name: "source-timeout", Usage: "`TIME` without an answer after which SOURCE counts as away, or none (default: 30s)"},
 			&cli.StringFlag{Name: "read-through", Usage: "`on|off`: keep in DEST what is read from SOURCE (default: on, with --table off)"},
-			&cli.BoolFlag{Name: noPassdownFlag, Usage: "do not tell DEST of discards"},
-			&cli.IntFlag{Name: "queues", Value: defaultQueues, Usage: "`N` queues, each with a thread"},
-			&cli.IntFlag{Name: "queue-depth", Value: defaultQueueDepth, Usage: "`N` requests in flight for each queue"},
-			&cli.StringFlag{Name: zeroCopyFlag, Value: "on", Usage: "`on|off`: devices get the memory of users as it is, where the driver can (from 6.16 on), or a copy"},
-			&cli.StringFlag{Name: detectZeroesFlag, Value: "on", Usage: "`on|off`: 64 KiB and more of zeros in SOURCE become zeros of DEST, that need no space there, where it can"},
+			&cli.BoolFlag{Name: definition.NoPassdownFlag, Usage: "do not tell DEST of discards"},
+			&cli.IntFlag{Name: "queues", Value: definition.DefaultQueues, Usage: "`N` queues, each with a thread"},
+			&cli.IntFlag{Name: "queue-depth", Value: definition.DefaultQueueDepth, Usage: "`N` requests in flight for each queue"},
+			&cli.StringFlag{Name: definition.ZeroCopyFlag, Value: "on", Usage: "`on|off`: devices get the memory of users as it is, where the driver can (from 6.16 on), or a copy"},
+			&cli.StringFlag{Name: definition.DetectZeroesFlag, Value: "on", Usage: "`on|off`: 64 KiB and more of zeros in SOURCE become zeros of DEST, that need no space there, where it can"},
 			&cli.StringFlag{Name: "dm", Usage: "lay a device-mapper device `DMNAME` over the block device, which finish leads to DEST while it is in use"},
 			&cli.BoolFlag{Name: "source-shared", Usage: "several clones use the source: do not lock it"},
 			&cli.BoolFlag{Name: "create", Usage: "the metadata must be empty or missing"},
@@ -205,7 +209,7 @@ func (p *program) tableCommand() *cli.Command {
 func (p *program) messageCommand() *cli.Command {
 	return &cli.Command{
 		Name: "message", Usage: "send a clone one of dm-clone's messages", ArgsUsage: "NAME MESSAGE", Action: p.message,
-		Description: "Messages: " + messageList + ".\nN counts regions. A 0 before the message is ignored. Prints nothing.",
+		Description: "Messages: " + definition.MessageList + ".\nN counts regions. A 0 before the message is ignored. Prints nothing.",
 		Flags:       []cli.Flag{outputFlag("json (errors)")},
 	}
 }
@@ -213,7 +217,7 @@ func (p *program) messageCommand() *cli.Command {
 func (p *program) setCommand() *cli.Command {
 	return &cli.Command{
 		Name: "set", Usage: "change settings of a clone", ArgsUsage: "NAME KEY=VALUE...", Action: p.set,
-		Description: "Keys: " + keyList() + ".\nAll of them are changed or none. Kept over a restart. Prints nothing.",
+		Description: "Keys: " + definition.KeyList() + ".\nAll of them are changed or none. Kept over a restart. Prints nothing.",
 		Flags:       []cli.Flag{outputFlag("json (errors)")},
 	}
 }
@@ -268,7 +272,7 @@ that are gone, and says what is lost by that.`,
 func (p *program) pauseCommand() *cli.Command {
 	return &cli.Command{
 		Name: "pause", Usage: "stop background hydration", ArgsUsage: "NAME", Description: "Kept over a restart.",
-		Action: p.simple(verbPause), Flags: []cli.Flag{outputFlag("json (errors)")},
+		Action: p.simple(control.VerbPause), Flags: []cli.Flag{outputFlag("json (errors)")},
 	}
 }
 
@@ -278,7 +282,7 @@ func (p *program) resumeCommand() *cli.Command {
 		Description: `Kept over a restart. What could not be copied is tried again. After a failure of the
 metadata it also says that they are repaired: all marks are committed, and the
 mode is rw again.`,
-		Action: p.simple(verbResume), Flags: []cli.Flag{outputFlag("json (errors)")},
+		Action: p.simple(control.VerbResume), Flags: []cli.Flag{outputFlag("json (errors)")},
 	}
 }
 
@@ -321,9 +325,9 @@ func (p *program) metadataCommand() *cli.Command {
 					&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone"},
 					&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; a missing file is created"},
 					&cli.StringFlag{Name: "region-size", Usage: "`SIZE` of a region (default: 4KiB)"},
-					&cli.BoolFlag{Name: noHydrationFlag, Usage: "background hydration is off to begin with"},
-					&cli.StringFlag{Name: zeroCopyFlag, Value: "on", Usage: "`on|off`: devices get the memory of users as it is, where the driver can (from 6.16 on), or a copy"},
-					&cli.StringFlag{Name: detectZeroesFlag, Value: "on", Usage: "`on|off`: 64 KiB and more of zeros in SOURCE become zeros of DEST, that need no space there, where it can"},
+					&cli.BoolFlag{Name: definition.NoHydrationFlag, Usage: "background hydration is off to begin with"},
+					&cli.StringFlag{Name: definition.ZeroCopyFlag, Value: "on", Usage: "`on|off`: devices get the memory of users as it is, where the driver can (from 6.16 on), or a copy"},
+					&cli.StringFlag{Name: definition.DetectZeroesFlag, Value: "on", Usage: "`on|off`: 64 KiB and more of zeros in SOURCE become zeros of DEST, that need no space there, where it can"},
 					&cli.BoolFlag{Name: "source-shared", Usage: "do not lock the source"},
 					&cli.BoolFlag{Name: "force", Usage: "overwrite metadata that are not empty"},
 					outputFlag("json (errors)"),

@@ -7,12 +7,16 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/daemon"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // TestMain ends a test binary that add has started as a daemon: it would run the tests again.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == daemonCommand {
+	if len(os.Args) > 1 && os.Args[1] == daemon.DaemonCommand {
 		os.Exit(exit.Other)
 	}
 	os.Exit(m.Run())
@@ -22,7 +26,7 @@ func TestMain(m *testing.M) {
 func command(t *testing.T, line string) (code int, out, errs string) {
 	t.Helper()
 	var o, e bytes.Buffer
-	p := &program{out: &o, errs: &e, dir: runDir(t.TempDir()), defined: definedDir(t.TempDir())}
+	p := &program{out: &o, errs: &e, dir: control.Dir(t.TempDir()), defined: etc.Dir(t.TempDir())}
 	code = p.run(append([]string{"ublk-clone"}, strings.Fields(line)...))
 	return code, o.String(), e.String()
 }
@@ -62,7 +66,7 @@ func TestCommandLines(t *testing.T) {
 		{"wait x --timeout -1s", exit.Usage, "--timeout"},
 		{"watch x --progress loud", exit.Usage, "plain"},
 		{"message x", exit.Usage, "MESSAGE"},
-		{"message x enable", exit.Usage, messageList},
+		{"message x enable", exit.Usage, definition.MessageList},
 		{"message x enable_hydration", exit.NoClone, "x"},
 		{"add", exit.Usage, "NAME"},
 		{"add x", exit.Usage, "--source is missing"},
@@ -121,9 +125,9 @@ func TestErrorsAsJSON(t *testing.T) {
 		code, _, errs := command(t, line)
 		var got struct {
 			Schema string
-			Error  wireError
+			Error  control.WireError
 		}
-		if err := json.Unmarshal([]byte(errs), &got); err != nil || code != exit.NoClone || got.Schema != schema || got.Error.Code != exit.NoClone {
+		if err := json.Unmarshal([]byte(errs), &got); err != nil || code != exit.NoClone || got.Schema != control.Schema || got.Error.Code != exit.NoClone {
 			t.Errorf("%q: exit code %d, %q (%v)", line, code, errs, err)
 		}
 	}

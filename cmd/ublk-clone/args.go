@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 )
 
 // flagsFirst puts a command line in the order that the cli library reads:
@@ -42,7 +44,7 @@ func missingValue(app *cli.App, args []string) error {
 		i++ // the value
 		next, isFlag := flagName(args[i])
 		if _, known := takesValue[next]; isFlag && (known || args[i] == "--") {
-			return usage(fmt.Sprintf("--%s has no value: %s follows it. If that is the value, write --%s=%s", name, args[i], name, args[i]))
+			return definition.UsageError(fmt.Sprintf("--%s has no value: %s follows it. If that is the value, write --%s=%s", name, args[i], name, args[i]))
 		}
 	}
 	return nil

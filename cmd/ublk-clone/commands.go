@@ -11,12 +11,12 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
+	"github.com/ublk-clone/ublk-clone/internal/leftover"
 )
-
-// askLimit is how long a daemon may take to answer what needs no waiting.
-const askLimit = 10 * time.Second
 
 // words are the arguments of a command that takes between least and most of
 // them.
@@ -24,9 +24,9 @@ func words(c *cli.Context, least, most int) ([]string, error) {
 	all := c.Args().Slice()
 	switch {
 	case len(all) < least:
-		return nil, usage(fmt.Sprintf("%s needs %s", c.Command.FullName(), c.Command.ArgsUsage))
+		return nil, definition.UsageError(fmt.Sprintf("%s needs %s", c.Command.FullName(), c.Command.ArgsUsage))
 	case len(all) > most:
-		return nil, usage(fmt.Sprintf("%s: %q is too much", c.Command.FullName(), all[most]))
+		return nil, definition.UsageError(fmt.Sprintf("%s: %q is too much", c.Command.FullName(), all[most]))
 	}
 	return all, nil
 }
@@ -37,7 +37,7 @@ func named(c *cli.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return all[0], checkName(all[0])
+	return all[0], definition.CheckName(all[0])
 }
 
 // form is the value of -o, which must be one of these; "" is always right.
@@ -48,7 +48,7 @@ func form(c *cli.Context, forms ...string) (string, error) {
 			return got, nil
 		}
 	}
-	return "", usage(fmt.Sprintf("-o %s: %s is possible", got, strings.Join(forms, " or ")))
+	return "", definition.UsageError(fmt.Sprintf("-o %s: %s is possible", got, strings.Join(forms, " or ")))
 }
 
 func (p *program) del(c *cli.Context) error {
@@ -61,43 +61,36 @@ func (p *program) del(c *cli.Context) error {
 	}
 	wait, err := time.ParseDuration(c.String("wait"))
 	if err != nil || wait < 0 {
-		return usage(fmt.Sprintf("--wait %s: not a time such as 10s", c.String("wait")))
+		return definition.UsageError(fmt.Sprintf("--wait %s: not a time such as 10s", c.String("wait")))
 	}
-	def, err := p.dir.load(name)
+	def, err := p.dir.Load(name)
 	if err != nil {
 		return err
 	}
-	if p.dir.alive(name) {
-		ans, err := p.dir.call(name, request{Verb: verbStop, WaitMS: wait.Milliseconds(), Force: c.Bool("force")}, wait+stopLimit)
+	if p.dir.Alive(name) {
+		ans, err := p.dir.Call(name, control.Request{Verb: control.VerbStop, WaitMS: wait.Milliseconds(), Force: c.Bool("force")}, wait+control.StopLimit)
 		for _, w := range ans.Warnings {
 			fmt.Fprintln(p.errs, "ublk-clone: warning:", w)
 		}
-		if exit.Code(err) != exit.NoAnswer || p.dir.alive(name) {
+		if exit.Code(err) != exit.NoAnswer || p.dir.Alive(name) {
 			return err
 		}
 	}
-	err = p.delDead(def, clearing{force: c.Bool("force"), wait: wait})
+	err = p.delDead(def, leftover.How{Force: c.Bool("force"), Wait: wait})
 	p.collect()
 	return err
 }
 
-// resumeLimit is for a repair of the metadata, which reads and writes all of them.
-const resumeLimit = 10 * time.Minute
-
-// stopLimit is how long a daemon may take to stop: the last commit and the
-// driver's own work.
-const stopLimit = 60 * time.Second
-
 // statuses asks the daemons of these clones, all at once: none is to wait for one that is silent. A dead one has
 // a status too.
-func (p *program) statuses(names []string) ([]cloneStatus, error) {
-	all, errs := make([]*cloneStatus, len(names)), make([]error, len(names))
+func (p *program) statuses(names []string) ([]control.Status, error) {
+	all, errs := make([]*control.Status, len(names)), make([]error, len(names))
 	var group sync.WaitGroup
 	for i, name := range names {
 		group.Go(guard.Wrap("status of "+name, func() { all[i], errs[i] = p.statusOf(name) }))
 	}
 	group.Wait()
-	there := make([]cloneStatus, 0, len(names))
+	there := make([]control.Status, 0, len(names))
 	for _, st := range all {
 		if st != nil {
 			there = append(there, *st)
@@ -107,20 +100,20 @@ func (p *program) statuses(names []string) ([]cloneStatus, error) {
 }
 
 // statusOf is nil for a clone that was deleted just now.
-func (p *program) statusOf(name string) (*cloneStatus, error) {
-	st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+func (p *program) statusOf(name string) (*control.Status, error) {
+	st, err := p.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 	switch exit.Code(err) {
 	case exit.NoClone:
 		return nil, nil
 	case exit.NoAnswer:
-		silent := p.left().silent(name, err)
+		silent := p.left().Silent(name, err)
 		return &silent, nil
 	}
 	return st, err
 }
 
-func (p *program) printJSON(clones []cloneStatus) error {
-	return encodeJSON(p.out, report{Schema: schema, Clones: clones})
+func (p *program) printJSON(clones []control.Status) error {
+	return encodeJSON(p.out, report{Schema: control.Schema, Clones: clones})
 }
 
 func (p *program) list(c *cli.Context) error {
@@ -131,7 +124,7 @@ func (p *program) list(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	names, err := p.dir.names()
+	names, err := p.dir.Names()
 	if err != nil {
 		return err
 	}
@@ -157,10 +150,10 @@ func (p *program) status(c *cli.Context) error {
 	one := len(args) == 1
 	names := args
 	if one {
-		if _, err := p.dir.load(args[0]); err != nil {
+		if _, err := p.dir.Load(args[0]); err != nil {
 			return err
 		}
-	} else if names, err = p.dir.names(); err != nil {
+	} else if names, err = p.dir.Names(); err != nil {
 		return err
 	}
 	all, err := p.statuses(names)
@@ -179,9 +172,9 @@ func (p *program) status(c *cli.Context) error {
 }
 
 // printDM prints dm-clone's lines, with names in front if there may be several.
-func (p *program) printDM(all []cloneStatus, one bool) error {
+func (p *program) printDM(all []control.Status, one bool) error {
 	for i := range all {
-		if err := all[i].unserved(); err != nil {
+		if err := all[i].Unserved(); err != nil {
 			return err
 		}
 		if !one {
@@ -195,7 +188,7 @@ func (p *program) printDM(all []cloneStatus, one bool) error {
 }
 
 // overview is the table, and the details of what needs attention.
-func (p *program) overview(all []cloneStatus, bytes bool) error {
+func (p *program) overview(all []control.Status, bytes bool) error {
 	if err := writeTable(p.out, all); err != nil {
 		return err
 	}
@@ -221,7 +214,7 @@ func (p *program) table(c *cli.Context) error {
 	}
 	names := args
 	if len(args) == 0 {
-		if names, err = p.dir.names(); err != nil {
+		if names, err = p.dir.Names(); err != nil {
 			return err
 		}
 	}
@@ -230,7 +223,7 @@ func (p *program) table(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		line := def.asTable()
+		line := def.AsTable()
 		if len(args) == 0 {
 			line = name + ": " + line
 		}
@@ -242,19 +235,19 @@ func (p *program) table(c *cli.Context) error {
 }
 
 // complete loads a definition with what its daemon has added; exit code 13 if it has not come so far.
-func (p *program) complete(name string) (*definition, error) {
-	def, err := p.dir.load(name)
+func (p *program) complete(name string) (*definition.Definition, error) {
+	def, err := p.dir.Load(name)
 	if err != nil || def.Device != "" {
 		return def, err
 	}
-	st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+	st, err := p.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 	if err == nil {
-		err = st.unserved()
+		err = st.Unserved()
 	}
 	if err != nil {
 		return nil, err
 	}
-	return p.dir.load(name) // it was added before the clone is served
+	return p.dir.Load(name) // it was added before the clone is served
 }
 
 func (p *program) message(c *cli.Context) error {
@@ -262,11 +255,11 @@ func (p *program) message(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	m, err := parseMessage(all[1:])
+	m, err := definition.ParseMessage(all[1:])
 	if err != nil {
 		return err
 	}
-	_, err = p.dir.ask(all[0], request{Verb: verbMessage, Message: &m}, askLimit)
+	_, err = p.dir.Ask(all[0], control.Request{Verb: control.VerbMessage, Message: &m}, control.AskLimit)
 	return err
 }
 
@@ -275,17 +268,17 @@ func (p *program) set(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := checkName(all[0]); err != nil {
+	if err := definition.CheckName(all[0]); err != nil {
 		return err
 	}
 	if _, err := form(c, "json"); err != nil {
 		return err
 	}
-	ch, err := parseChange(all[1:])
+	ch, err := definition.ParseChange(all[1:])
 	if err != nil {
 		return err
 	}
-	_, err = p.dir.ask(all[0], request{Verb: verbSet, Change: &ch}, askLimit)
+	_, err = p.dir.Ask(all[0], control.Request{Verb: control.VerbSet, Change: &ch}, control.AskLimit)
 	return err
 }
 
@@ -299,11 +292,11 @@ func (p *program) simple(verb string) cli.ActionFunc {
 		if _, err := form(c, "json"); err != nil {
 			return err
 		}
-		limit := askLimit
-		if verb == verbResume {
-			limit = resumeLimit
+		limit := control.AskLimit
+		if verb == control.VerbResume {
+			limit = control.ResumeLimit
 		}
-		_, err = p.dir.ask(name, request{Verb: verb}, limit)
+		_, err = p.dir.Ask(name, control.Request{Verb: verb}, limit)
 		return err
 	}
 }
@@ -328,7 +321,7 @@ func (p *program) version(c *cli.Context) error {
 	}
 	version := versionText()
 	if output != "" {
-		return encodeJSON(p.out, map[string]string{"schema": schema, "version": version, "go": runtime.Version()})
+		return encodeJSON(p.out, map[string]string{"schema": control.Schema, "version": version, "go": runtime.Version()})
 	}
 	_, err = fmt.Fprintf(p.out, "ublk-clone %s (%s)\n", version, runtime.Version())
 	return err

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 )
 
 // Completion for shells: their scripts (packaging/completions) run `ublk-clone complete -- WORDS...`, with the words up
@@ -137,10 +139,10 @@ func (p *program) wordCandidates(command *cli.Command, n int) (list []candidate)
 	case n < len(takes) && takes[n] == "NAME":
 		return p.nameCandidates(command.Name == addName)
 	case n == 1 && command.Name == "message":
-		return wordList([]string{enableHydration, disableHydration, hydrationThreshold, hydrationBatchSize})
+		return wordList([]string{definition.EnableHydration, definition.DisableHydration, definition.HydrationThreshold, definition.HydrationBatchSize})
 	case n >= 1 && command.Name == "set":
-		for _, k := range keys {
-			list = append(list, candidate{k.name + "=", k.takes})
+		for _, k := range definition.Keys {
+			list = append(list, candidate{k.Name + "=", k.Takes})
 		}
 	}
 	return list
@@ -150,10 +152,10 @@ const addName = "add"
 
 // nameCandidates are the clones that run; for add those that are defined.
 func (p *program) nameCandidates(forAdd bool) (list []candidate) {
-	names, err := p.dir.names()
+	names, err := p.dir.Names()
 	usage := "clone"
 	if forAdd {
-		names, err = p.defined.names()
+		names, err = p.defined.Names()
 		usage = "defined in " + string(p.defined)
 	}
 	if err != nil {

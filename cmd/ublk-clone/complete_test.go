@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
@@ -52,7 +54,7 @@ func TestComplete(t *testing.T) {
 		{[]string{"metadata", "check", ""}, completeFiles},
 	} {
 		var out, errs bytes.Buffer
-		p := &program{out: &out, errs: &errs, dir: runDir(run), defined: definedDir(conf)}
+		p := &program{out: &out, errs: &errs, dir: control.Dir(run), defined: etc.Dir(conf)}
 		if code := p.run(append([]string{"ublk-clone", completeCommand, "--"}, c.words...)); code != exit.OK || errs.Len() > 0 {
 			t.Errorf("%q: exit code %d, %s", c.words, code, errs.String())
 		}

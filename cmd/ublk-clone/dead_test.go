@@ -9,23 +9,25 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // deadAndSilent are two clones: the daemon of a is dead and had no device, that of b lives and says nothing.
-func deadAndSilent(t *testing.T) runDir {
+func deadAndSilent(t *testing.T) control.Dir {
 	t.Helper()
-	dir := runDir(t.TempDir())
+	dir := control.Dir(t.TempDir())
 	for _, name := range []string{"a", "b"} {
-		if err := dir.store(&definition{Name: name, Source: "/s", Dest: "/d", Metadata: "/m", Size: 1 << 20}); err != nil {
+		if err := dir.Store(&definition.Definition{Name: name, Source: "/s", Dest: "/d", Metadata: "/m", Size: 1 << 20}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	lock, err := dir.acquire("b")
+	lock, err := dir.Acquire("b")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = lock.release() })
+	t.Cleanup(func() { _ = lock.Release() })
 	return dir
 }
 
@@ -62,7 +64,7 @@ func TestDeadStatus(t *testing.T) {
 	p := &program{out: &o, errs: io.Discard, dir: dir}
 	var got report
 	if code := p.run([]string{"ublk-clone", "list", "-o", "json"}); code != exit.OK || json.Unmarshal(o.Bytes(), &got) != nil ||
-		len(got.Clones) != 2 || got.Clones[0].State != stateDead || got.Clones[1].State != stateSilent || got.Clones[0].ETA != nil {
+		len(got.Clones) != 2 || got.Clones[0].State != control.StateDead || got.Clones[1].State != control.StateSilent || got.Clones[0].ETA != nil {
 		t.Errorf("list in JSON: %s", o.String())
 	}
 }
@@ -71,8 +73,8 @@ func TestDeadStatus(t *testing.T) {
 // not silent.
 func TestDying(t *testing.T) {
 	for line, says := range map[string]string{"status c": "Dead: ", "status c -o dm": "dead", "pause c": "dead", "del c --force": ""} {
-		dir := runDir(t.TempDir())
-		if err := dir.store(&definition{Name: "c", Source: "/s", Dest: "/d", Metadata: "/m", Size: 1 << 20}); err != nil {
+		dir := control.Dir(t.TempDir())
+		if err := dir.Store(&definition.Definition{Name: "c", Source: "/s", Dest: "/d", Metadata: "/m", Size: 1 << 20}); err != nil {
 			t.Fatal(err)
 		}
 		dying(t, dir, "c")
@@ -82,26 +84,26 @@ func TestDying(t *testing.T) {
 		if text := o.String(); !strings.Contains(text, says) || strings.Contains(text, "does not answer") {
 			t.Errorf("%s: %s", line, text)
 		}
-		if _, err := dir.load("c"); (exit.Code(err) == exit.NoClone) != (says == "") {
+		if _, err := dir.Load("c"); (exit.Code(err) == exit.NoClone) != (says == "") {
 			t.Errorf("after %s: %v", line, err)
 		}
 	}
 }
 
 // dying is a daemon that ends with a request in its queue.
-func dying(t *testing.T, dir runDir, name string) {
+func dying(t *testing.T, dir control.Dir, name string) {
 	t.Helper()
-	lock, err := dir.acquire(name)
+	lock, err := dir.Acquire(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("unix", dir.socket(name))
+	listener, err := net.Listen("unix", dir.SocketPath(name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	time.AfterFunc(100*time.Millisecond, func() {
 		listener.Close()
 		time.Sleep(100 * time.Millisecond)
-		lock.release()
+		lock.Release()
 	})
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
@@ -19,7 +21,7 @@ var onlyFlags = []string{"create", "open", "force", "foreground", "wait", "outpu
 // takeDefined sets the flags that the definition of the clone names, for an add that has none of its own that say what
 // the clone is made of. Flags of the command line go first. It gives the definition's path, "" if there is none.
 func (p *program) takeDefined(c *cli.Context) (path string, err error) {
-	for _, flag := range append([]string{"table"}, pathKeys...) {
+	for _, flag := range append([]string{"table"}, etc.PathKeys...) {
 		if c.IsSet(flag) {
 			return "", nil
 		}
@@ -28,19 +30,19 @@ func (p *program) takeDefined(c *cli.Context) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if err := checkName(name); err != nil {
+	if err := definition.CheckName(name); err != nil {
 		return "", err
 	}
-	path = p.defined.path(name)
-	def, err := p.defined.load(name)
+	path = p.defined.Path(name)
+	def, err := p.defined.Load(name)
 	if err != nil {
 		return path, err
 	}
 	if def == nil {
-		return "", usage("--source is missing, and there is no definition " + path)
+		return "", definition.UsageError("--source is missing, and there is no definition " + path)
 	}
 	if err := setFlags(c, def); err != nil {
-		return path, definedError(path, err)
+		return path, etc.InFile(path, err)
 	}
 	return path, nil
 }
@@ -61,7 +63,7 @@ func (p *program) checkDefined(name string) error {
 }
 
 // setFlags sets the flags of add that the command line has not.
-func setFlags(c *cli.Context, def defined) error {
+func setFlags(c *cli.Context, def etc.Values) error {
 	for _, key := range slices.Sorted(maps.Keys(def)) {
 		if err := setDefined(c, key, def[key]); err != nil {
 			return err
@@ -71,11 +73,11 @@ func setFlags(c *cli.Context, def defined) error {
 }
 
 func setDefined(c *cli.Context, key, value string) error {
-	_, known := definedKeys[key]
+	_, known := etc.Keys[key]
 	switch {
 	case !known:
 		return fmt.Errorf("unknown key %q", key)
-	case key == networkKey:
+	case key == etc.NetworkKey:
 		return nil // the generator's
 	case c.IsSet(key):
 		return nil
@@ -92,5 +94,5 @@ func blame(path string, err error) error {
 	if path == "" || !errors.As(err, &e) || e.Code != exit.Usage || e.Object == path {
 		return err
 	}
-	return definedError(path, e.Cause)
+	return etc.InFile(path, e.Cause)
 }

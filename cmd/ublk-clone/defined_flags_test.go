@@ -6,18 +6,20 @@ import (
 	"testing"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/ublk-clone/ublk-clone/internal/etc"
 )
 
 // TestDefinedKeys: what a definition may say is what the flags of add say, but for those of one start only.
 func TestDefinedKeys(t *testing.T) {
-	want := map[string]bool{networkKey: true}
+	want := map[string]bool{etc.NetworkKey: true}
 	for _, f := range new(program).addCommand().Flags {
 		name := f.Names()[0]
 		if !slices.Contains(onlyFlags, name) {
 			_, want[name] = f.(*cli.BoolFlag)
 		}
 	}
-	if !maps.Equal(definedKeys, want) {
-		t.Errorf("keys %v, flags %v", definedKeys, want)
+	if !maps.Equal(etc.Keys, want) {
+		t.Errorf("keys %v, flags %v", etc.Keys, want)
 	}
 }

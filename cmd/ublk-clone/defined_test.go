@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
@@ -13,8 +15,8 @@ import (
 func withDefinition(t *testing.T, text string) (*program, *strings.Builder) {
 	t.Helper()
 	var errs strings.Builder
-	p := &program{out: &errs, errs: &errs, dir: runDir(t.TempDir()), defined: definedDir(t.TempDir())}
-	if err := os.WriteFile(p.defined.path("data"), []byte(text), 0o644); err != nil {
+	p := &program{out: &errs, errs: &errs, dir: control.Dir(t.TempDir()), defined: etc.Dir(t.TempDir())}
+	if err := os.WriteFile(p.defined.Path("data"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return p, &errs
@@ -57,18 +59,18 @@ func TestDefinitions(t *testing.T) {
 			}
 			continue
 		}
-		if exit.Code(err) != exit.Usage || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), p.defined.path("data")) {
+		if exit.Code(err) != exit.Usage || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), p.defined.Path("data")) {
 			t.Errorf("%q: %v (exit code %d), expected %q and the path", c.text, err, exit.Code(err), c.says)
 		}
 	}
 	p, _ := withDefinition(t, threePaths)
-	if err := os.Chmod(p.defined.path("data"), 0o666); err != nil {
+	if err := os.Chmod(p.defined.Path("data"), 0o666); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.checkDefined("data"); err == nil || !strings.Contains(err.Error(), "others than root") {
 		t.Errorf("a definition that all may write: %v", err)
 	}
-	if err := p.checkDefined("other"); err == nil || !strings.Contains(err.Error(), "no definition "+p.defined.path("other")) {
+	if err := p.checkDefined("other"); err == nil || !strings.Contains(err.Error(), "no definition "+p.defined.Path("other")) {
 		t.Errorf("no definition: %v", err)
 	}
 }
@@ -88,14 +90,14 @@ func TestDefinedAndFlags(t *testing.T) {
 // TestGenerator: what a definition adds to its unit and to udev's rules.
 func TestGenerator(t *testing.T) {
 	p, _ := withDefinition(t, "source = \"/dev/nbd0\"\ndest = \"/dev/disk/by-id/virtio-dest\"\nmetadata = \"/srv/my meta/data.meta\"\nnetwork = true\n")
-	if err := os.WriteFile(p.defined.path("my-clone"), []byte("table = \"0 8 clone /dev/m /dev/vdb /images/s 8\"\n"), 0o644); err != nil {
+	if err := os.WriteFile(p.defined.Path("my-clone"), []byte("table = \"0 8 clone /dev/m /dev/vdb /images/s 8\"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(p.defined.path("broken"), []byte("dest = \"/dev/vdz\"\nsource ="), 0o644); err != nil {
+	if err := os.WriteFile(p.defined.Path("broken"), []byte("dest = \"/dev/vdz\"\nsource ="), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	dir, rules := t.TempDir(), filepath.Join(t.TempDir(), "60-x.rules")
-	if err := p.defined.generate(dir, rules); err == nil || !strings.Contains(err.Error(), "broken.toml") {
+	if err := p.defined.Generate(dir, rules); err == nil || !strings.Contains(err.Error(), "broken.toml") {
 		t.Errorf("a broken definition: %v", err)
 	}
 	contains(t, filepath.Join(dir, "ublk-clone@data.service.d/50-definition.conf"), "After=dev-nbd0.device\n",
@@ -105,16 +107,16 @@ func TestGenerator(t *testing.T) {
 		`Before=blockdev@dev-ublk\x2dclone-my\x2dclone.target`, `RequiresMountsFor="/images/s"`)
 	contains(t, rules, `SYMLINK=="disk/by-id/virtio-dest", ENV{UBLK_CLONE_DEST}="data"`, `KERNEL=="vdb", ENV{UBLK_CLONE_DEST}="my-clone"`,
 		`KERNEL=="vdz", ENV{UBLK_CLONE_DEST}="broken"`)
-	if got := loosened([]string{quoted("-/root"), quoted("-/root/x")}) + loosened([]string{quoted("-/")}) + loosened([]string{quoted("-/srv")}); got != "ProtectHome=no\nProtectSystem=full\n" {
+	if got := etc.Loosened([]string{etc.Quoted("-/root"), etc.Quoted("-/root/x")}) + etc.Loosened([]string{etc.Quoted("-/")}) + etc.Loosened([]string{etc.Quoted("-/srv")}); got != "ProtectHome=no\nProtectSystem=full\n" {
 		t.Errorf("folders that the sandbox makes read-only itself: %q", got)
 	}
 
 	for _, name := range []string{"data", "my-clone", "broken"} {
-		if err := os.Remove(p.defined.path(name)); err != nil {
+		if err := os.Remove(p.defined.Path(name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := p.defined.generate(t.TempDir(), rules); err != nil {
+	if err := p.defined.Generate(t.TempDir(), rules); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(rules); !os.IsNotExist(err) {
@@ -149,13 +151,13 @@ func TestClonetab(t *testing.T) {
 		{"a s /dev/d /dev/m", "absolute"},
 	} {
 		var out strings.Builder
-		p := &program{out: &out, errs: &out, dir: runDir(t.TempDir()), defined: definedDir(t.TempDir())}
+		p := &program{out: &out, errs: &out, dir: control.Dir(t.TempDir()), defined: etc.Dir(t.TempDir())}
 		tab := filepath.Join(t.TempDir(), "clonetab")
 		if err := os.WriteFile(tab, []byte(c.text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		code := p.run([]string{"ublk-clone", "import-clonetab", tab})
-		names, err := p.defined.names()
+		names, err := p.defined.Names()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,18 +187,18 @@ func TestClonetab(t *testing.T) {
 	if code := p.run([]string{"ublk-clone", "import-clonetab", tab}); code != exit.Exists {
 		t.Errorf("a clone that is defined otherwise: exit code %d, %s", code, errs)
 	}
-	if def, err := p.defined.load("new"); def != nil || err != nil {
+	if def, err := p.defined.Load("new"); def != nil || err != nil {
 		t.Errorf("something was imported: %v, %v", def, err)
 	}
 }
 
 // TestClonetabOrder: a mix-up of source and destination would destroy data.
 func TestClonetabOrder(t *testing.T) {
-	lines, err := parseClonetab([]byte("name /dev/source /dev/destination /dev/metadata region-size=64K\n"))
+	lines, err := etc.ParseClonetab([]byte("name /dev/source /dev/destination /dev/metadata region-size=64K\n"))
 	if err != nil || len(lines) != 1 {
 		t.Fatal(lines, err)
 	}
-	if want := (tabLine{name: "name", source: "/dev/source", dest: "/dev/destination", metadata: "/dev/metadata", regionSize: 64 << 10}); lines[0] != want {
+	if want := (etc.TabLine{Name: "name", Source: "/dev/source", Dest: "/dev/destination", Metadata: "/dev/metadata", RegionSize: 64 << 10}); lines[0] != want {
 		t.Errorf("%+v, expected %+v", lines[0], want)
 	}
 }
@@ -205,39 +207,20 @@ func TestClonetabOrder(t *testing.T) {
 // back if the clone goes on.
 func TestRetire(t *testing.T) {
 	p, _ := withDefinition(t, threePaths)
-	back, err := p.defined.retire("data")
+	back, err := p.defined.Retire("data")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if names, err := p.defined.names(); len(names) != 0 || err != nil {
+	if names, err := p.defined.Names(); len(names) != 0 || err != nil {
 		t.Errorf("retired, and still there: %v, %v", names, err)
 	}
 	if err := back(); err != nil {
 		t.Error(err)
 	}
-	if names, err := p.defined.names(); len(names) != 1 || err != nil {
+	if names, err := p.defined.Names(); len(names) != 1 || err != nil {
 		t.Errorf("taken back: %v, %v", names, err)
 	}
-	if _, err := p.defined.retire("none"); err != nil {
+	if _, err := p.defined.Retire("none"); err != nil {
 		t.Errorf("a clone that is not defined there: %v", err)
-	}
-}
-
-// TestPulse: a loop that has not gone round since it was asked is told from one that has.
-func TestPulse(t *testing.T) {
-	var p pulse
-	woken := 0
-	wake := func() { woken++ }
-	p.ask(wake)
-	p.answer()
-	if !p.ask(wake) {
-		t.Error("a loop that goes round is taken to stand still")
-	}
-	if p.ask(wake) {
-		t.Error("a loop that stands still is taken to go round")
-	}
-	p.answer()
-	if !p.ask(wake) || woken != 4 {
-		t.Errorf("it goes round again; woken %d times", woken)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -13,11 +12,12 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
-	"github.com/ublk-clone/ublk-clone/metadata"
+	"github.com/ublk-clone/ublk-clone/internal/systemd"
+	"github.com/ublk-clone/ublk-clone/internal/udev"
 )
 
 // finishLimit is how long a finish waits for users of the block device to close it, or for their requests to end, if nobody
@@ -60,7 +60,7 @@ func (p *program) finish(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	def, err := p.dir.load(name)
+	def, err := p.dir.Load(name)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (p *program) finish(c *cli.Context) error {
 	if err := p.finishable(name, limit); err != nil {
 		return err
 	}
-	back, err := p.defined.retire(name)
+	back, err := p.defined.Retire(name)
 	if err != nil {
 		return err
 	}
@@ -80,19 +80,19 @@ func (p *program) finish(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	last.State, last.Reason, last.Action = stateFinished, def.finishedText()+".", ""
+	last.State, last.Reason, last.Action = control.StateFinished, def.FinishedText()+".", ""
 	if output != "" {
-		return p.printJSON([]cloneStatus{last})
+		return p.printJSON([]control.Status{last})
 	}
-	_, err = fmt.Fprintln(p.out, cmp.Or(def.layerPath(), def.Dest))
+	_, err = fmt.Fprintln(p.out, cmp.Or(def.LayerPath(), def.Dest))
 	return err
 }
 
 // finishable sees that all is in the destination before the definition goes: from then on it does not matter when this
 // process or the machine ends, as nothing is left to be cloned. Of a dead daemon the layer tells.
 func (p *program) finishable(name string, limit time.Duration) error {
-	_, err := p.dir.ask(name, request{Verb: verbFinishable, WaitMS: limit.Milliseconds()}, limit+askLimit)
-	if exit.Code(err) == exit.NoAnswer && !p.dir.alive(name) {
+	_, err := p.dir.Ask(name, control.Request{Verb: control.VerbFinishable, WaitMS: limit.Milliseconds()}, limit+control.AskLimit)
+	if exit.Code(err) == exit.NoAnswer && !p.dir.Alive(name) {
 		err = nil
 	}
 	if err == nil {
@@ -104,22 +104,22 @@ func (p *program) finishable(name string, limit time.Duration) error {
 // goesOn says whether the clone is what it was after a finish that has failed. It is not if the destination stands alone,
 // and only something behind that went wrong: its definition must not come back.
 func (p *program) goesOn(name string, failed error) bool {
-	st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+	st, err := p.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 	if err == nil {
-		return st.State != stateFinishing && st.State != stateStopping
+		return st.State != control.StateFinishing && st.State != control.StateStopping
 	}
 	return exit.Code(failed) == exit.NoAnswer // killed before that
 }
 
 // forgetDefined is for what knows of a clone that is finished: its unit, and udev, which has hidden the destination.
-func (p *program) forgetDefined(def *definition) {
+func (p *program) forgetDefined(def *definition.Definition) {
 	var err error
 	if def.Unit != "" {
-		err = byUnit("disable", def.Unit, def.Name)
+		err = systemd.ByUnit("disable", def.Unit, def.Name)
 	}
 	if dest, errStat := sys.StatPath(def.Dest); errStat == nil && dest.IsBlock() {
 		_ = exec.Command("timeout", "5s", "udevadm", "control", "--reload").Run() // it looks for new rules every 3 s only, if it is there
-		err = errors.Join(err, announce(def.Dest))
+		err = errors.Join(err, udev.Announce(def.Dest))
 	}
 	if err != nil {
 		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
@@ -127,88 +127,17 @@ func (p *program) forgetDefined(def *definition) {
 }
 
 // finishNamed has the daemon finish a clone, or does what a dead one has left to do. It gives the last status.
-func (p *program) finishNamed(def *definition, keep bool, limit time.Duration) (last cloneStatus, err error) {
-	if st, err := p.dir.ask(def.Name, request{Verb: verbStatus}, askLimit); err == nil {
+func (p *program) finishNamed(def *definition.Definition, keep bool, limit time.Duration) (last control.Status, err error) {
+	if st, err := p.dir.Ask(def.Name, control.Request{Verb: control.VerbStatus}, control.AskLimit); err == nil {
 		last = *st
 	}
-	_, err = p.dir.ask(def.Name, request{Verb: verbFinish, Keep: keep, WaitMS: limit.Milliseconds()}, limit+retakeLimit+stopLimit)
-	if exit.Code(err) != exit.NoAnswer || p.dir.alive(def.Name) {
+	_, err = p.dir.Ask(def.Name, control.Request{Verb: control.VerbFinish, Keep: keep, WaitMS: limit.Milliseconds()}, limit+control.RetakeLimit+control.StopLimit)
+	if exit.Code(err) != exit.NoAnswer || p.dir.Alive(def.Name) {
 		return last, err
 	}
-	done, errDead := p.left().finishDead(def, keep)
+	done, errDead := p.left().FinishDead(def, keep)
 	if done || errDead != nil {
-		return p.left().silent(def.Name, errors.New("it is finished")), errDead
+		return p.left().Silent(def.Name, errors.New("it is finished")), errDead
 	}
 	return last, err
-}
-
-// switched says whether a finish has come so far that the layer leads to the destination, and whose layer it is.
-func (d *definition) switched() (clone metadata.UUID, yes bool, err error) {
-	dest, errStat := sys.StatPath(d.Dest)
-	if d.DM == "" || errStat != nil || !dest.IsBlock() {
-		return clone, false, nil
-	}
-	mapper, err := openMapper()
-	if err != nil {
-		return clone, false, err
-	}
-	defer mapper.Close()
-	l, err := findLayer(mapper, d.DM)
-	if err != nil || l == nil || !l.isOf(d.Mark) || !l.leadsTo(dest.Rdev) {
-		return clone, false, err
-	}
-	return l.uuid, true, nil
-}
-
-// finishDead does what is left of a finish whose daemon was killed, 6 to 11 of engine_finish.go; false: it had not come so far
-// that there is nothing to serve any more.
-func (l leftovers) finishDead(def *definition, keepMetadata bool) (done bool, err error) {
-	clone, yes, err := def.switched()
-	if !yes || err != nil {
-		return false, err
-	}
-	if _, err := l.defined.retire(def.Name); err != nil { // whoever began the finish may have been an older program
-		return true, err
-	}
-	lock, err := l.dir.acquire(def.Name)
-	if err != nil {
-		return true, err
-	}
-	defer func() { err = errors.Join(err, lock.release()) }()
-	if err := removeDead(def, forceDead); err != nil { // of the block device itself nobody is to be a user
-		return true, err
-	}
-	err = livemap.RemoveFiles(livemap.Folder, clone)
-	if !keepMetadata {
-		err = errors.Join(err, eraseDead(def.Metadata, clone))
-	}
-	if err != nil {
-		return true, err
-	}
-	return true, l.dir.forget(def)
-}
-
-// eraseDead gives up the metadata of that clone, if they are there.
-func eraseDead(path string, clone metadata.UUID) error {
-	d, err := blockdev.Open(blockdev.Metadata, path, blockdev.Options{})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	meta, err := blockdev.NewMetadataFile(d)
-	if err != nil {
-		return errors.Join(err, d.Close())
-	}
-	store, _, err := metadata.Open(meta)
-	switch {
-	case errors.Is(err, metadata.ErrEmpty):
-		err = nil
-	case err != nil:
-		err = metaError("look at", path, err)
-	case store.Superblock().UUID == clone:
-		err = meta.Erase(metadata.Size(0))
-	}
-	return errors.Join(err, meta.Close())
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
@@ -27,39 +29,39 @@ func TestFinishDefinition(t *testing.T) {
 	}{
 		{name: "not complete", finishable: refused, state: "hydrating", there: true},
 		{name: "in use", finish: busy, state: "hydrated", asked: true, there: true},
-		{name: "what comes last has failed", finish: late, state: stateFinishing, asked: true},
+		{name: "what comes last has failed", finish: late, state: control.StateFinishing, asked: true},
 		{name: "finished", asked: true},
 	} {
 		p, _ := withDefinition(t, threePaths)
-		path := p.defined.path("data")
+		path := p.defined.Path("data")
 		defined := func() bool {
 			_, err := os.Stat(path)
 			return err == nil
 		}
 		asked := false
-		s, err := listen(p.dir.socket("data"), zerolog.Nop(), func(_ context.Context, req request) answer {
+		s, err := control.Listen(p.dir.SocketPath("data"), zerolog.Nop(), func(_ context.Context, req control.Request) control.Answer {
 			switch req.Verb {
-			case verbFinishable:
+			case control.VerbFinishable:
 				if !defined() {
 					t.Errorf("%s: the definition is gone before anybody was asked", c.name)
 				}
-				return answer{Error: toWire(c.finishable)}
-			case verbFinish:
+				return control.Answer{Error: control.ToWire(c.finishable)}
+			case control.VerbFinish:
 				asked = true
 				if defined() {
 					t.Errorf("%s: the definition is there while the clone is finished", c.name)
 				}
-				return answer{Error: toWire(c.finish)}
+				return control.Answer{Error: control.ToWire(c.finish)}
 			}
-			return answer{Status: &cloneStatus{Name: "data", State: c.state}}
+			return control.Answer{Status: &control.Status{Name: "data", State: c.state}}
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		go s.serve()
-		lock, err := p.dir.acquire("data")
+		go s.Serve()
+		lock, err := p.dir.Acquire("data")
 		if err == nil {
-			err = p.dir.store(&definition{Name: "data", Source: "/none/s", Dest: "/none/d", Metadata: "/none/m"})
+			err = p.dir.Store(&definition.Definition{Name: "data", Source: "/none/s", Dest: "/none/d", Metadata: "/none/m"})
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -71,8 +73,8 @@ func TestFinishDefinition(t *testing.T) {
 		if asked != c.asked || defined() != c.there {
 			t.Errorf("%s: asked %t, the definition is there %t", c.name, asked, defined())
 		}
-		lock.release()
-		if err := s.close(); err != nil {
+		lock.Release()
+		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
 	}

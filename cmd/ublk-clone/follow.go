@@ -8,6 +8,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
@@ -30,26 +32,26 @@ func (p *program) events(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	show := func(ev event) error { return p.printEvent(ev, output) }
+	show := func(ev control.Event) error { return p.printEvent(ev, output) }
 	if len(args) == 1 {
-		if err := checkName(args[0]); err != nil {
+		if err := definition.CheckName(args[0]); err != nil {
 			return err
 		}
-		err := p.dir.follow(c.Context, args[0], nil, show)
-		if errors.Is(err, errDeleted) {
+		err := p.dir.Follow(c.Context, args[0], nil, show)
+		if errors.Is(err, control.ErrDeleted) {
 			return nil
 		}
 		return err
 	}
-	return p.dir.followAll(c.Context, show)
+	return p.dir.FollowAll(c.Context, show)
 }
 
-func (p *program) printEvent(ev event, output string) error {
+func (p *program) printEvent(ev control.Event, output string) error {
 	if output != "" {
 		return encodeLine(p.out, struct {
 			Schema string `json:"schema"`
-			event
-		}{schema, ev})
+			control.Event
+		}{control.Schema, ev})
 	}
 	_, err := fmt.Fprintf(p.out, "%s  %s  %s  %s\n", ev.Time.Local().Format(time.DateTime), ev.Clone, ev.Kind, ev.Text)
 	return err
@@ -65,8 +67,8 @@ func (p *program) waitFinished(ctx context.Context, name string, limit time.Dura
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
-	err := p.dir.follow(ctx, name, nil, func(ev event) error {
-		if ev.Kind == eventFinished {
+	err := p.dir.Follow(ctx, name, nil, func(ev control.Event) error {
+		if ev.Kind == control.EventFinished {
 			return errSeen
 		}
 		return nil
@@ -82,13 +84,13 @@ func (p *program) waitFinished(ctx context.Context, name string, limit time.Dura
 }
 
 // waitEvent shows the events of a clone behind number after, nil for those to come, as soon as there is one.
-func (p *program) waitEvent(ctx context.Context, name string, after *uint64, limit time.Duration, show func(event) error) error {
+func (p *program) waitEvent(ctx context.Context, name string, after *uint64, limit time.Duration, show func(control.Event) error) error {
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
-	err := p.dir.follow(ctx, name, after, func(ev event) error {
+	err := p.dir.Follow(ctx, name, after, func(ev control.Event) error {
 		if err := show(ev); err != nil {
 			return err
 		}

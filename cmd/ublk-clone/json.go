@@ -1,10 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"io"
+
+	"github.com/ublk-clone/ublk-clone/internal/control"
 )
 
 // encodeLine prints v as one line of JSON.
@@ -17,16 +17,8 @@ func encodeJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// decodeKnown reads one JSON value and refuses fields that are not known and
-// whatever follows the value.
-func decodeKnown(b []byte, v any) error {
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		return err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("something follows the value")
-	}
-	return nil
+// report is what `-o json` prints.
+type report struct {
+	Schema string           `json:"schema"`
+	Clones []control.Status `json:"clones"`
 }

@@ -34,33 +34,41 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/daemon"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/engine"
+	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/leftover"
+	"github.com/ublk-clone/ublk-clone/internal/preflight"
+	"github.com/ublk-clone/ublk-clone/internal/succession"
 )
 
 // program is one run of the command.
 type program struct {
 	out, errs io.Writer
-	dir       runDir
-	defined   definedDir
+	dir       control.Dir
+	defined   etc.Dir
 }
 
 // host is this process as a daemon.
-func (p *program) host() *host {
-	return &host{
-		dir: p.dir, out: p.out, try: tryStart, look: func(d runDir, def *definition) error { return d.mayReplace(def) },
-		newEngine: func(st start, log zerolog.Logger) engine { return newEngine(st, log) },
+func (p *program) host() *daemon.Host {
+	return &daemon.Host{
+		Dir: p.dir, Out: p.out, Try: engine.DryRun, Look: func(d control.Dir, def *definition.Definition) error { return preflight.MayReplace(d, def) },
+		NewEngine: func(st definition.Start, log zerolog.Logger) daemon.Engine { return engine.New(st, log) },
 	}
 }
 
 // clones brings clones up in place of what was there.
-func (p *program) clones() clones { return clones{dir: p.dir, left: p.left()} }
+func (p *program) clones() succession.Clones { return succession.Clones{Dir: p.dir, Left: p.left()} }
 
 // left looks after what dead daemons have left.
-func (p *program) left() leftovers { return leftovers{dir: p.dir, defined: p.defined} }
+func (p *program) left() leftover.Folders { return leftover.Folders{Dir: p.dir, Defined: p.defined} }
 
 // collect removes what is needless, and warns of what it cannot remove: whoever calls it came for something else.
 func (p *program) collect() {
-	if err := p.left().collect(); err != nil {
+	if err := p.left().Collect(); err != nil {
 		fmt.Fprintln(p.errs, "ublk-clone: warning: what a killed daemon has left stays:", err)
 	}
 }
@@ -71,14 +79,14 @@ func (p *program) collect() {
 func init() { runtime.LockOSThread() }
 
 func main() {
-	p := &program{out: os.Stdout, errs: os.Stderr, dir: theRunDir(), defined: theDefinedDir()}
+	p := &program{out: os.Stdout, errs: os.Stderr, dir: control.DefaultDir(), defined: etc.DefaultDir()}
 	os.Exit(p.run(os.Args))
 }
 
 // run does what the command line says and returns the exit code.
 func (p *program) run(args []string) int {
-	if filepath.Base(args[0]) == generatorName && len(args) > 1 {
-		if err := p.defined.generate(args[1], destRules); err != nil {
+	if filepath.Base(args[0]) == etc.GeneratorName && len(args) > 1 {
+		if err := p.defined.Generate(args[1], etc.DestRules); err != nil {
 			p.complain(err, false)
 			return exit.Code(err)
 		}
@@ -126,9 +134,9 @@ func wantsJSON(args []string) bool {
 func (p *program) complain(err error, asJSON bool) {
 	if asJSON {
 		b, marshalErr := json.Marshal(struct {
-			Schema string     `json:"schema"`
-			Error  *wireError `json:"error"`
-		}{schema, toWire(err)})
+			Schema string             `json:"schema"`
+			Error  *control.WireError `json:"error"`
+		}{control.Schema, control.ToWire(err)})
 		if marshalErr == nil {
 			fmt.Fprintf(p.errs, "%s\n", b)
 			return

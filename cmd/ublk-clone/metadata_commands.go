@@ -7,7 +7,11 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/engine"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/explain"
+	"github.com/ublk-clone/ublk-clone/internal/text"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -17,9 +21,9 @@ func (p *program) metadataCreate(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	def := definition{
+	def := definition.Definition{
 		Name: "metadata", Metadata: args[0], SourceShared: c.Bool("source-shared"),
-		Queues: defaultQueues, QueueDepth: defaultQueueDepth,
+		Queues: definition.DefaultQueues, QueueDepth: definition.DefaultQueueDepth,
 	}
 	if err := settingFlags(c, &def.Settings); err != nil {
 		return err
@@ -33,10 +37,10 @@ func (p *program) metadataCreate(c *cli.Context) error {
 	if def.Dest, err = pathFlag(c, "dest"); err != nil {
 		return err
 	}
-	if err := def.check(); err != nil {
+	if err := def.Check(); err != nil {
 		return err
 	}
-	return createMetadata(c.Context, start{Definition: def, Create: true, Force: c.Bool("force")})
+	return engine.CreateMetadata(c.Context, definition.Start{Definition: def, Create: true, Force: c.Bool("force")})
 }
 
 // examine opens metadata to read them.
@@ -68,7 +72,7 @@ func (p *program) metadataCheck(c *cli.Context) error {
 	defer m.Close()
 	r, err := metadata.Check(m)
 	if err != nil {
-		return metaError("check", m.Path(), err)
+		return explain.Metadata("check", m.Path(), err)
 	}
 	if output != "" {
 		err = encodeJSON(p.out, r)
@@ -84,7 +88,7 @@ func (p *program) metadataCheck(c *cli.Context) error {
 // problems is the error of metadata in which something is wrong, if only what the next start repairs.
 func problems(path string, r *metadata.CheckReport) error {
 	e := &exit.Error{Code: exit.Metadata, Doing: "check the metadata", Object: path,
-		Cause: fmt.Errorf("%s, the first: %s", plural(int64(len(r.Problems)), "problem"), r.Problems[0].What),
+		Cause: fmt.Errorf("%s, the first: %s", text.Plural(int64(len(r.Problems)), "problem"), r.Problems[0].What),
 		Next:  "They can be used: the next `ublk-clone add` repairs this."}
 	if !r.OK() {
 		e.Cause = fmt.Errorf("%w: %w", metadata.ErrDamaged, e.Cause)
@@ -104,7 +108,7 @@ func (p *program) printCheck(r *metadata.CheckReport) error {
 		}
 	}
 	_, err := fmt.Fprintf(p.out, "%d of %d regions hydrated, %d zero; %d of %d pages used; %s\n", r.Hydrated, r.Superblock.NrRegions, r.Zero,
-		r.PagesUsed, r.Pages, plural(int64(len(r.Problems)), "problem"))
+		r.PagesUsed, r.Pages, text.Plural(int64(len(r.Problems)), "problem"))
 	return err
 }
 
@@ -123,11 +127,11 @@ func (p *program) metadataDump(c *cli.Context) error {
 		dump = metadata.DumpJSON
 	}
 	if err := dump(m, p.out); err != nil {
-		return metaError("dump", m.Path(), err)
+		return explain.Metadata("dump", m.Path(), err)
 	}
 	r, err := metadata.Check(m)
 	if err != nil {
-		return metaError("dump", m.Path(), err)
+		return explain.Metadata("dump", m.Path(), err)
 	}
 	if !r.OK() { // what could be read was printed
 		return problems(m.Path(), &r)

@@ -7,8 +7,11 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/ublk"
+	"github.com/ublk-clone/ublk-clone/internal/leftover"
+	"github.com/ublk-clone/ublk-clone/internal/succession"
+	"github.com/ublk-clone/ublk-clone/internal/systemd"
 )
 
 // recover is the command.
@@ -35,7 +38,7 @@ func (p *program) forEach(c *cli.Context, do func(name string, limit time.Durati
 	if _, err := words(c, 0, 0); err != nil {
 		return err
 	}
-	names, err := p.dir.names()
+	names, err := p.dir.Names()
 	for _, name := range names {
 		err = errors.Join(err, do(name, limit))
 	}
@@ -43,48 +46,36 @@ func (p *program) forEach(c *cli.Context, do func(name string, limit time.Durati
 }
 
 // recoverNamed prints the device of a clone that it has brought back, and what is to be known of it. limit is for the dead daemon's last
-// requests; 0: fenceLimit. With force it goes on from the last commit if the live map is lost.
+// requests; 0: control.FenceLimit. With force it goes on from the last commit if the live map is lost.
 func (p *program) recoverNamed(name string, limit time.Duration, force bool) error {
-	def, err := p.dir.load(name)
+	def, err := p.dir.Load(name)
 	if err != nil {
 		return err
 	}
-	if served, err := p.dir.served(name); served || err != nil {
+	if served, err := succession.Served(p.dir, name); served || err != nil {
 		return err
 	}
-	if done, err := p.left().finishDead(def, def.KeepMetadata); done || err != nil {
-		return p.pruned(name+" is finished: "+def.finishedText(), err)
+	if done, err := p.left().FinishDead(def, def.KeepMetadata); done || err != nil {
+		return p.pruned(name+" is finished: "+def.FinishedText(), err)
 	}
 	if def.Unit != "" && !force {
-		if err := byUnit("start", def.Unit, def.Name); err != nil {
-			return p.clones().stillThere(start{Definition: *def, Recover: true}, err)
+		if err := systemd.ByUnit("start", def.Unit, def.Name); err != nil {
+			return p.clones().StillThere(definition.Start{Definition: *def, Recover: true}, err)
 		}
 		return p.added(name, false, "", "")
 	}
-	if err := recoverable(def); err != nil {
+	if err := leftover.Recoverable(def); err != nil {
 		return &exit.Error{Code: exit.Code(err), Doing: "recover", Object: name, Cause: err, Next: "The same `ublk-clone add` goes on where it was."}
 	}
-	if _, err := p.clones().recoverDead(start{Definition: *def, Open: true, Recover: true, Force: force, Fence: limit}); err != nil {
+	if _, err := p.clones().RecoverDead(definition.Start{Definition: *def, Open: true, Recover: true, Force: force, Fence: limit}); err != nil {
 		return err
 	}
 	if def.Unit != "" { // whose start takes no force: it takes over from a daemon that serves
-		if err := byUnit("start", def.Unit, def.Name); err != nil {
+		if err := systemd.ByUnit("start", def.Unit, def.Name); err != nil {
 			return err
 		}
 	}
 	return p.added(name, false, "", "")
-}
-
-// recoverable looks whether a dead daemon has left a device that waits for the next one.
-func recoverable(def *definition) error {
-	r, err := findRemains(def)
-	if err != nil {
-		return err
-	}
-	if r.info.State == ublk.StateDead { // stopped, and only not deleted
-		err = errNoRemains
-	}
-	return errors.Join(err, r.control.Close())
 }
 
 // prune is the command: it deletes the devices that nobody serves, of clones that were made here, and what else killed
@@ -99,23 +90,23 @@ func (p *program) prune(c *cli.Context) error {
 	if err := p.needRoot("prune"); err != nil {
 		return err
 	}
-	how := clearing{force: c.Bool("force")}
-	abandoned, err := p.dir.abandonedMaps()
-	names, errNames := p.dir.names()
+	how := leftover.How{Force: c.Bool("force")}
+	abandoned, err := leftover.AbandonedMaps(p.dir)
+	names, errNames := p.dir.Names()
 	err = errors.Join(err, errNames)
 	for _, name := range names {
-		def, loadErr := p.dir.load(name)
-		if loadErr == nil && !p.dir.alive(name) {
-			err = errors.Join(err, p.pruned(name, p.left().clearDead(def, how)))
+		def, loadErr := p.dir.Load(name)
+		if loadErr == nil && !p.dir.Alive(name) {
+			err = errors.Join(err, p.pruned(name, p.left().ClearDead(def, how)))
 		}
 	}
-	orphans, listErr := p.dir.orphans()
+	orphans, listErr := leftover.Orphans(p.dir)
 	for _, def := range orphans {
-		err = errors.Join(err, p.pruned(def.Name, removeDead(&def, how)))
+		err = errors.Join(err, p.pruned(def.Name, leftover.RemoveDevice(&def, how)))
 	}
-	err = errors.Join(err, listErr, p.dir.strayFiles())
-	if how.force {
-		lost, errLost := p.left().giveUpMaps(abandoned)
+	err = errors.Join(err, listErr, leftover.StrayFiles(p.dir))
+	if how.Force {
+		lost, errLost := p.left().GiveUpMaps(abandoned)
 		for _, text := range lost {
 			fmt.Fprintf(p.errs, "ublk-clone: warning: removed the live map %s: what was written to that clone since its last commit is lost, "+
 				"and `add` refuses that metadata without --force\n", text)

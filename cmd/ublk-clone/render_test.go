@@ -8,6 +8,10 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/text"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -29,27 +33,27 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-func sampleClones() []cloneStatus {
+func sampleClones() []control.Status {
 	left := int64(24*60 + 20)
-	return []cloneStatus{
+	return []control.Status{
 		{
 			Name: "pgdata", UUID: "7c0ffee0-0000-4000-8000-000000000001", Device: "/dev/ublkb0", PID: 4711,
-			State: stateHydrating, Reason: "copying in the background.", Mode: "rw",
+			State: control.StateHydrating, Reason: "copying in the background.", Mode: "rw",
 			Source: "/dev/sdb", Dest: "/dev/nvme1n1", Metadata: "/var/lib/pg.meta", Size: 500 << 30, RegionSize: 4096,
-			Bytes:   byteCounts{Hydrated: 231404830720, Copied: 200 << 30, Written: 15 << 30, Discarded: 231404830720 - 215<<30, Remaining: 500<<30 - 231404830720},
-			Regions: regions{Hydrated: 56495320, Total: 131072000, Hydrating: 512}, Rate: 212 << 20, LastRate: 212 << 20, ETA: &left,
-			BadRanges: []badRange{}, ActiveSecs: 1000, Starts: 1,
-			Settings: settings{Hydration: true, ReadThrough: true, MinRate: 1 << 20, Threshold: 1024, Batch: 256, Retries: 6}, MetadataBlocks: blockCounts{Used: 40, Total: 8200},
+			Bytes:   control.ByteCounts{Hydrated: 231404830720, Copied: 200 << 30, Written: 15 << 30, Discarded: 231404830720 - 215<<30, Remaining: 500<<30 - 231404830720},
+			Regions: control.Regions{Hydrated: 56495320, Total: 131072000, Hydrating: 512}, Rate: 212 << 20, LastRate: 212 << 20, ETA: &left,
+			BadRanges: []control.BadRange{}, ActiveSecs: 1000, Starts: 1,
+			Settings: definition.Settings{Hydration: true, ReadThrough: true, MinRate: 1 << 20, Threshold: 1024, Batch: 256, Retries: 6}, MetadataBlocks: control.BlockCounts{Used: 40, Total: 8200},
 		},
 		{
 			Name: "root", UUID: "3f1c9a00-0000-4000-8000-000000000002", Device: "/dev/ublkb1", PID: 4712,
-			State: stateStalled, Reason: "6 reads of the source failed (Input/output error at 7.6 GiB). The device keeps serving what is hydrated; reads of the other 8.3 % fail with EIO.",
+			State: control.StateStalled, Reason: "6 reads of the source failed (Input/output error at 7.6 GiB). The device keeps serving what is hydrated; reads of the other 8.3 % fail with EIO.",
 			Action: "Bring /dev/nbd0 back, then `ublk-clone resume root`. No write is at risk.", Mode: "rw",
 			Source: "/dev/nbd0", Dest: "/dev/vdb", Metadata: "/var/lib/root.meta", Size: 20 << 30, RegionSize: 64 << 10,
-			Bytes:   byteCounts{Hydrated: 19692493635, Copied: 9771050598, Written: 2147483648, Discarded: 7773959389, Remaining: 1782342845},
-			Regions: regions{Hydrated: 300483, Total: 327680}, LastRate: 88 << 20,
-			BadRanges: []badRange{{Offset: 8160437862, Length: 65536, Attempts: 6}}, ActiveSecs: 208, Starts: 2,
-			Settings: settings{Hydration: false, DiscardPassdown: true, Rate: 50 << 20, Threshold: 64, Batch: 16, Retries: 3}, LastEvent: 7, MetadataBlocks: blockCounts{Used: 3, Total: 24},
+			Bytes:   control.ByteCounts{Hydrated: 19692493635, Copied: 9771050598, Written: 2147483648, Discarded: 7773959389, Remaining: 1782342845},
+			Regions: control.Regions{Hydrated: 300483, Total: 327680}, LastRate: 88 << 20,
+			BadRanges: []control.BadRange{{Offset: 8160437862, Length: 65536, Attempts: 6}}, ActiveSecs: 208, Starts: 2,
+			Settings: definition.Settings{Hydration: false, DiscardPassdown: true, Rate: 50 << 20, Threshold: 64, Batch: 16, Retries: 3}, LastEvent: 7, MetadataBlocks: control.BlockCounts{Used: 3, Total: 24},
 			Warnings: []string{"the source /dev/nbd0 is not locked (--source-shared): nobody may mount or write it"},
 		},
 	}
@@ -75,16 +79,16 @@ func TestGoldenOutput(t *testing.T) {
 	check("dm-fail.txt", writeDM(&b, &clones[1]))
 	enc := json.NewEncoder(&b)
 	enc.SetIndent("", "  ")
-	check("status.json", enc.Encode(report{Schema: schema, Clones: clones}))
+	check("status.json", enc.Encode(report{Schema: control.Schema, Clones: clones}))
 }
 
 func TestHundredPercentMeansAll(t *testing.T) {
-	s := cloneStatus{State: stateHydrating, Size: 1 << 40, Bytes: byteCounts{Hydrated: 1<<40 - 4096, Remaining: 4096}}
-	if got := s.doneText(""); got != "99.9%" {
+	s := control.Status{State: control.StateHydrating, Size: 1 << 40, Bytes: control.ByteCounts{Hydrated: 1<<40 - 4096, Remaining: 4096}}
+	if got := s.DoneText(""); got != "99.9%" {
 		t.Errorf("all but 4096 bytes: %s", got)
 	}
-	s.Bytes = byteCounts{Hydrated: 1 << 40}
-	if got := s.doneText(""); got != "100.0%" {
+	s.Bytes = control.ByteCounts{Hydrated: 1 << 40}
+	if got := s.DoneText(""); got != "100.0%" {
 		t.Errorf("all: %s", got)
 	}
 }
@@ -94,38 +98,8 @@ func TestDuration(t *testing.T) {
 		0: "0s", 999 * time.Millisecond: "0s", 59 * time.Second: "59s", 208 * time.Second: "3m28s", time.Hour: "1h",
 		time.Hour + time.Second: "1h", 125 * time.Minute: "2h5m", 76 * time.Hour: "3d4h",
 	} {
-		if got := duration(d); got != want {
+		if got := text.Duration(d); got != want {
 			t.Errorf("duration(%s) = %s, want %s", d, got, want)
 		}
-	}
-}
-
-func TestRateAndETA(t *testing.T) {
-	var m rateMeter
-	start := time.Unix(1000, 0)
-	if r := m.add(start, 0); r != 0 {
-		t.Errorf("rate of one sample: %d", r)
-	}
-	for i := 1; i <= 20; i++ {
-		if r := m.add(start.Add(time.Duration(i)*time.Second), int64(i)*1000); r != 1000 {
-			t.Errorf("after %d s: %d bytes/s, want 1000", i, r)
-		}
-	}
-	for i := 21; i <= 27; i++ {
-		m.add(start.Add(time.Duration(i)*time.Second), 20000)
-	}
-	if r := m.add(start.Add(28*time.Second), 20000); r != 0 || m.last == 0 {
-		t.Errorf("8 s after the stop: %d bytes/s, last %d", r, m.last)
-	}
-	if e := eta(stateHydrating, 2500, 1000); e == nil || *e != 3 {
-		t.Errorf("eta = %v", e)
-	}
-	for _, state := range []string{statePaused, stateStalled, stateFailed} {
-		if e := eta(state, 2500, 1000); e != nil {
-			t.Errorf("eta while %s = %d", state, *e)
-		}
-	}
-	if e := eta(stateHydrating, 2500, 0); e != nil {
-		t.Errorf("eta without a rate = %d", *e)
 	}
 }

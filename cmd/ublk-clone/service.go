@@ -3,157 +3,40 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"path"
 	"slices"
 	"strings"
 	"time"
 
-	manager "github.com/coreos/go-systemd/v22/daemon"
-	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/file"
+	"github.com/ublk-clone/ublk-clone/internal/leftover"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
+	"github.com/ublk-clone/ublk-clone/internal/records"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
+	"github.com/ublk-clone/ublk-clone/internal/systemd"
 )
 
 // A daemon that is the main process of a systemd unit (packaging/systemd/ublk-clone@.service): it takes over what
 // serves the clone now, tells the manager how it is, and feeds the watchdog from the data path.
 
-// service is the manager's side; nil for a daemon that none has started.
-type service struct {
-	unit     string        // ublk-clone@NAME.service
-	watchdog time.Duration // the manager kills a daemon that is silent for so long; 0: never
-	log      zerolog.Logger
-}
-
-// theService reads what the manager has put into the environment.
-func theService(log zerolog.Logger) *service {
-	if os.Getenv("NOTIFY_SOCKET") == "" {
-		return nil
-	}
-	watchdog, err := manager.SdWatchdogEnabled(false)
-	if err != nil {
-		log.Warn().Err(err).Msg("read the watchdog's time from the environment")
-	}
-	return &service{unit: ownUnit(), watchdog: watchdog, log: log}
-}
-
-// ownUnit is the unit that this process is in: the last part of its control group.
-func ownUnit() string {
-	if unit := path.Base(controlGroup()); strings.HasSuffix(unit, ".service") {
-		return unit
-	}
-	return ""
-}
-
-// name is the unit's, "" without one.
-func (s *service) name() string {
-	if s == nil {
-		return ""
-	}
-	return s.unit
-}
-
-// tell sends lines such as "STATUS=..." (sd_notify(3)).
-func (s *service) tell(lines ...string) {
-	if _, err := manager.SdNotify(false, strings.Join(lines, "\n")); err != nil {
-		s.log.Warn().Err(err).Msg("tell the service manager")
-	}
-}
-
-// statusPause is how often the status line is sent.
-const statusPause = 2 * time.Second
-
-// follow tells how the daemon is until ended is closed. That it is ready, which ready says, comes with the status that
-// holds then.
-func (s *service) follow(d *daemon, ready, ended <-chan struct{}) {
-	var lines []string
-	last := ""
-	for {
-		if text := "STATUS=" + d.currentStatus().serviceText(); text != last {
-			lines, last = append(lines, text), text
-		}
-		if len(lines) > 0 {
-			s.tell(lines...)
-			lines = nil
-		}
-		select {
-		case <-ended:
-			return
-		case <-ready:
-			lines, ready = []string{manager.SdNotifyReady}, nil
-		case <-time.After(statusPause):
-		}
-	}
-}
-
-// serviceText is the status in a line.
-func (s *cloneStatus) serviceText() string {
-	switch {
-	case !s.serves():
-		return capital(s.State) + ": " + s.Reason
-	case s.State == stateHydrated:
-		return "Hydrated: " + s.Device + " is complete in " + s.Dest
-	}
-	text := fmt.Sprintf("%s: %s of %s", capital(s.State), s.doneText(" "), formatSize(s.Size))
-	if s.State != stateHydrating && s.State != stateYielding {
-		return text + ". " + s.Reason
-	}
-	return text + fmt.Sprintf(", %s, ETA %s", rateText(s.Rate), etaText(s.ETA))
-}
-
-// feed feeds the watchdog until ended is closed: only as long as every loop of the data path goes round when it is
-// asked to. A timer alone would feed it for a daemon whose queues stand still.
-func (s *service) feed(answers func() bool, ended <-chan struct{}) {
-	if s.watchdog == 0 {
-		return
-	}
-	for {
-		if answers() {
-			s.tell(manager.SdNotifyWatchdog)
-		}
-		select {
-		case <-ended:
-			return
-		case <-time.After(s.watchdog / 4):
-		}
-	}
-}
-
-// systemctlLimit is for a command of the service manager, which waits for the daemon's start.
-const systemctlLimit = "330s"
-
-// byUnit has the service manager do something with a clone's unit: a daemon that this command started would not be the
-// unit's.
-func byUnit(verb, unit, name string) error {
-	var said strings.Builder
-	cmd := exec.Command("timeout", systemctlLimit, "systemctl", verb, unit)
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Run(); err != nil {
-		return &exit.Error{Code: exit.Other, Doing: verb + " the unit of", Object: name,
-			Cause: fmt.Errorf("systemctl %s %s: %w: %s", verb, unit, err, strings.TrimSpace(said.String())),
-			Next:  "See `systemctl status " + unit + "` and `journalctl -u " + unit + "`."}
-	}
-	return nil
-}
-
 // delDead ends a clone whose daemon is dead. Its unit would begin it anew meanwhile, and is stopped first; if the clone
 // stays, so does what its unit does for it.
-func (p *program) delDead(def *definition, c clearing) error {
+func (p *program) delDead(def *definition.Definition, c leftover.How) error {
 	if def.Unit == "" {
-		return p.left().clearDead(def, c)
+		return p.left().ClearDead(def, c)
 	}
-	was, _ := exec.Command("timeout", stateLimit, "systemctl", "is-active", def.Unit).Output() // fails unless it is "active"
-	if err := byUnit("stop", def.Unit, def.Name); err != nil {                                 // as when the unit is not there any more
+	was, _ := exec.Command("timeout", systemd.StateLimit, "systemctl", "is-active", def.Unit).Output() // fails unless it is "active"
+	if err := systemd.ByUnit("stop", def.Unit, def.Name); err != nil {                                 // as when the unit is not there any more
 		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
 	}
-	err := p.left().clearDead(def, c)
+	err := p.left().ClearDead(def, c)
 	if err != nil && slices.Contains([]string{"active", "activating"}, strings.TrimSpace(string(was))) {
-		err = errors.Join(err, byUnit("start", def.Unit, def.Name))
+		err = errors.Join(err, systemd.ByUnit("start", def.Unit, def.Name))
 	}
 	return err
 }
@@ -174,12 +57,12 @@ func (p *program) unitPrepare(c *cli.Context) error {
 	if err := p.needRoot("prepare for the unit of " + name); err != nil {
 		return err
 	}
-	if err := p.dir.create(); err != nil {
+	if err := p.dir.Create(); err != nil {
 		return err
 	}
-	if err := file.MakeFolder(string(theRecordDir()), 0o700); err != nil {
+	if err := file.MakeFolder(string(records.DefaultDir()), 0o700); err != nil {
 		// The record is a second guard, and the daemon warns of its absence.
-		fmt.Fprintf(p.errs, "ublk-clone: warning: make folder %s: %v\n", theRecordDir(), err)
+		fmt.Fprintf(p.errs, "ublk-clone: warning: make folder %s: %v\n", records.DefaultDir(), err)
 	}
 	// A command of a unit is in a mount namespace of its own, also where the sandbox does not hold.
 	if err := sys.DoInInitMounts(func() error { return livemap.Mount(livemap.Folder) }); err != nil {
@@ -192,18 +75,18 @@ func (p *program) unitPrepare(c *cli.Context) error {
 // endFinish does what is left of a finish whose daemon was killed when its users were on the destination already. There
 // is nothing to start then: it fails.
 func (p *program) endFinish(name string) error {
-	there, err := p.dir.load(name)
-	if exit.Code(err) == exit.NoClone || err == nil && p.dir.alive(name) {
+	there, err := p.dir.Load(name)
+	if exit.Code(err) == exit.NoClone || err == nil && p.dir.Alive(name) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if _, yes, err := there.switched(); !yes || err != nil {
+	if _, yes, err := leftover.Switched(there); !yes || err != nil {
 		return err
 	}
-	_, err = p.left().finishDead(there, there.KeepMetadata)
-	return errors.Join(err, &exit.Error{Code: exit.Refused, Doing: "start", Object: name, Cause: errors.New("it is finished: " + there.finishedText()),
+	_, err = p.left().FinishDead(there, there.KeepMetadata)
+	return errors.Join(err, &exit.Error{Code: exit.Refused, Doing: "start", Object: name, Cause: errors.New("it is finished: " + there.FinishedText()),
 		Next: "`systemctl disable ublk-clone@" + name + "`: its unit is not needed any more."})
 }
 
@@ -219,12 +102,12 @@ func (p *program) unitStop(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if slices.Contains(managerUp, managerState()) {
+	if slices.Contains(systemd.ManagerUp, systemd.ManagerState()) {
 		return nil
 	}
-	_, err = p.dir.ask(name, request{Verb: verbStop, WaitMS: releaseLimit.Milliseconds()}, releaseLimit+stopLimit)
+	_, err = p.dir.Ask(name, control.Request{Verb: control.VerbStop, WaitMS: releaseLimit.Milliseconds()}, releaseLimit+control.StopLimit)
 	if exit.Code(err) == exit.Busy {
-		_, err = p.dir.ask(name, request{Verb: verbStay}, askLimit)
+		_, err = p.dir.Ask(name, control.Request{Verb: control.VerbStay}, control.AskLimit)
 	}
 	return err
 }
@@ -232,25 +115,11 @@ func (p *program) unitStop(c *cli.Context) error {
 // releaseLimit is for those who look at every device, and let go at once.
 const releaseLimit = 3 * time.Second
 
-// stateLimit leaves time for the rest within the unit's TimeoutStopSec=. Twenty clones that stop at once on two slow cores,
-// with the host busy, waited for more than 5 s.
-const stateLimit = "30s"
-
-// managerUp is the service manager's states while the machine is not being shut down (systemctl(1), is-system-running).
-var managerUp = []string{"initializing", "starting", "running", "degraded", "maintenance"}
-
-// managerState is the service manager's state: "stopping" while the machine is being shut down; "", "unknown" or "offline" if
-// it does not answer.
-func managerState() string {
-	out, _ := exec.Command("timeout", stateLimit, "systemctl", "is-system-running").Output() // fails unless it is "running"
-	return strings.TrimSpace(string(out))
-}
-
 // serve is the daemon of a unit.
-func (p *program) serve(st start) error {
-	st, differs, err := p.clones().asService(st)
+func (p *program) serve(st definition.Start) error {
+	st, differs, err := p.clones().AsService(st)
 	if err != nil {
 		return err
 	}
-	return p.clones().stillThere(st, p.host().runForeground(st, differs))
+	return p.clones().StillThere(st, p.host().RunForeground(st, differs))
 }

@@ -10,12 +10,13 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // fromTable is what `add x --table LINE` starts.
-func fromTable(line string) (start, error) {
-	var st start
+func fromTable(line string) (definition.Start, error) {
+	var st definition.Start
 	p := &program{}
 	app := newApp(p)
 	app.Command("add").Action = func(c *cli.Context) (err error) {
@@ -49,8 +50,8 @@ func TestTable(t *testing.T) {
 		if err != nil || got != w || def.Source != "/s" || def.Dest != "/d" || def.Metadata != "/m" {
 			t.Errorf("%q: %+v, %v, want %+v", line, def, err, w)
 		}
-		if given := strings.Join(strings.Fields(line), " "); def.asTable() != given {
-			t.Errorf("%q is printed as %q", line, def.asTable())
+		if given := strings.Join(strings.Fields(line), " "); def.AsTable() != given {
+			t.Errorf("%q is printed as %q", line, def.AsTable())
 		}
 	}
 }
@@ -96,7 +97,7 @@ func TestTableRefused(t *testing.T) {
 		if exit.Code(err) != code || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v, exit code %d, want %d saying %q", line, err, exit.Code(err), code, says)
 		}
-		if code == exit.Usage && !strings.Contains(exit.Next(err), tableForm) {
+		if code == exit.Usage && !strings.Contains(exit.Next(err), definition.TableForm) {
 			t.Errorf("%q: next %q", line, exit.Next(err))
 		}
 	}
@@ -112,8 +113,8 @@ func TestTableWithDeviceNumbers(t *testing.T) {
 	line := fmt.Sprintf("0 8 clone /m %s /s 8", number)
 	st, err := fromTable(line)
 	def := st.Definition
-	if err != nil || !strings.HasPrefix(def.Dest, "/dev/") || def.asTable() != line {
-		t.Errorf("%q: destination %q, printed as %q, %v", line, def.Dest, def.asTable(), err)
+	if err != nil || !strings.HasPrefix(def.Dest, "/dev/") || def.AsTable() != line {
+		t.Errorf("%q: destination %q, printed as %q, %v", line, def.Dest, def.AsTable(), err)
 	}
 	if _, err := os.Stat("/sys/class/block/" + filepath.Base(def.Dest)); err != nil {
 		t.Error(err)
@@ -123,27 +124,27 @@ func TestTableWithDeviceNumbers(t *testing.T) {
 // A clone that was added with flags has a line too, which says the same again.
 func TestDefinitionAsTable(t *testing.T) {
 	off, on, threshold, batch := false, true, uint64(7), uint64(3)
-	parts := definition{Name: "x", Source: "/s", Dest: "/d d", Metadata: `/m\`, Size: 4096 * 3, RegionSize: 8192}
+	parts := definition.Definition{Name: "x", Source: "/s", Dest: "/d d", Metadata: `/m\`, Size: 4096 * 3, RegionSize: 8192}
 	for _, c := range []struct {
-		settings change
+		settings definition.Change
 		want     string
 	}{
-		{change{}, ""},
-		{change{Hydration: &on, DiscardPassdown: &on}, ""},
-		{change{Hydration: &off}, " 1 no_hydration"},
-		{change{Hydration: &off, DiscardPassdown: &off}, " 2 no_hydration no_discard_passdown"},
-		{change{Threshold: &threshold}, " 0 2 hydration_threshold 7"},
-		{change{DiscardPassdown: &off, Threshold: &threshold, Batch: &batch}, " 1 no_discard_passdown 4 hydration_threshold 7 hydration_batch_size 3"},
+		{definition.Change{}, ""},
+		{definition.Change{Hydration: &on, DiscardPassdown: &on}, ""},
+		{definition.Change{Hydration: &off}, " 1 no_hydration"},
+		{definition.Change{Hydration: &off, DiscardPassdown: &off}, " 2 no_hydration no_discard_passdown"},
+		{definition.Change{Threshold: &threshold}, " 0 2 hydration_threshold 7"},
+		{definition.Change{DiscardPassdown: &off, Threshold: &threshold, Batch: &batch}, " 1 no_discard_passdown 4 hydration_threshold 7 hydration_batch_size 3"},
 	} {
 		def := parts
 		def.Settings = c.settings
-		line := def.asTable()
+		line := def.AsTable()
 		if want := `0 24 clone /m\\ /d\ d /s 16` + c.want; line != want {
 			t.Errorf("%+v\n got %q\nwant %q", c.settings, line, want)
 		}
 		st, err := fromTable(line)
 		again := st.Definition
-		if err != nil || again.Source != def.Source || again.Dest != def.Dest || again.Metadata != def.Metadata || again.asTable() != line ||
+		if err != nil || again.Source != def.Source || again.Dest != def.Dest || again.Metadata != def.Metadata || again.AsTable() != line ||
 			again.Size != def.Size || again.RegionSize != def.RegionSize {
 			t.Errorf("%q gives %+v, %v", line, again, err)
 		}
@@ -157,17 +158,17 @@ func FuzzParseTable(f *testing.F) {
 	f.Add("0 8 clone \\")
 	f.Add("")
 	f.Fuzz(func(t *testing.T, line string) {
-		got, err := parseTable(line)
+		got, err := definition.ParseTable(line)
 		if err != nil {
 			if len(err.Error()) > len(line)*4+200 {
 				t.Errorf("%q: %v", line, err)
 			}
 			return
 		}
-		if got.size <= 0 || got.size%sectorSize != 0 || !regionSizePossible(got.regionSize) {
+		if got.Size <= 0 || got.Size%definition.SectorSize != 0 || !definition.RegionSizePossible(got.RegionSize) {
 			t.Errorf("%q: %+v", line, got)
 		}
-		again, err := parseTable(got.String())
+		again, err := definition.ParseTable(got.String())
 		if err != nil || !reflect.DeepEqual(again, got) {
 			t.Errorf("%q\n is %+v\nthen %+v, %v", line, got, again, err)
 		}

@@ -15,7 +15,10 @@ import (
 	"golang.org/x/term"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/text"
 )
 
 // pollPause is how often wait and watch look.
@@ -45,19 +48,19 @@ func (p *program) wait(c *cli.Context) error {
 	case "hydrated":
 		return p.waitAndPrint(name, limit, output)
 	case "event":
-		return p.waitEvent(c.Context, name, after, limit, func(ev event) error { return p.printEvent(ev, output) })
+		return p.waitEvent(c.Context, name, after, limit, func(ev control.Event) error { return p.printEvent(ev, output) })
 	case "finished":
 		return p.waitFinished(c.Context, name, limit)
 	default:
-		return usage("--for " + what + ": hydrated, finished or event is possible")
+		return definition.UsageError("--for " + what + ": hydrated, finished or event is possible")
 	}
 }
 
 func (p *program) waitAndPrint(name string, limit time.Duration, output string) error {
-	var last *cloneStatus
-	err := p.waitHydrated(name, limit, func(st *cloneStatus) error { last = st; return nil })
+	var last *control.Status
+	err := p.waitHydrated(name, limit, func(st *control.Status) error { last = st; return nil })
 	if err == nil && output != "" {
-		err = p.printJSON([]cloneStatus{*last})
+		err = p.printJSON([]control.Status{*last})
 	}
 	return err
 }
@@ -68,11 +71,11 @@ func afterFlag(c *cli.Context) (*uint64, error) {
 		return nil, nil
 	}
 	if c.String("for") != "event" {
-		return nil, usage("--after goes with --for event")
+		return nil, definition.UsageError("--after goes with --for event")
 	}
 	n, err := strconv.ParseUint(c.String("after"), 10, 64)
 	if err != nil {
-		return nil, usage(fmt.Sprintf("--after %s: not the number of an event", c.String("after")))
+		return nil, definition.UsageError(fmt.Sprintf("--after %s: not the number of an event", c.String("after")))
 	}
 	return &n, nil
 }
@@ -85,7 +88,7 @@ func limitFlag(c *cli.Context) (time.Duration, error) {
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d <= 0 {
-		return 0, usage(fmt.Sprintf("--timeout %s: not a time such as 90s or 2h", text))
+		return 0, definition.UsageError(fmt.Sprintf("--timeout %s: not a time such as 90s or 2h", text))
 	}
 	return d, nil
 }
@@ -94,10 +97,10 @@ func limitFlag(c *cli.Context) (time.Duration, error) {
 // status. Exit codes: 8 as soon as hydration is stalled by the source,
 // 9 by the destination, 10 if the metadata
 // fails, 11 after limit (0: none).
-func (p *program) waitHydrated(name string, limit time.Duration, see func(*cloneStatus) error) error {
+func (p *program) waitHydrated(name string, limit time.Duration, see func(*control.Status) error) error {
 	begin := time.Now()
 	for {
-		st, err := p.dir.ask(name, request{Verb: verbStatus}, askLimit)
+		st, err := p.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 		if err != nil {
 			return err
 		}
@@ -109,7 +112,7 @@ func (p *program) waitHydrated(name string, limit time.Duration, see func(*clone
 			return err
 		}
 		if limit > 0 && time.Since(begin) >= limit {
-			return waitError(exit.Timeout, st, fmt.Errorf("%s after %s, %s done", st.State, limit, st.doneText(" ")))
+			return waitError(exit.Timeout, st, fmt.Errorf("%s after %s, %s done", st.State, limit, st.DoneText(" ")))
 		}
 		time.Sleep(pollPause)
 	}
@@ -117,17 +120,17 @@ func (p *program) waitHydrated(name string, limit time.Duration, see func(*clone
 
 // hydrated says whether there is nothing more to wait for, and if that is bad,
 // why.
-func hydrated(st *cloneStatus) (bool, error) {
+func hydrated(st *control.Status) (bool, error) {
 	switch st.State {
-	case stateHydrated:
+	case control.StateHydrated:
 		return true, nil
-	case stateStalled:
+	case control.StateStalled:
 		code := exit.Source
 		if st.StalledBy == blockdev.Dest.String() {
 			code = exit.Dest
 		}
 		return false, waitError(code, st, errors.New("stalled: "+st.Reason))
-	case stateFailed:
+	case control.StateFailed:
 		code := exit.Metadata
 		if st.StalledBy == blockdev.Dest.String() {
 			code = exit.Dest
@@ -137,7 +140,7 @@ func hydrated(st *cloneStatus) (bool, error) {
 	return false, nil
 }
 
-func waitError(code int, st *cloneStatus, cause error) error {
+func waitError(code int, st *control.Status, cause error) error {
 	next := st.Action
 	if next == "" {
 		next = "See `ublk-clone status " + st.Name + "`."
@@ -147,7 +150,7 @@ func waitError(code int, st *cloneStatus, cause error) error {
 
 // viewer shows the statuses of a watch.
 type viewer interface {
-	see(*cloneStatus) error
+	see(*control.Status) error
 	close()
 }
 
@@ -180,27 +183,27 @@ func newViewer(form string, out io.Writer) (viewer, error) {
 	case "bar":
 		return newBar(out), nil
 	case "plain":
-		return &lines{pause: plainPause, print: func(st *cloneStatus) error { return writePlain(out, st) }}, nil
+		return &lines{pause: plainPause, print: func(st *control.Status) error { return writePlain(out, st) }}, nil
 	case "json":
-		return &lines{pause: plainPause, print: func(st *cloneStatus) error { return encodeLine(out, st) }}, nil
+		return &lines{pause: plainPause, print: func(st *control.Status) error { return encodeLine(out, st) }}, nil
 	case "none":
-		return &lines{print: func(*cloneStatus) error { return nil }}, nil
+		return &lines{print: func(*control.Status) error { return nil }}, nil
 	}
-	return nil, usage("--progress " + form + ": auto, bar, plain, json or none is possible")
+	return nil, definition.UsageError("--progress " + form + ": auto, bar, plain, json or none is possible")
 }
 
 // lines prints a status when its state changes, and every pause.
 type lines struct {
 	pause time.Duration
-	print func(*cloneStatus) error
+	print func(*control.Status) error
 	state string
 	next  time.Time
 }
 
-func (l *lines) see(st *cloneStatus) error {
+func (l *lines) see(st *control.Status) error {
 	now, state := time.Now(), st.State
-	if state == stateYielding { // comes and goes with the users' requests
-		state = stateHydrating
+	if state == control.StateYielding { // comes and goes with the users' requests
+		state = control.StateHydrating
 	}
 	if state == l.state && now.Before(l.next) {
 		return nil
@@ -211,9 +214,9 @@ func (l *lines) see(st *cloneStatus) error {
 
 func (l *lines) close() {}
 
-func writePlain(w io.Writer, st *cloneStatus) error {
-	_, err := fmt.Fprintf(w, "%s  %s  %s  %s of %s  %s  eta %s\n", st.Name, st.State, st.doneText(""),
-		formatSize(st.Bytes.Hydrated), formatSize(st.Size), rateText(st.Rate), etaText(st.ETA))
+func writePlain(w io.Writer, st *control.Status) error {
+	_, err := fmt.Fprintf(w, "%s  %s  %s  %s of %s  %s  eta %s\n", st.Name, st.State, st.DoneText(""),
+		text.Size(st.Bytes.Hydrated), text.Size(st.Size), control.RateText(st.Rate), control.EtaText(st.ETA))
 	return err
 }
 
@@ -221,7 +224,7 @@ func writePlain(w io.Writer, st *cloneStatus) error {
 type bar struct {
 	progress *mpb.Progress
 	bar      *mpb.Bar
-	last     atomic.Pointer[cloneStatus] // the library draws on a goroutine of its own
+	last     atomic.Pointer[control.Status] // the library draws on a goroutine of its own
 }
 
 // barWidth is the width of the bar itself, in columns.
@@ -231,14 +234,14 @@ func newBar(out io.Writer) *bar {
 	return &bar{progress: mpb.New(mpb.WithOutput(out), mpb.WithWidth(barWidth), mpb.WithAutoRefresh())}
 }
 
-func (b *bar) see(st *cloneStatus) error {
+func (b *bar) see(st *control.Status) error {
 	b.last.Store(st)
 	if b.bar == nil {
 		b.bar = b.progress.AddBar(st.Size, mpb.PrependDecorators(decor.Name(st.Name+" ")), mpb.AppendDecorators(decor.Any(b.text)))
 	}
 	// The bar is complete when the clone is, not when its last byte is.
 	b.bar.SetCurrent(min(st.Bytes.Hydrated, st.Size-1))
-	if st.State == stateHydrated {
+	if st.State == control.StateHydrated {
 		b.bar.SetCurrent(st.Size)
 	}
 	return nil
@@ -246,7 +249,7 @@ func (b *bar) see(st *cloneStatus) error {
 
 func (b *bar) text(decor.Statistics) string {
 	st := b.last.Load()
-	return fmt.Sprintf(" %s  %s  eta %s  %s", st.doneText(""), rateText(st.Rate), etaText(st.ETA), st.State)
+	return fmt.Sprintf(" %s  %s  eta %s  %s", st.DoneText(""), control.RateText(st.Rate), control.EtaText(st.ETA), st.State)
 }
 
 func (b *bar) close() {

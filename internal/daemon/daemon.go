@@ -1,0 +1,437 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/events"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
+	"github.com/ublk-clone/ublk-clone/internal/leftover"
+	"github.com/ublk-clone/ublk-clone/internal/steps"
+)
+
+// Engine is the clone that a daemon runs, as the rest of the daemon sees it.
+type Engine interface {
+	// Opens open the clone's devices and take them back. When they are done mark is known.
+	Opens() []steps.Step
+	// Mark is what the driver is to keep of the clone, to know its block device by.
+	Mark() uint64
+	// Steps bring the clone up from there to a usable block device, and take it down.
+	Steps() []steps.Step
+	// Top is what lies over the block device: a dead daemon's is found by the definition, which is complete by then.
+	Top() []steps.Step
+	// Device is the path of the block device, once the steps are done.
+	Device() string
+	// Note adds to the definition what the daemon knows by then.
+	Note(*definition.Definition)
+	// TryStop makes the device go away unless somebody has it open: then it fails
+	// with exit code 5. On a driver that cannot tell it stops the device; holders
+	// have been looked for before.
+	// With force it goes whoever has it open.
+	TryStop(ctx context.Context, force bool) error
+	// Status fills in all but name, process and definition.
+	Status(*control.Status)
+	// Configure changes settings, all or none, and makes them last.
+	Configure(context.Context, definition.Change) error
+	// Events are what has happened to the clone.
+	Events() *events.Log
+	// Repair ends mode ro, if the metadata can be written again.
+	Repair(context.Context) error
+	// Retry takes a source back that was away, forgets what failed and tries again; with an error nothing has
+	// changed.
+	Retry(context.Context) error
+	// Finishable refuses a clone that its destination cannot stand in for.
+	Finishable() error
+	// HandOver leads what lies over the block device to the destination. With an error all is as it was.
+	HandOver(ctx context.Context, limit time.Duration) error
+	// Finish makes what follows, which takes the clone down, final.
+	Finish(keepMetadata bool)
+	// Drain brings requests and copies to rest, so that the daemon can leave at once. With an error the clone goes on; GoOn
+	// has it do so after a drain that has succeeded.
+	Drain(limit time.Duration) error
+	GoOn()
+	// KeepDevice says whether taking down leaves the block device, its users waiting.
+	KeepDevice(bool)
+	// MayReplace fails if the steps would, as far as that can be seen while the daemon that is to be replaced serves.
+	MayReplace(control.Dir) error
+	// WarmUp does in advance what the steps can do faster then: while the daemon that is to be replaced still serves.
+	WarmUp() error
+	// Warn notes what the user should know of the start.
+	Warn(format string, args ...any)
+	// Farewell is what whoever ends the clone should know, when the steps are taken back.
+	Farewell() []string
+	// Answers says whether all loops have gone round since it was called last.
+	Answers() bool
+	// Waits is what the steps wait for now, nil for nothing. Any goroutine may ask.
+	Waits() error
+}
+
+// daemon is the process of one clone. Goroutines: the one of run, which starts,
+// waits for signals and stop requests, and stops; one per control connection;
+// and the engine's.
+type daemon struct {
+	dir    control.Dir
+	start  definition.Start
+	engine Engine
+	log    zerolog.Logger
+
+	lock   *control.NameLock
+	server *control.Server
+	done   steps.List
+	stops  chan stopRequest
+	// stopping is taken by the one stop request that may wait.
+	stopping chan struct{}
+	manager  *Manager // nil: none
+	stay     bool     // SIGTERM is not obeyed: the machine goes down, and the device is in use
+	logged   bool     // standard error is the log that the name has
+	foundLog bool     // a dead daemon has left it, and this one is not up yet
+	keep     bool     // taking down leaves the block device, and the definition for who recovers it
+
+	// changing has a place for each request that changes something, and changes counts them: the engine is taken
+	// down when none is left.
+	changing chan struct{}
+	changes  sync.WaitGroup
+
+	// mu is held, for reading, while a status is made, which waits for nothing.
+	mu struct {
+		sync.RWMutex
+		phase phase
+		// serving ends with phaseUp, by endServing: so do the changes under way.
+		serving    context.Context
+		endServing context.CancelCauseFunc
+	}
+}
+
+func New(dir control.Dir, st definition.Start, e Engine, log zerolog.Logger) *daemon {
+	return &daemon{
+		dir: dir, start: st, engine: e, log: log, stops: make(chan stopRequest), stopping: make(chan struct{}, 1),
+		changing: make(chan struct{}, control.MaxChanges), keep: st.Recover,
+	}
+}
+
+// list is the start-up in order:
+//
+//	1    lock the name: one daemon for each. One that is to be replaced leaves first
+//	2    remove the block device that a dead daemon of that name has left; if it is to be recovered, see that it
+//	     is still the clone that was meant
+//	3    write the definition
+//	4    control socket, which tells how far the start is
+//	5..  the engine's: its devices
+//	     write the mark of the block device into the definition, before there is one: whoever finds the daemon dead
+//	     knows by it what is left
+//	     the engine's: region map, core, block device
+//	     complete the definition, for whoever finds the daemon dead
+//	     what lies over the block device
+//	last serve all control requests
+//
+// A stop takes them back in reverse.
+func (d *daemon) list() []steps.Step {
+	def := &d.start.Definition
+	list := []steps.Step{
+		{
+			Name: "lock the name",
+			Do: func(context.Context) error {
+				err := d.takeName()
+				if err == nil {
+					d.ownLog()
+				}
+				return err
+			},
+			Undo: func() error { return errors.Join(d.forgetLog(), d.lock.Release()) },
+		},
+		{Name: "clear up after a dead daemon", Do: func(context.Context) error { return d.clearUp(def.Name) }},
+		{
+			Name: "write the definition",
+			Do:   func(context.Context) error { return d.storeAgain(def) },
+			Undo: func() error {
+				if d.keep {
+					return nil
+				}
+				return file.Remove(d.dir.DefinitionPath(def.Name))
+			},
+		},
+	}
+	list = append(list, steps.Step{
+		Name: "open the control socket",
+		Do: func(context.Context) (err error) {
+			d.server, err = control.Listen(d.dir.SocketPath(def.Name), d.log, d.answer)
+			if err == nil {
+				guard.Go("control", d.server.Serve)
+			}
+			return err
+		},
+		Undo: func() error { return d.server.Listener.Close() },
+	})
+	list = append(list, d.engine.Opens()...)
+	list = append(list, steps.Step{Name: "write the mark", Do: func(context.Context) error { return d.writeMark() }})
+	list = append(list, d.engine.Steps()...)
+	list = append(list, steps.Step{
+		Name: "complete the definition",
+		Do: func(context.Context) error {
+			whole := *def
+			d.engine.Note(&whole)
+			whole.Unit = d.manager.name()
+			err := d.storeAgain(&whole)
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			*def = whole
+			return err
+		},
+	})
+	list = append(list, d.engine.Top()...)
+	return append(list,
+		steps.Step{
+			Name: "serve control requests",
+			Do:   func(context.Context) error { d.enter(phaseUp); return nil },
+			Undo: func() error { d.enter(phaseStopping); return nil },
+		})
+}
+
+// writeMark leaves a definition as it is that has a block device: in a recovery the metadata may turn out not to be those of
+// the clone, and the device must still be found.
+func (d *daemon) writeMark() error {
+	whole := d.start.Definition
+	if d.start.Recover || whole.Mark == d.engine.Mark() {
+		return nil
+	}
+	whole.Mark = d.engine.Mark()
+	err := d.storeAgain(&whole)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.start.Definition = whole
+	return err
+}
+
+// storeAgain writes the definition. A recovery finds one that is nearly the same, and is not kept from serving by a full
+// folder.
+func (d *daemon) storeAgain(def *definition.Definition) error {
+	err := d.dir.Store(def)
+	if err != nil && d.start.Recover {
+		d.engine.Warn("the definition stays as it was: %v", err)
+		err = nil
+	}
+	return err
+}
+
+// enter begins a phase. Behind phaseUp it waits for the changes under way, which it has ended.
+func (d *daemon) enter(p phase) {
+	d.mu.Lock()
+	if !d.mu.phase.leadsTo(p) {
+		d.log.Error().Uint8("from", uint8(d.mu.phase)).Uint8("to", uint8(p)).Msg("a phase that cannot follow")
+	}
+	d.mu.phase = p
+	if d.mu.endServing != nil {
+		d.mu.endServing(d.notUp())
+	}
+	if p == phaseUp {
+		d.mu.serving, d.mu.endServing = context.WithCancelCause(context.Background())
+	}
+	d.mu.Unlock()
+	if p != phaseUp {
+		d.changes.Wait()
+	}
+}
+
+// clearUp holds the name's lock: whoever wrote a definition that is there is dead.
+func (d *daemon) clearUp(name string) error {
+	if d.start.Recover {
+		return d.stillDefined()
+	}
+	old, err := d.dir.Load(name)
+	if exit.Code(err) == exit.NoClone {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return leftover.RemoveDevice(old, leftover.Force)
+}
+
+// run is the daemon's life. ready is told of the outcome of the start.
+func (d *daemon) run(ready func(device string, err error)) error {
+	defer guard.Guard("daemon", guard.Fatal)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+
+	up, ended := make(chan struct{}), make(chan struct{})
+	defer close(ended)
+	if d.manager != nil {
+		guard.Go("status line", func() { d.manager.follow(d, up, ended) })
+	}
+	err := d.bringUp(signals)
+	ready(d.engine.Device(), err)
+	if err != nil {
+		return err
+	}
+	d.log.Info().Str("device", d.engine.Device()).Msg("clone is up")
+	d.keepDevice(false)
+	d.foundLog = false
+	if d.manager != nil {
+		close(up)
+		guard.Go("watchdog", func() { d.manager.feed(d.engine.Answers, ended) })
+	}
+	return d.live(signals)
+}
+
+// bringUp does the steps; a signal ends it between two of them.
+func (d *daemon) bringUp(signals <-chan os.Signal) error {
+	if err := d.prepare(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	guard.Go("signals", func() {
+		select {
+		case <-signals:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return d.done.Run(ctx, d.list())
+}
+
+// answer serves one control request, on the connection's goroutine.
+func (d *daemon) answer(ctx context.Context, req control.Request) control.Answer {
+	switch req.Verb {
+	case control.VerbStop, control.VerbLeave, control.VerbStay, control.VerbFinish, control.VerbFinishable:
+		return d.answerStop(ctx, req)
+	case control.VerbEvents:
+		return d.engine.Events().Answer(ctx, req.After, time.Duration(req.WaitMS)*time.Millisecond)
+	case control.VerbStatus:
+		return control.Answer{Status: d.currentStatus()}
+	}
+	return control.Answer{Error: control.ToWire(d.change(ctx, req))}
+}
+
+// change carries out a request that changes the clone, and may wait for its devices: as long as the clone is up and the
+// client is there.
+func (d *daemon) change(ctx context.Context, req control.Request) error {
+	select {
+	case d.changing <- struct{}{}:
+		defer func() { <-d.changing }()
+	default:
+		return &exit.Error{Code: exit.Busy, Doing: "change clone", Object: d.start.Definition.Name,
+			Cause: fmt.Errorf("%d other commands wait for it", control.MaxChanges), Next: "See `ublk-clone status " + d.start.Definition.Name + "` for what they wait for."}
+	}
+	d.mu.RLock()
+	serving, up := d.mu.serving, d.mu.phase == phaseUp
+	if up {
+		d.changes.Add(1)
+		defer d.changes.Done()
+	}
+	d.mu.RUnlock()
+	if !up {
+		return d.notUp()
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(serving, guard.Wrap("end a change", func() { cancel(context.Cause(serving)) }))()
+	return d.carryOut(ctx, req)
+}
+
+// carryOut is the change itself.
+func (d *daemon) carryOut(ctx context.Context, req control.Request) error {
+	if err := control.Still(ctx); err != nil {
+		return err
+	}
+	switch req.Verb {
+	case control.VerbPause:
+		return d.engine.Configure(ctx, definition.Hydration(false))
+	case control.VerbResume:
+		err := d.engine.Repair(ctx)
+		if err == nil {
+			err = d.engine.Retry(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		return d.engine.Configure(ctx, definition.Hydration(true)) // last: what had failed is not to be tried as that
+	case control.VerbMessage:
+		return d.engine.Configure(ctx, req.Message.Change())
+	case control.VerbSet:
+		return d.engine.Configure(ctx, *req.Change)
+	}
+	return &exit.Error{Code: exit.Usage, Doing: "serve control request", Object: fmt.Sprintf("%q", req.Verb), Cause: errors.New("unknown verb"),
+		Next: "The daemon may be older than this program."}
+}
+
+// notUp is the answer to what needs the clone, which is not there yet or any more.
+func (d *daemon) notUp() error {
+	return &exit.Error{Code: exit.Busy, Doing: "ask clone", Object: d.start.Definition.Name, Cause: errors.New("it is starting or stopping"),
+		Next: "See `ublk-clone status " + d.start.Definition.Name + "`, then try again."}
+}
+
+// currentStatus is the status of now.
+func (d *daemon) currentStatus() *control.Status {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	st := d.status()
+	return &st
+}
+
+// status is what the commands print. d.mu is held.
+func (d *daemon) status() control.Status {
+	def := &d.start.Definition
+	st := control.Status{
+		Name: def.Name, PID: os.Getpid(), Device: def.Device, DMName: def.DM, DMDevice: def.LayerPath(),
+		Source: def.Source, Dest: def.Dest, Metadata: def.Metadata, BadRanges: []control.BadRange{}, Queues: []control.QueueStatus{},
+	}
+	if d.mu.phase == phaseUp {
+		d.engine.Status(&st)
+	} else {
+		st.RegionSize, st.Size = def.RegionSize, def.Size
+		st.State, st.Reason, st.Action = d.explainPhase()
+	}
+	return st
+}
+
+// explainPhase is the state of a clone that is not up.
+func (d *daemon) explainPhase() (state, reason, action string) {
+	switch d.mu.phase {
+	case phaseStopping:
+		return control.StateStopping, "Its daemon is about to end.", ""
+	case phaseFinishing:
+		return control.StateFinishing, "It is being handed over to its destination.", ""
+	}
+	state, reason = control.StateStarting, "It is being started"
+	if d.start.Recover {
+		state, reason = control.StateRecovering, "A new daemon takes the device over; its users wait, and see no error"
+	}
+	reason += fmt.Sprintf(". It is at: %s.", d.done.Current())
+	if err := d.engine.Waits(); err != nil {
+		reason = strings.TrimSuffix(reason, ".") + fmt.Sprintf(", and waits for the last requests of the dead daemon: %v.", err)
+		action = "Nothing, if these are requests in flight. Otherwise end whoever holds it."
+	}
+	return state, reason, action
+}
+
+// readiness is the one line that a daemon sends to the command that started it.
+type readiness struct {
+	Device string             `json:"device,omitempty"`
+	Error  *control.WireError `json:"error,omitempty"`
+	Trial  *control.DryRun    `json:"trial,omitempty"` // of a dry run, in a device's place
+}
+
+// report sends the outcome of the start through the pipe, and closes it.
+func (r readiness) report(pipe *os.File) error {
+	b, err := json.Marshal(r)
+	if err == nil {
+		_, err = pipe.Write(append(b, '\n'))
+	}
+	return errors.Join(err, pipe.Close())
+}

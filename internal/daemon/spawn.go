@@ -1,0 +1,264 @@
+package daemon
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/file"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
+	"github.com/ublk-clone/ublk-clone/internal/process"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+	"github.com/ublk-clone/ublk-clone/internal/systemd"
+)
+
+// readyFD is the descriptor over which the daemon reports: the first of
+// exec.Cmd's ExtraFiles.
+const readyFD = 3
+
+// DaemonCommand is the hidden command that the daemon runs as.
+const DaemonCommand = "daemon"
+
+// Spawn starts a daemon: this program again, in a session of its own, with
+// the definition on standard input, its log as output, and a pipe to report
+// over. It returns when the clone is up, with the path of the device, or with
+// the daemon's error; then the daemon has ended and nothing is left.
+func Spawn(d control.Dir, st definition.Start) (string, error) {
+	name := st.Definition.Name
+	log, err := os.OpenFile(d.LogPath(name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil && st.Recover { // users wait, and can do without
+		log, err = os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	}
+	if err != nil {
+		return "", d.Fail("make log", d.LogPath(name), err)
+	}
+	defer log.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return "", spawnError(name, err)
+	}
+	defer r.Close()
+	program, err := os.Executable() // not /proc/self/exe: the process would be called "exe"
+	if err != nil {
+		return "", spawnError(name, err)
+	}
+	cmd := exec.Command(program, DaemonCommand)
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = process.Start(cmd, st)
+	w.Close()
+	if err != nil {
+		return "", spawnError(name, err)
+	}
+	device, err := awaitReady(d, cmd, r, st)
+	if err == nil {
+		return device, cmd.Process.Release()
+	}
+	return "", err
+}
+
+// limit is how long such a start may take.
+func limit(st *definition.Start) time.Duration {
+	limit := control.StartLimit + st.Fence
+	if st.Replace {
+		limit += control.LeaveLimit + control.StopLimit
+	}
+	return limit
+}
+
+func spawnError(name string, err error) error {
+	return &exit.Error{Code: exit.Other, Doing: "start the daemon of", Object: name, Cause: err}
+}
+
+// awaitReady waits for the daemon's report. A daemon that fails is waited for,
+// so that nothing of it is left when the error is shown; one that is silent is
+// told to end.
+func awaitReady(d control.Dir, cmd *exec.Cmd, pipe *os.File, st definition.Start) (string, error) {
+	name, limit := st.Definition.Name, limit(&st)
+	if err := pipe.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return "", spawnError(name, err)
+	}
+	line, err := bufio.NewReader(io.LimitReader(pipe, control.MaxLine)).ReadBytes('\n')
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return "", giveUp(d, cmd, name, limit)
+	}
+	var got readiness
+	if err == nil {
+		err = json.Unmarshal(line, &got)
+	}
+	if err == nil && got.Error == nil {
+		return got.Device, nil
+	}
+	waitErr := endOf(cmd)
+	if err != nil {
+		return "", spawnError(name, fmt.Errorf("it ended (%v) and said: %s", waitErr, d.Tail(name, 5)))
+	}
+	return "", got.Error.Err()
+}
+
+// endOf waits for the end of a daemon that has reported its error. One with a read of a device that hangs cannot end before
+// that does, and is not waited for.
+func endOf(cmd *exec.Cmd) error {
+	ended := make(chan error, 1)
+	guard.Go("end of a daemon", func() { ended <- cmd.Wait() })
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(control.EndLimit):
+		return errors.New("it waits for a device before it can end")
+	}
+}
+
+// giveUp ends a daemon that did not come up in time.
+func giveUp(d control.Dir, cmd *exec.Cmd, name string, limit time.Duration) error {
+	err := cmd.Process.Signal(syscall.SIGTERM)
+	return &exit.Error{Code: exit.Timeout, Doing: "start the daemon of", Object: name,
+		Cause: errors.Join(fmt.Errorf("not ready after %s; it was told to end", limit), err), Next: "See " + d.LogPath(name) + "."}
+}
+
+// Host makes this process a daemon.
+type Host struct {
+	Dir       control.Dir
+	NewEngine func(definition.Start, zerolog.Logger) Engine
+	Try       func(definition.Start) (*control.DryRun, error) // a dry run
+	Look      func(control.Dir, *definition.Definition) error
+	Out       io.Writer
+}
+
+// RunSpawned is the daemon's side of spawn.
+func (h *Host) RunSpawned() error {
+	var st definition.Start
+	err := process.Settle()
+	sys.CloseOnExec(readyFD)
+	pipe := os.NewFile(readyFD, "readiness pipe")
+	if err == nil {
+		st, err = readStart(os.Stdin)
+	}
+	if err == nil {
+		err = sys.ReplaceByNull(0)
+	}
+	if err != nil {
+		return errors.Join(err, readiness{Error: control.ToWire(err)}.report(pipe))
+	}
+	if st.DryRun {
+		t, err := h.Try(st)
+		return readiness{Trial: t, Error: control.ToWire(err)}.report(pipe)
+	}
+	if st.Look {
+		return readiness{Error: control.ToWire(h.Look(h.Dir, &st.Definition))}.report(pipe)
+	}
+	writer := newAsyncWriter(&boundedFile{file: os.Stderr, max: logBytes})
+	defer writer.close(time.Second)
+	log := newLog(os.Stderr, writer)
+	d := New(h.Dir, st, h.NewEngine(st, log), log)
+	if err := sys.SetLimits(); err != nil {
+		d.engine.Warn("the daemon has limits of whoever started it: %v", err)
+	}
+	if err := systemd.EnterScope(st.Definition.Name); err != nil {
+		d.engine.Warn("the daemon is killed when the unit or session that has started it ends: %v", err)
+	}
+	err = d.run(func(device string, err error) {
+		if err := (readiness{Device: device, Error: control.ToWire(err)}).report(pipe); err != nil {
+			log.Warn().Err(err).Msg("report to the command that started this daemon")
+		}
+	})
+	return err
+}
+
+// RunForeground is the daemon in this very process, for a service manager. It
+// prints the device's path when the clone is up. differs is what the clone's
+// definition says otherwise than what it takes over.
+func (h *Host) RunForeground(st definition.Start, differs string) error {
+	err := process.Renew()
+	if err == nil {
+		err = process.Settle()
+	}
+	if err == nil {
+		err = sys.ReplaceByNull(0)
+	}
+	if err != nil {
+		return err
+	}
+	writer := newAsyncWriter(os.Stderr)
+	defer writer.close(time.Second)
+	log := newLog(os.Stderr, writer)
+	d := New(h.Dir, st, h.NewEngine(st, log), log)
+	d.manager = FindManager(log)
+	if differs != "" {
+		d.engine.Warn("the clone goes on as it was, and its definition says otherwise by now: its %s", differs)
+	}
+	return d.run(func(device string, err error) {
+		if err != nil {
+			return
+		}
+		_, err = fmt.Fprintln(h.Out, cmp.Or(st.Definition.LayerPath(), device))
+		if err = errors.Join(err, sys.ReplaceByNull(1)); err != nil {
+			log.Warn().Err(err).Msg("print the device")
+		}
+	})
+}
+
+func readStart(r io.Reader) (definition.Start, error) {
+	var st definition.Start
+	b, err := io.ReadAll(io.LimitReader(r, control.MaxLine))
+	if err == nil {
+		err = control.DecodeKnown(b, &st)
+	}
+	if err != nil {
+		return st, &exit.Error{Code: exit.Usage, Doing: "read the definition from standard input", Cause: err, Next: "Use `ublk-clone add`."}
+	}
+	return st, nil
+}
+
+// The log is the holder's of the name, who alone removes it: the loser of two starts has written to the winner's at most.
+// Nobody empties it at a start, because what a dead daemon has said last is what one wants to read.
+
+// ownLog sees to it that the log of a daemon that was started with one is the file that the name has. A daemon of that name
+// that ended meanwhile may have removed the one that was opened for this.
+func (d *daemon) ownLog() {
+	d.logged = isLog(os.Stderr, d.dir.LogPath(d.start.Definition.Name))
+	if !d.logged {
+		return
+	}
+	_, err := d.dir.Load(d.start.Definition.Name)
+	d.foundLog = err == nil // of a daemon that has died
+	f, err := os.OpenFile(d.dir.LogPath(d.start.Definition.Name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		d.log.Warn().Err(err).Msg("open the log")
+		return
+	}
+	defer f.Close()
+	for fd := 1; fd <= 2; fd++ {
+		if err := sys.ReplaceBy(fd, int(f.Fd())); err != nil {
+			d.log.Warn().Err(err).Msg("open the log")
+		}
+	}
+}
+
+// isLog says whether a file was opened by that path, which may be another's by now, or nobody's.
+func isLog(f *os.File, path string) bool {
+	to, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	return err == nil && strings.TrimSuffix(to, " (deleted)") == path
+}
+
+// forgetLog removes the log when the clone has ended, or a start has failed that found no dead daemon. The name is still
+// locked.
+func (d *daemon) forgetLog() error {
+	if !d.logged || d.keep || d.foundLog {
+		return nil
+	}
+	return file.Remove(d.dir.LogPath(d.start.Definition.Name))
+}

@@ -1,0 +1,40 @@
+package definition
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+)
+
+// FinishedText says what stands alone.
+func (d *Definition) FinishedText() string {
+	if d.DM != "" {
+		return d.LayerPath() + " leads to " + d.Dest + ", which stands alone"
+	}
+	return d.Dest + " stands alone"
+}
+
+// layerPattern is what a layer may be called, up to layerNameMax bytes: what device-mapper's own program takes without escapes.
+var layerPattern = regexp.MustCompile(`^[A-Za-z0-9_#+:=@.-]+$`)
+
+const layerNameMax = 127 // DM_NAME_LEN - 1, linux/dm-ioctl.h
+
+// definition.MapperFolder has the links to device-mapper devices.
+const MapperFolder = "/dev/mapper"
+
+// checkLayer refuses what no layer can be called.
+func (d *Definition) checkLayer() error {
+	if d.DM == "" || len(d.DM) <= layerNameMax && layerPattern.MatchString(d.DM) && !slices.Contains([]string{".", "..", "control"}, d.DM) {
+		return nil
+	}
+	return UsageError(fmt.Sprintf("--dm %q: letters, digits and _#+:=@.- are allowed, 127 at most", d.DM))
+}
+
+// LayerPath is the link to the layer, "" if the clone has none.
+func (d *Definition) LayerPath() string {
+	if d.DM == "" {
+		return ""
+	}
+	return filepath.Join(MapperFolder, d.DM)
+}

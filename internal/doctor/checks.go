@@ -1,0 +1,481 @@
+package doctor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/footprint"
+	"github.com/ublk-clone/ublk-clone/internal/records"
+	"github.com/ublk-clone/ublk-clone/internal/text"
+	"github.com/ublk-clone/ublk-clone/ublk"
+)
+
+func (h *machine) checkPermission(f *findings) {
+	switch {
+	case !h.isRoot():
+		f.unknown("This is not root: what only root can see is not looked at, and clones need root.")
+	case !h.may(capSysAdmin):
+		f.problem(exit.Denied, "This is root without CAP_SYS_ADMIN: it may neither use the ublk driver nor mount the tmpfs of the live maps.",
+			"Run it outside of the container or service that has taken the capability away, or give it back there.")
+	default:
+		f.ok("This is root, with CAP_SYS_ADMIN.")
+	}
+}
+
+func (h *machine) checkKernel(f *findings) {
+	release := h.Release()
+	bad := false
+	for _, k := range kernelFaults {
+		if k.of(release) {
+			f.add(k.level, k.code, k.text, k.action)
+			bad = bad || k.level != levelOK
+		}
+	}
+	if !bad {
+		f.ok("Linux %s: nothing bad is known of it.", release)
+	}
+}
+
+const controlNode = "dev/ublk-control"
+
+func (h *machine) checkDriver(f *findings) {
+	if !h.there(controlNode) {
+		_, err := os.Stat(h.path("sys/module/ublk_drv"))
+		advice := ublk.DriverAdvice(h.Release(), err == nil, h.path("lib/modules"))
+		f.problem(exit.Feature, "The ublk driver is not there: no /dev/ublk-control."+h.configHint(),
+			text.Capital(advice)+". With a line ublk_drv in /etc/modules-load.d/ublk.conf it is loaded at every start of the machine.")
+		return
+	}
+	if err := h.write(h.path(controlNode)); err != nil {
+		if !h.isRoot() {
+			f.unknown("The ublk driver is there; only root may use it.")
+			return
+		}
+		f.problem(exit.Denied, fmt.Sprintf("/dev/ublk-control cannot be opened: %v.", err), "Look for what keeps root from it: a container's list of devices, SELinux, AppArmor.")
+		return
+	}
+	f.ok("The ublk driver is there, and /dev/ublk-control may be opened.")
+}
+
+// configHint says what the kernel's configuration says of the driver, if that is there to be read.
+func (h *machine) configHint() string {
+	const option = "CONFIG_BLK_DEV_UBLK"
+	for line := range strings.Lines(h.text("boot/config-" + h.Release())) {
+		if strings.Contains(line, option+"=") || strings.Contains(line, option+" is not set") {
+			return " The kernel's configuration says: " + strings.TrimPrefix(strings.TrimSpace(line), "# ") + "."
+		}
+	}
+	return ""
+}
+
+func (h *machine) checkRing(f *findings) {
+	const sysctl = "`sysctl kernel.io_uring_disabled=0`, and look under /etc/sysctl.d for what has set it."
+	if n, ok := h.number("proc/sys/kernel/io_uring_disabled"); ok && (n == 2 || n == 1 && !h.may(capSysAdmin)) {
+		f.problem(exit.Feature, fmt.Sprintf("io_uring, by which all I/O is done, is switched off: kernel.io_uring_disabled is %d.", n), sysctl)
+		return
+	}
+	err := h.ring()
+	switch {
+	case err == nil:
+		f.ok("io_uring works.")
+	case errors.Is(err, fs.ErrPermission):
+		f.problem(exit.Feature, fmt.Sprintf("io_uring is refused: %v. A filter (seccomp) does that, as containers have it.", err),
+			"Allow io_uring_setup, io_uring_enter and io_uring_register there, or run it outside.")
+	case errors.Is(err, syscall.ENOSYS):
+		f.problem(exit.Feature, "This kernel was built without io_uring (CONFIG_IO_URING).", "Use another kernel.")
+	case errors.Is(err, syscall.ENOMEM):
+		f.problem(exit.Feature, fmt.Sprintf("No io_uring can be made: %v.", err), "Free some memory, or raise the limit of locked memory.")
+	default:
+		f.problem(exit.Feature, fmt.Sprintf("No io_uring can be made: %v.", err), "Use another kernel; 6.12 and later were tried.")
+	}
+}
+
+// betterFeatures are those of the driver that clones do without.
+var betterFeatures = []struct {
+	has     func(ublk.Features) bool
+	what    string
+	version string
+}{
+	{func(f ublk.Features) bool { return f.AutoBufReg && f.UserCopy }, "the memory of users is not copied", "6.16"},
+	{func(f ublk.Features) bool { return f.Quiesce }, "a restart keeps users waiting less", "6.16"},
+	{func(f ublk.Features) bool { return f.SafeStop }, "the driver itself stops no device that somebody has open", "7.0"},
+	{func(f ublk.Features) bool { return f.NoAutoPartScan }, "new devices are not searched for partitions", "7.0"},
+}
+
+func (h *machine) checkFeatures(f *findings) {
+	if !h.there(controlNode) || h.ring() != nil {
+		f.unknown("What the driver offers cannot be asked, as it is not there or io_uring does not work.")
+		return
+	}
+	got, err := h.driver()
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		f.unknown("What the driver offers can only be asked by root with CAP_SYS_ADMIN.")
+		return
+	case errors.Is(err, ublk.ErrNotSupported):
+		f.problem(exit.Feature, "The driver is too old: "+err.Error()+".", "Use a kernel from 6.5 on; 6.12 and later were tried.")
+		return
+	case err != nil:
+		f.problem(exit.Feature, fmt.Sprintf("The driver does not answer: %v.", err), "See the kernel's log (`dmesg`).")
+		return
+	}
+	if err := ublk.Needed(got); err != nil {
+		f.problem(exit.Feature, "The driver lacks what clones need: "+err.Error()+".", "Use a newer kernel; 6.12 and later were tried.")
+		return
+	}
+	var lacks []string
+	for _, b := range betterFeatures {
+		if !b.has(got) {
+			lacks = append(lacks, b.what+" (from "+b.version+" on)")
+		}
+	}
+	if len(lacks) == 0 {
+		f.ok("The driver offers all that clones need and use.")
+		return
+	}
+	f.ok("The driver offers all that clones need. With newer ones %s.", strings.Join(lacks, "; "))
+}
+
+func (h *machine) checkDevices(f *findings) {
+	limit, ok := h.number("sys/module/ublk_drv/parameters/ublks_max")
+	if !ok {
+		f.unknown("How many devices the driver takes is told when it is loaded.")
+		return
+	}
+	there, _ := filepath.Glob(h.path("sys/class/ublk-char/*"))
+	n := int64(len(there))
+	old := parseRelease(h.Release()).before(kernelVersion{6, 15, 0})
+	if old && n >= limit {
+		f.warn(fmt.Sprintf("There are %s, and ublks_max is %d: the kernels of that time take no more, unless they were mended (Debian's 6.12 counts only those of other users than root).",
+			text.Plural(n, "ublk device"), limit),
+			"If `add` is refused: `echo 256 > /sys/module/ublk_drv/parameters/ublks_max`, and a line options ublk_drv ublks_max=256 in /etc/modprobe.d/ublk.conf.")
+		return
+	}
+	f.ok("There are %s; the driver takes %d of users without privileges and any number of root's.", text.Plural(n, "ublk device"), limit)
+	if old {
+		f.all[len(f.all)-1].Text = fmt.Sprintf("There are %s of at most %d.", text.Plural(n, "ublk device"), limit)
+	}
+}
+
+func (h *machine) checkMemory(f *findings) {
+	var kib int64
+	if _, err := fmt.Sscanf(h.field("proc/meminfo", "MemAvailable:"), "%d kB", &kib); err != nil {
+		f.unknown("How much memory there is cannot be told.")
+		return
+	}
+	free, need := kib<<10, footprint.UsualNeed()
+	const action = "Free some memory, or add fewer clones. `ublk-clone add --dry-run` says what one will take."
+	switch {
+	case free < need:
+		f.problem(exit.Other, fmt.Sprintf("%s of memory are left; a clone locks %s at its start.", text.Size(free), text.Size(need)), action)
+	case free < 3*need:
+		f.warn(fmt.Sprintf("%s of memory are left; each clone locks %s at its start, and has it for good.", text.Size(free), text.Size(need)), action)
+	default:
+		f.ok("%s of memory are left; a clone locks %s.", text.Size(free), text.Size(need))
+	}
+}
+
+func (h *machine) checkMemoryLock(f *findings) {
+	limit, ok := h.hardLimit("Max locked memory")
+	switch {
+	case !h.isRoot() || !ok:
+		f.unknown("Whether a daemon may lock its memory is root's to see.")
+	case limit >= 0 && !h.may(capSysResource):
+		f.warn(fmt.Sprintf("A daemon cannot lock its memory: the limit is %s, and CAP_SYS_RESOURCE, which lifts it, is missing. "+
+			"When memory is short the clone may be slow, or stand still if swap lies on it.", text.Size(limit)),
+			"Give it that capability, or lift the limit: `ulimit -l unlimited`, LimitMEMLOCK=infinity.")
+	default:
+		f.ok("A daemon may lock its memory.")
+	}
+}
+
+func (h *machine) checkReclaim(f *findings) {
+	switch {
+	case !h.isRoot():
+		f.unknown("How a daemon stands when memory is short is root's to see.")
+	case !h.may(capSysResource):
+		f.warn("CAP_SYS_RESOURCE is missing: the kernel may kill daemons when memory runs out, and wait for a daemon while it frees memory for that very daemon.",
+			"Give daemons CAP_SYS_RESOURCE.")
+	default:
+		f.ok("The kernel spares daemons, and does not wait for them, when memory is short.")
+	}
+}
+
+// openFilesNeed is how many a daemon with some queues has open at most, with all its control connections.
+const openFilesNeed = 128
+
+func (h *machine) checkOpenFiles(f *findings) {
+	limit, ok := h.hardLimit("Max open files")
+	switch {
+	case !ok:
+		f.unknown("The limit of open files cannot be told.")
+	case limit >= 0 && limit < openFilesNeed:
+		f.warn(fmt.Sprintf("A process may have %d files open; a daemon may need %d.", limit, openFilesNeed), "Raise the limit: `ulimit -n 1024`, LimitNOFILE=1024.")
+	default:
+		f.ok("A daemon may open as many files as it needs.")
+	}
+}
+
+// mapsNeed is what the live map of a clone takes at the start, in bytes.
+const mapsNeed = 2 * footprint.SettledPages << 12
+
+func (h *machine) checkLiveMaps(f *findings) {
+	m := h.mountOn(h.maps)
+	if m == nil {
+		h.checkNoSwap(f)
+		return
+	}
+	if m.FSType != "tmpfs" {
+		f.problem(exit.Other, fmt.Sprintf("A file system of type %s is mounted on %s: no clone can start, as its live map must lie on a tmpfs.", m.FSType, h.maps),
+			"`umount "+h.maps+"`; the next `ublk-clone add` mounts the right one.")
+		return
+	}
+	free, err := h.free(h.path(h.maps))
+	switch {
+	case err != nil:
+		f.unknown("How full %s is cannot be told: %v.", h.maps, err)
+	case free < mapsNeed:
+		f.problem(exit.Other, fmt.Sprintf("%s are left in %s: the live map of another clone does not fit, and clones that are there fail writes that need a page more.", text.Size(free), h.maps),
+			"`mount -o remount,size=1G "+h.maps+"` makes it larger. Only files of ours belong there.")
+	case !strings.Contains(","+m.VFSOptions+",", ",noswap,"):
+		f.warn("The tmpfs on "+h.maps+" may be swapped out: with swap on a clone its next daemon would wait for itself.",
+			"When no clone is there, `umount "+h.maps+"`: the next `ublk-clone add` mounts one that is not swapped.")
+	default:
+		f.ok("The tmpfs of the live maps is there and not swapped out, %s are left.", text.Size(free))
+	}
+}
+
+// checkNoSwap is for a machine without a clone since its start.
+func (h *machine) checkNoSwap(f *findings) {
+	err := h.noSwap()
+	old := parseRelease(h.Release()).before(kernelVersion{6, 4, 0})
+	switch {
+	case errors.Is(err, syscall.EINVAL) || err != nil && old:
+		f.problem(exit.Feature, "This kernel cannot keep a tmpfs from being swapped out, which the live maps need: Linux 6.4 can.", "Use a newer kernel.")
+	case err != nil:
+		f.unknown("Whether a tmpfs can be kept from swap is root's to try; this kernel should do so.")
+	default:
+		f.ok("The tmpfs of the live maps is mounted by the first clone; it can be kept from swap.")
+	}
+}
+
+func (h *machine) checkRunFolder(f *findings) {
+	info, err := os.Stat(h.path(h.dir))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		f.ok("%s is made by the first clone.", h.dir)
+	case err != nil:
+		f.unknown("%s cannot be looked at: %v.", h.dir, err)
+	case !info.IsDir():
+		f.problem(exit.Other, h.dir+", where daemons have their sockets, is no folder: no clone can be added, and none be asked.", "Move it away.")
+	default:
+		h.checkOwn(f, h.dir, info.Mode(), "where daemons have their sockets")
+	}
+}
+
+// checkOwn looks at a folder that is there.
+func (h *machine) checkOwn(f *findings, dir string, mode fs.FileMode, what string) {
+	uid, err := h.owner(h.path(dir))
+	denied := h.write(h.path(dir))
+	switch {
+	case err == nil && uid != 0:
+		f.problem(exit.Denied, fmt.Sprintf("%s, %s, belongs to user %d and not to root: who owns it can take it over.", dir, what, uid), "`chown root: "+dir+"`, after a look at what is in it.")
+	case !h.isRoot():
+		f.unknown("%s is there; only root can look into it.", dir)
+	case mode.Perm()&0o077 != 0:
+		f.warn(fmt.Sprintf("%s, %s, is open to others (mode %04o).", dir, what, mode.Perm()), "`chmod 700 "+dir+"`; the next `ublk-clone add` does so too where it is its own.")
+	case denied != nil:
+		f.warn(fmt.Sprintf("%s, %s, cannot be written: %v.", dir, what, denied), "Mount it to be written, or put a file system that can be there.")
+	default:
+		f.ok("%s, %s, is there and root's alone.", dir, what)
+	}
+}
+
+func (h *machine) checkRecords(f *findings) {
+	const what = "where it is kept which destination is partly hydrated"
+	info, err := os.Stat(h.path(h.records))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		f.ok("%s is made by the first clone.", h.records)
+		return
+	case err != nil:
+		f.unknown("%s cannot be looked at: %v.", h.records, err)
+		return
+	case !info.IsDir():
+		f.warn(h.records+", "+what+", is no folder: metadata that vanish would not be noticed.", "Move it away.")
+		return
+	}
+	h.checkOwn(f, h.records, info.Mode(), what)
+	paths, _ := filepath.Glob(h.path(h.records, "*.json"))
+	for _, path := range paths {
+		h.checkRecord(f, path)
+	}
+}
+
+// checkRecord looks whether a destination that is partly hydrated still has its metadata.
+func (h *machine) checkRecord(f *findings, path string) {
+	var r records.Record
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	name := filepath.Join(h.records, filepath.Base(path))
+	if err != nil {
+		f.problem(exit.Metadata, fmt.Sprintf("The record %s cannot be read: %v. Its destination is taken for partly hydrated.", name, err), "Remove it if that destination was given up.")
+		return
+	}
+	if h.there(r.Metadata) {
+		return
+	}
+	text := fmt.Sprintf("The destination %s holds %s of %s that its metadata know of, and these, %s, are not there.", r.Dest, text.Size(r.Hydrated), text.Size(r.Size), r.Metadata)
+	if !h.there(r.Dest) {
+		f.warn(text+" The destination is not there either.", "Nothing, if both are only away. If that clone was given up, remove "+name+".")
+		return
+	}
+	f.problem(exit.Metadata, text, "Find those metadata: without them nobody knows which bytes are its own. If that clone was given up, remove "+name+".")
+}
+
+func (h *machine) checkBlkid(f *findings) {
+	if _, err := h.program("blkid"); err == nil {
+		f.ok("blkid is there, which says what a new destination carries.")
+		return
+	}
+	if !h.isRoot() {
+		f.unknown("blkid is not in the PATH of this user.")
+		return
+	}
+	f.problem(exit.Other, "blkid is not in PATH: nobody can say what a new destination carries, so `add` refuses it.",
+		"Install util-linux, or add its folder (/usr/sbin or /sbin) to PATH.")
+}
+
+func (h *machine) checkMachineID(f *findings) {
+	if len(h.text("etc/machine-id")) == 0 {
+		f.warn("This machine has no /etc/machine-id: metadata that another machine uses, or did when it died, cannot be told from its own.",
+			"`systemd-machine-id-setup`, or write 32 hexadecimal digits there.")
+		return
+	}
+	f.ok("This machine can be told from others.")
+}
+
+func (h *machine) checkClones(f *findings) {
+	all, err := h.clones()
+	if err != nil {
+		f.unknown("The clones cannot be listed: %v.", err)
+		return
+	}
+	well := 0
+	for i := range all {
+		s := &all[i]
+		text := fmt.Sprintf("Clone %s is %s: %s", s.Name, s.State, s.Reason)
+		switch {
+		case s.State == control.StateDead || s.State == control.StateSilent:
+			f.problem(exit.NoAnswer, text, s.Action)
+		case s.State == control.StateStalled || s.State == control.StateFailed || s.Mode != "" && s.Mode != "rw":
+			f.warn(text, s.Action)
+		default:
+			well++
+		}
+	}
+	if well > 0 || len(all) == 0 {
+		f.ok("%s without trouble.", text.Plural(int64(well), "clone"))
+	}
+}
+
+func (h *machine) checkLeftDevices(f *findings) {
+	left, err := h.orphans()
+	if err != nil {
+		f.unknown("Devices that nobody serves cannot be looked for: %v.", err)
+		return
+	}
+	for _, def := range left {
+		f.problem(exit.NoAnswer, def.Device+" is of a clone that has neither daemon nor definition any more: whoever uses it waits for ever.",
+			"`ublk-clone prune` deletes it; the `ublk-clone add` that made the clone goes on where it was.")
+	}
+	if len(left) == 0 {
+		f.ok("No device of a clone is without a daemon that could be recovered.")
+	}
+}
+
+// checkDisks looks at the destinations of clones: whether the kernel flushes what has a cache, and takes writes.
+func (h *machine) checkDisks(f *findings) {
+	all, err := h.clones()
+	if err != nil {
+		f.unknown("The clones cannot be listed: %v.", err)
+		return
+	}
+	for i := range all {
+		if disk := h.diskOf(all[i].Dest); disk != "" {
+			h.checkDisk(f, all[i].Dest, disk)
+		}
+	}
+	if len(f.all) == 0 {
+		f.ok("The destinations of clones are flushed where they have a cache.")
+	}
+}
+
+// diskOf is the sysfs folder of the disk that path is, or is a partition of; "" for a file.
+func (h *machine) diskOf(path string) string {
+	node, err := filepath.EvalSymlinks(h.path(path))
+	if err != nil {
+		return ""
+	}
+	dir, err := filepath.EvalSymlinks(h.path("sys/class/block", filepath.Base(node)))
+	if err != nil {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
+		return filepath.Dir(dir)
+	}
+	return dir
+}
+
+func (h *machine) checkDisk(f *findings, name, disk string) {
+	read := func(path string) string {
+		b, _ := os.ReadFile(path)
+		return strings.TrimSpace(string(b))
+	}
+	if read(filepath.Join(disk, "ro")) == "1" {
+		f.warn("The destination "+name+" has become read-only: writes of users fail.", "See the kernel's log (`dmesg`); then `blockdev --setrw "+name+"`.")
+	}
+	caches, _ := filepath.Glob(filepath.Join(disk, "device/scsi_disk/*/cache_type"))
+	for _, path := range caches {
+		if strings.HasPrefix(read(path), "write back") && read(filepath.Join(disk, "queue/write_cache")) == "write through" {
+			f.warn("The destination "+name+" has a write cache, and the kernel was told not to flush it: a power cut loses what was flushed.",
+				"`echo write back > /sys/block/"+filepath.Base(disk)+"/queue/write_cache`, unless its cache is safe.")
+		}
+	}
+}
+
+func (h *machine) checkService(f *findings) {
+	definitions, _ := filepath.Glob(h.path(definitionsDir, "*.toml"))
+	if len(definitions) == 0 {
+		f.ok("There is no definition under %s.", definitionsDir)
+		return
+	}
+	for _, path := range definitions {
+		if h.definition == nil {
+			break
+		}
+		if err := h.definition(path); err != nil {
+			f.problem(exit.Usage, fmt.Sprintf("%s cannot be used: %v.", filepath.Join(definitionsDir, filepath.Base(path)), err), "Correct it: its clone does not come up at the next start of the machine.")
+		}
+	}
+	for _, dir := range []string{"etc", "run", "usr/local/lib", "usr/lib", "lib"} {
+		if h.there(dir, "systemd/system/ublk-clone@.service") {
+			if len(f.all) == 0 {
+				f.ok("%s under %s, and the unit that starts them.", text.Plural(int64(len(definitions)), "definition"), definitionsDir)
+			}
+			return
+		}
+	}
+	f.warn(fmt.Sprintf("There are definitions under %s, and no unit ublk-clone@.service: nobody starts these clones.", definitionsDir),
+		"Install the package of ublk-clone, or its units.")
+}

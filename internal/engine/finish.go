@@ -1,0 +1,302 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/dataplane"
+	"github.com/ublk-clone/ublk-clone/internal/dm"
+	"github.com/ublk-clone/ublk-clone/internal/etc"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/explain"
+	"github.com/ublk-clone/ublk-clone/internal/faults"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
+	"github.com/ublk-clone/ublk-clone/internal/holders"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+	"github.com/ublk-clone/ublk-clone/internal/text"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// A complete clone is handed over to its destination. Where a layer lies over the block device its users go on while that is
+// done, and where the daemon dies in between the kernel's own table says how far it had come:
+//
+//	                                                     killed behind it, the next recover or finish finds
+//	1  commit; note in the superblock that all is        a clone like any other: recover serves it
+//	   hydrated; forget the record of the destination
+//	2  suspend the layer: its requests have been         a layer that is suspended: recover serves the block device
+//	   answered, or wait in device-mapper                and resumes it; nothing was lost, as nothing was at work
+//	3  the lanes let the destination go, it is closed    the same
+//	4  load a table that leads to the destination,       the same, with an inactive table that holds the destination:
+//	   which device-mapper opens exclusively             recover gives it up before it opens the destination itself (I7)
+//	5  resume the layer: it leads to the destination     a layer that leads to the destination: there is nothing to
+//	                                                     serve any more. recover and finish do 6 to 10
+//	6  stop the block device                             the same, and so on: what is gone is no obstacle
+//	7  last commit, of nothing, and the clean mark
+//	8  remove the live map
+//	9  delete the block device
+//	10 remove the metadata
+//	11 remove the definition                             nothing: it is finished
+//
+// Why no write is lost or lands late: when 2 has ended nobody has a request at work, but for those who have opened the
+// block device itself since it was looked for them; their requests end before 3 does, or wait, and get errors after 5. Our
+// description is closed when no I/O is on it, and device-mapper gets the destination only then; as long as it has it, recover
+// does not. What was acknowledged and not flushed is in the destination's cache either way, which whoever flushes next
+// flushes.
+//
+// If one of 2 to 5 fails, what was done is taken back: the table, the lock, the service of the block device, the suspension,
+// in this order; users have waited, and see no error. While the layer is suspended nothing here touches a file: that may lie
+// on it (I9). What takes its time has a limit.
+
+// Limits of the handover, in which users wait.
+const (
+	letGoLimit = 10 * time.Second // for the lanes to let the destination go, when nobody has a request at work
+	grabLimit  = 2 * time.Second  // for whoever looks at the destination, as udev does when we have closed it
+)
+
+// Finishable refuses, with exit code 14, a clone that its destination cannot stand in for.
+func (e *Engine) Finishable() error {
+	def := &e.start.Definition
+	refuse := func(cause error, next string) error {
+		return &exit.Error{Code: exit.Refused, Doing: "finish clone", Object: def.Name, Cause: cause, Next: next}
+	}
+	var st control.Status
+	e.countBytes(&st)
+	switch {
+	case e.core.Mode() != clone.ReadWrite || e.core.FlushLost() || e.detached() != nil:
+		return refuse(errors.New("its metadata or destination have failed"), "See `ublk-clone status "+def.Name+"`.")
+	case e.dest.Shorter() != nil:
+		return refuse(e.dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
+	case st.Bytes.Remaining > 0:
+		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(st.Bytes.Remaining), text.Size(e.geometry.Size)),
+			"`ublk-clone wait "+def.Name+"` returns when they are; `ublk-clone status "+def.Name+"` says what keeps them.")
+	case !e.core.Complete():
+		return refuse(errors.New("some of it is not settled or durable in the destination yet"), "`ublk-clone wait "+def.Name+"` returns when it is.")
+	case def.DM != "" && !e.dest.IsBlock():
+		return refuse(errors.New("the destination is a file, and "+def.LayerPath()+" can lead to block devices only"),
+			"It stays with the daemon. When nobody uses it, `ublk-clone del "+def.Name+"` leaves the file, which has all of it.")
+	}
+	return nil
+}
+
+// HandOver is 1 to 5, where there is a layer. It takes at most about limit until users go on.
+func (e *Engine) HandOver(ctx context.Context, limit time.Duration) error {
+	if err := e.checkHandover(); err != nil {
+		return err
+	}
+	if err := e.settleFinish(ctx); err != nil { // 1
+		return err
+	}
+	if err := control.Still(ctx); err != nil {
+		return err
+	}
+	if err := faults.Finish(1); err != nil {
+		return err
+	}
+	name := e.start.Definition.DM
+	if err := e.mapper.Suspend(name, limit); err != nil { // 2
+		return &exit.Error{Code: exit.Timeout, Doing: "suspend the device-mapper device", Object: name, Cause: err,
+			Next: "Nothing has changed: it goes on as before. Requests at work have not ended; try again when the destination answers."}
+	}
+	err := e.exchange()
+	if err == nil {
+		e.handedOver = true
+		return nil
+	}
+	e.log.Error().Err(err).Msg("the destination is not handed over: going back")
+	e.takeBack()
+	return &exit.Error{Code: exit.Dest, Doing: "hand over to the destination", Object: e.dest.Path(), Cause: err,
+		Next: "The clone goes on as before, its users have seen no error. Try again."}
+}
+
+// exchange is 3 to 5. The layer is suspended.
+func (e *Engine) exchange() error {
+	name := e.start.Definition.DM
+	if err := faults.Finish(2); err != nil {
+		return err
+	}
+	if !e.sample.Stop() {
+		return errors.New("it does not answer")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
+	defer cancel()
+	err := e.orderAll(ctx, dataplane.Order{}) // 3
+	if err == nil {
+		err = e.dest.Close()
+	}
+	if err == nil {
+		err = faults.Finish(3)
+	}
+	if err == nil {
+		err = e.loadDest() // 4
+	}
+	if err == nil {
+		err = faults.Finish(4)
+	}
+	if err == nil {
+		err = dm.Error("resume", name, e.mapper.Resume(name)) // 5
+	}
+	if err != nil {
+		return err
+	}
+	// Users are on the destination. Whatever fails now keeps nobody from it.
+	_ = faults.Finish(5)
+	_ = e.orderAll(ctx, dataplane.Order{Refuse: dataplane.ErrHandedOver})
+	return nil
+}
+
+// loadDest loads the table that leads to the destination. Somebody may have opened that the moment it was closed.
+func (e *Engine) loadDest() (err error) {
+	for deadline := time.Now().Add(grabLimit); ; time.Sleep(fencePause) {
+		err = e.mapper.Load(e.start.Definition.DM, dm.Linear(e.geometry.Size, e.dest.Number()))
+		if !dm.IsBusy(err) || time.Now().After(deadline) {
+			return dm.Error("load a table that leads to "+e.dest.Path()+" into", e.start.Definition.DM, err)
+		}
+	}
+}
+
+// checkHandover looks for what would make the handover fail or lose data, before anything is done.
+func (e *Engine) checkHandover() error {
+	def, device := &e.start.Definition, e.Device()
+	l, err := dm.Find(e.mapper, def.DM)
+	if err != nil {
+		return err
+	}
+	st, err := sys.StatPath(device)
+	if err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "look at", Object: device, Cause: err}
+	}
+	if l == nil || !l.IsOf(e.Mark()) || !l.LeadsTo(st.Rdev) || l.Suspended || l.Inactive {
+		return &exit.Error{Code: exit.Other, Doing: "finish clone", Object: def.Name,
+			Cause: fmt.Errorf("the device-mapper device %s is not as it was laid over %s, or somebody has suspended it", def.DM, device),
+			Next:  "`dmsetup info " + def.DM + "` and `dmsetup table " + def.DM + "` show it; `ublk-clone restart " + def.Name + "` lays one that is missing, and resumes it."}
+	}
+	open, err := blockdev.Holders(device)
+	if err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "look for users of", Object: device, Cause: err}
+	}
+	own := blockdev.Mapped{Path: l.Path()}
+	var others []blockdev.Holder
+	for _, h := range open {
+		if !own.Is(h) {
+			others = append(others, h)
+		}
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	busy := holders.Busy(device, others).(*exit.Error)
+	busy.Doing, busy.Next = "hand over", "They use the block device itself, which goes away: have them use "+def.LayerPath()+", or end them. Then try again."
+	return busy
+}
+
+// settleFinish is 1: from here on the metadata, too, say that the destination stands alone.
+func (e *Engine) settleFinish(ctx context.Context) error {
+	if err := e.committer.Save(ctx); err != nil {
+		return explain.Metadata("commit to", e.start.Definition.Metadata, err)
+	}
+	if !e.store.Superblock().Complete {
+		return explain.Metadata("commit to", e.start.Definition.Metadata, errors.New("they do not say that all is hydrated"))
+	}
+	e.closeUse()
+	return nil
+}
+
+// takeBack makes the clone what it was, after an exchange that failed:
+//
+//	a  the layer leads to the block device, whatever table it has by now
+//	b  the destination is open again, with its lock (I7)
+//	c  the lanes take it, and serve
+//	d  the layer goes on
+//
+// If somebody else has the destination and keeps it, the daemon ends as by a death, with the layer resumed: users wait at
+// the block device, and recover says for whom.
+func (e *Engine) takeBack() {
+	if err := e.leadBack(); err != nil { // a
+		guard.Fatal(err)
+	}
+	err := e.retakeDest() // b
+	if err == nil {
+		if e.sample.Stop() {
+			e.sample.Resume(e.committer.Kick)
+		}
+		err = e.reopenGates() // c
+	}
+	name := e.start.Definition.DM
+	err = errors.Join(err, dm.Error("resume", name, e.mapper.Resume(name))) // d
+	if err != nil {
+		guard.Fatal(fmt.Errorf("go back to %s: %w", e.Device(), err))
+	}
+}
+
+// leadBack gives up an inactive table. A live one that leads to the destination is there only if its resume has failed half-way:
+// it is exchanged for one that leads to the block device, whose requests are held.
+func (e *Engine) leadBack() error {
+	name := e.start.Definition.DM
+	if err := e.mapper.Clear(name); err != nil {
+		return dm.Error("clear", name, err)
+	}
+	l, err := dm.Find(e.mapper, name)
+	if err != nil || l == nil || !l.LeadsTo(e.dest.Number()) {
+		return err
+	}
+	if err = e.loadLayer(); err == nil {
+		err = dm.Error("resume", name, e.mapper.Resume(name))
+	}
+	return err
+}
+
+// retakeDest opens the destination again if it was closed.
+func (e *Engine) retakeDest() (err error) {
+	if e.dest.IsOpen() {
+		return nil
+	}
+	for deadline := time.Now().Add(control.RetakeLimit); ; time.Sleep(fencePause) {
+		if err = e.dest.Retake(); exit.Code(err) != exit.Busy || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// reopenGates has all lanes serve through the destination's description of now.
+func (e *Engine) reopenGates() error {
+	dest, err := dataplane.NewFile(e.dest)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
+	defer cancel()
+	return e.orderAll(ctx, dataplane.Order{Dest: dest})
+}
+
+// Finish says that taking down is 6 to 10: what only an unfinished clone needs goes.
+func (e *Engine) Finish(keepMetadata bool) {
+	e.finished, e.keepMetadata = true, keepMetadata
+	e.happened.Add(control.EventFinished, e.start.Definition.FinishedText())
+}
+
+// faultIfFinished is faults.Finish of steps that every end of a daemon has.
+func (e *Engine) faultIfFinished(k int) error {
+	if !e.finished {
+		return nil
+	}
+	return faults.Finish(k)
+}
+
+// eraseMeta is 10. Metadata that stay are no harm while the destination is as it is: they say that all of it is there.
+func (e *Engine) eraseMeta() {
+	if !e.finished || e.keepMetadata || e.meta == nil {
+		return
+	}
+	if err := etc.DefaultDir().Retired(e.start.Definition.Name); err != nil {
+		e.log.Warn().Err(err).Str("metadata", e.meta.Path()).Msg("the metadata is kept: it keeps the next boot from cloning anew")
+		return
+	}
+	if err := e.meta.Erase(metadata.Size(0)); err != nil {
+		e.log.Warn().Err(err).Str("metadata", e.meta.Path()).Msg("they are not needed any more, and are still there")
+	}
+}

@@ -1,0 +1,140 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/explain"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// Repair is the explicit word that the metadata can be written again (I10). It does nothing in mode rw.
+func (e *Engine) Repair(ctx context.Context) error {
+	switch {
+	case e.core.FlushLost():
+		return &exit.Error{Code: exit.Dest, Doing: "resume", Object: e.start.Definition.Name,
+			Cause: errors.New("a flush of the destination has failed, and nobody can tell what of the writes before it is lost"),
+			Next:  "Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."}
+	case e.core.Mode() == clone.ReadWrite:
+		return nil
+	}
+	if err := e.committer.Do(ctx, e.repairMetadata); err != nil {
+		return &exit.Error{Code: exit.Metadata, Doing: "resume with the metadata", Object: e.start.Definition.Metadata, Cause: err,
+			Next: "The mode is as it was, and nothing is lost while the daemon or its machine lives. Repair them, then `ublk-clone resume` again."}
+	}
+	return nil
+}
+
+// repairForced is the repair that --force asks for: it is the explicit word, too. Without it the marks that a failed
+// commit has left in the metadata would be taken for durable.
+func (e *Engine) repairForced(ctx context.Context) error {
+	if !e.start.Force || e.detached() != nil || e.core.Mode() != clone.ReadOnly || e.core.FlushLost() {
+		return nil
+	}
+	if err := e.committer.Do(ctx, e.repairMetadata); err != nil {
+		return explain.Metadata("repair", e.start.Definition.Metadata, err)
+	}
+	return nil
+}
+
+// repairMetadata brings the metadata back, on the committer's goroutine, which alone writes them:
+//
+//  1. Open what their path names, with its lock, if that is another device than the one that is open.
+//  2. See that they are the same metadata and that nobody else has had them; choose slots by the last commit that the
+//     live map knows to have succeeded (Store.Reopen).
+//  3. Commit all that the region map holds, and record mode rw in the superblock (clone.Core.Repair).
+//
+// The live map has mode ro until the core has changed its own, which is the end of step 3: whoever dies before is
+// recovered in ro, with all that is not known to be durable to be written again.
+func (e *Engine) repairMetadata() error {
+	meta, err := e.reopenMeta() // 1
+	if err != nil {
+		return err
+	}
+	if err := e.store.Reopen(meta, e.live.State().Commit, e.known); err != nil { // 2
+		if meta != e.meta {
+			err = errors.Join(err, meta.Close())
+		}
+		return err
+	}
+	e.useMeta(meta)
+	err = e.putOff(func() error { return e.core.Repair(e.committer.Dest, e.committer.Store, e.recordRepair) }) // 3
+	if err != nil {
+		return err
+	}
+	e.setDetached(nil)
+	e.log.Info().Msg("the metadata are repaired: all marks are committed")
+	return nil
+}
+
+// useMeta takes a device in place of the one that had failed, which is closed.
+func (e *Engine) useMeta(meta *blockdev.MetadataFile) {
+	old := e.meta
+	e.meta = meta
+	if old == nil || old == meta {
+		return
+	}
+	if err := old.Close(); err != nil { // it has gone, and says so once more
+		e.log.Info().Err(err).Msg("close the metadata that had failed")
+	}
+}
+
+// reopenMeta gives the device that the metadata's path names: the one that is open if it is that.
+func (e *Engine) reopenMeta() (*blockdev.MetadataFile, error) {
+	others := []*blockdev.Device{e.dest}
+	if d := e.source.Device(); d != nil {
+		others = append(others, d)
+	}
+	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{Others: others})
+	if err == nil {
+		var meta *blockdev.MetadataFile
+		if meta, err = blockdev.NewMetadataFile(d); err == nil {
+			return meta, nil
+		}
+		err = errors.Join(err, d.Close())
+	}
+	if e.meta == nil {
+		return nil, err
+	}
+	e.log.Debug().Err(err).Msg("the metadata that are open are used again")
+	return e.meta, nil // held by us; or gone, and then about to be seen to fail
+}
+
+// known refuses an image of a page with marks that the region map has not: it is not of these metadata.
+func (e *Engine) known(page uint64, img *bitmap.Page) error {
+	if e.core.Regions().Holds(page, img) {
+		return nil
+	}
+	return fmt.Errorf("%w: page %d has marks that this clone has never made", metadata.ErrMismatch, page)
+}
+
+// Bounds of a repair's wait for a FLUSH that has the destination flushed just now.
+const (
+	putOffPause = 10 * time.Millisecond
+	putOffLimit = 10 * time.Second
+)
+
+// putOff does try again as long as it is clone.ErrCommitPutOff.
+func (e *Engine) putOff(try func() error) error {
+	for begin := time.Now(); ; time.Sleep(putOffPause) {
+		err := try()
+		if !errors.Is(err, clone.ErrCommitPutOff) || time.Since(begin) > putOffLimit {
+			return err
+		}
+	}
+}
+
+// recordRepair writes down that the mode is rw.
+func (e *Engine) recordRepair() error {
+	return e.updateStore(func(sb *metadata.Superblock) error {
+		err := e.refresh(sb)
+		sb.Mode = metadata.ModeReadWrite
+		return err
+	})
+}

@@ -1,0 +1,13 @@
+//go:build !faults
+
+package faults
+
+// Start makes step k of a start fail in tests. Only a binary built with the tag
+// faults has it.
+func Start(int) error { return nil }
+
+// Finish makes a finish go wrong behind a step in tests.
+func Finish(int) error { return nil }
+
+// Request kills the daemon in tests.
+func Request(int64, int64) {}

@@ -1,0 +1,295 @@
+package leftover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/explain"
+	"github.com/ublk-clone/ublk-clone/internal/file"
+	"github.com/ublk-clone/ublk-clone/internal/holders"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
+	"github.com/ublk-clone/ublk-clone/internal/udev"
+	"github.com/ublk-clone/ublk-clone/ublk"
+)
+
+// What a dead daemon has left: a block device whose users wait, or nothing. The device is known as the clone's
+// by the mark that the driver keeps; one that bears another is somebody else's, and never touched.
+
+// ErrNone: the dead daemon has left no device, or there is another's in its place.
+var ErrNone = errors.New("its block device is gone")
+
+// Device is the block device of a dead daemon.
+type Device struct {
+	Control *ublk.Control
+	Info    ublk.Info
+}
+
+// Find looks for the device that a dead daemon has left. It opens no device but the driver's own, so that
+// it does not wait for the daemon that is not there.
+func Find(def *definition.Definition) (*Device, error) {
+	if def.Mark == 0 {
+		return nil, ErrNone // it never had one
+	}
+	control, err := ublk.OpenControl()
+	if errors.Is(err, ublk.ErrNoDriver) {
+		return nil, ErrNone
+	}
+	if err != nil {
+		return nil, explain.Driver("open the ublk driver", err)
+	}
+	r := &Device{Control: control}
+	if err := r.Find(def); err != nil {
+		return nil, errors.Join(err, control.Close())
+	}
+	return r, nil
+}
+
+// Orphans are the devices of dead daemons that no definition knows of any more, and that bear the mark of a live map:
+// those whose users wait, and those that were never started. None is recoverable by name.
+func Orphans(d control.Dir) (all []definition.Definition, err error) {
+	uuids, err := livemap.List(livemap.Folder)
+	if err != nil || len(uuids) == 0 {
+		return nil, err
+	}
+	err = ourDevices(d, func(_ *ublk.Control, info ublk.Info) error {
+		waits := info.State == ublk.StateQuiesced || info.State == ublk.StateFailIO
+		defined, err := definedMarks(d)
+		if path := ublk.BlockPath(info.ID); err == nil && (waits || unstarted(info)) && !slices.Contains(defined, info.Private) {
+			all = append(all, definition.Definition{Name: path, Device: path, Mark: info.Private})
+		}
+		return err
+	})
+	return all, err
+}
+
+// Find looks at the number that the definition has. A daemon that was killed before it had written that left its mark.
+func (r *Device) Find(def *definition.Definition) error {
+	if id, err := def.DeviceID(); err == nil {
+		return r.look(id, def.Mark)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), control.LookLimit)
+	defer cancel()
+	infos, err := r.Control.ListDevices(ctx)
+	if i := slices.IndexFunc(infos, func(info ublk.Info) bool { return info.Private == def.Mark }); i >= 0 {
+		r.Info = infos[i]
+		return nil
+	}
+	if err != nil {
+		return explain.Driver("list the ublk devices", err)
+	}
+	return ErrNone
+}
+
+// path is the block device's.
+func (r *Device) path() string { return ublk.BlockPath(r.Info.ID) }
+
+func (r *Device) look(id int, mark uint64) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), control.LookLimit)
+	defer cancel()
+	r.Info, err = r.Control.GetDevInfo(ctx, id)
+	switch {
+	case errors.Is(err, syscall.ENODEV), err == nil && r.Info.Private != mark:
+		return ErrNone
+	case err != nil:
+		return explain.Driver("examine "+ublk.BlockPath(id), err)
+	}
+	return nil
+}
+
+// holders are those who have the device open. To find them takes a look at every process.
+func (r *Device) holders() ([]blockdev.Holder, error) {
+	holders, err := holders.Of(r.path(), r.Info.Private)
+	if errors.Is(err, syscall.ENOENT) { // stopped, and not deleted yet
+		err = nil
+	}
+	return holders, err
+}
+
+// holders.StopUnused stops the device, if nobody uses it.
+func (r *Device) stopUnused() error {
+	ctx, cancel := context.WithTimeout(context.Background(), control.DeadLimit)
+	defer cancel()
+	if r.Info.State == ublk.StateDead {
+		return nil // stopped before
+	}
+	err := holders.StopUnused(ctx, r.Control, r.Info.ID, nil)
+	if errors.Is(err, syscall.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// remove deletes the device. Whoever has it open keeps its number in use, and need not be waited for: all he
+// gets is errors.
+func (r *Device) remove() error {
+	ctx, cancel := context.WithTimeout(context.Background(), control.DeadLimit)
+	defer cancel()
+	err := errors.Join(r.Control.StopDev(ctx, r.Info.ID), r.Control.DelDevAsync(ctx, r.Info.ID))
+	if errors.Is(err, syscall.ENODEV) {
+		return nil
+	}
+	return explain.Driver("delete "+r.path(), err)
+}
+
+// How is how what a dead daemon has left is removed.
+type How struct {
+	Force bool          // from under its users
+	Wait  time.Duration // at most, for them to close it
+}
+
+var Force = How{Force: true}
+
+// RemoveDevice deletes the block device that a dead daemon has left, if there is one; exit code 5 names its users.
+func RemoveDevice(def *definition.Definition, c How) error {
+	for deadline := time.Now().Add(c.Wait); ; time.Sleep(control.HolderPause) {
+		err := tryRemoveDead(def, c.Force)
+		if exit.Code(err) != exit.Busy || !time.Now().Before(deadline) {
+			return err
+		}
+	}
+}
+
+func tryRemoveDead(def *definition.Definition, force bool) error {
+	r, err := Find(def)
+	if errors.Is(err, ErrNone) {
+		return liftDead(def, force)
+	}
+	if err != nil {
+		return err
+	}
+	if !force {
+		err = r.unused(def)
+	}
+	if err == nil {
+		err = liftDead(def, force)
+	}
+	if err == nil && !force {
+		err = r.stopUnused()
+	}
+	if err == nil {
+		err = r.remove()
+	}
+	return errors.Join(err, r.Control.Close())
+}
+
+// unused fails with exit code 5 if somebody can be seen who uses the device.
+func (r *Device) unused(def *definition.Definition) error {
+	users, err := r.holders()
+	if err == nil && len(users) > 0 {
+		err = holders.Busy(r.path(), users)
+		err.(*exit.Error).Next = "Its daemon is dead, they wait: `ublk-clone recover " + def.Name + "` lets them go on; --force gives them errors."
+	}
+	return err
+}
+
+// ClearDead removes what a dead daemon has left, its block device first.
+func (l Folders) ClearDead(def *definition.Definition, c How) error {
+	if done, err := l.FinishDead(def, true); done || err != nil {
+		return err
+	}
+	lock, err := l.Dir.Acquire(def.Name)
+	if err != nil {
+		return err
+	}
+	if err := RemoveDevice(def, c); err != nil {
+		return errors.Join(err, lock.Release())
+	}
+	return errors.Join(forget(l.Dir, def), lock.Release())
+}
+
+// forget removes what the daemon of a clone has left in the folder, the definition last.
+func forget(d control.Dir, def *definition.Definition) error {
+	err := udev.Forget(d, def)
+	trial := d.TrialPath(def.Name)
+	for _, path := range []string{
+		d.SocketPath(def.Name), d.LogPath(def.Name), trial + ".new", trial, d.DefinitionPath(def.Name) + ".new", d.DefinitionPath(def.Name),
+	} {
+		err = errors.Join(err, file.Remove(path))
+	}
+	return err
+}
+
+// Silent is the status of a clone whose daemon does not answer, with err.
+func (l Folders) Silent(name string, err error) control.Status {
+	st := control.Status{Name: name, State: control.StateSilent, Reason: err.Error() + ".", Action: exit.Next(err), BadRanges: []control.BadRange{}, Queues: []control.QueueStatus{}}
+	def, loadErr := l.Dir.Load(name)
+	if loadErr != nil {
+		return st
+	}
+	st.DMName, st.DMDevice = def.DM, def.LayerPath()
+	st.Device, st.Source, st.Dest, st.Metadata, st.Size, st.RegionSize = def.Device, def.Source, def.Dest, def.Metadata, def.Size, def.RegionSize
+	if !l.Dir.Alive(name) {
+		st.State = control.StateDead
+		l.examine(&st, def)
+	}
+	return st
+}
+
+// examine says what a dead daemon has left and what to do.
+func (l Folders) examine(st *control.Status, def *definition.Definition) {
+	if _, yes, err := Switched(def); yes && err == nil {
+		st.Reason = "Its daemon died in a finish, when there was nothing to serve any more: " + def.FinishedText() + "."
+		st.Action = "`ublk-clone finish " + def.Name + "` does the rest."
+		return
+	}
+	r, err := Find(def)
+	if err == nil && r.Info.State == ublk.StateDead { // nobody can have it open
+		err = errors.Join(ErrNone, r.Control.Close())
+	}
+	switch {
+	case errors.Is(err, ErrNone):
+		st.Reason = "Its daemon is dead, and has left no block device. What was acknowledged is not lost."
+		st.Action = "The same `ublk-clone add` goes on where it was; `ublk-clone del " + def.Name + "` forgets it."
+		return
+	case err != nil:
+		st.Reason = "Its daemon is dead; what it has left cannot be told: " + err.Error() + "."
+		return
+	}
+	st.Holders, err = r.holders()
+	err = errors.Join(err, r.Control.Close())
+	st.Reason = fmt.Sprintf("Its daemon is dead. %s waits for the next one, %s. What was acknowledged is not lost.", r.path(), heldText(st.Holders))
+	st.Action = "`ublk-clone recover " + def.Name + "` brings it back; " + l.Dir.LogPath(def.Name) + " says how the daemon ended."
+	if err != nil {
+		st.Warnings = append(st.Warnings, err.Error())
+	}
+}
+
+// heldText says who waits.
+func heldText(holders []blockdev.Holder) string {
+	if len(holders) == 0 {
+		return "nobody has it open"
+	}
+	var names []string
+	for _, h := range holders {
+		names = append(names, h.String())
+	}
+	return "so " + waiting(len(holders)) + ": " + strings.Join(names, ", ")
+}
+
+func waiting(users int) string {
+	if users == 1 {
+		return "does 1 user"
+	}
+	return fmt.Sprintf("do %d users", users)
+}
+
+// Recoverable looks whether a dead daemon has left a device that waits for the next one.
+func Recoverable(def *definition.Definition) error {
+	r, err := Find(def)
+	if err != nil {
+		return err
+	}
+	if r.Info.State == ublk.StateDead { // stopped, and only not deleted
+		err = ErrNone
+	}
+	return errors.Join(err, r.Control.Close())
+}

@@ -1,0 +1,58 @@
+package leftover
+
+import (
+	"errors"
+
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/dm"
+	"github.com/ublk-clone/ublk-clone/internal/livemap"
+	"github.com/ublk-clone/ublk-clone/internal/metadev"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
+	"github.com/ublk-clone/ublk-clone/metadata"
+)
+
+// Switched says whether a finish has come so far that the layer leads to the destination, and whose layer it is.
+func Switched(d *definition.Definition) (clone metadata.UUID, yes bool, err error) {
+	dest, errStat := sys.StatPath(d.Dest)
+	if d.DM == "" || errStat != nil || !dest.IsBlock() {
+		return clone, false, nil
+	}
+	mapper, err := dm.Open()
+	if err != nil {
+		return clone, false, err
+	}
+	defer mapper.Close()
+	l, err := dm.Find(mapper, d.DM)
+	if err != nil || l == nil || !l.IsOf(d.Mark) || !l.LeadsTo(dest.Rdev) {
+		return clone, false, err
+	}
+	return l.Uuid, true, nil
+}
+
+// FinishDead does what is left of a finish whose daemon was killed, 6 to 11 of engine_finish.go; false: it had not come so far
+// that there is nothing to serve any more.
+func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done bool, err error) {
+	clone, yes, err := Switched(def)
+	if !yes || err != nil {
+		return false, err
+	}
+	if _, err := l.Defined.Retire(def.Name); err != nil { // whoever began the finish may have been an older program
+		return true, err
+	}
+	lock, err := l.Dir.Acquire(def.Name)
+	if err != nil {
+		return true, err
+	}
+	defer func() { err = errors.Join(err, lock.Release()) }()
+	if err := RemoveDevice(def, Force); err != nil { // of the block device itself nobody is to be a user
+		return true, err
+	}
+	err = livemap.RemoveFiles(livemap.Folder, clone)
+	if !keepMetadata {
+		err = errors.Join(err, metadev.EraseDead(def.Metadata, clone))
+	}
+	if err != nil {
+		return true, err
+	}
+	return true, forget(l.Dir, def)
+}

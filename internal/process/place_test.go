@@ -1,0 +1,32 @@
+package process
+
+import (
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestGiveProcessors: every loop may wait with its processor, on one CPU too; many CPUs are not taken away.
+func TestGiveProcessors(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for _, c := range []struct{ there, queues, want int }{{1, 1, 4}, {1, 4, 7}, {16, 4, 16}} {
+		runtime.GOMAXPROCS(c.there)
+		GiveProcessors(c.queues)
+		if got := runtime.GOMAXPROCS(0); got != c.want {
+			t.Errorf("%d queues on %d CPUs: %d processors, want %d", c.queues, c.there, got, c.want)
+		}
+	}
+}
+
+// TestProcessThread: no goroutine runs on the process's own thread, whose name and CPUs a queue would change.
+func TestProcessThread(t *testing.T) {
+	const goroutines = 1000
+	there := make(chan bool, goroutines)
+	for range goroutines {
+		go func() { there <- unix.Gettid() == unix.Getpid() }()
+		if <-there {
+			t.Fatal("a goroutine ran on the process's own thread")
+		}
+	}
+}

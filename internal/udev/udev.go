@@ -1,0 +1,79 @@
+package udev
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/file"
+)
+
+// UdevFile is of the kernel's name of a device.
+func UdevFile(d control.Dir, kernel string) string { return filepath.Join(string(d), kernel+".udev") }
+
+// KernelName is the kernel's name of the device that path leads to.
+func KernelName(path string) string {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
+	return filepath.Base(path)
+}
+
+// DestUdevFile is not the file of a block device of ours, which may be the destination of another clone.
+func DestUdevFile(d control.Dir, dest string) string {
+	return filepath.Join(string(d), "dest-"+KernelName(dest)+".udev")
+}
+
+// LayerUdevFile is of the name of a layer, which is known before the kernel's.
+func LayerUdevFile(d control.Dir, name string) string {
+	return filepath.Join(string(d), "layer-"+name+".udev")
+}
+
+// Tell replaces the file as a whole: udev may read it at any moment.
+func Tell(path, lines string) error { return file.Replace(path, []byte(lines+"\n"), 0o600) }
+
+// Announce has the kernel tell of a device and of its partitions again.
+func Announce(path string) error {
+	disk := "/sys/class/block/" + KernelName(path)
+	err := os.WriteFile(disk+"/uevent", []byte("change"), 0)
+	parts, _ := filepath.Glob(disk + "/*/partition") // the pattern is right
+	for _, part := range parts {
+		err = errors.Join(err, os.WriteFile(filepath.Join(filepath.Dir(part), "uevent"), []byte("change"), 0))
+	}
+	return err
+}
+
+// Forget removes the files of a clone. It goes by what they say: a daemon that was killed may not have written down
+// which device it had, and the destination may have lost the name that the kernel had for it, or never had one and be
+// called like the device of another clone.
+func Forget(d control.Dir, def *definition.Definition) (err error) {
+	files, _ := filepath.Glob(filepath.Join(string(d), "*.udev*")) // the pattern is right; and what was being written
+	for _, path := range files {
+		said, errRead := os.ReadFile(path)
+		if errors.Is(errRead, fs.ErrNotExist) { // another clone's, which has ended meanwhile
+			continue
+		}
+		first, _, _ := strings.Cut(string(said), "\n")
+		if errRead == nil && (first == NameLine(def) || string(said) == DestLines(def)+"\n") {
+			errRead = file.Remove(path)
+		}
+		err = errors.Join(err, errRead)
+	}
+	return err
+}
+
+// NameLine is the first line of what udev is told of the block device, or of the layer over it.
+func NameLine(def *definition.Definition) string { return "UBLK_CLONE_NAME=" + def.Name }
+
+// DestLines are what udev is told of the destination: the name that the definition has for it stays.
+func DestLines(def *definition.Definition) string {
+	lines := "UBLK_CLONE_DEST=" + def.Name
+	if link, ok := strings.CutPrefix(def.Dest, "/dev/"); ok && strings.Contains(link, "/") {
+		lines += "\nUBLK_CLONE_LINK=" + link
+	}
+	return lines
+}

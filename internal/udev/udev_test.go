@@ -1,0 +1,67 @@
+package udev
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
+)
+
+// TestForgetUdevTogether: clones that end at the same moment are not in each other's way.
+func TestForgetUdevTogether(t *testing.T) {
+	dir := control.Dir(t.TempDir())
+	for range 50 {
+		var all sync.WaitGroup
+		for i := range 20 {
+			def := &definition.Definition{Name: fmt.Sprintf("c%d", i), Dest: fmt.Sprintf("/dev/zz%d", i)}
+			if err := Tell(DestUdevFile(dir, def.Dest), DestLines(def)); err != nil {
+				t.Fatal(err)
+			}
+			all.Go(func() {
+				if err := Forget(dir, def); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+	}
+}
+
+// TestForgetUdev: of what udev is told, a clone takes back its own, and only that.
+func TestForgetUdev(t *testing.T) {
+	dir := control.Dir(t.TempDir())
+	def := &definition.Definition{Name: "a", Dest: "/dev/disk/by-id/gone", DM: "layer"} // which led to sdy
+	files := []string{UdevFile(dir, "ublkb7"), LayerUdevFile(dir, "layer"), DestUdevFile(dir, "/dev/sdy")}
+	for i, lines := range []string{NameLine(def), NameLine(def) + "\nUBLK_CLONE_COMPLETE=1", DestLines(def)} {
+		if err := Tell(files[i], lines); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, other := range []*definition.Definition{
+		{Name: "b", Dest: filepath.Join(t.TempDir(), "sdy")},    // a file that is called like a's destination
+		{Name: "b", Dest: filepath.Join(t.TempDir(), "ublkb7")}, // and one like its device
+	} {
+		if err := Forget(dir, other); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, f := range files {
+		if _, err := os.Stat(f); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := Forget(dir, def); err != nil {
+		t.Error(err)
+	}
+	for _, f := range files {
+		if _, err := os.Stat(f); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", f, err)
+		}
+	}
+}
