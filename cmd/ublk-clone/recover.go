@@ -79,7 +79,7 @@ func (p *program) recoverNamed(name string, limit time.Duration, force bool) err
 }
 
 // prune is the command: it deletes the devices that nobody serves, of clones that were made here, and what else killed
-// daemons have left (collect.go).
+// daemons have left (package leftover).
 func (p *program) prune(c *cli.Context) error {
 	if _, err := words(c, 0, 0); err != nil {
 		return err

@@ -11,8 +11,8 @@ import (
 )
 
 // A planned restart: users of the block device wait from when the old daemon leaves it until the new one serves. So
-// the new one is started first, sees that it has all that it will need (preflight.go), and makes the old one leave when
-// all that is left to do needs the old one gone. That leaves only if it can (engine_leave.go). A new program that does not
+// the new one is started first, sees that it has all that it will need (package preflight), and makes the old one leave when
+// all that is left to do needs the old one gone. That leaves only if it can (internal/engine/leave.go). A new program that does not
 // even start, or could not serve, thereby leaves the clone as it was.
 
 // restart is the command.

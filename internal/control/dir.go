@@ -56,7 +56,7 @@ const defaultRunDir = "/run/ublk-clone"
 //	NAME.lock   locked by its daemon for as long as it lives
 //	NAME.json   its definition
 //	NAME.sock   the control socket
-//	*.udev      what udev is told of its devices, called after them (engine_udev.go)
+//	*.udev      what udev is told of its devices, called after them (package udev)
 //	NAME.log    what the daemon logged; kept after a failure, until prune
 type Dir string
 

@@ -5,7 +5,7 @@ import (
 )
 
 // The life of a clone. This drawing is the one place that says what a clone can be, what leads from one to the other, and who
-// may do that. A phase is what a living daemon knows of it; the rest is seen by whoever finds no daemon (dead.go).
+// may do that. A phase is what a living daemon knows of it; the rest is seen by whoever finds no daemon (package leftover).
 //
 //	                 any step fails, add again
 //	        +------------------------------------------+
@@ -24,7 +24,7 @@ import (
 //	     |                     v              |         |
 //	     |                recovering ---------+---------+
 //	     |                              any step fails, or death
-//	     +-- 1 to 6 by root only: by a command, the service manager, or for 3 and 5 a successor (restart.go)
+//	     +-- 1 to 6 by root only: by a command, the service manager, or for 3 and 5 a successor (succession.go)
 //
 // What is durable or outlives the daemon at each arrow, when the next state begins:
 //
@@ -33,13 +33,13 @@ import (
 //	2  the last commit, then the clean mark; then the live map goes, and the definition last
 //	3  a leave: nothing is at work, and all marks are committed. A death: all marks are in the live map. The block device,
 //	   the live map and the definition stay in both
-//	4  the list in engine_finish.go says it for each step
+//	4  the list in internal/engine/finish.go says it for each step
 //	5  nothing is changed until metadata, live map and device are found to belong together, and all locks are held; what is in
 //	   the live map only is committed by the next FLUSH
 //	6  nothing is committed: the next add takes the live map over, which stays
 //
 // Two rules hold at every arrow (I13). Nobody leaves "up" for a successor before that is known to be able to serve
-// (preflight.go) and nothing keeps the daemon from ending (engine_leave.go). And from "waiting" and "recovering" only `del` or
+// (package preflight) and nothing keeps the daemon from ending (internal/engine/leave.go). And from "waiting" and "recovering" only `del` or
 // `prune` lead to "no clone", with --force if somebody uses the device: a recovery that fails leads back to "waiting".
 
 // phase is how far a daemon is. The engine is asked and changed in phaseUp only.

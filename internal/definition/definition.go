@@ -60,8 +60,8 @@ type Start struct {
 	Force      bool       `json:"force"`
 	Recover    bool       `json:"recover"` // take over the device that a dead daemon has left
 	Replace    bool       `json:"replace"` // a living daemon is to leave it first
-	DryRun     bool       `json:"dry_run"` // only say what would be (dry_run.go)
-	Look       bool       `json:"look"`    // only say whether the living daemon could be replaced (preflight.go)
+	DryRun     bool       `json:"dry_run"` // only say what would be (internal/engine/dry_run.go)
+	Look       bool       `json:"look"`    // only say whether the living daemon could be replaced (package preflight)
 	// Fence is how long a recovery may wait for the dead daemon's last requests; 0: control.FenceLimit.
 	Fence time.Duration `json:"fence,omitempty"`
 }

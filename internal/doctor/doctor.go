@@ -1,12 +1,14 @@
+// Package doctor looks at what clones need of the machine, and changes nothing of it: it loads no module, makes no device
+// and mounts nothing. Each check (checks.go) looks at one thing, through what Machine gives it (machine.go), and says what
+// that means and what to do. What it cannot see, as without root, it says too. kernel_faults.go lists what is known of
+// some kernels.
+//
+// A new check is a method of Machine and a line in the table checks.
 package doctor
 
 import (
 	"fmt"
 )
-
-// doctor looks at what clones need of the machine, and changes nothing of it: no module is loaded, no device made,
-// nothing mounted. Each check (doctor_checks.go) looks at one thing, through what host gives it (doctor_host.go), and
-// says of it in words what it means and what to do. What it cannot see, as without root, it says too.
 
 // level of what a check has found.
 type level string

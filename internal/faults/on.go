@@ -36,7 +36,7 @@ func die() {
 	select {}
 }
 
-// finishEnv is where a finish goes wrong: "die N" kills the daemon behind step N of engine_finish.go, "fail N M" makes these
+// finishEnv is where a finish goes wrong: "die N" kills the daemon behind step N of internal/engine/finish.go, "fail N M" makes these
 // steps fail, each once.
 const finishEnv = "UBLK_CLONE_FINISH_FAULT"
 

@@ -17,7 +17,7 @@ import (
 // take its place unnoticed, and the name by which it is opened says nothing. So in this order:
 //
 //	1  the session of the metadata goes on, in the same boot, and its mark is that of the device    the same
-//	2  blocks that are known to be in it (dest_sample.go), after a clean stop                         all must be there
+//	2  blocks that are known to be in it (sample.go), after a clean stop                         all must be there
 //	   after a death or a power cut, or where the destination was complete, and may be in use         some must be
 //	   otherwise, as users may have written the others since
 //	3  there are no such blocks: nothing is hydrated, or the program that had it did not note any.

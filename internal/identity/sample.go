@@ -15,7 +15,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// The superblock holds checksums of some blocks of the destination, by which the next daemon knows it again (engine_dest.go).
+// The superblock holds checksums of some blocks of the destination, by which the next daemon knows it again (dest.go).
 // A goroutine of its own reads them, so that no commit and no status waits for a destination that does not answer:
 //
 //	1  read the blocks of the sample again, and new ones           the goroutine

@@ -29,7 +29,7 @@ func Switched(d *definition.Definition) (clone metadata.UUID, yes bool, err erro
 	return l.Uuid, true, nil
 }
 
-// FinishDead does what is left of a finish whose daemon was killed, 6 to 11 of engine_finish.go; false: it had not come so far
+// FinishDead does what is left of a finish whose daemon was killed, 6 to 11 of internal/engine/finish.go; false: it had not come so far
 // that there is nothing to serve any more.
 func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done bool, err error) {
 	clone, yes, err := Switched(def)

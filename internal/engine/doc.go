@@ -1,0 +1,21 @@
+// Package engine is the clone itself: it opens source, destination and metadata, loads the region map, makes core, hydrator
+// and block device, and takes all of it down again. Package daemon runs it by its steps.
+//
+//	devices     metadata.go source.go neighbours.go   open, lock and match the three devices
+//	session     session.go live.go standin.go         superblock, live map, marks of a dead daemon
+//	            repair.go                             metadata that failed and came back
+//	memory      memory.go                             buffers, and what is locked
+//	data path   engine.go lanes.go caution.go         core, lanes, block device
+//	layer       layer.go                              the device-mapper device over it
+//	ends        finish.go leave.go recover.go         hand over, leave to the next daemon, take over
+//	reports     status.go udev.go dry_run.go          what others are told
+//
+// Threads: steps run on the daemon's goroutine. The committer, the watcher, the sampler and the sample of the destination have
+// one each, and queues and hydrator have their threads (package dataplane). Control requests come on any goroutine.
+//
+// Locks: Engine.mu guards settings and what is known of detached metadata; it is held for a change and for telling core
+// and hydrator of it. Engine.reopening is held while the source is looked for; nobody waits for it.
+//
+// Invariants: I6 (session and live map), I7 (fence), I10 (modes), I11 (going on without source or metadata), I12
+// (complete), I13 (nobody gives up what works before the next one is known to work).
+package engine

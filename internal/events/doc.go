@@ -1,0 +1,9 @@
+// Package events keeps the last events of a clone and notices what is one.
+//
+//	Log       the last 64 events, numbered without gaps; the live map keeps the number over the daemon's death
+//	watcher   compares the condition of the clone with the last one, every second and when it is told to
+//	Failures  counts the failed requests of users, by side
+//
+// Any thread may add an event or a failure: each takes a leaf lock for a moment and never waits. The watcher is a
+// goroutine of its own and may block. A new kind of event is a constant in internal/control/events.go.
+package events
