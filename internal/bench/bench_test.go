@@ -127,7 +127,9 @@ func TestDocumentSaysMissing(t *testing.T) {
 	s := Set{}
 	s.add(Figure{Kernel: "6.18", S: 4, Key: of(Ours, Unhydrated, WriteIOPS, 4*kib, IOPS), Value: 15801})
 	var text strings.Builder
-	s.WriteDocument(&text, []Plot{{"a.svg", "A"}})
+	if err := s.WriteDocument(&text, []Plot{{"a.svg", "A"}}); err != nil {
+		t.Fatal(err)
+	}
 	for _, want := range []string{"| 15801 |", "S=1: missing", "![A](a.svg)", "Not measured:", "dm-clone, unhydrated, " + WriteIOPS} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the document has no %q", want)
