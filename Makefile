@@ -5,7 +5,7 @@ SEEDS ?= 2000
 FUZZTIME ?= 20000x
 export KERNEL RUN BENCH SOAK
 
-.PHONY: build package test test-full race sim fuzz mutants vm-test pressure vm-shell vm-bench service-test service-shell bench bench-quick bench-native soak check lint demo clean help
+.PHONY: build package test test-full host race sim fuzz mutants vm-test pressure vm-shell vm-bench service-test service-shell bench bench-quick bench-native soak check lint demo clean help
 
 build: ## the static binary that users get, build/ublk-clone
 	mkdir -p build
@@ -20,9 +20,16 @@ test: ## everything that a change must pass, host and guests, with totals (what 
 test-full: ## the same on every kernel, with more seeds and fuzzing, and the mutants: before a release
 	scripts/test full
 
+host: ## the tests that need no guest, of both modules
+	@status=0; \
+	go test -v ./... || status=1; \
+	go test -C internal/bench/report -v ./... || status=1; \
+	exit $$status
+
 race: ## under the race detector: queues, hydrator and committer are threads (metadata: its one test with two; a run of the simulator is one thread)
 	scripts/setup
 	CGO_ENABLED=1 go test -v -race ./bitmap ./clone ./cmd/... ./hydrate ./internal/... ./ublk/...
+	CGO_ENABLED=1 go test -C internal/bench/report -v -race ./...
 	CGO_ENABLED=1 SIM_SEEDS=100 go test -v -race -run '^TestSim' ./clone/clonetest
 	CGO_ENABLED=1 go test -v -race -run TwoGoroutines ./metadata
 

@@ -87,7 +87,7 @@ func (c *clients) run(id, i int) {
 		c.t.Error(err)
 		return
 	}
-	defer uring.UnmapBuffer(b)
+	defer func() { _ = uring.UnmapBuffer(b) }() // as it was mapped, it is unmapped
 	want := make([]byte, 4096)
 	random := rand.New(rand.NewPCG(uint64(i), 7))
 	for step := 1; !c.stop.Load() && !c.t.Failed(); step++ {

@@ -22,7 +22,10 @@ func copyQueue(t *testing.T, zeroCopy bool) (q *Queue, ublkc *os.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ublkc.Close(); os.Remove(ublkc.Name()) })
+	t.Cleanup(func() { ublkc.Close() })
+	if err := os.Remove(ublkc.Name()); err != nil { // it lives while it is open
+		t.Fatal(err)
+	}
 	dev := &Device{charFD: int(ublkc.Fd())}
 	dev.info.MaxIO, dev.info.Depth = 3<<20, copyDepth
 	dev.info.Features.AutoBufReg, dev.info.Features.UserCopy = zeroCopy, zeroCopy

@@ -185,7 +185,7 @@ func (l *lane) spread(q *io, err *diskError) {
 	s := l.sim
 	switch {
 	case q.kind == writeDest && q.durable && !err.full && s.rng.IntN(2) == 0:
-		s.disks.flush(s.disks.dest, s.disks.dest.Mark(), err)
+		_ = s.disks.flush(s.disks.dest, s.disks.dest.Mark(), err) // it fails, as the write does already
 	case q.kind == readSource && !q.alone && !err.away && s.rng.IntN(2) == 0:
 		for _, other := range l.ios {
 			touch := other.off == q.off+q.length || q.off == other.off+other.length

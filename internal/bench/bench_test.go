@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"errors"
 	"strings"
 	"testing"
 )
@@ -127,7 +128,9 @@ func TestDocumentSaysMissing(t *testing.T) {
 	s := Set{}
 	s.add(Figure{Kernel: "6.18", S: 4, Key: of(Ours, Unhydrated, WriteIOPS, 4*kib, IOPS), Value: 15801})
 	var text strings.Builder
-	s.WriteDocument(&text, []Plot{{"a.svg", "A"}})
+	if err := s.WriteDocument(&text, []Plot{{"a.svg", "A"}}); err != nil {
+		t.Fatal(err)
+	}
 	for _, want := range []string{"| 15801 |", "S=1: missing", "![A](a.svg)", "Not measured:", "dm-clone, unhydrated, " + WriteIOPS} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the document has no %q", want)
@@ -135,6 +138,27 @@ func TestDocumentSaysMissing(t *testing.T) {
 	}
 	if n := strings.Count(text.String(), "15801"); n != 1 {
 		t.Errorf("the one figure is in it %d times", n)
+	}
+}
+
+// full is a disk with room for a number of writes.
+type full int
+
+func (f *full) Write(text []byte) (int, error) {
+	if *f--; *f < 0 {
+		return 0, errors.New("no space left")
+	}
+	return len(text), nil
+}
+
+// TestDocumentSaysUnwritten: wherever the space ends, half a document is none.
+func TestDocumentSaysUnwritten(t *testing.T) {
+	for _, room := range []full{0, 1, 20} {
+		if err := (Set{at4: nil}).WriteDocument(&room, nil); err == nil {
+			t.Error("no error")
+		} else if room != -1 {
+			t.Errorf("writes after one has failed: %d", -room)
+		}
 	}
 }
 

@@ -15,14 +15,15 @@ type Plot struct{ File, Title string }
 type document struct {
 	Set
 	out io.Writer
+	err error // the first of writing
 }
 
 // missing is the cell of what was not measured.
 const missing = "missing"
 
 // WriteDocument writes docs/benchmarks.md. Figures that were not measured are in it as missing.
-func (s Set) WriteDocument(out io.Writer, plots []Plot) {
-	d := document{s, out}
+func (s Set) WriteDocument(out io.Writer, plots []Plot) error {
+	d := document{Set: s, out: out}
 	d.print(introduction)
 	d.goals()
 	for _, p := range plots {
@@ -36,9 +37,14 @@ func (s Set) WriteDocument(out io.Writer, plots []Plot) {
 	d.everySetup("Start and memory", startText, d.start)
 	d.everySetup("What a request costs", costText, d.cost)
 	d.print(repeatText)
+	return d.err
 }
 
-func (d *document) print(text string) { fmt.Fprint(d.out, text) }
+func (d *document) print(text string) {
+	if d.err == nil {
+		_, d.err = io.WriteString(d.out, text)
+	}
+}
 
 // everySetup prints a section with a table for each setup.
 func (d *document) everySetup(title, text string, table func(Setup)) {

@@ -79,9 +79,10 @@ func (c *clone) firstLine() time.Duration {
 	if err != nil {
 		c.m.Fatal(err)
 	}
-	defer cmd.Wait()
-	defer cmd.Process.Kill()
-	read.SetReadDeadline(from.Add(commandLimit()))
+	defer endAnyway(cmd)
+	if err := read.SetReadDeadline(from.Add(commandLimit())); err != nil {
+		c.m.Fatal(err)
+	}
 	line := make([]byte, 256)
 	n, err := read.Read(line)
 	took := time.Since(from)

@@ -64,8 +64,10 @@ func threadTime(pid int) (sum time.Duration) {
 	paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	for _, path := range paths {
 		var ns int64
-		if text, err := os.ReadFile(path); err == nil {
-			fmt.Sscan(string(text), &ns)
+		if text, err := os.ReadFile(path); err != nil {
+			continue
+		} else if _, err := fmt.Sscan(string(text), &ns); err != nil {
+			panic(fmt.Sprintf("%s: %q: %v", path, text, err))
 		}
 		sum += time.Duration(ns)
 	}

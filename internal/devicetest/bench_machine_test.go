@@ -90,12 +90,13 @@ func (m *machine) startSpinner() {
 		return nil
 	})
 	time.Sleep(spinnerStart)
-	spin.Process.Signal(syscall.SIGSTOP)
+	if err := spin.Process.Signal(syscall.SIGSTOP); err != nil {
+		m.Fatal(err)
+	}
 	m.spinner.process = spin.Process
 	m.Cleanup(func() {
 		m.spinner.process = nil
-		spin.Process.Kill()
-		spin.Wait()
+		endAnyway(spin)
 	})
 }
 
@@ -104,8 +105,15 @@ func (s *spinner) spin() (stop func()) {
 	if s.process == nil {
 		return func() {}
 	}
-	s.process.Signal(syscall.SIGCONT)
-	return func() { s.process.Signal(syscall.SIGSTOP) }
+	s.signal(syscall.SIGCONT)
+	return func() { s.signal(syscall.SIGSTOP) }
+}
+
+// signal panics when the spinner is gone: figures without it are no figures.
+func (s *spinner) signal(sig os.Signal) {
+	if err := s.process.Signal(sig); err != nil {
+		panic(fmt.Sprintf("the spinner: %v", err))
+	}
 }
 
 // job of fio.

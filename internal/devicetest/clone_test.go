@@ -141,12 +141,14 @@ func (c *clone) abandon() {
 	}
 	c.m.Logf("del: exit status %d: %s", o.code, o.stderr)
 	for _, pid := range daemons() {
-		syscall.Kill(pid, syscall.SIGKILL)
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended meanwhile
 	}
 	if err := deleteDevices(); err != nil {
 		c.m.Logf("delete devices: %v", err)
 	}
-	os.RemoveAll(runDir)
+	if err := os.RemoveAll(runDir); err != nil {
+		c.m.Log(err)
+	}
 }
 
 // runDir is where the daemons keep their sockets.

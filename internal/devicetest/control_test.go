@@ -27,10 +27,15 @@ import (
 // clients is how many come at once.
 const clients = 1000
 
+// saying is a client that says something, which nobody may read to its end.
+func saying(text string) func(net.Conn) {
+	return func(conn net.Conn) { _, _ = io.WriteString(conn, text) }
+}
+
 // rude are clients that do as they should not; each holds its connection until the daemon has had enough.
 var rude = []func(net.Conn){
 	func(net.Conn) {},
-	func(conn net.Conn) { io.WriteString(conn, `{"verb":"sta`) },
+	saying(`{"verb":"sta`),
 	func(conn net.Conn) { // slow
 		for range 20 {
 			if _, err := conn.Write([]byte("x")); err != nil {
@@ -39,12 +44,12 @@ var rude = []func(net.Conn){
 			time.Sleep(time.Second)
 		}
 	},
-	func(conn net.Conn) { io.WriteString(conn, "\x00\xff}{\n") },
-	func(conn net.Conn) { io.WriteString(conn, strings.Repeat("x", 1<<20)) },
-	func(conn net.Conn) { io.WriteString(conn, strings.Repeat(`{"verb":"status"}`+"\n", 99)) },
-	func(conn net.Conn) { io.WriteString(conn, `{"verb":"set","change":{"hydration_batch_size":0}}`+"\n") },
-	func(conn net.Conn) { io.WriteString(conn, `{"verb":"message","message":{"word":"nonsense"}}`+"\n") },
-	func(conn net.Conn) { io.WriteString(conn, `{"verb":"stop","change":{"retries":1}}`+"\n") },
+	saying("\x00\xff}{\n"),
+	saying(strings.Repeat("x", 1<<20)),
+	saying(strings.Repeat(`{"verb":"status"}`+"\n", 99)),
+	saying(`{"verb":"set","change":{"hydration_batch_size":0}}` + "\n"),
+	saying(`{"verb":"message","message":{"word":"nonsense"}}` + "\n"),
+	saying(`{"verb":"stop","change":{"retries":1}}` + "\n"),
 }
 
 // ask sends a line and gives the answer.
@@ -72,8 +77,8 @@ func (m *machine) usage(pid int) (u usage) {
 	}
 	u.descriptors = len(open)
 	for line := range strings.Lines(m.readFile(fmt.Sprintf("/proc/%d/status", pid))) {
-		fmt.Sscanf(line, "Threads: %d", &u.threads)
-		fmt.Sscanf(line, "VmRSS: %d kB", &u.memory)
+		_, _ = fmt.Sscanf(line, "Threads: %d", &u.threads) // other lines do not match
+		_, _ = fmt.Sscanf(line, "VmRSS: %d kB", &u.memory)
 	}
 	return u
 }
@@ -107,7 +112,7 @@ func TestControlSocket(t *testing.T) {
 			defer conn.Close()
 			if kind := i % 200; kind < len(rude) {
 				rude[kind](conn)
-				io.Copy(io.Discard, conn)
+				_, _ = io.Copy(io.Discard, conn) // until the daemon hangs up, in whatever way
 			} else if text, err := ask(conn, `{"verb":"status"}`); err == nil && strings.Contains(text, before.UUID) {
 				answered.Add(1)
 			}

@@ -68,7 +68,9 @@ func TestDeadlyRequest(t *testing.T) {
 	if s := c.status(); s.Mode != "rw" {
 		t.Errorf("mode %s", s.Mode)
 	}
-	os.Unsetenv(deadlyEnv)
+	if err := os.Unsetenv(deadlyEnv); err != nil {
+		t.Fatal(err)
+	}
 	c.end(syscall.SIGTERM) // with a program that is sound the request is served
 	c.recover()
 	v = m.open(c.path, os.O_RDWR)

@@ -3,6 +3,7 @@
 package devicetest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -39,7 +40,9 @@ func (m *machine) tryAdd(what string, code int, source, dest, metadata *disk, sa
 		}
 	}
 	if filepath.Dir(metadata.path) == m.dir {
-		os.Remove(metadata.path)
+		if err := os.Remove(metadata.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			m.Error(err)
+		}
 	}
 }
 
@@ -90,8 +93,7 @@ func TestDestOpenForWriting(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.tryAdd("a program writes to it", exit.Busy, source, dest, m.missing("meta"), fmt.Sprint(program.Process.Pid), "sleep")
-	program.Process.Kill()
-	program.Wait()
+	endAnyway(program)
 	m.tryAdd("it has ended", 0, source, dest, m.missing("meta"))
 }
 

@@ -70,7 +70,7 @@ type planted struct {
 // step; healed, it is not named any more.
 func TestDoctor(t *testing.T) {
 	m := newMachine(t)
-	os.RemoveAll(recordDir)
+	m.dropRecords()
 	before, code := m.doctor()
 	t.Logf("before: %+v", before)
 	if code != exit.OK {
@@ -210,7 +210,7 @@ func (m *machine) mountMaps(args ...string) func() {
 func (m *machine) unmountMaps() { m.try("umount", mapsDir) }
 
 func (m *machine) plantedFolders() []planted {
-	unfile := func() { os.Remove(runDir) }
+	unfile := func() { m.removeAll(runDir) }
 	return []planted{
 		{
 			name: "another file system has the place of the live maps", plant: m.mountMaps("-t", "ramfs", "none"), heal: m.unmountMaps,
@@ -242,7 +242,7 @@ func (m *machine) plantedFolders() []planted {
 			name: "records cannot be written", plant: func() {
 				m.run("mkdir", "-p", recordDir)
 				m.run("mount", "-t", "tmpfs", "-o", "ro,mode=700", "none", recordDir)
-			}, heal: func() { m.run("umount", recordDir); os.RemoveAll(recordDir) },
+			}, heal: func() { m.run("umount", recordDir); m.dropRecords() },
 			checks: []string{"records warning"}, says: "read-only",
 		},
 		{
@@ -251,7 +251,7 @@ func (m *machine) plantedFolders() []planted {
 				if err := os.WriteFile("/etc/ublk-clone/x.toml", []byte("source = \"/s\"\ndest = \"/d\"\nmetadata = \"/m\"\n"), 0o600); err != nil {
 					m.Fatal(err)
 				}
-			}, heal: func() { os.RemoveAll("/etc/ublk-clone") },
+			}, heal: func() { m.removeAll("/etc/ublk-clone") },
 			checks: []string{"service warning"}, says: "unit",
 		},
 	}
@@ -295,7 +295,7 @@ func (m *machine) plantedClones() []planted {
 				if err := os.WriteFile(records[0], []byte(strings.ReplaceAll(text, metadata.path, "/away")), 0o600); err != nil {
 					m.Fatal(err)
 				}
-			}, heal: func() { os.RemoveAll(recordDir) },
+			}, heal: m.dropRecords,
 			checks: []string{"records warning"}, says: "/dev/away",
 		},
 	}

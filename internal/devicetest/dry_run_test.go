@@ -69,7 +69,7 @@ func (m *machine) untouched(disks ...*disk) string {
 		}
 	}
 	for _, dir := range []string{m.dir, "/run", recordDir} {
-		filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		walked := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 			if err != nil {
 				fmt.Fprintln(&b, path, err)
 				return nil
@@ -81,6 +81,9 @@ func (m *machine) untouched(disks ...*disk) string {
 			fmt.Fprintln(&b, path, info.Mode(), info.Size(), info.ModTime().UnixNano())
 			return nil
 		})
+		if walked != nil {
+			m.Fatal(walked)
+		}
 	}
 	for _, path := range []string{"/proc/self/mountinfo", "/proc/modules"} {
 		b.WriteString(m.readFile(path))
@@ -145,13 +148,10 @@ func (m *machine) unchanged(what, before, after string) {
 // new, on disks and as files, for what goes on, for what a dead daemon has left, for what is up.
 func TestDryRun(t *testing.T) {
 	m := newMachine(t)
-	for _, dir := range []string{recordDir, runDir} { // as on a machine that never had a clone
-		if err := os.RemoveAll(dir); err != nil {
-			t.Fatal(err)
-		}
-	}
+	m.dropRecords() // as on a machine that never had a clone
+	m.removeAll(runDir)
 	m.unmountMaps()
-	os.Remove(mapsDir)
+	_ = os.Remove(mapsDir) // which may be away, or in use
 	const size = 4 * mib
 	source := m.nullBlk("src", nullOptions{mib: size / mib})
 	dest := m.known("dst", m.nullBlk("dst", nullOptions{mib: size / mib}), size)
@@ -208,7 +208,7 @@ func TestDryRun(t *testing.T) {
 	m.run("rmmod", "ublk_drv")
 	refused("no driver", c, exit.Feature)
 	m.run("modprobe", "ublk_drv")
-	os.RemoveAll(runDir) // of the adds that were refused
+	m.removeAll(runDir) // of the adds that were refused
 	m.unmountMaps()
 
 	c.add()

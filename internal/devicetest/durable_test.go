@@ -61,7 +61,9 @@ func (s *stream) at(entries []logEntry, p int) bounds {
 		if !mine {
 			continue
 		}
-		fmt.Sscan(rest[1:], &n)
+		if _, err := fmt.Sscan(rest[1:], &n); err != nil {
+			panic(fmt.Sprintf("the mark %q: %v", entries[i].mark, err))
+		}
 		all := rest[0] == ':'
 		switch {
 		case i >= p && all:

@@ -36,7 +36,7 @@ const finishSize = 24 * mib
 func newFinishBench(t *testing.T, fault string, args ...string) *finishBench {
 	m := newMachine(t)
 	m.dropLiveMaps() // what other tests have left by design: a finish leaves nothing
-	os.RemoveAll(recordDir)
+	m.dropRecords()
 	b := &finishBench{
 		source: m.nullBlk("src", nullOptions{mib: finishSize / mib}), dest: m.nullBlk("dst", nullOptions{mib: finishSize/mib + 3}),
 		meta: m.missing("meta"), size: finishSize,

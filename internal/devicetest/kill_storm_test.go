@@ -41,7 +41,7 @@ type storm struct {
 func newStorm(t *testing.T) *storm {
 	m := newMachine(t)
 	m.dropLiveMaps()
-	os.RemoveAll(recordDir)
+	m.dropRecords()
 	rng := m.random()
 	source := m.nullBlk("src", nullOptions{mib: stormSize / mib})
 	m.fillDisk(source, original)

@@ -217,6 +217,8 @@ func parent(pid int) (ppid int) {
 	}
 	_, rest, _ := strings.Cut(string(text), ") ")
 	var state string
-	fmt.Sscan(rest, &state, &ppid)
+	if _, err := fmt.Sscan(rest, &state, &ppid); err != nil {
+		panic(fmt.Sprintf("stat of process %d is %q: %v", pid, text, err))
+	}
 	return ppid
 }

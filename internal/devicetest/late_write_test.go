@@ -49,7 +49,7 @@ func (m *machine) mountGroups() string {
 	if err := unix.Mount("cgroup", root, "cgroup2", 0, ""); err != nil {
 		m.Fatalf("mount cgroup2: %v", err)
 	}
-	m.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
+	m.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) }) // the guest ends soon
 	return root
 }
 
@@ -61,7 +61,7 @@ func (m *machine) slowGroup() *slowGroup {
 	if err := os.Mkdir(g.folder, 0o755); err != nil {
 		m.Fatal(err)
 	}
-	m.Cleanup(func() { os.Remove(g.folder) })
+	m.Cleanup(func() { _ = os.Remove(g.folder) }) // it stays while a process of it is not quite dead
 	return g
 }
 

@@ -279,8 +279,7 @@ func (l *lifecycle) killCommand() {
 		l.t.Fatal(err)
 	}
 	l.some(1500 * time.Millisecond)
-	cmd.Process.Kill()
-	cmd.Wait()
+	endAnyway(cmd)
 	l.findOut()
 }
 

@@ -145,6 +145,17 @@ func (m *machine) dropLiveMaps() {
 	}
 }
 
+// dropRecords removes the records that other tests have left.
+func (m *machine) dropRecords() { m.removeAll(recordDir) }
+
+// removeAll removes what is at path, if anything is.
+func (m *machine) removeAll(path string) {
+	m.Helper()
+	if err := os.RemoveAll(path); err != nil {
+		m.Fatal(err)
+	}
+}
+
 // TestLiveMapGone: without it nobody knows what was written since the last commit. The clone is not opened from
 // there in silence.
 func TestLiveMapGone(t *testing.T) {

@@ -150,8 +150,9 @@ func daemons() []int {
 		exe, err := os.Readlink(link)
 		var pid int
 		if err == nil && strings.HasPrefix(filepath.Base(exe), command) {
-			fmt.Sscanf(link, "/proc/%d/exe", &pid)
-			pids = append(pids, pid)
+			if _, err := fmt.Sscanf(link, "/proc/%d/exe", &pid); err == nil {
+				pids = append(pids, pid)
+			}
 		}
 	}
 	return pids
@@ -162,6 +163,12 @@ type outcome struct {
 	code           int // exit status; -1 = killed, as by its limit
 	stdout, stderr string
 	took           time.Duration
+}
+
+// endAnyway kills a program, which may have ended, and waits for it.
+func endAnyway(cmd *exec.Cmd) {
+	_ = cmd.Process.Kill() // it has ended
+	_ = cmd.Wait()         // it was killed
 }
 
 // try runs a command that may fail.

@@ -97,7 +97,9 @@ func (m *machine) memoryNumber(name string) int64 {
 	n := int64(-1)
 	for line := range strings.Lines(m.readFile("/proc/meminfo")) {
 		if rest, ok := strings.CutPrefix(line, name+":"); ok {
-			fmt.Sscan(rest, &n)
+			if _, err := fmt.Sscan(rest, &n); err != nil {
+				m.Fatalf("%s in /proc/meminfo is %q: %v", name, rest, err)
+			}
 		}
 	}
 	return n * kib

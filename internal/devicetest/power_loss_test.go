@@ -247,7 +247,11 @@ func (m *machine) otherBoot() {
 	if err := unix.Mount(id, path, "", unix.MS_BIND, ""); err != nil {
 		m.Fatalf("hide the boot id: %v", err)
 	}
-	m.Cleanup(func() { unix.Unmount(path, 0) })
+	m.Cleanup(func() {
+		if err := unix.Unmount(path, 0); err != nil {
+			m.Errorf("show the boot id again: %v", err)
+		}
+	})
 }
 
 // completeEvery is how many points there are to one at which the clone is hydrated to the end.

@@ -30,7 +30,7 @@ func (m *machine) records() []string {
 // destination stands alone.
 func TestRecords(t *testing.T) {
 	m := newMachine(t)
-	os.RemoveAll(recordDir)
+	m.dropRecords()
 	const size = 16 * mib
 	source, metadata := m.nullBlk("src", nullOptions{mib: size / mib}), m.missing("meta")
 	dest := m.known("dst", m.nullBlk("dst", nullOptions{mib: size / mib}), size)

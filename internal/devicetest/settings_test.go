@@ -140,10 +140,7 @@ func (c *clone) followEvents() func() (seenEvent, error) {
 	if err != nil {
 		c.m.Fatal(err)
 	}
-	c.m.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
+	c.m.Cleanup(func() { endAnyway(cmd) })
 	lines := bufio.NewScanner(out)
 	return func() (ev seenEvent, err error) {
 		if !lines.Scan() {

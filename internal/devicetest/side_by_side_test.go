@@ -156,7 +156,9 @@ func testSideBySide(t *testing.T, args string) {
 	const size = 8 * mib
 	p := m.newPair(size, args)
 	var region int64
-	fmt.Sscan(args, &region)
+	if _, err := fmt.Sscan(args, &region); err != nil {
+		t.Fatalf("arguments %q: %v", args, err)
+	}
 	region *= sector
 	p.tablesAgree()
 	p.agree("made")

@@ -101,7 +101,7 @@ func (c *soaked) killRecovery() {
 		c.m.Fatal(err)
 	}
 	c.waitEnded(r.daemon)
-	r.cmd.Wait() // it was through, or not
+	_ = r.cmd.Wait() // it was through, or not
 	c.recover()
 }
 

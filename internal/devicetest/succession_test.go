@@ -224,12 +224,17 @@ func TestSuccessionSource(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	setBack := func() { os.Chtimes(b.source.path, st.ModTime(), st.ModTime()) }
+	touch := func(to time.Time) {
+		if err := os.Chtimes(b.source.path, to, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	setBack := func() { touch(st.ModTime()) }
 	for _, cause := range []struct {
 		name        string
 		brk, mended func()
 	}{
-		{"touched", func() { os.Chtimes(b.source.path, time.Now(), time.Now()) }, setBack},
+		{"touched", func() { touch(time.Now()) }, setBack},
 		{"a byte of the sample changed", func() { flip(); setBack() }, func() { flip(); setBack() }},
 		{"gone", func() { b.m.run("mv", b.source.path, b.source.path+".away") }, func() { b.m.run("mv", b.source.path+".away", b.source.path) }},
 	} {

@@ -219,8 +219,10 @@ func TestSpaceOfFileSystem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.Remove(f.Name())
 	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil { // it lives while it is open
+		t.Fatal(err)
+	}
 	var st syscall.Statfs_t
 	if err := syscall.Statfs("/dev/shm", &st); err != nil {
 		t.Fatal(err)

@@ -10,7 +10,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,8 +54,22 @@ var allowed = map[string]struct {
 // errnoOnly may name errors of the kernel (package syscall or x/sys/unix) and call nothing.
 var errnoOnly = []string{"cmd/ublk-clone", "internal/blockdev"}
 
+// libraryOf are libraries that only packages below a folder may import: what the command line is made with is no concern
+// of the rest.
+var libraryOf = map[string]string{"github.com/urfave/cli/": "cmd/"}
+
 // goFiles calls visit for each Go file of the project that is not a test, with its package's folder.
 func goFiles(t *testing.T, visit func(folder, path string)) {
+	t.Helper()
+	allGoFiles(t, func(folder, path string) {
+		if !strings.HasSuffix(path, "_test.go") {
+			visit(folder, path)
+		}
+	})
+}
+
+// allGoFiles is goFiles with the tests.
+func allGoFiles(t *testing.T, visit func(folder, path string)) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -65,7 +78,7 @@ func goFiles(t *testing.T, visit func(folder, path string)) {
 		if d.IsDir() && (d.Name() == "build" || d.Name() == "testdata" || strings.HasPrefix(d.Name(), ".") && d.Name() != "..") && path != root {
 			return filepath.SkipDir
 		}
-		if strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+		if strings.HasSuffix(path, ".go") {
 			folder, err := filepath.Rel(root, filepath.Dir(path))
 			if err != nil {
 				return err
@@ -79,12 +92,48 @@ func goFiles(t *testing.T, visit func(folder, path string)) {
 	}
 }
 
+// forbidden says why a package may not import another, after its name; "": it may.
+func forbidden(folder, name string) string {
+	rule := allowed[folder]
+	if own, isOwn := strings.CutPrefix(name, module); isOwn && !slices.Contains(rule.imports, own) {
+		return ", by the rule for it"
+	}
+	low := name == "unsafe" || name == "syscall" || name == "golang.org/x/sys/unix"
+	if low && !rule.syscalls && (name == "unsafe" || !slices.Contains(errnoOnly, folder)) {
+		return ": system calls are in ublk, ublk/uring, internal/guard and internal/sys"
+	}
+	for library, below := range libraryOf {
+		if strings.HasPrefix(name, library) && !strings.HasPrefix(folder, below) {
+			return ": it is for packages in " + below
+		}
+	}
+	return ""
+}
+
+// TestForbiddenIsFound: the check of imports can fail.
+func TestForbiddenIsFound(t *testing.T) {
+	for _, c := range []struct {
+		folder, name string
+		may          bool
+	}{
+		{"clone", module + "bitmap", true}, {"bitmap", module + "clone", false}, {"bitmap", "github.com/ublk-clone/ublk-clone/ublk", false},
+		{"cmd/ublk-clone", "github.com/urfave/cli/v2", true}, {"internal/exit", "github.com/urfave/cli/v2", false},
+		{"clone", "github.com/urfave/cli/v2/altsrc", false}, {"clone", "fmt", true},
+		{"internal/sys", "unsafe", true}, {"internal/blockdev", "unsafe", false}, {"cmd/ublk-clone", "unsafe", false},
+		{"internal/blockdev", "syscall", true}, {"cmd/ublk-clone", "golang.org/x/sys/unix", true}, {"clone", "syscall", false},
+		{"metadata", "golang.org/x/sys/unix", false},
+	} {
+		if why := forbidden(c.folder, c.name); (why == "") != c.may {
+			t.Errorf("%s imports %s: %q", c.folder, c.name, why)
+		}
+	}
+}
+
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}
 	goFiles(t, func(folder, path string) {
 		seen[folder] = true
-		rule, known := allowed[folder]
-		if !known {
+		if _, known := allowed[folder]; !known {
 			t.Errorf("%s: package %s has no rule", path, folder)
 			return
 		}
@@ -97,13 +146,8 @@ func TestImports(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			own, isOwn := strings.CutPrefix(name, module)
-			if isOwn && !slices.Contains(rule.imports, own) {
-				t.Errorf("%s: %s must not import %s", path, folder, own)
-			}
-			low := name == "unsafe" || name == "syscall" || name == "golang.org/x/sys/unix"
-			if low && !rule.syscalls && (name == "unsafe" || !slices.Contains(errnoOnly, folder)) {
-				t.Errorf("%s: %s must not import %s: system calls are in ublk, ublk/uring, internal/guard and internal/sys", path, folder, name)
+			if why := forbidden(folder, name); why != "" {
+				t.Errorf("%s: %s must not import %s%s", path, folder, name, why)
 			}
 		}
 	})
@@ -164,35 +208,5 @@ func TestFilesAreWrittenInOneWay(t *testing.T) {
 	})
 	for use := range unused {
 		t.Errorf("the exception %q is not needed any more", use)
-	}
-}
-
-// named finds what looks like a path of the project in a document: in backquotes or in a link.
-var named = regexp.MustCompile("[`(]((?:bitmap|clone|cmd|docs|hydrate|internal|metadata|scripts|ublk)/[A-Za-z0-9_./-]+|[A-Z][A-Za-z]+\\.md|Makefile)[`)]")
-
-func TestDocumentsNameFilesThatExist(t *testing.T) {
-	documents, err := filepath.Glob(filepath.Join(root, "*.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	more, err := filepath.Glob(filepath.Join(root, "*", "*.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	names := 0
-	for _, doc := range append(documents, more...) {
-		text, err := os.ReadFile(doc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range named.FindAllStringSubmatch(string(text), -1) {
-			names++
-			if _, err := os.Stat(filepath.Join(root, m[1])); err != nil {
-				t.Errorf("%s names %s, which is not there", doc, m[1])
-			}
-		}
-	}
-	if names < 10 {
-		t.Errorf("only %d names were found in %d documents", names, len(documents)+len(more))
 	}
 }

@@ -300,7 +300,7 @@ func memoryDir(t *testing.T) string {
 	}
 	dir, err := os.MkdirTemp("/dev/shm", "uring")
 	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
 	return dir
 }
 

@@ -89,8 +89,7 @@ func NewRing(o Options) (*Ring, error) {
 		err = r.makeSlots(o.Slots)
 	}
 	if err != nil {
-		r.Close()
-		return nil, err
+		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
 }

@@ -68,6 +68,5 @@ func writeDocs(figures bench.Set, folder string) error {
 	if err != nil {
 		return err
 	}
-	figures.WriteDocument(f, plots)
-	return f.Close()
+	return errors.Join(figures.WriteDocument(f, plots), f.Close())
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"runtime"
 	"strconv"
 
@@ -23,7 +22,9 @@ func freeze(tid string) error {
 	if err := unix.PtraceInterrupt(id); err != nil {
 		return fmt.Errorf("stop thread %d: %w", id, err)
 	}
-	fmt.Fprintln(os.Stdout, "frozen")
+	if _, err := fmt.Println("frozen"); err != nil {
+		return err
+	}
 	for {
 		var status unix.WaitStatus
 		if _, err := unix.Wait4(id, &status, unix.WALL, nil); err != nil || status.Exited() || status.Signaled() {
