@@ -11,13 +11,15 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
+
+// pause is between two tries to remove a device that somebody has open.
+const pause = 50 * time.Millisecond
 
 // dm.Prefix is what the UUID of a layer begins with; the clone's UUID follows.
 const Prefix = "UBLK-CLONE-"
@@ -124,7 +126,7 @@ const RemoveLimit = 2 * time.Second
 // Remove removes a layer that nobody has open; exit code 5 if somebody has it longer than limit. Deferred, it goes when
 // all have closed it.
 func Remove(dm *sys.DM, l *Layer, deferred bool, limit time.Duration) error {
-	for deadline := time.Now().Add(limit); ; time.Sleep(control.HolderPause) {
+	for deadline := time.Now().Add(limit); ; time.Sleep(pause) {
 		err := dm.Remove(l.Name, deferred)
 		if IsBusy(err) && time.Now().Before(deadline) {
 			continue

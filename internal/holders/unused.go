@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
-	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
@@ -24,6 +23,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/text"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
+
+// pause is between two looks at who has a device open.
+const pause = 50 * time.Millisecond
 
 // Only del and --force take a block device from its users, and the users are whoever the kernel says. From 7.0 on the
 // driver stops a device only if nobody has it open (TRY_STOP_DEV). On an earlier kernel, with everybody looked for who can be
@@ -75,7 +77,7 @@ const hiddenLimit = time.Second
 
 // noHiddenUsers fails with exit code 5 if somebody has the block device open, or may have, whom nothing else shows.
 func noHiddenUsers(path string) error {
-	for deadline := time.Now().Add(hiddenLimit); ; time.Sleep(control.HolderPause) {
+	for deadline := time.Now().Add(hiddenLimit); ; time.Sleep(pause) {
 		named, unknown := blockdev.HiddenUsers(path)
 		switch {
 		case len(named)+unknown == 0:
