@@ -11,8 +11,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // A destination that fails writes, flushes, or has no space left. (A source that does is in source_errors_test.go.)

@@ -14,8 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // A source that goes away and comes back (I11). Without it hydrated regions are served and whole ones can be

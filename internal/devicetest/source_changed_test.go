@@ -14,8 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // A source file that somebody changes while it is cloned (I14): nothing of what it holds then is ever kept or shown.

@@ -8,8 +8,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // atOnce is how long a command may take that has nothing to wait for, the start of a process included.

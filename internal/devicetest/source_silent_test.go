@@ -14,8 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // silentTimeout is the source timeout of these tests, and noticeLimit how long after it the outage is to be told.

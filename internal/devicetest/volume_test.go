@@ -8,8 +8,9 @@ import (
 	"os"
 	"unsafe"
 
-	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
 // volume is a device or file, open for direct I/O.
