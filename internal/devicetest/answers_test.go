@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // answerLimit is how long a command may take under load.
@@ -17,6 +18,7 @@ const answerLimit = time.Second
 
 // Commands answer while random requests and hydration go on.
 func TestCommandsUnderLoad(t *testing.T) {
+	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull)
 	m := newMachine(t)
 	rng := m.random()
 	const size = 64 * mib

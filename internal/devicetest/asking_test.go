@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // start starts the command, which is killed before it ends by itself.
@@ -22,6 +24,7 @@ func (m *machine) startCommand(args ...string) (kill func()) {
 
 // TestRequestsOfTheDead: a del that waits is not carried out when its client has been killed, and neither is a restart.
 func TestRequestsOfTheDead(t *testing.T) {
+	runs.On(t, "6.12")
 	c, _ := smallClone(t, "--no-hydration")
 	m := c.m
 	user, err := os.Open(c.path)
@@ -61,6 +64,7 @@ const statusLimit = 3 * time.Second
 // TestStatusWithStuckMetadata: metadata that does not answer, and clients that have gone meanwhile, keep nobody from the
 // status.
 func TestStatusWithStuckMetadata(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	meta := m.linear("slowmeta", m.nullBlk("meta", nullOptions{mib: 16}), 16*mib)

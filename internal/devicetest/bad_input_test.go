@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Devices and metadata that cannot be a clone, beside those of TestRefusedAdd: each is refused with its exit
@@ -42,6 +43,7 @@ func (m *machine) refuse(all []refusal) {
 }
 
 func TestRefusedDevices(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	meta := m.missing("meta")
@@ -156,6 +158,7 @@ func flipped(content []byte, at ...int64) []byte {
 
 // One copy of the superblock with any wrong byte: check says which, and the clone starts with a warning.
 func TestDamagedSuperblockCopy(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newMetadataBench(t)
 	rng := b.m.random()
 	for n, copyAt := range superblockCopies {
@@ -193,6 +196,7 @@ func TestDamagedSuperblockCopy(t *testing.T) {
 
 // Both copies damaged: exit code 10 everywhere, and nothing is written.
 func TestDamagedSuperblock(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newMetadataBench(t)
 	rng := b.m.random()
 	for range count(1, 20) {
@@ -210,6 +214,7 @@ func TestDamagedSuperblock(t *testing.T) {
 
 // Random bytes are no metadata, and nobody's to overwrite.
 func TestRandomMetadata(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newMetadataBench(t)
 	rng := b.m.random()
 	content := make([]byte, len(b.content))
@@ -226,6 +231,7 @@ func TestRandomMetadata(t *testing.T) {
 
 // Metadata of another clone.
 func TestMetadataOfAnother(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	b := m.metadataBench(m.known("dst", m.nullBlk("dst", nullOptions{mib: 16}), 16*mib))
 	other := m.nullBlk("other", nullOptions{mib: 16})

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/bench"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // What a request costs. On the counting clock CPU time is instructions, of all that the guest has to do for it.
@@ -194,6 +195,7 @@ func (c *candidate) recordCost(state string, j job) {
 
 // TestBenchCost: CPU time of a request by kind, for all.
 func TestBenchCost(t *testing.T) {
+	runs.On(t, "6.18", runs.Bench)
 	m := newMachine(t)
 	size := benchSize()
 	d := m.benchDisks("", size)
@@ -245,6 +247,7 @@ const (
 
 // TestBenchCounts: what a request costs on a hydrated clone is what it cost when it was last looked at.
 func TestBenchCounts(t *testing.T) {
+	runs.On(t, "6.18", runs.LeapingClock, runs.FastDevices)
 	m := newMachine(t)
 	if slowdown != 1 {
 		t.Fatal("recorded at S=1: needs BENCH_S=1")

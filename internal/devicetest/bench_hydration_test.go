@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/bench"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Hydration: alone, beside readers of unhydrated regions, and beside a writer. Its rate is what is written to the
@@ -69,6 +70,7 @@ func (m *machine) variants(d disks) []*variant {
 
 // TestBenchHydration: all of it, with nobody else there, and what the source gives at most.
 func TestBenchHydration(t *testing.T) {
+	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
 	m := newMachine(t)
 	size := hydrationSize()
 	d := m.benchDisks("", size)
@@ -157,6 +159,7 @@ func (v *variant) beside(j job) (rate float64, r fioResult) {
 
 // TestBenchReaders: hydration beside readers of unhydrated regions, and how long these wait; alone too.
 func TestBenchReaders(t *testing.T) {
+	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
 	m := newMachine(t)
 	size := hydrationSize()
 	d := m.benchDisks("", size)
@@ -204,6 +207,7 @@ func (m *machine) benchReader(v *variant, depth int) {
 
 // TestBenchWriteLatency: whole unhydrated regions written one at a time, with and without hydration.
 func TestBenchWriteLatency(t *testing.T) {
+	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
 	m := newMachine(t)
 	size := hydrationSize()
 	d := m.benchDisks("", size)
@@ -231,6 +235,7 @@ var wide = nullOptions{latency: 5 * time.Millisecond, depth: 64}
 // TestBenchWideSource: one depth-1 reader of unhydrated regions on a source for which one small batch at a time is far too
 // little (hydrate/yield.go has the figures). No goal is about it; the rate must be several small batches' all the same.
 func TestBenchWideSource(t *testing.T) {
+	runs.On(t, "6.18", runs.LeapingClock, runs.FullOnly)
 	const size = 1024 * mib
 	oneAtATime := float64(256*kib) / 1e6 / wide.latency.Seconds()
 	m := newMachine(t)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/bench"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The jobs of dm-clone's published figures: unhydrated regions of 4 to 128 KiB, hydrated clones, raw devices.
@@ -98,6 +99,7 @@ var judgedRegions = []int64{4 * kib, 8 * kib, 64 * kib, 128 * kib}
 
 // TestBenchUnhydrated: the published jobs on unhydrated regions, dm-clone and ours in turns.
 func TestBenchUnhydrated(t *testing.T) {
+	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
 	m := newMachine(t)
 	size := benchSize()
 	d := m.benchDisks("", size)
@@ -122,6 +124,7 @@ func TestBenchUnhydrated(t *testing.T) {
 
 // TestBenchHydrated: the same on hydrated clones and on the raw devices, in turns; then more sizes and depths.
 func TestBenchHydrated(t *testing.T) {
+	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
 	m := newMachine(t)
 	d := m.benchDisks("", hydratedSize)
 	jobs := everywhere(publishedJobs(hydratedSize, 4*kib))
@@ -183,6 +186,7 @@ func sweepJobs() []job {
 
 // TestBenchSnapshot: the peer of the published figures.
 func TestBenchSnapshot(t *testing.T) {
+	runs.On(t, "6.18", runs.Bench)
 	m := newMachine(t)
 	m.run("modprobe", "--all", "dm-snapshot", "dm-raid")
 	const size = 384 * mib

@@ -11,11 +11,13 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/bench"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // TestBenchStart: from `add` to the first read that is answered, and the daemon's memory then, by the size of the
 // device. The files are sparse: nothing but the map depends on the size.
 func TestBenchStart(t *testing.T) {
+	runs.On(t, "6.18", runs.Bench)
 	m := newMachine(t)
 	for n := range repetitions() {
 		for i, size := range []int64{gib, tib, 16 * tib} {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
@@ -50,6 +51,7 @@ func (c *clone) answersDead(device string, user string) {
 // TestDeadClone: the device of a dead daemon is not taken from under a file system, only with --force; then its
 // users get errors, the mount can be given up, and what was synced is in the clone.
 func TestDeadClone(t *testing.T) {
+	runs.On(t, "7.3", runs.OrdinaryClock, runs.CountingClock)
 	c, files := smallClone(t, "--no-hydration")
 	c.m.kernel.expect("I/O error", "EXT4-fs error", "EXT4-fs warning", "lost async page write")
 	files.mount(c.path)
@@ -93,6 +95,7 @@ func TestDeadClone(t *testing.T) {
 // TestRecoverWaits: somebody else has the destination when the daemon is dead. The next one serves nothing, says
 // whom it waits for, and gives up when its time is over (I7). Then it goes on.
 func TestRecoverWaits(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	c, files := smallClone(t, "--no-hydration")
 	files.mount(c.path)
 	files.change(c.m.random(), 0.2)
@@ -152,6 +155,7 @@ func (z *zeroTarget) Request(tag uint16, d ublk.Desc) {
 	}
 	z.q.Commit(tag, err)
 }
+
 func (z *zeroTarget) Complete(uint32, error) {}
 func (z *zeroTarget) Drain()                 {}
 
@@ -194,6 +198,7 @@ func (m *machine) deviceNumber(path string) int {
 // TestForeignDevice: what another program serves is nobody's to recover, prune or delete here, not even when its
 // number is that of a dead clone's device.
 func TestForeignDevice(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")
@@ -236,6 +241,7 @@ func TestForeignDevice(t *testing.T) {
 
 // TestPruneWithoutDefinition: the device of a clone whose definition is gone is known by its mark.
 func TestPruneWithoutDefinition(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")

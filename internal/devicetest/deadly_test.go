@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // deadlyEnv makes the faulty program kill itself when a request touches that byte of the device.
@@ -19,6 +21,7 @@ const mostDeaths = 12
 // TestDeadlyRequest: a request that kills every daemon which takes it is answered with an error after a few of them;
 // all others are answered well, and the device lives (I11).
 func TestDeadlyRequest(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	rng := m.random()

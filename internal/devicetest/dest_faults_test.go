@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,6 +21,7 @@ import (
 // TestDestWriteErrors: a write that the destination fails is the writer's to know, and marks nothing; hydration
 // stalls there and nowhere else; when the destination is sound again, all goes on.
 func TestDestWriteErrors(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	const region, size, bad, end = 64 * kib, 8 * mib, 2 * mib, 2*mib + 128*kib // two regions
@@ -68,6 +70,7 @@ func TestDestWriteErrors(t *testing.T) {
 // TestDestFlushFails: a flush of the destination that fails, or a durable write, is a failure of the metadata (I10):
 // what was written since the flush before is not known to be there, and a flush that succeeds later proves nothing.
 func TestDestFlushFails(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	m.run("modprobe", "dm-flakey")
@@ -129,6 +132,7 @@ func (m *machine) failFlush(fua bool) {
 // TestDestCutShort: a destination that becomes shorter under a complete clone is not called complete any more, and is not
 // handed over.
 func TestDestCutShort(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.dir = m.ext4Folder(32)
 	const size = 8 * mib
@@ -220,6 +224,7 @@ func (b *fullBench) free() {
 
 // TestDestTooLarge: a new destination that does not fit is refused, and nothing is left of it.
 func TestDestTooLarge(t *testing.T) {
+	runs.On(t, "7.3")
 	for name, kind := range map[string]fsKind{"Ext4": ext4, "XFS": xfs, "Btrfs": btrfs, "Ext3": ext3, "Tmpfs": tmpfs} {
 		t.Run(name, func(t *testing.T) {
 			b := newFullBench(t, kind)
@@ -238,6 +243,7 @@ func TestDestTooLarge(t *testing.T) {
 
 // TestDestReserved: a destination that was made has its space, whatever becomes of its file system.
 func TestDestReserved(t *testing.T) {
+	runs.On(t, "6.12")
 	for name, kind := range map[string]fsKind{"Ext4": ext4, "XFS": xfs} {
 		t.Run(name, func(t *testing.T) {
 			b := newFullBench(t, kind)
@@ -262,6 +268,7 @@ func TestDestReserved(t *testing.T) {
 // TestDestFull: where the destination's space was not reserved, its file system is full. Writers get ENOSPC and
 // nothing is marked; hydration stalls and says so; with space again, resume goes on.
 func TestDestFull(t *testing.T) {
+	runs.On(t, "7.3")
 	for name, kind := range map[string]fsKind{"Ext4": ext4, "Btrfs": btrfs, "Tmpfs": tmpfs} {
 		t.Run(name, func(t *testing.T) { testDestFull(t, kind) })
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -134,6 +135,7 @@ func (b *exchangeBench) whole() {
 
 // TestDestExchangedBeforeRecover: while the daemon is dead, and right after a restart was asked for.
 func TestDestExchangedBeforeRecover(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newExchangeBench(newMachine(t))
 	b.add()
 	b.end(syscall.SIGKILL) // nothing is hydrated: the mark of the session alone tells
@@ -156,6 +158,7 @@ func TestDestExchangedBeforeRecover(t *testing.T) {
 
 // TestDestExchangedBeforeAdd: after a clean stop, in this boot and the next, and after a power cut.
 func TestDestExchangedBeforeAdd(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	b := newExchangeBench(m)
 	b.add()
@@ -183,6 +186,7 @@ func TestDestExchangedBeforeAdd(t *testing.T) {
 
 // TestDestsOfOneImageExchanged: the destinations of two clones of one source differ in what users wrote only.
 func TestDestsOfOneImageExchanged(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	b := newExchangeBench(m, "--source-shared")
 	second := &exchangeBench{model: newModel(exchangeSize, 4*kib), source: b.source, dest: b.other, other: b.dest, link: filepath.Join(m.dir, "dest2")}
@@ -231,6 +235,7 @@ func (m *machine) killBoth(clones ...*clone) {
 
 // TestDestTableExchanged: the device keeps its number, and leads to another disk.
 func TestDestTableExchanged(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	b := newExchangeBench(m)
 	mapped := m.linear("mapped", b.dest, exchangeSize)
@@ -255,6 +260,7 @@ func TestDestTableExchanged(t *testing.T) {
 
 // TestDestWrittenSince: what users wrote after the last sample does not keep a clone from its own destination.
 func TestDestWrittenSince(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	b := newExchangeBench(m)
 	b.add()
@@ -275,6 +281,7 @@ func TestDestWrittenSince(t *testing.T) {
 
 // TestDestFileReplaced: a file with the inode and the size of the destination, which was removed.
 func TestDestFileReplaced(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	folder := m.ext4Folder(64)
 	source := m.nullBlk("src", nullOptions{mib: 16})
@@ -310,6 +317,7 @@ func TestDestFileReplaced(t *testing.T) {
 
 // TestNothingTells: add says so of a device that nothing tells from another.
 func TestNothingTells(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	m.fillDisk(source, original)
@@ -325,6 +333,7 @@ func TestNothingTells(t *testing.T) {
 // TestSampleOfHungDest: a destination that does not answer holds up neither the status nor a commit of the metadata that
 // waits for nothing of it, and a sample that hangs is left behind.
 func TestSampleOfHungDest(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	b := newExchangeBench(m)
 	mapped := m.linear("mapped", b.dest, exchangeSize)

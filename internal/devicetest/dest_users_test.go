@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // loopAt makes a loop device over a part of a device or file.
@@ -45,6 +46,7 @@ func (m *machine) tryAdd(what string, code int, source, dest, metadata *disk, sa
 
 // TestDestInUse: whoever reaches bytes of the destination through another device is found, and no sibling is (A3).
 func TestDestInUse(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 64})
 	meta := m.missing("meta")
@@ -77,6 +79,7 @@ func TestDestInUse(t *testing.T) {
 
 // TestDestOpenForWriting: a program that writes to the destination and takes no lock, as an emulator.
 func TestDestOpenForWriting(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	program := exec.Command("sleep", "600")
@@ -98,6 +101,7 @@ func TestDestOpenForWriting(t *testing.T) {
 // TestDevicesOfAnotherClone: its source, its destination and its metadata, by themselves, through a loop device, a table
 // and a partition, while its daemon lives and when that is dead.
 func TestDevicesOfAnotherClone(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.dropLiveMaps()
 	roles := map[string]*disk{}
@@ -137,6 +141,7 @@ func TestDevicesOfAnotherClone(t *testing.T) {
 
 // TestSourceOfTwoClones: both must say that they share it.
 func TestSourceOfTwoClones(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	m.fillDisk(source, original)
@@ -160,6 +165,7 @@ func TestSourceOfTwoClones(t *testing.T) {
 
 // TestDestOnTheCloneItself: a recovery that would wait for itself is refused (I9).
 func TestDestOnTheCloneItself(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newExchangeBench(newMachine(t))
 	b.add()
 	b.write(8)

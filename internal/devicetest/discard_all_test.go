@@ -8,11 +8,14 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // TestDiscardOfAll: a discard of the whole device, 4 TiB in regions of 4 KiB, keeps no reader waiting, and the region
 // map, all of which is in one state afterwards, takes no memory for it.
 func TestDiscardOfAll(t *testing.T) {
+	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull)
 	m := newMachine(t)
 	size := 4 * tib
 	source, dest := m.file("source", size), m.file("dest", size)

@@ -7,6 +7,7 @@
 //
 // # How a test is made
 //
+//	runs.On(t, "7.3")                   on which kernels "make test" runs it: see package internal/runs
 //	m := newMachine(t)                  the guest; checks afterwards that nothing is left
 //	source := m.nullBlk(...)            devices: null_blk, loop, dm-linear, files
 //	c := m.add(source.path, dest.path)  a clone, as a user starts it

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // finding is what the tests read of `doctor -o json`.
@@ -69,6 +70,7 @@ type planted struct {
 // TestDoctor: each of the problems, planted alone, is named by its check and no other, with the exit code and a next
 // step; healed, it is not named any more.
 func TestDoctor(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	os.RemoveAll(recordDir)
 	before, code := m.doctor()

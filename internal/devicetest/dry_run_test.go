@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // dryFigures is what the tests read of `add --dry-run -o json`.
@@ -144,6 +145,7 @@ func (m *machine) unchanged(what, before, after string) {
 // TestDryRun: it says what add would do, or refuses what add refuses, with the same words, and changes nothing: for what is
 // new, on disks and as files, for what goes on, for what a dead daemon has left, for what is up.
 func TestDryRun(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	for _, dir := range []string{recordDir, runDir} { // as on a machine that never had a clone
 		if err := os.RemoveAll(dir); err != nil {
@@ -256,6 +258,7 @@ func TestDryRun(t *testing.T) {
 // TestDryRunFigures: what is said of memory, bytes and time holds in the run that follows. The time on the counting clock;
 // by another, that the guest's neighbours move, it may be off by as much again.
 func TestDryRunFigures(t *testing.T) {
+	runs.On(t, "7.3", runs.CountingClock)
 	m := newMachine(t)
 	const size = 96 * mib
 	paced := m.nullBlk("src", nullOptions{mib: size / mib, mbps: 20})
@@ -325,6 +328,7 @@ func (m *machine) figuresHold(t *testing.T, c *clone) float64 {
 
 // TestDryRunOfSparseSource: holes of a source are not copied, and not counted.
 func TestDryRunOfSparseSource(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest := m.file("source", 32*mib), m.nullBlk("dst", nullOptions{mib: 32})
 	m.run("dd", "if=/dev/urandom", "of="+source.path, "bs=1M", "seek=3", "count=5", "conv=notrunc", "status=none")
@@ -344,6 +348,7 @@ func TestDryRunOfSparseSource(t *testing.T) {
 
 // TestDryRunOfSlowSource: a source that takes long for each read is not waited for, and its rate not made up.
 func TestDryRunOfSlowSource(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	m.run("modprobe", "dm-delay")
 	under, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})

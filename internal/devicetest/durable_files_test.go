@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Three things that a boot finds decide whether it clones a source over a destination: the definition, the metadata, and the
@@ -166,6 +167,7 @@ func (b *cutBench) boot(c *clone, cut string) (up, defined bool) {
 // TestPowerCutsAroundFinish takes the power away behind every step of import, add and finish. No boot clones the source over
 // what the user has written, or over a destination that stands alone (I16).
 func TestPowerCutsAroundFinish(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	m.dropLiveMaps()
 	b := newCutBench(m)

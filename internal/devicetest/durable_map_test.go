@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -105,6 +106,7 @@ func (b *flushBench) missing(regions ...uint64) error {
 
 // After a write and an fsync the metadata on disk hold the new bit; a second fsync leaves them unwritten.
 func TestFlushCommits(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newFlushBench(t)
 	b.expect()
 	b.write(17)
@@ -130,6 +132,7 @@ func TestFlushCommits(t *testing.T) {
 // behind it (generic_write_sync, v6.12), but ext4 can: the block that commits its journal goes out with FUA
 // after a FLUSH (jbd2's journal_submit_commit_record), into a block of its own, and fsync ends with it.
 func TestJournalCommits(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 64}), m.nullBlk("dst", nullOptions{mib: 64})
 	metadata := m.nullBlk("meta", nullOptions{mib: 1})
@@ -172,6 +175,7 @@ const commitLimit = 2 * time.Second
 
 // Without an fsync the bits are in the metadata within 2 s.
 func TestPeriodicCommit(t *testing.T) {
+	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull)
 	b := newFlushBench(t)
 	rng := b.m.random()
 	var written []uint64
@@ -195,6 +199,7 @@ func TestPeriodicCommit(t *testing.T) {
 // A copy of the metadata taken at any moment, in the middle of a commit too, opens and never holds less
 // than an earlier one.
 func TestMetadataOpenAtAnyMoment(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newFlushBench(t)
 	stop := make(chan struct{})
 	failed := make(chan error, 1)

@@ -5,6 +5,8 @@ package devicetest
 import (
 	"syscall"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Faults A to F with the death of the daemon in the middle of each: the next one knows no less, and repeats no more,
@@ -26,19 +28,37 @@ func killed(c *clone, release func()) {
 
 // A: the copies in flight belong to a dead daemon; the write that was flushed is not lost to them, and those that
 // were waiting are made.
-func TestFaultAKilled(t *testing.T) { testWriteUnderCopy(t, killed, true) }
+func TestFaultAKilled(t *testing.T) {
+	runs.On(t, "6.12")
+	testWriteUnderCopy(t, killed, true)
+}
 
 // B: what was discarded and not committed is zeros to the next daemon too.
-func TestFaultBKilled(t *testing.T) { testOldContent(t, killed, true) }
+func TestFaultBKilled(t *testing.T) {
+	runs.On(t, "7.3")
+	testOldContent(t, killed, true)
+}
 
 // C: the readers go on with the next daemon, and so does the floor beside them.
-func TestFaultCKilled(t *testing.T) { testMinRate(t, killed) }
+func TestFaultCKilled(t *testing.T) {
+	runs.On(t, "6.12", runs.CountingClock)
+	testMinRate(t, killed)
+}
 
 // D: the next daemon shows what was acknowledged, and stays read-only though the metadata work again (I10).
-func TestFaultDKilled(t *testing.T) { testFailedCommit(t, killed) }
+func TestFaultDKilled(t *testing.T) {
+	runs.On(t, "7.3")
+	testFailedCommit(t, killed)
+}
 
 // E: the writes beside the bad region are made by the next daemon.
-func TestFaultEKilled(t *testing.T) { testBadRegionInBatch(t, killed) }
+func TestFaultEKilled(t *testing.T) {
+	runs.On(t, "6.12")
+	testBadRegionInBatch(t, killed)
+}
 
 // F: the next daemon tries a few times anew, and is as quiet then.
-func TestFaultFKilled(t *testing.T) { testEndlessRetry(t, killed) }
+func TestFaultFKilled(t *testing.T) {
+	runs.On(t, "7.3")
+	testEndlessRetry(t, killed)
+}

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // What was seen to go wrong in the kernel's dm-clone, A to F, and does not here. Each test says what was seen.
@@ -20,6 +22,7 @@ import (
 // A. A copy of region 0 was in flight; the region was discarded, written and flushed; then the copy landed on
 // what was written. Here so with a copy of the background and with one that another write has begun.
 func TestFaultAWriteUnderCopy(t *testing.T) {
+	runs.On(t, "6.12")
 	t.Run("Passdown", func(t *testing.T) { testWriteUnderCopy(t, undisturbed, true) })
 	t.Run("NoPassdown", func(t *testing.T) { testWriteUnderCopy(t, undisturbed, false, "--no-discard-passdown") })
 }
@@ -129,6 +132,7 @@ func (m *machine) tell(name string, words ...string) {
 
 // B. A discarded region showed what the destination had held before.
 func TestFaultBOldContent(t *testing.T) {
+	runs.On(t, "7.3")
 	t.Run("Passdown", func(t *testing.T) { testOldContent(t, undisturbed, true) })
 	t.Run("NoPassdown", func(t *testing.T) { testOldContent(t, undisturbed, false, "--no-discard-passdown") })
 }
@@ -167,6 +171,7 @@ const leastShare = 0.15
 
 // C. Hydration starved beside one steady reader.
 func TestFaultCSteadyReaders(t *testing.T) {
+	runs.On(t, "7.3", runs.CountingClock)
 	m := newMachine(t)
 	const size = 16 * mib
 	source, dest := m.nullBlk("src", nullOptions{mib: size / mib, mbps: 30}), m.nullBlk("dst", nullOptions{mib: size / mib})
@@ -255,7 +260,10 @@ func (m *machine) startReaders(path string, readers int) (stop func() int, close
 }
 
 // D. A write was acknowledged; the commit that nobody had asked for failed; then the source's bytes showed.
-func TestFaultDFailedCommit(t *testing.T) { testFailedCommit(t, undisturbed) }
+func TestFaultDFailedCommit(t *testing.T) {
+	runs.On(t, "7.3")
+	testFailedCommit(t, undisturbed)
+}
 
 func testFailedCommit(t *testing.T, during trial) {
 	m := newMachine(t)
@@ -306,7 +314,10 @@ func testFailedCommit(t *testing.T, during trial) {
 }
 
 // E. One bad region of the source in a batch failed a write to a good one in the same batch.
-func TestFaultEBadRegionInBatch(t *testing.T) { testBadRegionInBatch(t, undisturbed) }
+func TestFaultEBadRegionInBatch(t *testing.T) {
+	runs.On(t, "6.12")
+	testBadRegionInBatch(t, undisturbed)
+}
 
 func testBadRegionInBatch(t *testing.T, during trial) {
 	m := newMachine(t)
@@ -366,7 +377,10 @@ const (
 )
 
 // F. With one region unreadable and everything else done, 22000 copies failed a second, and a CPU was busy.
-func TestFaultFEndlessRetry(t *testing.T) { testEndlessRetry(t, undisturbed) }
+func TestFaultFEndlessRetry(t *testing.T) {
+	runs.On(t, "6.18", runs.OrdinaryClock, runs.LeapingClock)
+	testEndlessRetry(t, undisturbed)
+}
 
 func testEndlessRetry(t *testing.T, during trial) {
 	m := newMachine(t)

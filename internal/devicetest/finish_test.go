@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // A complete clone is handed over to its destination.
@@ -108,6 +109,7 @@ func (b *finishBench) finished() {
 // TestFinish: refused as long as anything is left, or somebody has the block device itself open; then under a mounted file
 // system.
 func TestFinish(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newFinishBench(t, "")
 	m := b.m
 	m.expectFailure(m.try(command, "finish", b.name), exit.Refused, "not in the destination")
@@ -195,6 +197,7 @@ func (b *finishBench) goesOn(writes int64) {
 // TestFinishUnderFio: behind each step that can fail before the layer leads to the destination a finish fails once, and is
 // taken back; the last one succeeds. fio goes on over all of them.
 func TestFinishUnderFio(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newFinishBench(t, "fail 2 3 4")
 	b.hydrate()
 	wait := b.startVerify(30)
@@ -217,6 +220,7 @@ func TestFinishUnderFio(t *testing.T) {
 // TestFinishKilled: the daemon dies behind each of the steps before the layer leads to the destination, in turn; each time the
 // clone is recovered, and can be finished.
 func TestFinishKilled(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newFinishBench(t, "die 1")
 	b.hydrate()
 	for step := 1; step <= 4; step++ {
@@ -234,6 +238,7 @@ func TestFinishKilled(t *testing.T) {
 
 // TestFinishKilledLater: behind the others, when there is nothing to serve any more, the command itself does the rest.
 func TestFinishKilledLater(t *testing.T) {
+	runs.On(t, "7.3")
 	for step := 6; step <= 10; step += count(4, 1) {
 		t.Run(strconv.Itoa(step), func(t *testing.T) {
 			b := newFinishBench(t, fmt.Sprintf("die %d", step))
@@ -246,6 +251,7 @@ func TestFinishKilledLater(t *testing.T) {
 
 // TestFinishLater: the death is found by another command, later.
 func TestFinishLater(t *testing.T) {
+	runs.On(t, "7.3")
 	for _, verb := range []string{"finish", "add", "recover", "del"}[:count(2, 4)] {
 		t.Run(verb, func(t *testing.T) {
 			b := newFinishBench(t, "die 5")
@@ -282,6 +288,7 @@ func TestFinishLater(t *testing.T) {
 // TestFinishPlain: without a layer nobody may have the block device open; the destination may be a file. With one it is to be
 // a device.
 func TestFinishPlain(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, meta := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("meta", nullOptions{mib: 2})
 	files := m.newExt4(m.random(), source, 2*mib)
@@ -313,6 +320,7 @@ func TestFinishPlain(t *testing.T) {
 
 // TestFinishFileUnderLayer is refused.
 func TestFinishFileUnderLayer(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source := m.nullBlk("src", nullOptions{mib: 8})
 	m.fillDisk(source, original)
@@ -327,6 +335,7 @@ func TestFinishFileUnderLayer(t *testing.T) {
 // TestFinishStuck: a destination that does not answer keeps the layer from being suspended. After the limit it goes on as
 // before, and so do its users when the destination does.
 func TestFinishStuck(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 8}), m.faultyDisk("dst", 8)
 	m.fillDisk(source, original)
@@ -358,6 +367,7 @@ func TestFinishStuck(t *testing.T) {
 // TestFinishRecipe is dm-clone's: without hydration, mounted and trimmed; then hydrated and handed over. With our own words,
 // and with its table and messages.
 func TestFinishRecipe(t *testing.T) {
+	runs.On(t, "7.3")
 	for _, words := range []string{"ours", "dm-clone"} {
 		t.Run(words, func(t *testing.T) {
 			m := newMachine(t)

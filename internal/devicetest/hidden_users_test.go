@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Users of the block device that no descriptor in /proc tells of. Each begins to use the device and returns how to stop.
@@ -69,6 +70,7 @@ var hiddenUsers = map[string]func(m *machine, path string) (release func()){
 // TestHiddenUsers: no device is taken from whoever uses it without a descriptor, its daemon alive or dead; with
 // --force it is.
 func TestHiddenUsers(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	c, _ := smallClone(t, "--no-hydration")
 	m := c.m
 	refused := func(what string, commands ...[]string) {

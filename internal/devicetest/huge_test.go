@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 const (
@@ -46,6 +48,7 @@ func (c *clone) resident() (all, shared int64) {
 // TestHugeSource: 16 TiB in 2^32 regions of 4 KiB. The clone is there at once and takes little memory; written
 // regions take more, by the page of the map; the far end works like the near one.
 func TestHugeSource(t *testing.T) {
+	runs.On(t, "7.3", runs.CountingClock, runs.OrdinaryClockInFull)
 	m := newMachine(t)
 	source, dest := m.file("source", 16*tib), m.file("dest", 16*tib)
 	end := make([]byte, mib)
@@ -146,6 +149,7 @@ const settledPages = 2048
 // TestMapMemoryFallsBack: the memory of the map grows with what is partly hydrated, beyond what it has from the
 // start, and is given back when all of it is hydrated (I9).
 func TestMapMemoryFallsBack(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	more := int64(count(512, 2048))
 	pages := settledPages + more

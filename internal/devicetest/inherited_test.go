@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // burdened runs the command from a shell that has twenty descriptors open, one of them a lock's and one the device's, and
@@ -112,6 +114,7 @@ func (m *machine) freeOfBurden(what string, pid int, folder string) {
 
 // TestNothingInherited: a daemon has nothing of the shell that has started it.
 func TestNothingInherited(t *testing.T) {
+	runs.On(t, "6.12")
 	c, _ := smallClone(t, "--no-hydration")
 	m := c.m
 	folder := m.TempDir()

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // What is killed leaves nothing for ever: after it the documented commands alone bring the clone up, with every
@@ -135,6 +136,7 @@ func (s *storm) nothingLeft() {
 // TestAddKilledAtEachStep kills the daemon of an add behind each of its steps: then prune leaves nothing that is of no use,
 // and the same add goes on, or prune --force removes all.
 func TestAddKilledAtEachStep(t *testing.T) {
+	runs.On(t, "6.12")
 	s := newStorm(t)
 	step := 1
 	for ; ; step += count(3, 1) {
@@ -186,6 +188,7 @@ func (m *machine) size(path string) int64 {
 // TestKillStorm kills add, finish, restart and del at random moments: the command, its daemons, or all of them. SEED says
 // which; with other seeds several guests share a count, and KILLS is this one's.
 func TestKillStorm(t *testing.T) {
+	runs.On(t, "7.3", runs.FourSeedsInFull)
 	s := newStorm(t)
 	kills := count(8, 500)
 	if n, err := strconv.Atoi(os.Getenv("KILLS")); err == nil {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
@@ -23,6 +24,7 @@ import (
 // Nobody sees an error or a wrong byte, the file system is sound, the clone becomes complete, and the destination
 // alone is right (I6).
 func TestKills(t *testing.T) {
+	runs.On(t, "6.12", runs.OwnGuestInFull)
 	m := newMachine(t)
 	rng := m.random()
 	const size = 96 * mib

@@ -18,6 +18,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The late write (I7): what a daemon had in flight when it died lands after the next one has begun, unless that
@@ -346,6 +347,7 @@ func (b *lateBench) verify(places []int64) {
 // TestLateWrite kills the daemon with copies, writes or a commit in flight, brings it back, overwrites, lets
 // everything land, and finds the new data.
 func TestLateWrite(t *testing.T) {
+	runs.On(t, "6.12", runs.OwnGuestInFull)
 	b := newLateBench(t)
 	rng := b.m.random()
 	kinds := [][]lateDisk{{b.dest}, {b.metadata}, {b.dest, b.metadata}}
@@ -363,6 +365,7 @@ func TestLateWrite(t *testing.T) {
 
 // TestMetadataLocked: metadata that a daemon has are not opened for another clone.
 func TestMetadataLocked(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	metadata := m.nullBlk("meta", nullOptions{mib: 1})
 	c := m.addClone(m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16}), metadata, "--no-hydration")

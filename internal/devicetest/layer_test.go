@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The device-mapper device that `add --dm` lays over the block device.
@@ -51,6 +52,7 @@ func (d *disk) number() string {
 // TestLayer: it is what add prints, is there for status and del, outlives a dead daemon and a restart with a file system
 // mounted on it, and goes with the clone.
 func TestLayer(t *testing.T) {
+	runs.On(t, "6.12")
 	c, files := smallClone(t, "--no-hydration", "--dm", layerName)
 	m := c.m
 	if c.path != layerPath {
@@ -106,6 +108,7 @@ func TestLayer(t *testing.T) {
 
 // TestLayerForced: `del --force` of a dead daemon's clone takes the layer from under its user, who gets errors.
 func TestLayerForced(t *testing.T) {
+	runs.On(t, "7.3")
 	c, _ := smallClone(t, "--no-hydration", "--dm", layerName)
 	c.m.kernel.expect("I/O error")
 	v := c.m.open(c.path, os.O_RDWR)
@@ -122,6 +125,7 @@ func TestLayerForced(t *testing.T) {
 
 // TestLayerTaken: a name that is taken is refused before anything is made.
 func TestLayerTaken(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest, other := m.nullBlk("src", nullOptions{mib: 8}), m.nullBlk("dst", nullOptions{mib: 8}), m.nullBlk("oth", nullOptions{mib: 8})
 	m.linear(layerName, other, mib)
@@ -147,6 +151,7 @@ const firstLayerStep = 18
 
 // TestLayerFailsAtEachStep: a start, and then a recovery, that fail behind any of their last steps leave what was there.
 func TestLayerFailsAtEachStep(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 8}), m.nullBlk("dst", nullOptions{mib: 8})
 	m.fillDisk(source, original)

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The lifecycle fuzzer does to one clone, in random order, what an operator, a crash and the machine do to it: commands, some
@@ -116,6 +117,7 @@ func aliveAndSound(l *lifecycle) bool       { return soundAndAlive(l) }
 
 // TestLifecycle: see above.
 func TestLifecycle(t *testing.T) {
+	runs.On(t, "7.3", runs.OwnGuestInFull)
 	m := newMachine(t)
 	m.kernel.expect("I/O error") // of the metadata
 	m.dropLiveMaps()

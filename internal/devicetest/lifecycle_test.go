@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Adding and deleting: what is refused, how long it takes, what is left.
@@ -47,6 +48,7 @@ const delLimit = 2 * time.Second
 // del is refused while the clone is mounted, or open, and names who holds it; the clone goes on. Then del
 // takes less than 2 s and leaves nothing (newMachine checks that).
 func TestDelWhileMounted(t *testing.T) {
+	runs.On(t, "7.3", runs.OrdinaryClock, runs.CountingClock)
 	c, files := smallClone(t)
 	files.mount(c.path)
 	c.m.expectFailure(c.m.try(command, "del", c.name), exit.Busy, files.root)
@@ -71,6 +73,7 @@ func (c *clone) timeDel() time.Duration {
 
 // A deletion in the middle of hydration takes as long as copies in flight do.
 func TestDelWhileHydrating(t *testing.T) {
+	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull)
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 64, mbps: 8}), m.nullBlk("dst", nullOptions{mib: 64})
 	c := m.addClone(source, dest, m.missing("meta"))
@@ -79,6 +82,7 @@ func TestDelWhileHydrating(t *testing.T) {
 
 // An interrupt does what del does: nothing while the device is in use.
 func TestInterrupt(t *testing.T) {
+	runs.On(t, "7.3")
 	c, files := smallClone(t)
 	pid := c.status().PID
 	files.mount(c.path)
@@ -112,6 +116,7 @@ func TestInterrupt(t *testing.T) {
 
 // A daemon that was killed leaves its device. The commands say so, and the same add takes it over.
 func TestKilledDaemon(t *testing.T) {
+	runs.On(t, "6.12")
 	c, files := smallClone(t)
 	c.waitHydrated()
 	if err := syscall.Kill(c.status().PID, syscall.SIGKILL); err != nil {
@@ -137,6 +142,7 @@ func TestKilledDaemon(t *testing.T) {
 
 // In the foreground the command is the daemon, and ends by del with exit status 0.
 func TestForeground(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.newClone(source, dest, m.missing("meta"), "--foreground")
@@ -168,6 +174,7 @@ func TestForeground(t *testing.T) {
 
 // add with the same words says so and changes nothing; with others it is refused.
 func TestAddAgain(t *testing.T) {
+	runs.On(t, "7.3")
 	c, files := smallClone(t)
 	files.mount(c.path)
 	pid := c.status().PID
@@ -185,6 +192,7 @@ func TestAddAgain(t *testing.T) {
 
 // What cannot be a clone is refused, each with its exit code, and leaves nothing.
 func TestRefusedAdd(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	small, coarse := m.nullBlk("small", nullOptions{mib: 8}), m.nullBlk("coarse", nullOptions{mib: 16, blocksize: 4096})
@@ -247,6 +255,7 @@ const (
 // A start that fails behind any of its steps leaves nothing: no device, daemon or socket, and none of
 // the files that it made. What was there before is as it was.
 func TestAddFailsAtEachStep(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.dir = m.ext4Folder(32)
 	source := m.file("source", 8*mib)
@@ -302,6 +311,7 @@ func (m *machine) keptFiles() (all []string) {
 // A recovery that fails behind any of its steps leaves all as it was: the device and its user, who waits and sees
 // no error, the definition, the live map. The next one goes on.
 func TestRecoverFailsAtEachStep(t *testing.T) {
+	runs.On(t, "6.12")
 	c, files := smallClone(t, "--no-hydration")
 	files.mount(c.path)
 	files.change(c.m.random(), 0.2)

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // liveMaps is where the daemons keep the maps that outlive them.
@@ -87,6 +89,7 @@ func (b *liveMapBench) marked() uint64 {
 // TestKilledDaemonLosesNothing: what was acknowledged and not flushed is there when the clone is started again,
 // and the next FLUSH makes it durable (I6).
 func TestKilledDaemonLosesNothing(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newLiveMapBench(t)
 	lost := uint64(0)
 	for i := 0; i < count(3, 10) || lost == 0 && i < 20; i++ { // on a slow machine a kill may come after the commit
@@ -148,6 +151,7 @@ func (m *machine) dropLiveMaps() {
 // TestLiveMapGone: without it nobody knows what was written since the last commit. The clone is not opened from
 // there in silence.
 func TestLiveMapGone(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newLiveMapBench(t)
 	b.scatter()
 	b.m.run(command, "prune")
@@ -160,6 +164,7 @@ func TestLiveMapGone(t *testing.T) {
 
 // TestLiveMapOfOtherMetadata: a map and metadata that do not belong together are refused, whichever is older.
 func TestLiveMapOfOtherMetadata(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newLiveMapBench(t)
 	v := b.m.open(b.path, os.O_RDWR)
 	if err := errors.Join(b.model.write(v, b.m.buffer(8192), 0, false), v.flush()); err != nil {

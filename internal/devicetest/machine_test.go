@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Limits of what a test waits for: they find what stands still. What is promised in seconds has a limit of its own.
@@ -314,6 +316,7 @@ func (k *kernelLog) complains(text string) bool {
 
 // TestKernelLog: what the kernel complains of is found, and what is excused is that and no more.
 func TestKernelLog(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	k := followKernelLog(t)
 	defer unix.Close(k.fd)
 	for _, c := range []struct {

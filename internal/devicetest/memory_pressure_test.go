@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Memory is freed by writing to the clone, while the clone is what needs memory to be freed (I9). This test has a
@@ -43,6 +45,7 @@ type pressure struct {
 // process that needs more memory than there is. Nothing stands still, everything is right in the end. With FULL=1
 // each half is four times the memory, and so it goes on for ten minutes.
 func TestMemoryPressure(t *testing.T) {
+	runs.On(t, "7.3", runs.SmallMemory)
 	m := newMachine(t)
 	m.run("modprobe", "virtio_blk")
 	// kswapd that drops inodes lets ext4 allocate memory that must not fail, of which the allocator warns when it is

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Metadata that fail, or cannot be read when the daemon is replaced, and come back (I10, I11).
@@ -162,6 +163,7 @@ func (b *returnBench) durable(when string, least uint64) {
 // TestMetadataReturn: metadata that could not be written are written again when somebody says so, with all that the
 // failed commit had to write, and what was marked since; not before.
 func TestMetadataReturn(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newReturnBench(t)
 	b.breakMetadata(func() { b.metadata.fail(0, b.metadata.size) })
 	b.readOnly("failed")
@@ -177,6 +179,7 @@ func TestMetadataReturn(t *testing.T) {
 
 // TestMetadataReturnAfterDeath: the same, with daemons that die in between.
 func TestMetadataReturnAfterDeath(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newReturnBench(t)
 	b.breakMetadata(func() { b.metadata.fail(metaPages, b.metadata.size) })
 	for _, mend := range []bool{false, true} {
@@ -193,6 +196,7 @@ func TestMetadataReturnAfterDeath(t *testing.T) {
 // TestMetadataUnreadable: the live map stands in for metadata that a recovery cannot read (I11). Nothing that was
 // acknowledged is lost, nothing is written to them, and when they are back everything is committed.
 func TestMetadataUnreadable(t *testing.T) {
+	runs.On(t, "7.3")
 	cases := []struct {
 		name     string
 		bad, end int64
@@ -227,6 +231,7 @@ func TestMetadataUnreadable(t *testing.T) {
 // TestMetadataUnwritable: it is the same with metadata that a recovery can read and not write, whether it is the writes
 // that fail or the device has become read-only, and in a planned restart, too.
 func TestMetadataUnwritable(t *testing.T) {
+	runs.On(t, "6.12")
 	cases := []struct {
 		name       string
 		fail, mend func(b *returnBench)
@@ -257,6 +262,7 @@ func TestMetadataUnwritable(t *testing.T) {
 
 // TestMetadataUnwritableSince: they were sound when the daemon died, and cannot be written by the next.
 func TestMetadataUnwritableSince(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newReturnBench(t)
 	b.end(syscall.SIGKILL)
 	b.metadata.failWrites()
@@ -274,6 +280,7 @@ func TestMetadataUnwritableSince(t *testing.T) {
 // TestMetadataReadOnlyFS: the file system of the metadata's file is read-only when the daemon is replaced. They are
 // not a device's, which the rest of the bench is for.
 func TestMetadataReadOnlyFS(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
@@ -316,6 +323,7 @@ func TestMetadataReadOnlyFS(t *testing.T) {
 // TestMetadataGone: the metadata's device is not there when the daemon is replaced, or goes under it, and comes back as
 // another device of the same name.
 func TestMetadataGone(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newReturnBench(t)
 	b.end(syscall.SIGKILL)
 	away := b.m.takeAway(b.metadata)
@@ -341,6 +349,7 @@ func (m *machine) takeAway(d *faultyDisk) (back func()) {
 
 // TestMetadataGoneInUse: the metadata's device goes while the daemon has it open.
 func TestMetadataGoneInUse(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	source, dest, meta := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16}), m.nullBlk("meta", nullOptions{mib: 1})
@@ -377,6 +386,7 @@ func (m *machine) readDisk(d *disk) (content []byte) {
 // TestMetadataOfAnotherClone: a recovery that finds those of another clone refuses them, whatever the live map says. The
 // device waits, and goes on with its own.
 func TestMetadataOfAnotherClone(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newReturnBench(t)
 	b.v.close()
 	b.end(syscall.SIGKILL)
@@ -396,6 +406,7 @@ func TestMetadataOfAnotherClone(t *testing.T) {
 // TestMetadataDamaged: the live map also stands in for metadata that make no sense; they are not written, and once they
 // are what they were the clone goes on.
 func TestMetadataDamaged(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newReturnBench(t)
 	b.end(syscall.SIGKILL)
 	content := b.m.readDisk(b.metadata.disk)
@@ -420,6 +431,7 @@ func (b *returnBench) overwrite(content []byte) {
 
 // TestLostFlushIsFinal: `resume` does not end what a failed flush of the destination has begun, nor does a death.
 func TestLostFlushIsFinal(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	source := m.nullBlk("src", nullOptions{mib: 16})

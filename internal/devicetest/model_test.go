@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // A sector of the tests carries its number and a version, and is filled with words made from both:
@@ -426,6 +428,7 @@ func (w *model) start(m *machine, rng *rand.Rand, path string, l load, stop <-ch
 
 // TestPattern checks the tests' own tool: what fill makes holds, and nothing else does.
 func TestPattern(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	b := make([]byte, 4*sector)
 	for _, v := range []version{zeros, original, 17, junk} {
 		fill(b, 100*sector, v)

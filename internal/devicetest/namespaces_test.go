@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // A daemon keeps no mount alive: it runs in the mount namespace of process 1, wherever it was started.
@@ -45,6 +46,7 @@ func (c *clone) checkPlace() {
 // own. That file system can be unmounted for good while the daemon lives, and so can the clone's own; the live map
 // is where the next daemon looks for it.
 func TestMountNamespace(t *testing.T) {
+	runs.On(t, "7.3")
 	c, files := smallClone(t, "--no-hydration")
 	files.mount(c.path)
 	source, dest := c.m.nullBlk("src2", nullOptions{mib: 16}), c.m.nullBlk("dst2", nullOptions{mib: 16})
@@ -78,6 +80,7 @@ func TestMountNamespace(t *testing.T) {
 
 // TestMountNamespaceForeground: the same for a daemon that a service manager starts.
 func TestMountNamespaceForeground(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.newClone(source, dest, m.missing("meta"), "--no-hydration")
@@ -108,6 +111,7 @@ func TestMountNamespaceForeground(t *testing.T) {
 
 // TestPathElsewhere: what is a file in the command's mount namespace only is refused, and nothing is left.
 func TestPathElsewhere(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.file("dst", 16*mib)
 	args := strings.Join(append([]string{command, "add", "test"}, addArgs(source, dest, m.missing("meta"))...), " ")

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -269,6 +270,12 @@ func testPowerLoss(t *testing.T, kind fsKind) {
 	t.Logf("%d entries, %d points", len(entries), len(points))
 }
 
-func TestPowerLossExt4(t *testing.T) { testPowerLoss(t, ext4) }
+func TestPowerLossExt4(t *testing.T) {
+	runs.On(t, "6.12", runs.OwnGuestInFull)
+	testPowerLoss(t, ext4)
+}
 
-func TestPowerLossXFS(t *testing.T) { testPowerLoss(t, xfs) }
+func TestPowerLossXFS(t *testing.T) {
+	runs.On(t, "7.3", runs.OwnGuestInFull)
+	testPowerLoss(t, xfs)
+}

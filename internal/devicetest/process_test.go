@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The daemon as a process: what it owes to whoever frees memory by writing to its device (I9).
@@ -114,6 +116,7 @@ func (c *clone) unlocked() (found []string) {
 // TestDaemonUnderMemoryPressure: every thread of a daemon, those of the kernel's workers included, is one that
 // memory reclaim does not wait for, its memory is locked, and it is not killed for memory.
 func TestDaemonUnderMemoryPressure(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	m := newMachine(t)
 	flusher := flusherFlags(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 32}), m.nullBlk("dst", nullOptions{mib: 32})
@@ -143,6 +146,7 @@ func TestDaemonUnderMemoryPressure(t *testing.T) {
 // TestNoPageFaults: no thread that serves requests has a page fault, from the first request of a new clone on, and
 // no thread at all has one that waits for a device. Meanwhile the kernel joins pages to huge ones wherever it may.
 func TestNoPageFaults(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	rng := m.random()
 	const size = 64 * mib

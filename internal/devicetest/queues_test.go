@@ -12,13 +12,26 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Each queue of a device is used, and carries its own data.
 
-func TestOneQueue(t *testing.T)   { testQueues(t, 1) }
-func TestTwoQueues(t *testing.T)  { testQueues(t, 2) }
-func TestFourQueues(t *testing.T) { testQueues(t, 4) }
+func TestOneQueue(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
+	testQueues(t, 1)
+}
+
+func TestTwoQueues(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
+	testQueues(t, 2)
+}
+
+func TestFourQueues(t *testing.T) {
+	runs.On(t, "6.12", runs.FourCPUs)
+	testQueues(t, 4)
+}
 
 func testQueues(t *testing.T, queues int) {
 	if cpus := runtime.NumCPU(); cpus < queues {

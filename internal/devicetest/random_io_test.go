@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Reads, writes, zeroings, discards and flushes of four threads, two at random places and two in sequence,
@@ -26,44 +28,54 @@ type shape struct {
 }
 
 func TestRandomRequests4KiB(t *testing.T) {
+	runs.On(t, "6.12")
 	testRandomRequests(t, shape{region: 4 * kib, size: 12*mib + 3*sector, sourceBlock: 512, destBlock: 512})
 }
 
 func TestRandomRequests64KiB(t *testing.T) {
+	runs.On(t, "7.3")
 	testRandomRequests(t, shape{region: 64 * kib, size: 12*mib + 17*sector, sourceBlock: 512, destBlock: 512, destDiscards: true})
 }
 
 func TestRandomRequests1MiB(t *testing.T) {
+	runs.On(t, "6.12")
 	testRandomRequests(t, shape{region: mib, size: 12*mib + 29*sector, sourceBlock: 512, destBlock: 512, destDiscards: true, sourceMBps: 16})
 }
 
 // One region is the whole device.
 func TestRandomRequestsWholeDevice(t *testing.T) {
+	runs.On(t, "6.12")
 	testRandomRequests(t, shape{region: 8 * mib, size: 8 * mib, sourceBlock: 512, destBlock: 512, sourceMBps: 16})
 }
 
 // Regions larger than a copy buffer are copied in pieces.
 func TestRandomRequests4MiB(t *testing.T) {
+	runs.On(t, "7.3")
 	testRandomRequests(t, shape{region: 4 * mib, size: 22*mib + 5*sector, sourceBlock: 512, destBlock: 512})
 }
 
 func TestRandomRequestsSource4096(t *testing.T) {
+	runs.On(t, "7.3")
 	testRandomRequests(t, shape{region: 16 * kib, size: 12*mib + 3*4096, sourceBlock: 4096, destBlock: 512})
 }
 
 func TestRandomRequestsDest4096(t *testing.T) {
+	runs.On(t, "6.12")
 	testRandomRequests(t, shape{region: 16 * kib, size: 12*mib + 3*4096, sourceBlock: 512, destBlock: 4096, args: []string{"--force"}})
 }
 
 func TestRandomRequestsBoth4096(t *testing.T) {
+	runs.On(t, "7.3")
 	testRandomRequests(t, shape{region: 4 * kib, size: 12*mib + 3*4096, sourceBlock: 4096, destBlock: 4096, loopDisks: true})
 }
 
 func TestRandomRequestsLargerDest(t *testing.T) {
+	runs.On(t, "6.12")
 	testRandomRequests(t, shape{region: 64 * kib, size: 12*mib + sector, destExtra: 3*mib + 9*sector, sourceBlock: 512, destBlock: 512})
 }
 
 func TestRandomRequestsFiles(t *testing.T) {
+	runs.On(t, "7.3")
 	testRandomRequests(t, shape{region: 4 * kib, size: 12*mib + sector, sourceBlock: 512, destBlock: 512, files: true})
 }
 
@@ -121,6 +133,7 @@ func testRandomRequests(t *testing.T, s shape) {
 // fio trims blocks and writes them again in four jobs, with a checksum in each, while the clone hydrates; then
 // it reads them.
 func TestTrimWriteByFio(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 32, mbps: 4}), m.nullBlk("dst", nullOptions{mib: 32, discard: true})
 	m.fillDisk(dest, junk)

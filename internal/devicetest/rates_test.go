@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // measured is the time over which a rate is taken.
@@ -34,6 +36,7 @@ func (c *clone) setting(words ...string) {
 // TestRate: the cap is kept to within 10 %, as given to add and as set later, and over a restart; without a
 // cap it is left behind (I12).
 func TestRate(t *testing.T) {
+	runs.On(t, "7.3", runs.CountingClock)
 	const cap, lower = 8 * mib, 2 * mib
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 192}), m.nullBlk("dst", nullOptions{mib: 192})
@@ -67,7 +70,10 @@ func TestRate(t *testing.T) {
 // TestMinRate: four readers that never pause, of regions that are hydrated, beside which there is one small copy at a time,
 // as nothing is known of what that costs them. On disks that take 10 ms for whatever they are asked that is far below the
 // floor, which is reached all the same (I12); the clone becomes complete.
-func TestMinRate(t *testing.T) { testMinRate(t, undisturbed) }
+func TestMinRate(t *testing.T) {
+	runs.On(t, "6.12", runs.CountingClock)
+	testMinRate(t, undisturbed)
+}
 
 func testMinRate(t *testing.T, during trial) {
 	const size, hydrated, floor = 60 * mib, 4 * mib, 4 * mib

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The counting guest (ICOUNT=1, scripts/vm) has a clock that counts instructions, so that figures
@@ -37,6 +39,7 @@ const leastRatio = 0.90
 // TestBenchRandomWrites compares the rate of random writes of whole unhydrated regions of 4 KiB with
 // that of the kernel's dm-clone in the same guest: a check that the loop has the right shape.
 func TestBenchRandomWrites(t *testing.T) {
+	runs.On(t, "6.18", runs.LeapingClock)
 	m := newMachine(t)
 	m.run("modprobe", "dm-clone")
 	const size = 512

@@ -5,11 +5,14 @@ package devicetest
 import (
 	"encoding/json"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // TestBenchReadThrough measures what keeping the bytes that are read from the source costs the reads, and
 // what it gives to the next ones: the default of --read-through follows from it. It judges nothing.
 func TestBenchReadThrough(t *testing.T) {
+	runs.On(t, "6.18", runs.LeapingClock, runs.FullOnly)
 	m := newMachine(t)
 	const size = 64
 	dest, metadata := m.nullBlk("dest", ssd.sized(size)), m.nullBlk("meta", ssd.sized(16))

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // recordDir has a record for each destination that is partly hydrated.
@@ -29,6 +30,7 @@ func (m *machine) records() []string {
 // copy, are not taken for a new clone's. The record outlives daemon and deletion, and goes when the
 // destination stands alone.
 func TestRecords(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	os.RemoveAll(recordDir)
 	const size = 16 * mib

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The block device outlives its daemon (I6). Its users wait, and go on when the next daemon has taken over.
@@ -54,6 +55,7 @@ func (c *clone) recover() {
 // TestRecover kills the daemon at random moments under random requests and hydration. Nobody sees an error, no
 // acknowledged write is lost, the clone becomes complete, and the destination alone is right.
 func TestRecover(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	testRecover(t, count(4, 100), standLimit, func(c *clone) {
 		c.end(syscall.SIGKILL)
 		c.recover()
@@ -62,6 +64,7 @@ func TestRecover(t *testing.T) {
 
 // TestRecoverTerminated is the same with SIGTERM.
 func TestRecoverTerminated(t *testing.T) {
+	runs.On(t, "6.12")
 	testRecover(t, count(2, 20), standLimit, func(c *clone) {
 		c.end(syscall.SIGTERM)
 		c.recover()
@@ -73,6 +76,7 @@ const restartLimit = time.Second
 
 // TestRestart is the same with an upgrade: another program in the place of the old one, and one command.
 func TestRestart(t *testing.T) {
+	runs.On(t, "7.3", runs.CountingClock, runs.OrdinaryClockInFull)
 	var slowest time.Duration
 	testRecover(t, count(5, 20), restartLimit, func(c *clone) {
 		program := filepath.Join(c.m.dir, command)
@@ -135,6 +139,7 @@ func testRecover(t *testing.T, rounds int, limit time.Duration, replace func(*cl
 // TestRecoverMounted: a file system goes on over the death of the daemon under it; `add` recovers too, and says
 // so for another definition; `prune` ends what nobody wants back.
 func TestRecoverMounted(t *testing.T) {
+	runs.On(t, "7.3")
 	c, files := smallClone(t, "--no-hydration")
 	files.mount(c.path)
 	files.change(c.m.random(), 0.2)
@@ -164,6 +169,7 @@ func TestRecoverMounted(t *testing.T) {
 // TestRecoverWithoutLiveMap: what the metadata say is not enough for a device in use. It goes on waiting, and so do its
 // users: until the map is back, or until somebody says that the last commit will do.
 func TestRecoverWithoutLiveMap(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newLiveMapBench(t)
 	v, buf := b.m.open(b.path, os.O_RDWR), b.m.buffer(4096)
 	if err := b.model.write(v, buf, 0, false); err != nil {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Whose marks, whose device: what a dead daemon has left counts only for what it belongs to (I6).
@@ -45,6 +46,7 @@ func (b *liveMapBench) restore(s storage) {
 // TestLiveMapOfAnotherBoot: after a power cut a map that was left, by whatever way, is of no use: the clone goes on
 // from the last commit.
 func TestLiveMapOfAnotherBoot(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newLiveMapBench(t)
 	durable := b.flushed()
 	b.scatter()
@@ -59,6 +61,7 @@ func TestLiveMapOfAnotherBoot(t *testing.T) {
 // TestLiveMapOfAnotherSession: destination and metadata were brought back, to before a clean stop, beside a map
 // that was not. Its marks are of data that are gone.
 func TestLiveMapOfAnotherSession(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newLiveMapBench(t)
 	earlier := b.flushed()
 	b.del()
@@ -76,6 +79,7 @@ func TestLiveMapOfAnotherSession(t *testing.T) {
 // TestRecoverComplete: of what is hydrated throughout nothing is in the live map any more, only in the metadata. The
 // first request that the next daemon serves, which has waited for it, must find it so.
 func TestRecoverComplete(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newLiveMapBench(t)
 	b.hydrateFast()
 	b.waitHydrated()
@@ -98,6 +102,7 @@ func TestRecoverComplete(t *testing.T) {
 // TestRecoverForeignDevice: the device of a dead daemon is gone, and another clone's has its number. It is not taken
 // over, and not removed with the dead clone either.
 func TestRecoverForeignDevice(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newLiveMapBench(t)
 	b.end(syscall.SIGKILL)
 	if err := deleteDevices(); err != nil {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // A clone that was deleted and added again with the same words goes on where it was.
@@ -14,6 +16,7 @@ import (
 // Deleted at random moments of its hydration, with writes before each, it never falls back, reads
 // the source about once in all, and ends with the right content.
 func TestDeleteDuringHydration(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	rng := m.random()
 	rounds := count(3, 10)
@@ -75,6 +78,7 @@ func (m *machine) openingReads(source *disk) int64 {
 // An idle clone loses nothing and copies nothing twice: with hydration off every count stays, and when
 // it is on again exactly what is left is read.
 func TestDeleteIdle(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	rng := m.random()
 	size, region := 32*mib, 64*kib
@@ -121,6 +125,7 @@ func TestDeleteIdle(t *testing.T) {
 
 // Settings changed live are kept.
 func TestSettingsSurvive(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.addClone(source, dest, m.missing("meta"), "--region-size", "64KiB")

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // holdsSettings checks settings as the status tells them.
@@ -30,6 +31,7 @@ func (c *clone) holdsSettings(when string, want map[string]any) {
 // TestSet: settings are changed while the clone runs, all that are named or none, and are kept over a deletion,
 // a planned restart and the daemon's death.
 func TestSet(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")
@@ -90,6 +92,7 @@ func (c *clone) nextEvent(after uint64) seenEvent {
 
 // TestEvents: none is missed by who waits behind a number, also when the daemon was killed meanwhile.
 func TestEvents(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")

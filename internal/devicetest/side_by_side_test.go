@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The kernel's dm-clone and a clone of ours get the same table arguments, messages and requests, and their
@@ -140,6 +141,7 @@ func (p *pair) tablesAgree() {
 }
 
 func TestSideBySide(t *testing.T) {
+	runs.On(t, "6.12")
 	for name, args := range map[string]string{
 		"Plain":    "8 1 no_hydration",
 		"Features": "128 2 No_Hydration no_discard_passdown 4 hydration_threshold 16 hydration_batch_size 4",

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The soak: clones in use, to which everything happens that a clone must stand, in random order. The first wrong
@@ -67,6 +69,7 @@ const (
 
 // TestSoak: see above.
 func TestSoak(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	m.kernel.expect("I/O error") // of the sources and metadata; users tell of their own
 	s := &soak{machine: m, rng: m.random(), begin: time.Now(), counts: map[string]int{}}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"golang.org/x/sys/unix"
 )
 
@@ -143,6 +144,7 @@ func (d *disk) attach() {
 
 // TestSourceComesBack: a device was removed and made again; in between, others stood in its place.
 func TestSourceComesBack(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	const size = 8
@@ -165,6 +167,7 @@ func TestSourceComesBack(t *testing.T) {
 
 // TestSourceRescanned: a SCSI disk was deleted and found again under another name.
 func TestSourceRescanned(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	m.run("modprobe", "sd_mod")
@@ -203,6 +206,7 @@ func (m *machine) scsiDebug() *disk {
 // TestSourceReplacedUnderReads: the old source hangs with reads in flight. resume finds another way to it, new reads
 // go there; the old ones end when they end, and the old one is then closed.
 func TestSourceReplacedUnderReads(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	under := m.nullBlk("src", nullOptions{mib: 8})
 	old, next := m.linear("old", under, under.size), m.linear("next", under, under.size)
@@ -273,6 +277,7 @@ func (d *disk) reading() (reads int) {
 // TestOpenWithoutSource: add of a clone that is there, and recover, go on without the source; a new clone is not made
 // without one.
 func TestOpenWithoutSource(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	source, other := m.nullBlk("src", nullOptions{mib: 8}), m.nullBlk("oth", nullOptions{mib: 8})
@@ -318,6 +323,7 @@ func TestOpenWithoutSource(t *testing.T) {
 
 // TestCompleteNeedsNoSource: a clone that is complete does not open its source, be it gone or used by somebody else.
 func TestCompleteNeedsNoSource(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source := m.nullBlk("src", nullOptions{mib: 8})
 	b := m.newAwayBench(source)
@@ -347,6 +353,7 @@ func TestCompleteNeedsNoSource(t *testing.T) {
 // TestReadsBesideBadBlock: of many reads around a bad block, in flight together, only those fail that cover it,
 // though the kernel makes one request of neighbours and the device fails that as a whole.
 func TestReadsBesideBadBlock(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	const size, block, bad, reads = 8 * mib, 4096, 4 * mib, 32

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"golang.org/x/sys/unix"
 )
 
@@ -84,16 +85,26 @@ func (m *machine) fillFile(path string, v version) {
 	}
 }
 
-func TestSourceChangedExt4(t *testing.T) { testSourceChanged(t, "ext4", false) }
+func TestSourceChangedExt4(t *testing.T) {
+	runs.On(t, "7.3")
+	testSourceChanged(t, "ext4", false)
+}
+
 func TestSourceChangedXFS(t *testing.T) {
+	runs.On(t, "6.12")
 	testSourceChanged(t, "xfs", false, "cp", "odd-end", "down-and-up", "replaced")
 }
+
 func TestSourceChangedTmpfs(t *testing.T) {
+	runs.On(t, "7.3")
 	testSourceChanged(t, "", false, "cp", "shorter", "down-and-up", "replaced")
 }
 
 // TestSourceChangedLoop: the same of a file behind a loop device, of which the block layer tells nothing.
-func TestSourceChangedLoop(t *testing.T) { testSourceChanged(t, "", true, "cp", "shorter", "replaced") }
+func TestSourceChangedLoop(t *testing.T) {
+	runs.On(t, "6.12")
+	testSourceChanged(t, "", true, "cp", "shorter", "replaced")
+}
 
 // testSourceChanged makes the changes of these names, or all, to a file on such a file system; "" is tmpfs.
 func testSourceChanged(t *testing.T, fs string, loop bool, names ...string) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,6 +19,7 @@ const atOnce = time.Second
 // A part of the source cannot be read. Reads of it fail, everything else works; a write of a whole region
 // heals it; hydration does the rest and is then stalled, until the source is repaired.
 func TestUnreadableSource(t *testing.T) {
+	runs.On(t, "6.12", runs.OrdinaryClock, runs.CountingClock)
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	rng := m.random()
@@ -86,6 +88,7 @@ func TestUnreadableSource(t *testing.T) {
 // A device fails a request as a whole, and the kernel makes one request of reads of neighbouring regions that
 // come together. In the end the region with the bad block is bad, and no neighbour.
 func TestBadBlockAlone(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	const region, size, bad = 4 * kib, 4 * mib, 2 * mib

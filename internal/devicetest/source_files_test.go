@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // A source with a file system is used at once and while it hydrates; in the end the destination stands
@@ -16,9 +18,20 @@ const wholeDevice = 0
 
 var fileRegions = []int64{4 * kib, 64 * kib, mib, wholeDevice}
 
-func TestExt4Source(t *testing.T)  { testSources(t, ext4, 4*kib, 64*kib) }
-func TestXFSSource(t *testing.T)   { testSources(t, xfs, mib) }
-func TestBtrfsSource(t *testing.T) { testSources(t, btrfs, wholeDevice) }
+func TestExt4Source(t *testing.T) {
+	runs.On(t, "7.3")
+	testSources(t, ext4, 4*kib, 64*kib)
+}
+
+func TestXFSSource(t *testing.T) {
+	runs.On(t, "7.3")
+	testSources(t, xfs, mib)
+}
+
+func TestBtrfsSource(t *testing.T) {
+	runs.On(t, "6.12")
+	testSources(t, btrfs, wholeDevice)
+}
 
 func testSources(t *testing.T, kind fsKind, reduced ...int64) {
 	for _, region := range fileRegions {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,6 +49,7 @@ func (c *clone) silence(from time.Time) {
 // TestSourceSilent: a device that queues for ever, as multipath without a path does. What is hydrated is served, new reads
 // fail, and an answer ends it.
 func TestSourceSilent(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	source := m.faultyDisk("src", 8)
@@ -94,6 +96,7 @@ func TestSourceSilent(t *testing.T) {
 // TestDelOfSilentSource: a clone whose background reads hang is deleted in seconds, destination and metadata are free at once,
 // and the source is when it answers. Users' requests that hang are a reason to refuse.
 func TestDelOfSilentSource(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source := m.faultyDisk("src", 8)
 	m.fillDisk(source.disk, original)
@@ -129,6 +132,7 @@ func TestDelOfSilentSource(t *testing.T) {
 
 // TestNetworkSourceDies: the server of a network block device is killed.
 func TestNetworkSourceDies(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	m.kernel.expect("I/O error", "nbd0")
 	m.run("modprobe", "nbd", "nbds_max=1")
@@ -178,6 +182,7 @@ func (m *machine) truncateNew(path string, size int64) {
 // TestUnreadableSample: sectors of the source cannot be read that its sample would cover, in the first and last MiB and in the
 // middle. The clone is made all the same, recovered, restarted and begun again, and hydrated but for them.
 func TestUnreadableSample(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	const size = 16 * mib

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Nobody gives up what works before the next one is known to work (I13): a daemon that cannot be replaced goes on, and a
@@ -140,6 +141,7 @@ func (b *heirBench) waits(code int, says string, args ...string) {
 
 // TestSuccession: whatever a successor does not find as it was costs users nothing but time.
 func TestSuccession(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newHeirBench(t)
 	b.add()
 	b.use()
@@ -201,6 +203,7 @@ func TestSuccession(t *testing.T) {
 // TestSuccessionSource: a source that was touched, or has changed, takes nothing from users: a daemon goes on, and if it is
 // killed the next one serves what is hydrated, until the source is as it was.
 func TestSuccessionSource(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newHeirBench(t)
 	b.add()
 	b.use()
@@ -281,6 +284,7 @@ func hasPrevious() bool {
 
 // TestPreviousRelease: an upgrade from the previous release, and the way back, with users who notice nothing.
 func TestPreviousRelease(t *testing.T) {
+	runs.On(t, "6.12")
 	if !hasPrevious() {
 		t.Skip("scripts/device-tests could not build the previous release, whose commit this shallow clone lacks (git fetch --unshallow)")
 	}
@@ -309,6 +313,7 @@ func TestPreviousRelease(t *testing.T) {
 // TestRestartWhileSourceHangs: a daemon with reads of a source that does not answer cannot be replaced, and says so in time;
 // what is hydrated is served all along. If it is killed the next one serves that too.
 func TestRestartWhileSourceHangs(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	source, dest := m.faultyDisk("src", 16), m.nullBlk("dst", nullOptions{mib: 16})
 	m.fillDisk(source.disk, original)
@@ -386,6 +391,7 @@ func TestRestartWhileSourceHangs(t *testing.T) {
 // TestSuccessionWithoutRoom: with /run full, in bytes or in files, /var/lib read-only, and a process that gets no memory or no
 // threads, a daemon is replaced or goes on, and a dead one's device waits at worst. Nothing but room is needed then.
 func TestSuccessionWithoutRoom(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newHeirBench(t)
 	b.add()
 	b.use()

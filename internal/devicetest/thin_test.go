@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
@@ -86,6 +87,7 @@ func (m *machine) byKernel(source *disk, files *fileTree, block, region int64) i
 // TestTrimmedSpaceOnThin: the recipe that copies no free space leaves as little of a thin volume allocated as dm-clone
 // does, also if the volume held other data; and discards later on allocate nothing.
 func TestTrimmedSpaceOnThin(t *testing.T) {
+	runs.On(t, "7.3")
 	const size = 96 * mib
 	for _, c := range []struct {
 		region, block int64
@@ -132,6 +134,7 @@ func TestTrimmedSpaceOnThin(t *testing.T) {
 // TestZerosOnThin: zeros of a source that knows no holes take no space in a thin volume, unless its pool shows old bytes in a
 // block of which a part is written; then there are zeros all the same.
 func TestZerosOnThin(t *testing.T) {
+	runs.On(t, "6.12")
 	const size, islands = 64 * mib, 4
 	for _, c := range []struct {
 		held  bool // other data
@@ -178,6 +181,7 @@ func TestZerosOnThin(t *testing.T) {
 // TestSpareZeros: on a disk with discard alone nothing is written for what is zero already, by hydration or for users,
 // and zeros replace whatever else there is.
 func TestSpareZeros(t *testing.T) {
+	runs.On(t, "6.12")
 	const size = 32 * mib
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: size / mib}), m.nullBlk("dst", nullOptions{mib: size / mib, discard: true})

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // What nobody uses is not copied: discarded regions and holes of a sparse source.
@@ -16,6 +18,7 @@ import (
 // Discarded regions are not read from the source and read as zeros, although the destination holds
 // other data.
 func TestDiscardedRegions(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	region, tail := 64*kib, int64(5*sector)
 	size := 32*mib + tail
@@ -66,6 +69,7 @@ func TestDiscardedRegions(t *testing.T) {
 
 // fstrim before hydration spares the free space of a file system.
 func TestFstrim(t *testing.T) {
+	runs.On(t, "7.3")
 	m := newMachine(t)
 	rng := m.random()
 	size := int64(96)
@@ -117,6 +121,7 @@ func (m *machine) zeroWhereJunk(dest *disk, size int64) {
 
 // Holes of a sparse source are not read, and found when hydration comes to them.
 func TestSparseSource(t *testing.T) {
+	runs.On(t, "6.12")
 	m := newMachine(t)
 	size, islands := 128*mib, int64(8)
 	source := m.sparseFile(m.ext4Folder(64)+"/source", size, islands)
@@ -178,6 +183,7 @@ func (m *machine) sparseFile(path string, size, islands int64) *disk {
 // Zeros of a source that tells of no holes, as a disk does, need no space in the destination; with --detect-zeroes=off they
 // are data like any other.
 func TestZerosOfSource(t *testing.T) {
+	runs.On(t, "7.3")
 	const size, islands = 64 * mib, 4
 	for _, detect := range []string{"on", "off"} {
 		t.Run(detect, func(t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // writeLog is a device of which every write is kept, in an order in which a disk with a volatile cache may have
@@ -163,6 +165,7 @@ func subset(rng *rand.Rand, unit func(off int64) int64) func(e *logEntry, off in
 
 // TestReplay checks the tests' own tool: what was flushed or has FUA is there, of the rest what survives.
 func TestReplay(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	content := func(v version) []byte {
 		b := make([]byte, sector)
 		fill(b, 0, v)

@@ -9,11 +9,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // TestServiceClonetab: a line of systemd's clonetab, imported, is a clone as by add with the same words; and complete,
 // it needs its source no more, also when its daemon begins anew.
 func TestServiceClonetab(t *testing.T) {
+	runs.On(t, "6.18", runs.FullOnly)
 	g := newGuest(t, options{disks: map[string]int64{"source": 48 << 20, "dest": 48 << 20, "metadata": 16 << 20}})
 	g.boot()
 	g.install(packages)
@@ -43,6 +46,7 @@ func TestServiceClonetab(t *testing.T) {
 // TestServiceFinish: a clone with a layer is handed over while it is in use, from within the unit's sandbox; then no
 // daemon, no source, no metadata and no unit are needed, and the next boot begins nothing anew.
 func TestServiceFinish(t *testing.T) {
+	runs.On(t, "6.18", runs.FullOnly)
 	g := newGuest(t, options{disks: map[string]int64{"source": 48 << 20, "dest": 48 << 20}})
 	g.boot()
 	g.install(packages)
@@ -98,6 +102,7 @@ func TestServiceFinish(t *testing.T) {
 
 // TestServiceMany: twenty clones at once, or six without FULL, over a reboot. Figures for the docs are in the log.
 func TestServiceMany(t *testing.T) {
+	runs.On(t, "6.18", runs.FullOnly)
 	n := 6
 	if os.Getenv("FULL") == "1" {
 		n = 20
