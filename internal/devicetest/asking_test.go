@@ -64,7 +64,7 @@ const statusLimit = 3 * time.Second
 // TestStatusWithStuckMetadata: metadata that does not answer, and clients that have gone meanwhile, keep nobody from the
 // status.
 func TestStatusWithStuckMetadata(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	meta := m.linear("slowmeta", m.nullBlk("meta", nullOptions{mib: 16}), 16*mib)

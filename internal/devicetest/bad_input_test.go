@@ -43,7 +43,7 @@ func (m *machine) refuse(all []refusal) {
 }
 
 func TestRefusedDevices(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	meta := m.missing("meta")
@@ -196,7 +196,7 @@ func TestDamagedSuperblockCopy(t *testing.T) {
 
 // Both copies damaged: exit code 10 everywhere, and nothing is written.
 func TestDamagedSuperblock(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	b := newMetadataBench(t)
 	rng := b.m.random()
 	for range count(1, 20) {

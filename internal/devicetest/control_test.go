@@ -82,7 +82,7 @@ func (m *machine) usage(pid int) (u usage) {
 // TestControlSocket: a thousand clients at once, some of them rude, while random requests and hydration go on.
 // No request fails, everybody who asks is answered, nothing is changed, and nothing of them is left.
 func TestControlSocket(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	rng := m.random()
 	const size = 64 * mib

@@ -198,7 +198,7 @@ func (m *machine) deviceNumber(path string) int {
 // TestForeignDevice: what another program serves is nobody's to recover, prune or delete here, not even when its
 // number is that of a dead clone's device.
 func TestForeignDevice(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")

@@ -21,7 +21,7 @@ import (
 // TestDestWriteErrors: a write that the destination fails is the writer's to know, and marks nothing; hydration
 // stalls there and nowhere else; when the destination is sound again, all goes on.
 func TestDestWriteErrors(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	const region, size, bad, end = 64 * kib, 8 * mib, 2 * mib, 2*mib + 128*kib // two regions
@@ -70,7 +70,7 @@ func TestDestWriteErrors(t *testing.T) {
 // TestDestFlushFails: a flush of the destination that fails, or a durable write, is a failure of the metadata (I10):
 // what was written since the flush before is not known to be there, and a flush that succeeds later proves nothing.
 func TestDestFlushFails(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	m.run("modprobe", "dm-flakey")
@@ -268,7 +268,7 @@ func TestDestReserved(t *testing.T) {
 // TestDestFull: where the destination's space was not reserved, its file system is full. Writers get ENOSPC and
 // nothing is marked; hydration stalls and says so; with space again, resume goes on.
 func TestDestFull(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	for name, kind := range map[string]fsKind{"Ext4": ext4, "Btrfs": btrfs, "Tmpfs": tmpfs} {
 		t.Run(name, func(t *testing.T) { testDestFull(t, kind) })
 	}

@@ -135,7 +135,7 @@ func (b *exchangeBench) whole() {
 
 // TestDestExchangedBeforeRecover: while the daemon is dead, and right after a restart was asked for.
 func TestDestExchangedBeforeRecover(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newExchangeBench(newMachine(t))
 	b.add()
 	b.end(syscall.SIGKILL) // nothing is hydrated: the mark of the session alone tells
@@ -281,7 +281,7 @@ func TestDestWrittenSince(t *testing.T) {
 
 // TestDestFileReplaced: a file with the inode and the size of the destination, which was removed.
 func TestDestFileReplaced(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	folder := m.ext4Folder(64)
 	source := m.nullBlk("src", nullOptions{mib: 16})
@@ -317,7 +317,7 @@ func TestDestFileReplaced(t *testing.T) {
 
 // TestNothingTells: add says so of a device that nothing tells from another.
 func TestNothingTells(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	m.fillDisk(source, original)

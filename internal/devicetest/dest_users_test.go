@@ -101,7 +101,7 @@ func TestDestOpenForWriting(t *testing.T) {
 // TestDevicesOfAnotherClone: its source, its destination and its metadata, by themselves, through a loop device, a table
 // and a partition, while its daemon lives and when that is dead.
 func TestDevicesOfAnotherClone(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	m.dropLiveMaps()
 	roles := map[string]*disk{}
@@ -165,7 +165,7 @@ func TestSourceOfTwoClones(t *testing.T) {
 
 // TestDestOnTheCloneItself: a recovery that would wait for itself is refused (I9).
 func TestDestOnTheCloneItself(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newExchangeBench(newMachine(t))
 	b.add()
 	b.write(8)

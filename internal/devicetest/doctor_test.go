@@ -70,7 +70,7 @@ type planted struct {
 // TestDoctor: each of the problems, planted alone, is named by its check and no other, with the exit code and a next
 // step; healed, it is not named any more.
 func TestDoctor(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	os.RemoveAll(recordDir)
 	before, code := m.doctor()

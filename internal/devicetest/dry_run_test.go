@@ -348,7 +348,7 @@ func TestDryRunOfSparseSource(t *testing.T) {
 
 // TestDryRunOfSlowSource: a source that takes long for each read is not waited for, and its rate not made up.
 func TestDryRunOfSlowSource(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	m.run("modprobe", "dm-delay")
 	under, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})

@@ -106,7 +106,7 @@ func (b *flushBench) missing(regions ...uint64) error {
 
 // After a write and an fsync the metadata on disk hold the new bit; a second fsync leaves them unwritten.
 func TestFlushCommits(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	b := newFlushBench(t)
 	b.expect()
 	b.write(17)

@@ -47,13 +47,13 @@ func TestFaultCKilled(t *testing.T) {
 
 // D: the next daemon shows what was acknowledged, and stays read-only though the metadata work again (I10).
 func TestFaultDKilled(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	testFailedCommit(t, killed)
 }
 
 // E: the writes beside the bad region are made by the next daemon.
 func TestFaultEKilled(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	testBadRegionInBatch(t, killed)
 }
 

@@ -315,7 +315,7 @@ func testFailedCommit(t *testing.T, during trial) {
 
 // E. One bad region of the source in a batch failed a write to a good one in the same batch.
 func TestFaultEBadRegionInBatch(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	testBadRegionInBatch(t, undisturbed)
 }
 

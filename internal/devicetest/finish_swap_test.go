@@ -20,7 +20,7 @@ import (
 // TestFinishSwap: swap on the layer goes on. What was paged out before is read from the destination after, and a process
 // that is paged out and in all the time notices nothing.
 func TestFinishSwap(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest, meta := m.nullBlk("src", nullOptions{mib: 32}), m.nullBlk("dst", nullOptions{mib: 32}), m.missing("meta")
 	p := &pager{m: m, reclaim: filepath.Join(m.mountGroups(), "memory.reclaim")}

@@ -197,7 +197,7 @@ func (b *finishBench) goesOn(writes int64) {
 // TestFinishUnderFio: behind each step that can fail before the layer leads to the destination a finish fails once, and is
 // taken back; the last one succeeds. fio goes on over all of them.
 func TestFinishUnderFio(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newFinishBench(t, "fail 2 3 4")
 	b.hydrate()
 	wait := b.startVerify(30)
@@ -238,7 +238,7 @@ func TestFinishKilled(t *testing.T) {
 
 // TestFinishKilledLater: behind the others, when there is nothing to serve any more, the command itself does the rest.
 func TestFinishKilledLater(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	for step := 6; step <= 10; step += count(4, 1) {
 		t.Run(strconv.Itoa(step), func(t *testing.T) {
 			b := newFinishBench(t, fmt.Sprintf("die %d", step))
@@ -288,7 +288,7 @@ func TestFinishLater(t *testing.T) {
 // TestFinishPlain: without a layer nobody may have the block device open; the destination may be a file. With one it is to be
 // a device.
 func TestFinishPlain(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, meta := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("meta", nullOptions{mib: 2})
 	files := m.newExt4(m.random(), source, 2*mib)

@@ -70,7 +70,7 @@ var hiddenUsers = map[string]func(m *machine, path string) (release func()){
 // TestHiddenUsers: no device is taken from whoever uses it without a descriptor, its daemon alive or dead; with
 // --force it is.
 func TestHiddenUsers(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, "6.12", "7.3")
 	c, _ := smallClone(t, "--no-hydration")
 	m := c.m
 	refused := func(what string, commands ...[]string) {

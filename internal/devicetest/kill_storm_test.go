@@ -136,7 +136,7 @@ func (s *storm) nothingLeft() {
 // TestAddKilledAtEachStep kills the daemon of an add behind each of its steps: then prune leaves nothing that is of no use,
 // and the same add goes on, or prune --force removes all.
 func TestAddKilledAtEachStep(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", "7.3")
 	s := newStorm(t)
 	step := 1
 	for ; ; step += count(3, 1) {

@@ -52,7 +52,7 @@ func (d *disk) number() string {
 // TestLayer: it is what add prints, is there for status and del, outlives a dead daemon and a restart with a file system
 // mounted on it, and goes with the clone.
 func TestLayer(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	c, files := smallClone(t, "--no-hydration", "--dm", layerName)
 	m := c.m
 	if c.path != layerPath {
@@ -151,7 +151,7 @@ const firstLayerStep = 18
 
 // TestLayerFailsAtEachStep: a start, and then a recovery, that fail behind any of their last steps leave what was there.
 func TestLayerFailsAtEachStep(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 8}), m.nullBlk("dst", nullOptions{mib: 8})
 	m.fillDisk(source, original)

@@ -82,7 +82,7 @@ func TestDelWhileHydrating(t *testing.T) {
 
 // An interrupt does what del does: nothing while the device is in use.
 func TestInterrupt(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	c, files := smallClone(t)
 	pid := c.status().PID
 	files.mount(c.path)
@@ -192,7 +192,7 @@ func TestAddAgain(t *testing.T) {
 
 // What cannot be a clone is refused, each with its exit code, and leaves nothing.
 func TestRefusedAdd(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	small, coarse := m.nullBlk("small", nullOptions{mib: 8}), m.nullBlk("coarse", nullOptions{mib: 16, blocksize: 4096})
@@ -311,7 +311,7 @@ func (m *machine) keptFiles() (all []string) {
 // A recovery that fails behind any of its steps leaves all as it was: the device and its user, who waits and sees
 // no error, the definition, the live map. The next one goes on.
 func TestRecoverFailsAtEachStep(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	c, files := smallClone(t, "--no-hydration")
 	files.mount(c.path)
 	files.change(c.m.random(), 0.2)

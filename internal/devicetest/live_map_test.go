@@ -151,7 +151,7 @@ func (m *machine) dropLiveMaps() {
 // TestLiveMapGone: without it nobody knows what was written since the last commit. The clone is not opened from
 // there in silence.
 func TestLiveMapGone(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	b := newLiveMapBench(t)
 	b.scatter()
 	b.m.run(command, "prune")
@@ -164,7 +164,7 @@ func TestLiveMapGone(t *testing.T) {
 
 // TestLiveMapOfOtherMetadata: a map and metadata that do not belong together are refused, whichever is older.
 func TestLiveMapOfOtherMetadata(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newLiveMapBench(t)
 	v := b.m.open(b.path, os.O_RDWR)
 	if err := errors.Join(b.model.write(v, b.m.buffer(8192), 0, false), v.flush()); err != nil {

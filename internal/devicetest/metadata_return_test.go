@@ -163,7 +163,7 @@ func (b *returnBench) durable(when string, least uint64) {
 // TestMetadataReturn: metadata that could not be written are written again when somebody says so, with all that the
 // failed commit had to write, and what was marked since; not before.
 func TestMetadataReturn(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	b := newReturnBench(t)
 	b.breakMetadata(func() { b.metadata.fail(0, b.metadata.size) })
 	b.readOnly("failed")
@@ -179,7 +179,7 @@ func TestMetadataReturn(t *testing.T) {
 
 // TestMetadataReturnAfterDeath: the same, with daemons that die in between.
 func TestMetadataReturnAfterDeath(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newReturnBench(t)
 	b.breakMetadata(func() { b.metadata.fail(metaPages, b.metadata.size) })
 	for _, mend := range []bool{false, true} {
@@ -262,7 +262,7 @@ func TestMetadataUnwritable(t *testing.T) {
 
 // TestMetadataUnwritableSince: they were sound when the daemon died, and cannot be written by the next.
 func TestMetadataUnwritableSince(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newReturnBench(t)
 	b.end(syscall.SIGKILL)
 	b.metadata.failWrites()
@@ -280,7 +280,7 @@ func TestMetadataUnwritableSince(t *testing.T) {
 // TestMetadataReadOnlyFS: the file system of the metadata's file is read-only when the daemon is replaced. They are
 // not a device's, which the rest of the bench is for.
 func TestMetadataReadOnlyFS(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
@@ -323,7 +323,7 @@ func TestMetadataReadOnlyFS(t *testing.T) {
 // TestMetadataGone: the metadata's device is not there when the daemon is replaced, or goes under it, and comes back as
 // another device of the same name.
 func TestMetadataGone(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newReturnBench(t)
 	b.end(syscall.SIGKILL)
 	away := b.m.takeAway(b.metadata)

@@ -15,7 +15,7 @@ import (
 // Metadata that cannot be written make the clone read-only. What was acknowledged stays visible, what needs
 // no mark works, FLUSH fails; del sets no clean mark and says so; and what was flushed before is there afterwards.
 func TestMetadataFail(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	source, dest, under := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16}), m.nullBlk("meta", nullOptions{mib: 16})

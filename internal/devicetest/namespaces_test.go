@@ -80,7 +80,7 @@ func TestMountNamespace(t *testing.T) {
 
 // TestMountNamespaceForeground: the same for a daemon that a service manager starts.
 func TestMountNamespaceForeground(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, "6.12", "7.3")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.newClone(source, dest, m.missing("meta"), "--no-hydration")
@@ -111,7 +111,7 @@ func TestMountNamespaceForeground(t *testing.T) {
 
 // TestPathElsewhere: what is a file in the command's mount namespace only is refused, and nothing is left.
 func TestPathElsewhere(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.file("dst", 16*mib)
 	args := strings.Join(append([]string{command, "add", "test"}, addArgs(source, dest, m.missing("meta"))...), " ")

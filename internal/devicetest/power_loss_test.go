@@ -276,6 +276,6 @@ func TestPowerLossExt4(t *testing.T) {
 }
 
 func TestPowerLossXFS(t *testing.T) {
-	runs.On(t, "7.3", runs.OwnGuestInFull)
+	runs.On(t, "6.18", runs.OwnGuestInFull)
 	testPowerLoss(t, xfs)
 }

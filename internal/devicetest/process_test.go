@@ -116,7 +116,7 @@ func (c *clone) unlocked() (found []string) {
 // TestDaemonUnderMemoryPressure: every thread of a daemon, those of the kernel's workers included, is one that
 // memory reclaim does not wait for, its memory is locked, and it is not killed for memory.
 func TestDaemonUnderMemoryPressure(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, "6.12", "7.3")
 	m := newMachine(t)
 	flusher := flusherFlags(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 32}), m.nullBlk("dst", nullOptions{mib: 32})
@@ -146,7 +146,7 @@ func TestDaemonUnderMemoryPressure(t *testing.T) {
 // TestNoPageFaults: no thread that serves requests has a page fault, from the first request of a new clone on, and
 // no thread at all has one that waits for a device. Meanwhile the kernel joins pages to huge ones wherever it may.
 func TestNoPageFaults(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	rng := m.random()
 	const size = 64 * mib

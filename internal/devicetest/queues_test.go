@@ -19,7 +19,7 @@ import (
 // Each queue of a device is used, and carries its own data.
 
 func TestOneQueue(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, "6.12", "7.3")
 	testQueues(t, 1)
 }
 

@@ -38,13 +38,13 @@ func TestRandomRequests64KiB(t *testing.T) {
 }
 
 func TestRandomRequests1MiB(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	testRandomRequests(t, shape{region: mib, size: 12*mib + 29*sector, sourceBlock: 512, destBlock: 512, destDiscards: true, sourceMBps: 16})
 }
 
 // One region is the whole device.
 func TestRandomRequestsWholeDevice(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	testRandomRequests(t, shape{region: 8 * mib, size: 8 * mib, sourceBlock: 512, destBlock: 512, sourceMBps: 16})
 }
 
@@ -60,7 +60,7 @@ func TestRandomRequestsSource4096(t *testing.T) {
 }
 
 func TestRandomRequestsDest4096(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	testRandomRequests(t, shape{region: 16 * kib, size: 12*mib + 3*4096, sourceBlock: 512, destBlock: 4096, args: []string{"--force"}})
 }
 
@@ -75,7 +75,7 @@ func TestRandomRequestsLargerDest(t *testing.T) {
 }
 
 func TestRandomRequestsFiles(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	testRandomRequests(t, shape{region: 4 * kib, size: 12*mib + sector, sourceBlock: 512, destBlock: 512, files: true})
 }
 
@@ -133,7 +133,7 @@ func testRandomRequests(t *testing.T, s shape) {
 // fio trims blocks and writes them again in four jobs, with a checksum in each, while the clone hydrates; then
 // it reads them.
 func TestTrimWriteByFio(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 32, mbps: 4}), m.nullBlk("dst", nullOptions{mib: 32, discard: true})
 	m.fillDisk(dest, junk)

@@ -139,7 +139,7 @@ func testRecover(t *testing.T, rounds int, limit time.Duration, replace func(*cl
 // TestRecoverMounted: a file system goes on over the death of the daemon under it; `add` recovers too, and says
 // so for another definition; `prune` ends what nobody wants back.
 func TestRecoverMounted(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	c, files := smallClone(t, "--no-hydration")
 	files.mount(c.path)
 	files.change(c.m.random(), 0.2)

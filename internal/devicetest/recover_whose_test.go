@@ -46,7 +46,7 @@ func (b *liveMapBench) restore(s storage) {
 // TestLiveMapOfAnotherBoot: after a power cut a map that was left, by whatever way, is of no use: the clone goes on
 // from the last commit.
 func TestLiveMapOfAnotherBoot(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	b := newLiveMapBench(t)
 	durable := b.flushed()
 	b.scatter()
@@ -61,7 +61,7 @@ func TestLiveMapOfAnotherBoot(t *testing.T) {
 // TestLiveMapOfAnotherSession: destination and metadata were brought back, to before a clean stop, beside a map
 // that was not. Its marks are of data that are gone.
 func TestLiveMapOfAnotherSession(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newLiveMapBench(t)
 	earlier := b.flushed()
 	b.del()
@@ -102,7 +102,7 @@ func TestRecoverComplete(t *testing.T) {
 // TestRecoverForeignDevice: the device of a dead daemon is gone, and another clone's has its number. It is not taken
 // over, and not removed with the dead clone either.
 func TestRecoverForeignDevice(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newLiveMapBench(t)
 	b.end(syscall.SIGKILL)
 	if err := deleteDevices(); err != nil {

@@ -71,7 +71,7 @@ func (b *returnBench) newestSlot(page int64) (newest uint64) {
 // TestRepairAfterReplacement: `resume` brings healthy metadata back after a commit of which one slot had landed, however
 // often the daemon was replaced since, and also if a daemon could not write all of its superblock.
 func TestRepairAfterReplacement(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	b := newReplacedBench(t)
 	killed := func() { b.end(syscall.SIGKILL); b.recover() }
 	restarted := func() { b.m.run(command, "restart", b.name) }
@@ -131,7 +131,7 @@ func TestRepairAfterReplacement(t *testing.T) {
 // TestSessionBeginsInVain: the start fails while the superblock is written, of which one copy is on the disk. The next
 // one is not refused: no mark was made.
 func TestSessionBeginsInVain(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newReplacedBench(t)
 	b.v.close()
 	b.del()

@@ -125,7 +125,7 @@ func TestDeleteIdle(t *testing.T) {
 
 // Settings changed live are kept.
 func TestSettingsSurvive(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.addClone(source, dest, m.missing("meta"), "--region-size", "64KiB")

@@ -92,7 +92,7 @@ func (c *clone) nextEvent(after uint64) seenEvent {
 
 // TestEvents: none is missed by who waits behind a number, also when the daemon was killed meanwhile.
 func TestEvents(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
 	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")

@@ -144,7 +144,7 @@ func (d *disk) attach() {
 
 // TestSourceComesBack: a device was removed and made again; in between, others stood in its place.
 func TestSourceComesBack(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	const size = 8
@@ -353,7 +353,7 @@ func TestCompleteNeedsNoSource(t *testing.T) {
 // TestReadsBesideBadBlock: of many reads around a bad block, in flight together, only those fail that cover it,
 // though the kernel makes one request of neighbours and the device fails that as a whole.
 func TestReadsBesideBadBlock(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	const size, block, bad, reads = 8 * mib, 4096, 4 * mib, 32

@@ -86,12 +86,12 @@ func (m *machine) fillFile(path string, v version) {
 }
 
 func TestSourceChangedExt4(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	testSourceChanged(t, "ext4", false)
 }
 
 func TestSourceChangedXFS(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	testSourceChanged(t, "xfs", false, "cp", "odd-end", "down-and-up", "replaced")
 }
 

@@ -88,7 +88,7 @@ func TestUnreadableSource(t *testing.T) {
 // A device fails a request as a whole, and the kernel makes one request of reads of neighbouring regions that
 // come together. In the end the region with the bad block is bad, and no neighbour.
 func TestBadBlockAlone(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, "6.12", "7.3")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	const region, size, bad = 4 * kib, 4 * mib, 2 * mib

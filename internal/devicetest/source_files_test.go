@@ -19,7 +19,7 @@ const wholeDevice = 0
 var fileRegions = []int64{4 * kib, 64 * kib, mib, wholeDevice}
 
 func TestExt4Source(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	testSources(t, ext4, 4*kib, 64*kib)
 }
 
@@ -29,7 +29,7 @@ func TestXFSSource(t *testing.T) {
 }
 
 func TestBtrfsSource(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	testSources(t, btrfs, wholeDevice)
 }
 

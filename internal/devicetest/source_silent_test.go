@@ -132,7 +132,7 @@ func TestDelOfSilentSource(t *testing.T) {
 
 // TestNetworkSourceDies: the server of a network block device is killed.
 func TestNetworkSourceDies(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	m.kernel.expect("I/O error", "nbd0")
 	m.run("modprobe", "nbd", "nbds_max=1")
@@ -182,7 +182,7 @@ func (m *machine) truncateNew(path string, size int64) {
 // TestUnreadableSample: sectors of the source cannot be read that its sample would cover, in the first and last MiB and in the
 // middle. The clone is made all the same, recovered, restarted and begun again, and hydrated but for them.
 func TestUnreadableSample(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	m.kernel.expect("I/O error")
 	const size = 16 * mib

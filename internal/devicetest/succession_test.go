@@ -141,7 +141,7 @@ func (b *heirBench) waits(code int, says string, args ...string) {
 
 // TestSuccession: whatever a successor does not find as it was costs users nothing but time.
 func TestSuccession(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", "6.18")
 	b := newHeirBench(t)
 	b.add()
 	b.use()
@@ -203,7 +203,7 @@ func TestSuccession(t *testing.T) {
 // TestSuccessionSource: a source that was touched, or has changed, takes nothing from users: a daemon goes on, and if it is
 // killed the next one serves what is hydrated, until the source is as it was.
 func TestSuccessionSource(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	b := newHeirBench(t)
 	b.add()
 	b.use()
@@ -391,7 +391,7 @@ func TestRestartWhileSourceHangs(t *testing.T) {
 // TestSuccessionWithoutRoom: with /run full, in bytes or in files, /var/lib read-only, and a process that gets no memory or no
 // threads, a daemon is replaced or goes on, and a dead one's device waits at worst. Nothing but room is needed then.
 func TestSuccessionWithoutRoom(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	b := newHeirBench(t)
 	b.add()
 	b.use()

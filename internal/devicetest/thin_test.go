@@ -87,7 +87,7 @@ func (m *machine) byKernel(source *disk, files *fileTree, block, region int64) i
 // TestTrimmedSpaceOnThin: the recipe that copies no free space leaves as little of a thin volume allocated as dm-clone
 // does, also if the volume held other data; and discards later on allocate nothing.
 func TestTrimmedSpaceOnThin(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	const size = 96 * mib
 	for _, c := range []struct {
 		region, block int64
@@ -134,7 +134,7 @@ func TestTrimmedSpaceOnThin(t *testing.T) {
 // TestZerosOnThin: zeros of a source that knows no holes take no space in a thin volume, unless its pool shows old bytes in a
 // block of which a part is written; then there are zeros all the same.
 func TestZerosOnThin(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	const size, islands = 64 * mib, 4
 	for _, c := range []struct {
 		held  bool // other data

@@ -69,7 +69,7 @@ func TestDiscardedRegions(t *testing.T) {
 
 // fstrim before hydration spares the free space of a file system.
 func TestFstrim(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	rng := m.random()
 	size := int64(96)
@@ -121,7 +121,7 @@ func (m *machine) zeroWhereJunk(dest *disk, size int64) {
 
 // Holes of a sparse source are not read, and found when hydration comes to them.
 func TestSparseSource(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.18")
 	m := newMachine(t)
 	size, islands := 128*mib, int64(8)
 	source := m.sparseFile(m.ext4Folder(64)+"/source", size, islands)
@@ -183,7 +183,7 @@ func (m *machine) sparseFile(path string, size, islands int64) *disk {
 // Zeros of a source that tells of no holes, as a disk does, need no space in the destination; with --detect-zeroes=off they
 // are data like any other.
 func TestZerosOfSource(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "6.18")
 	const size, islands = 64 * mib, 4
 	for _, detect := range []string{"on", "off"} {
 		t.Run(detect, func(t *testing.T) {
