@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
@@ -13,17 +14,17 @@ import (
 // than the one that died.
 
 // trial is what happens to the daemon in the middle of a test. release ends what the test holds up meanwhile.
-type trial func(c *clone, release func())
+type trial func(c *harness.Clone, release func())
 
 // undisturbed: nothing happens to it.
-func undisturbed(_ *clone, release func()) { release() }
+func undisturbed(_ *harness.Clone, release func()) { release() }
 
 // killed: it dies, and the next one takes over when what was in flight has ended.
-func killed(c *clone, release func()) {
-	c.m.Helper()
-	c.end(syscall.SIGKILL)
+func killed(c *harness.Clone, release func()) {
+	c.M.Helper()
+	c.End(syscall.SIGKILL)
 	release()
-	c.recover()
+	c.Recover()
 }
 
 // A: the copies in flight belong to a dead daemon; the write that was flushed is not lost to them, and those that
