@@ -82,9 +82,9 @@ func firstLine(c *harness.Clone) time.Duration {
 	if err != nil {
 		c.M.Fatal(err)
 	}
-	defer cmd.Wait()
-	defer cmd.Process.Kill()
-	read.SetReadDeadline(from.Add(harness.CommandLimit()))
+	defer func() { _ = cmd.Wait() }()
+	defer func() { _ = cmd.Process.Kill() }()
+	_ = read.SetReadDeadline(from.Add(harness.CommandLimit()))
 	line := make([]byte, 256)
 	n, err := read.Read(line)
 	took := time.Since(from)

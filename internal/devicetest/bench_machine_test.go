@@ -13,9 +13,10 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ublk-clone/ublk-clone/internal/bench"
 	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
-	"golang.org/x/sys/unix"
 )
 
 // What the measurements of the bench share: figures, fio, and the candidates. BENCH_S is the devices' slowdown,

@@ -17,10 +17,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/runs"
-	"golang.org/x/sys/unix"
 )
 
 // The control socket is the way for others to the daemon. Whatever they send, requests are served.
@@ -31,7 +32,7 @@ const clients = 1000
 // rude are clients that do as they should not; each holds its connection until the daemon has had enough.
 var rude = []func(net.Conn){
 	func(net.Conn) {},
-	func(conn net.Conn) { io.WriteString(conn, `{"verb":"sta`) },
+	func(conn net.Conn) { _, _ = io.WriteString(conn, `{"verb":"sta`) },
 	func(conn net.Conn) { // slow
 		for range 20 {
 			if _, err := conn.Write([]byte("x")); err != nil {
@@ -40,12 +41,12 @@ var rude = []func(net.Conn){
 			time.Sleep(time.Second)
 		}
 	},
-	func(conn net.Conn) { io.WriteString(conn, "\x00\xff}{\n") },
-	func(conn net.Conn) { io.WriteString(conn, strings.Repeat("x", 1<<20)) },
-	func(conn net.Conn) { io.WriteString(conn, strings.Repeat(`{"verb":"status"}`+"\n", 99)) },
-	func(conn net.Conn) { io.WriteString(conn, `{"verb":"set","change":{"hydration_batch_size":0}}`+"\n") },
-	func(conn net.Conn) { io.WriteString(conn, `{"verb":"message","message":{"word":"nonsense"}}`+"\n") },
-	func(conn net.Conn) { io.WriteString(conn, `{"verb":"stop","change":{"retries":1}}`+"\n") },
+	func(conn net.Conn) { _, _ = io.WriteString(conn, "\x00\xff}{\n") },
+	func(conn net.Conn) { _, _ = io.WriteString(conn, strings.Repeat("x", 1<<20)) },
+	func(conn net.Conn) { _, _ = io.WriteString(conn, strings.Repeat(`{"verb":"status"}`+"\n", 99)) },
+	func(conn net.Conn) { _, _ = io.WriteString(conn, `{"verb":"set","change":{"hydration_batch_size":0}}`+"\n") },
+	func(conn net.Conn) { _, _ = io.WriteString(conn, `{"verb":"message","message":{"word":"nonsense"}}`+"\n") },
+	func(conn net.Conn) { _, _ = io.WriteString(conn, `{"verb":"stop","change":{"retries":1}}`+"\n") },
 }
 
 // ask sends a line and gives the answer.
@@ -73,8 +74,8 @@ func usageOf(m *harness.Machine, pid int) (u usage) {
 	}
 	u.descriptors = len(open)
 	for line := range strings.Lines(m.ReadFile(fmt.Sprintf("/proc/%d/status", pid))) {
-		fmt.Sscanf(line, "Threads: %d", &u.threads)
-		fmt.Sscanf(line, "VmRSS: %d kB", &u.memory)
+		_, _ = fmt.Sscanf(line, "Threads: %d", &u.threads)
+		_, _ = fmt.Sscanf(line, "VmRSS: %d kB", &u.memory)
 	}
 	return u
 }
@@ -109,7 +110,7 @@ func TestControlSocket(t *testing.T) {
 			defer conn.Close()
 			if kind := i % 200; kind < len(rude) {
 				rude[kind](conn)
-				io.Copy(io.Discard, conn)
+				_, _ = io.Copy(io.Discard, conn)
 			} else if text, err := ask(conn, `{"verb":"status"}`); err == nil && strings.Contains(text, before.UUID) {
 				answered.Add(1)
 			}

@@ -72,7 +72,7 @@ func TestDeadlyRequest(t *testing.T) {
 	if s := c.Status(); s.Mode != "rw" {
 		t.Errorf("mode %s", s.Mode)
 	}
-	os.Unsetenv(deadlyEnv)
+	_ = os.Unsetenv(deadlyEnv)
 	c.End(syscall.SIGTERM) // with a program that is sound the request is served
 	c.Recover()
 	v = m.Open(c.Path, os.O_RDWR)

@@ -11,10 +11,11 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/runs"
-	"golang.org/x/sys/unix"
 )
 
 // A destination that fails writes, flushes, or has no space left. (A source that does is in source_errors_test.go.)
@@ -182,7 +183,7 @@ func newFullBench(t *testing.T, kind harness.FSKind) *fullBench {
 		if err := errors.Join(os.Mkdir(b.root, 0o700), unix.Mount("tmpfs", b.root, "tmpfs", 0, "size=64m")); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { unix.Unmount(b.root, 0) })
+		t.Cleanup(func() { _ = unix.Unmount(b.root, 0) })
 	} else {
 		under := b.NullBlk("under", harness.NullOptions{MiB: 64})
 		b.MustRun(kind.Mkfs[0], append(kind.Mkfs[1:], under.Path)...)

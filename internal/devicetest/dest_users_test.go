@@ -41,7 +41,7 @@ func tryAdd(m *harness.Machine, what string, code int, source, dest, metadata *h
 		}
 	}
 	if filepath.Dir(metadata.Path) == m.Dir {
-		os.Remove(metadata.Path)
+		_ = os.Remove(metadata.Path)
 	}
 }
 
@@ -94,8 +94,8 @@ func TestDestOpenForWriting(t *testing.T) {
 		t.Fatal(err)
 	}
 	tryAdd(m, "a program writes to it", exit.Busy, source, dest, m.Missing("meta"), fmt.Sprint(program.Process.Pid), "sleep")
-	program.Process.Kill()
-	program.Wait()
+	_ = program.Process.Kill()
+	_ = program.Wait()
 	tryAdd(m, "it has ended", 0, source, dest, m.Missing("meta"))
 }
 

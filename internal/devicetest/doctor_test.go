@@ -73,7 +73,7 @@ type planted struct {
 func TestDoctor(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)
-	os.RemoveAll(harness.RecordDir)
+	_ = os.RemoveAll(harness.RecordDir)
 	before, code := doctor(m)
 	t.Logf("before: %+v", before)
 	if code != exit.OK {
@@ -192,7 +192,7 @@ func plantedLimits(m *harness.Machine) []planted {
 }
 
 func plantedFolders(m *harness.Machine) []planted {
-	unfile := func() { os.Remove(harness.RunDir) }
+	unfile := func() { _ = os.Remove(harness.RunDir) }
 	return []planted{
 		{
 			name: "another file system has the place of the live maps", plant: m.MountMaps("-t", "ramfs", "none"), heal: m.UnmountMaps,
@@ -224,7 +224,7 @@ func plantedFolders(m *harness.Machine) []planted {
 			name: "records cannot be written", plant: func() {
 				m.MustRun("mkdir", "-p", harness.RecordDir)
 				m.MustRun("mount", "-t", "tmpfs", "-o", "ro,mode=700", "none", harness.RecordDir)
-			}, heal: func() { m.MustRun("umount", harness.RecordDir); os.RemoveAll(harness.RecordDir) },
+			}, heal: func() { m.MustRun("umount", harness.RecordDir); _ = os.RemoveAll(harness.RecordDir) },
 			checks: []string{"records warning"}, says: "read-only",
 		},
 		{
@@ -233,7 +233,7 @@ func plantedFolders(m *harness.Machine) []planted {
 				if err := os.WriteFile("/etc/ublk-clone/x.toml", []byte("source = \"/s\"\ndest = \"/d\"\nmetadata = \"/m\"\n"), 0o600); err != nil {
 					m.Fatal(err)
 				}
-			}, heal: func() { os.RemoveAll("/etc/ublk-clone") },
+			}, heal: func() { _ = os.RemoveAll("/etc/ublk-clone") },
 			checks: []string{"service warning"}, says: "unit",
 		},
 	}
@@ -277,7 +277,7 @@ func plantedClones(m *harness.Machine) []planted {
 				if err := os.WriteFile(records[0], []byte(strings.ReplaceAll(text, metadata.Path, "/away")), 0o600); err != nil {
 					m.Fatal(err)
 				}
-			}, heal: func() { os.RemoveAll(harness.RecordDir) },
+			}, heal: func() { _ = os.RemoveAll(harness.RecordDir) },
 			checks: []string{"records warning"}, says: "/dev/away",
 		},
 	}

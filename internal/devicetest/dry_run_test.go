@@ -33,7 +33,7 @@ func untouched(m *harness.Machine, disks ...*harness.Disk) string {
 		}
 	}
 	for _, dir := range []string{m.Dir, "/run", harness.RecordDir} {
-		filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 			if err != nil {
 				fmt.Fprintln(&b, path, err)
 				return nil
@@ -116,7 +116,7 @@ func TestDryRun(t *testing.T) {
 		}
 	}
 	m.UnmountMaps()
-	os.Remove(harness.MapsDir)
+	_ = os.Remove(harness.MapsDir)
 	const size = 4 * harness.MiB
 	source := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB})
 	dest := m.Known("dst", m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB}), size)
@@ -173,7 +173,7 @@ func TestDryRun(t *testing.T) {
 	m.MustRun("rmmod", "ublk_drv")
 	refused("no driver", c, exit.Feature)
 	m.MustRun("modprobe", "ublk_drv")
-	os.RemoveAll(harness.RunDir) // of the adds that were refused
+	_ = os.RemoveAll(harness.RunDir) // of the adds that were refused
 	m.UnmountMaps()
 
 	c.Add()

@@ -13,10 +13,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/runs"
-	"golang.org/x/sys/unix"
 )
 
 // Three things that a boot finds decide whether it clones a source over a destination: the definition, the metadata, and the

@@ -38,7 +38,7 @@ const finishSize = 24 * harness.MiB
 func newFinishBench(t *testing.T, fault string, args ...string) *finishBench {
 	m := harness.New(t)
 	m.DropLiveMaps() // what other tests have left by design: a finish leaves nothing
-	os.RemoveAll(harness.RecordDir)
+	_ = os.RemoveAll(harness.RecordDir)
 	b := &finishBench{
 		source: m.NullBlk("src", harness.NullOptions{MiB: finishSize / harness.MiB}), dest: m.NullBlk("dst", harness.NullOptions{MiB: finishSize/harness.MiB + 3}),
 		meta: m.Missing("meta"), size: finishSize,

@@ -14,9 +14,10 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/runs"
-	"golang.org/x/sys/unix"
 )
 
 // burdened runs the command from a shell that has twenty descriptors open, one of them a lock's and one the device's, and

@@ -43,7 +43,7 @@ type storm struct {
 func newStorm(t *testing.T) *storm {
 	m := harness.New(t)
 	m.DropLiveMaps()
-	os.RemoveAll(harness.RecordDir)
+	_ = os.RemoveAll(harness.RecordDir)
 	rng := m.Random()
 	source := m.NullBlk("src", harness.NullOptions{MiB: stormSize / harness.MiB})
 	m.FillDisk(source, harness.Original)

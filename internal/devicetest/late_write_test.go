@@ -47,7 +47,7 @@ func newSlowGroup(m *harness.Machine) *slowGroup {
 	if err := os.Mkdir(g.folder, 0o755); err != nil {
 		m.Fatal(err)
 	}
-	m.Cleanup(func() { os.Remove(g.folder) })
+	m.Cleanup(func() { _ = os.Remove(g.folder) })
 	return g
 }
 

@@ -18,10 +18,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/runs"
-	"golang.org/x/sys/unix"
 )
 
 // The lifecycle fuzzer does to one clone, in random order, what an operator, a crash and the machine do to it: commands, some
@@ -281,7 +282,7 @@ func (l *lifecycle) killCommand() {
 		l.t.Fatal(err)
 	}
 	l.some(1500 * time.Millisecond)
-	endAnyway(cmd)
+	harness.EndAnyway(cmd)
 	l.findOut()
 }
 
@@ -297,7 +298,10 @@ func (l *lifecycle) refused(verb string, codes ...int) {
 // look has the commands that only tell.
 func (l *lifecycle) look() {
 	for _, words := range [][]string{{"status", l.Name}, {"list"}, {"status", l.Name, "-o", "dm"}} {
-		if o := l.M.TryFor(harness.StandLimit, harness.Command, words...); o.Code != 0 && sound(l) && !l.dead {
+		o := l.M.TryFor(harness.StandLimit, harness.Command, words...)
+		// The daemon of a recovery whose command was killed has no figures for a line of dm-clone yet.
+		early := o.Code == 13 && strings.Contains(o.Stderr, "recovering")
+		if o.Code != 0 && !early && sound(l) && !l.dead {
 			l.t.Fatalf("%v: exit status %d: %s", words, o.Code, o.Stderr)
 		}
 	}

@@ -30,7 +30,7 @@ func records(m *harness.Machine) []string {
 func TestRecords(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)
-	os.RemoveAll(harness.RecordDir)
+	_ = os.RemoveAll(harness.RecordDir)
 	const size = 16 * harness.MiB
 	source, metadata := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.Missing("meta")
 	dest := m.Known("dst", m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB}), size)

@@ -145,8 +145,8 @@ func followEvents(c *harness.Clone) func() (seenEvent, error) {
 		c.M.Fatal(err)
 	}
 	c.M.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
 	})
 	lines := bufio.NewScanner(out)
 	return func() (ev seenEvent, err error) {

@@ -159,7 +159,7 @@ func testSideBySide(t *testing.T, args string) {
 	const size = 8 * harness.MiB
 	p := newPair(m, size, args)
 	var region int64
-	fmt.Sscan(args, &region)
+	_, _ = fmt.Sscan(args, &region)
 	region *= harness.Sector
 	p.tablesAgree()
 	p.agree("made")

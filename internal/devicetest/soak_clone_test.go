@@ -102,7 +102,7 @@ func (c *soaked) killRecovery() {
 		c.M.Fatal(err)
 	}
 	c.WaitEnded(r.Daemon)
-	r.Cmd.Wait() // it was through, or not
+	_ = r.Cmd.Wait() // it was through, or not
 	c.Recover()
 }
 

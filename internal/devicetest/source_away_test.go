@@ -13,10 +13,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/runs"
-	"golang.org/x/sys/unix"
 )
 
 // A source that goes away and comes back (I11). Without it hydrated regions are served and whole ones can be

@@ -228,12 +228,12 @@ func TestSuccessionSource(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	setBack := func() { os.Chtimes(b.source.Path, st.ModTime(), st.ModTime()) }
+	setBack := func() { _ = os.Chtimes(b.source.Path, st.ModTime(), st.ModTime()) }
 	for _, cause := range []struct {
 		name        string
 		brk, mended func()
 	}{
-		{"touched", func() { os.Chtimes(b.source.Path, time.Now(), time.Now()) }, setBack},
+		{"touched", func() { _ = os.Chtimes(b.source.Path, time.Now(), time.Now()) }, setBack},
 		{"a byte of the sample changed", func() { flip(); setBack() }, func() { flip(); setBack() }},
 		{"gone", func() { b.M.MustRun("mv", b.source.Path, b.source.Path+".away") }, func() { b.M.MustRun("mv", b.source.Path+".away", b.source.Path) }},
 	} {

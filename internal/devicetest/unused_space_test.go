@@ -8,9 +8,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/runs"
-	"golang.org/x/sys/unix"
 )
 
 // What nobody uses is not copied: discarded regions and holes of a sparse source.

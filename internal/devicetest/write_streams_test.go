@@ -11,8 +11,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 )
 
 // stream is a sequence of operations that are made one after the other, and what each has made of its cells: the
@@ -63,7 +64,7 @@ func (s *stream) at(entries []harness.LogEntry, p int) bounds {
 			continue
 		}
 		if _, err := fmt.Sscan(rest[1:], &n); err != nil {
-			panic(fmt.Sprintf("the mark %q: %v", entries[i].mark, err))
+			panic(fmt.Sprintf("the mark %q: %v", entries[i].Mark, err))
 		}
 		all := rest[0] == ':'
 		switch {

@@ -44,12 +44,12 @@ func (m *Machine) startSpinner() {
 		return nil
 	})
 	time.Sleep(spinnerStart)
-	spin.Process.Signal(syscall.SIGSTOP)
+	_ = spin.Process.Signal(syscall.SIGSTOP)
 	m.Spinner.process = spin.Process
 	m.Cleanup(func() {
 		m.Spinner.process = nil
-		spin.Process.Kill()
-		spin.Wait()
+		_ = spin.Process.Kill()
+		_ = spin.Wait()
 	})
 }
 
@@ -58,8 +58,8 @@ func (s *Spinner) Spin() (stop func()) {
 	if s.process == nil {
 		return func() {}
 	}
-	s.process.Signal(syscall.SIGCONT)
-	return func() { s.process.Signal(syscall.SIGSTOP) }
+	_ = s.process.Signal(syscall.SIGCONT)
+	return func() { _ = s.process.Signal(syscall.SIGSTOP) }
 }
 
 // HasKernelClone loads dm-clone.

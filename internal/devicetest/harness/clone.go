@@ -139,12 +139,12 @@ func (c *Clone) Abandon() {
 	}
 	c.M.Logf("del: exit status %d: %s", o.Code, o.Stderr)
 	for _, pid := range Daemons() {
-		syscall.Kill(pid, syscall.SIGKILL)
+		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	if err := DeleteDevices(); err != nil {
 		c.M.Logf("delete devices: %v", err)
 	}
-	os.RemoveAll(RunDir)
+	_ = os.RemoveAll(RunDir)
 }
 
 // RunDir is where the daemons keep their sockets.

@@ -118,7 +118,7 @@ func parent(pid int) (ppid int) {
 	}
 	_, rest, _ := strings.Cut(string(text), ") ")
 	var state string
-	fmt.Sscan(rest, &state, &ppid)
+	_, _ = fmt.Sscan(rest, &state, &ppid)
 	return ppid
 }
 

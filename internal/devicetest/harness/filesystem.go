@@ -93,7 +93,7 @@ func (m *Machine) unmountAnyway(root string) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		unix.Unmount(root, 0)
+		_ = unix.Unmount(root, 0)
 	}()
 	select {
 	case <-done:
@@ -221,7 +221,7 @@ func (t *FileTree) Check(between func(done, of int)) {
 		}
 	}
 	found := 0
-	filepath.WalkDir(t.Root, func(_ string, e os.DirEntry, err error) error {
+	_ = filepath.WalkDir(t.Root, func(_ string, e os.DirEntry, err error) error {
 		if err != nil {
 			t.M.Fatal(err)
 		}

@@ -19,7 +19,7 @@ func (m *Machine) MountGroups() string {
 	if err := unix.Mount("cgroup", root, "cgroup2", 0, ""); err != nil {
 		m.Fatalf("mount cgroup2: %v", err)
 	}
-	m.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
+	m.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
 	return root
 }
 
@@ -58,7 +58,7 @@ func (m *Machine) MemoryNumber(name string) int64 {
 	n := int64(-1)
 	for line := range strings.Lines(m.ReadFile("/proc/meminfo")) {
 		if rest, ok := strings.CutPrefix(line, name+":"); ok {
-			fmt.Sscan(rest, &n)
+			_, _ = fmt.Sscan(rest, &n)
 		}
 	}
 	return n * KiB

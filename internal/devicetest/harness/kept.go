@@ -108,7 +108,7 @@ func (m *Machine) OtherBoot() {
 	if err := unix.Mount(id, path, "", unix.MS_BIND, ""); err != nil {
 		m.Fatalf("hide the boot id: %v", err)
 	}
-	m.Cleanup(func() { unix.Unmount(path, 0) })
+	m.Cleanup(func() { _ = unix.Unmount(path, 0) })
 }
 
 // RecordDir has a record for each destination that is partly hydrated.

@@ -148,7 +148,7 @@ func Daemons() []int {
 		exe, err := os.Readlink(link)
 		var pid int
 		if err == nil && strings.HasPrefix(filepath.Base(exe), Command) {
-			fmt.Sscanf(link, "/proc/%d/exe", &pid)
+			_, _ = fmt.Sscanf(link, "/proc/%d/exe", &pid)
 			pids = append(pids, pid)
 		}
 	}
@@ -166,6 +166,12 @@ type Outcome struct {
 func (m *Machine) Try(name string, args ...string) Outcome {
 	m.Helper()
 	return m.TryFor(CommandLimit(), name, args...)
+}
+
+// EndAnyway kills a program, which may have ended, and waits for it.
+func EndAnyway(cmd *exec.Cmd) {
+	_ = cmd.Process.Kill() // it has ended
+	_ = cmd.Wait()         // it was killed
 }
 
 // TryFor is try with another limit.

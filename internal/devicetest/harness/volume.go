@@ -6,8 +6,9 @@ import (
 	"os"
 	"unsafe"
 
-	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
 // Volume is a device or file, open for direct I/O.
