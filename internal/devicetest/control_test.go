@@ -44,8 +44,12 @@ var rude = []func(net.Conn){
 	func(conn net.Conn) { _, _ = io.WriteString(conn, "\x00\xff}{\n") },
 	func(conn net.Conn) { _, _ = io.WriteString(conn, strings.Repeat("x", 1<<20)) },
 	func(conn net.Conn) { _, _ = io.WriteString(conn, strings.Repeat(`{"verb":"status"}`+"\n", 99)) },
-	func(conn net.Conn) { _, _ = io.WriteString(conn, `{"verb":"set","change":{"hydration_batch_size":0}}`+"\n") },
-	func(conn net.Conn) { _, _ = io.WriteString(conn, `{"verb":"message","message":{"word":"nonsense"}}`+"\n") },
+	func(conn net.Conn) {
+		_, _ = io.WriteString(conn, `{"verb":"set","change":{"hydration_batch_size":0}}`+"\n")
+	},
+	func(conn net.Conn) {
+		_, _ = io.WriteString(conn, `{"verb":"message","message":{"word":"nonsense"}}`+"\n")
+	},
 	func(conn net.Conn) { _, _ = io.WriteString(conn, `{"verb":"stop","change":{"retries":1}}`+"\n") },
 }
 
