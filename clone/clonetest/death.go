@@ -111,6 +111,9 @@ func (s *sim) death() error {
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after the daemon's death: %w", err)
 	}
+	if err := s.stillDurable("daemon's death", complete, durable); err != nil {
+		return err
+	}
 	if s.lostPower {
 		return s.crashed()
 	}
@@ -120,9 +123,6 @@ func (s *sim) death() error {
 	}
 	if s.detached {
 		mode = max(mode, clone.ReadOnly)
-	}
-	if n := s.core.DurableHydrated(); mode == clone.ReadWrite && (n < durable || complete && !s.core.Complete()) {
-		return fmt.Errorf("%d regions durably hydrated after the daemon's death, %d before it", n, durable)
 	}
 	if s.core.Mode() != mode || s.core.FlushLost() != flushLost {
 		return fmt.Errorf("mode %v after the daemon's death, flush lost %t; %v and %t before it (I10)",
@@ -150,9 +150,12 @@ func (s *sim) restart() error {
 	if err := s.store.Update(func(sb *metadata.Superblock) error { sb.Clean = true; return s.refresh(sb) }); err != nil {
 		return fmt.Errorf("stop in order: %w", err)
 	}
-	regions := s.core.Regions()
+	regions, complete, durable := s.core.Regions(), s.core.Complete(), s.core.DurableHydrated()
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after a stop in order: %w", err)
+	}
+	if err := s.stillDurable("restart", complete, durable); err != nil {
+		return err
 	}
 	if s.lostPower {
 		return s.crashed()
@@ -225,20 +228,34 @@ func (s *sim) untold() bool {
 // powerCut loses what was not flushed, the live map with it, checks what is left, and starts anew.
 func (s *sim) powerCut() error {
 	s.note("POWER CUT", nil, 0, 0, 0, nil)
-	wasFull, durable := s.core.Complete(), s.core.DurableHydrated()
+	complete, durable := s.core.Complete(), s.core.DurableHydrated()
 	s.committer.stop()
 	s.losePower()
 	s.forced = s.healed || s.rng.IntN(4) > 0 // else the next one goes on in the mode that the superblock has (I10)
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after power loss: %w", err)
 	}
-	if wasFull && !s.core.Complete() {
-		return errors.New("hydration was complete before the power loss and is not after it")
-	}
-	if n := s.core.Regions().NrHydrated(); n < durable {
-		return fmt.Errorf("%d regions were durably hydrated before the power loss, %d are hydrated after it", durable, n)
+	if err := s.stillDurable("power loss", complete, durable); err != nil {
+		return err
 	}
 	return s.crashed()
+}
+
+// stillDurable: what a core has called durable is so to the next one, and a clone that was complete, or that the superblock
+// calls complete, is so, in any mode (I12). Only a daemon that cannot use the metadata does not know.
+func (s *sim) stillDurable(after string, complete bool, durable uint64) error {
+	switch {
+	case s.detached || s.core.Complete():
+		return nil
+	case complete:
+		return fmt.Errorf("hydration was complete before the %s and is not after it", after)
+	case s.store.Superblock().Complete:
+		return fmt.Errorf("the superblock says after the %s that hydration is complete, and it is not", after)
+	}
+	if n := s.core.DurableHydrated(); n < durable {
+		return fmt.Errorf("%d regions durably hydrated after the %s, %d before it", n, after, durable)
+	}
+	return nil
 }
 
 // losePower ends the boot.
