@@ -132,7 +132,8 @@ func (s *sim) death() error {
 }
 
 // restart stops the daemon in order and starts another: with the clean mark the live map is of no use any more.
-// In another mode than rw there is no clean mark, and the end is a death.
+// Where the last commit fails, as in mode ro with marks that are not committed, there is no clean mark, and the end is a
+// death; so it is where a slot that a failed repair has written keeps the store from setting the mark.
 func (s *sim) restart() error {
 	left := s.left
 	s.left = 0
@@ -141,13 +142,26 @@ func (s *sim) restart() error {
 	if err := errors.Join(s.dry(), s.rest(), s.until(clean)); err != nil {
 		return err
 	}
-	s.left = left
 	if s.core.Mode() != clone.ReadWrite {
+		s.committer.kicked = true
+		if err := s.until(func() bool { return s.committer.idle && !s.committer.kicked }); err != nil {
+			return err
+		}
+	}
+	s.left = left
+	mode := s.core.Mode()
+	if mode != clone.ReadWrite && s.committer.err != nil {
 		return s.death()
 	}
-	s.committer.stop()
+	committer := s.committer
 	s.committer = nil
-	if err := s.store.Update(func(sb *metadata.Superblock) error { sb.Clean = true; return s.refresh(sb) }); err != nil {
+	err := s.store.Update(func(sb *metadata.Superblock) error { sb.Clean = true; return s.refresh(sb) })
+	if mode != clone.ReadWrite && errors.Is(err, metadata.ErrUnflushed) {
+		s.committer = committer
+		return s.death()
+	}
+	committer.stop()
+	if err != nil {
 		return fmt.Errorf("stop in order: %w", err)
 	}
 	regions, complete, durable := s.core.Regions(), s.core.Complete(), s.core.DurableHydrated()
@@ -163,6 +177,9 @@ func (s *sim) restart() error {
 	if now := s.core.Regions(); now.NrHydrated() != regions.NrHydrated() || now.NrZero() != regions.NrZero() || s.core.Dirty() {
 		return fmt.Errorf("%d regions hydrated and %d zero after a restart, %d and %d before it, marks to commit: %t",
 			now.NrHydrated(), now.NrZero(), regions.NrHydrated(), regions.NrZero(), s.core.Dirty())
+	}
+	if s.core.Mode() != mode {
+		return fmt.Errorf("mode %v after a restart, %v before it (I10)", s.core.Mode(), mode)
 	}
 	return s.oracle.died(s.peek)
 }
