@@ -129,8 +129,9 @@ func TestRepairAfterReplacement(t *testing.T) {
 	b.resumes()
 }
 
-// TestSessionBeginsInVain: the start fails while the superblock is written, of which one copy is on the disk. The next
-// one is not refused: no mark was made.
+// TestSessionBeginsInVain: the start fails while the superblock is written. The next one is not refused: no mark was made.
+// No bad block has it fail with one copy of the new session on the disk, as both copies are written before that; the
+// simulator cuts an open short there.
 func TestSessionBeginsInVain(t *testing.T) {
 	runs.On(t, "6.18")
 	b := newReplacedBench(t)
