@@ -197,7 +197,7 @@ func TestPowerCutsAroundFinish(t *testing.T) {
 	m.otherBoot()
 	retired, still := 0, 0
 	for i, cut := range finished {
-		if i%count(2, 1) != 0 {
+		if i%count(2, 1) != 0 && i < len(finished)-1 { // the last one is without the metadata
 			continue
 		}
 		up, defined := b.boot(c, cut)
