@@ -422,47 +422,65 @@ func zeroPage(mem *Page) {
 // word after that must not take the zeros for the map. (With either double look taken out
 // this failed in each of 20 runs on two CPUs.)
 func TestReleaseWhileLookedAt(t *testing.T) {
-	const nr, rounds, readers = 64, 20_000, 2
+	releaseWhileLookedAt(t, PlaneHydrated, (*Map).Release, func(m *Map) string {
+		if !m.AllHydrated(0, 63) {
+			return "all hydrated: false for hydrated regions"
+		}
+		return ""
+	}, inState(Hydrated))
+}
+
+// releaseWhileLookedAt marks all regions of a page but one, then the last one, has the page released, and
+// begins anew, while each look is had by a thread of its own.
+func releaseWhileLookedAt(t *testing.T, p Plane, release func(*Map, uint64, func(*Page)) bool, looks ...func(*Map) string) {
+	t.Helper()
+	const nr, rounds = 64, 20_000
 	mem := [2][]Page{make([]Page, 1), make([]Page, 1)}
 	d := NewDelta(1, 1)
 	allButOne := func(i int) *Map {
 		m := New(nr, mem[i%2])
-		m.Mark(PlaneHydrated, 0, nr-1, d)
+		m.KeepZeros(make([]atomic.Uint64, 1))
+		m.Mark(p, 0, nr-1, d)
 		return m
 	}
 	var current atomic.Pointer[Map]
 	current.Store(allButOne(0))
 	var done atomic.Bool
-	errs := make(chan string, readers)
-	for i := range readers {
-		go func() { errs <- readHydrated(&current, i == 0, &done) }()
+	errs := make(chan string, len(looks))
+	for _, look := range looks {
+		go func() {
+			said := ""
+			for said == "" && !done.Load() {
+				said = look(current.Load())
+			}
+			errs <- said
+		}()
 	}
 	for i := range rounds {
 		m := current.Load()
-		m.Mark(PlaneHydrated, nr-1, nr, d)
-		m.Release(0, zeroPage)
+		m.Mark(p, nr-1, nr, d)
+		release(m, 0, func(mem *Page) {
+			atomic.StoreUint64(mem.word(p, 0), 0) // at once; the other plane comes first in a page
+			zeroPage(mem)
+		})
 		current.Store(allButOne(i + 1))
 	}
 	done.Store(true)
-	for range readers {
+	for range looks {
 		if e := <-errs; e != "" {
 			t.Error(e)
 		}
 	}
 }
 
-// readHydrated asks, in one of the two ways, for regions that are hydrated in every map.
-func readHydrated(current *atomic.Pointer[Map], all bool, done *atomic.Bool) string {
-	for !done.Load() {
-		m := current.Load()
-		if all && !m.AllHydrated(0, 63) {
-			return "all hydrated: false for hydrated regions"
+// inState looks at a region that is in that state in every map.
+func inState(want State) func(*Map) string {
+	return func(m *Map) string {
+		if st := m.State(5); st != want {
+			return "a region is " + st.String() + " and not " + want.String()
 		}
-		if st := m.State(5); !all && st != Hydrated {
-			return "state of a hydrated region: " + st.String()
-		}
+		return ""
 	}
-	return ""
 }
 
 // readStates looks around the writer's place until done and says what went wrong.

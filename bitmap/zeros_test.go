@@ -168,3 +168,14 @@ func TestReleaseZeroUnderReaders(t *testing.T) {
 		}
 	}
 }
+
+// TestReleaseZeroWhileLookedAt is its narrow case: a reader that loads the counter before, and the word after, the last
+// region of the page is marked zero and the page released.
+func TestReleaseZeroWhileLookedAt(t *testing.T) {
+	releaseWhileLookedAt(t, PlaneZero, (*Map).ReleaseZero, inState(Zero), func(m *Map) string {
+		if r, ok := m.NextSource(0, 63); ok {
+			return "source at region " + m.State(r).String()
+		}
+		return ""
+	})
+}
