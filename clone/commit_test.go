@@ -159,14 +159,52 @@ func TestRestartNoBetter(t *testing.T) {
 	}
 }
 
-// TestTakenOverReadOnly: what a process in mode ro has written to the metadata may be in a cache that a failed
-// flush left behind. The next one finds it there and must not take it for durable: FLUSH and FUA fail as before
-// the death, and everything stays visible.
+// takeOver replaces the rig's core by one that takes its map over from a process that died.
+func (r *rig) takeOver(cfg Config) {
+	cfg.Geometry, cfg.Map, cfg.Kick = r.core.Geometry(), r.core.Regions(), func() {}
+	r.core = New(cfg)
+	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 4, Buffers: [][]byte{make([]byte, testRegion)}})
+}
+
+// TestTakenOverReadOnly: a process that died in mode ro costs the next one nothing that it knows to be durable. With no
+// mark uncommitted FLUSH and FUA succeed, and a complete clone stays complete (I12). With one, FLUSH needs a commit and
+// fails, and so does FUA where that mark is.
 func TestTakenOverReadOnly(t *testing.T) {
 	r := newRig(t, 8, 2)
 	r.hydrate(0, 8)
-	r.core = New(Config{Geometry: r.core.Geometry(), Map: r.core.Regions(), Mode: ReadOnly, Uncommitted: bitmap.NewDelta(1, 1), Kick: func() {}})
-	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 4, Buffers: [][]byte{make([]byte, testRegion)}})
+	r.takeOver(Config{Mode: ReadOnly, Uncommitted: bitmap.NewDelta(1, 1)})
+	if !r.core.Complete() || r.core.DurableHydrated() != 8 {
+		t.Errorf("complete %t, %d regions durable", r.core.Complete(), r.core.DurableHydrated())
+	}
+	flush := r.submit(OpFlush, 0, 0)
+	r.endAll()
+	r.want(flush, nil)
+	fua := r.send(OpWrite, 0, testRegion, true)
+	r.endAll()
+	r.want(fua, nil)
+
+	r = newRig(t, 8, 2)
+	r.hydrate(0, 7)
+	uncommitted := bitmap.NewDelta(1, 1)
+	r.core.Regions().Mark(bitmap.PlaneHydrated, 7, 8, uncommitted)
+	r.takeOver(Config{Mode: ReadOnly, Uncommitted: uncommitted})
+	flush, fua = r.submit(OpFlush, 0, 0), r.send(OpWrite, 7*testRegion, testRegion, true)
+	elsewhere := r.send(OpWrite, 0, testRegion, true)
+	r.endAll()
+	r.want(flush, ErrReadOnly)
+	r.want(fua, ErrReadOnly)
+	r.want(elsewhere, nil)
+	if r.core.Complete() || r.core.DurableHydrated() != 7 {
+		t.Errorf("one mark is not durable: complete %t, %d regions durable", r.core.Complete(), r.core.DurableHydrated())
+	}
+}
+
+// TestTakenOverInDoubt: when nobody knows which marks are durable none is. FLUSH and FUA fail, everything stays visible,
+// and a Repair ends it.
+func TestTakenOverInDoubt(t *testing.T) {
+	r := newRig(t, 8, 2)
+	r.hydrate(0, 8)
+	r.takeOver(Config{Uncommitted: bitmap.NewDelta(1, 1), Doubt: true})
 	flush, fua, plain := r.submit(OpFlush, 0, 0), r.send(OpWrite, 0, testRegion, true), r.submit(OpWrite, 0, testRegion)
 	r.endAll()
 	r.want(flush, ErrReadOnly)
@@ -174,6 +212,12 @@ func TestTakenOverReadOnly(t *testing.T) {
 	r.want(plain, nil)
 	if r.core.Complete() || r.core.DurableHydrated() != 0 {
 		t.Errorf("complete %t, %d regions durable", r.core.Complete(), r.core.DurableHydrated())
+	}
+	if err := r.core.Repair(r, r, func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if !r.core.Complete() || r.core.DurableHydrated() != 8 {
+		t.Errorf("after a repair: complete %t, %d regions durable", r.core.Complete(), r.core.DurableHydrated())
 	}
 }
 

@@ -45,6 +45,9 @@ type Config struct {
 	// Uncommitted are the marks of Map that are not durable: those of a process that died on this boot; perhaps
 	// empty. nil: Map holds what the metadata say and there was no such process. The core takes it over.
 	Uncommitted *bitmap.Delta
+	// Doubt: nobody knows which marks of Map are durable, because the metadata that would say so cannot be used (I11).
+	// The mode is ro at best, and no mark counts as durable before a Repair.
+	Doubt bool
 	// Mode that the clone was left in, and whether a flush of the destination had failed: a restart
 	// starts no better (I10).
 	Mode      Mode
@@ -137,9 +140,8 @@ type Core struct {
 		putOff  bool
 		// flushLost: a flush of the destination has failed. It never becomes false again.
 		flushLost bool
-		// doubt: taken over from a process that died in another mode than rw, or a Repair has begun. What the
-		// metadata hold may be in a cache only, where a failed commit has left it, so no mark is known to be
-		// durable.
+		// doubt: nobody knows which marks are durable, so none counts: the metadata cannot be read (Config.Doubt), or a
+		// Repair has given up the set of the commit that failed.
 		doubt bool
 	}
 }
@@ -165,11 +167,11 @@ func New(cfg Config) *Core {
 	c.poolBounds = pages > uint64(pool)
 	c.mu.flushLost = cfg.FlushLost
 	c.setMode(cfg.Mode)
-	if cfg.FlushLost {
+	if cfg.FlushLost || cfg.Doubt {
 		c.setMode(ReadOnly)
 	}
 	c.keepState()
-	c.mu.doubt = cfg.Uncommitted != nil && c.mu.mode != ReadWrite
+	c.mu.doubt = cfg.Doubt
 	c.complete.Store(c.durableHydrated() == c.geo.Regions())
 	return c
 }

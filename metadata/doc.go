@@ -62,6 +62,18 @@
 // later flush says, until one has succeeded after a write of it: until then a page is
 // undecided.
 //
+// # The superblock copy that is overwritten
+//
+// The same goes for the two copies of the superblock, and no live map knows more about them:
+//
+//	copies 10 and 10; copy 0 of 11 is written and flushed, the flush of copy 1 fails
+//	the next daemon reads 11 twice and would write 12 over copy 0
+//	power loss tears 12; copy 1 of 11 never got to the disk; nothing is left
+//
+// So before its first Update a daemon writes one copy again, with the bytes that it has read,
+// and flushes it (settle). If that copy was durable its bytes do not change, so no crash can
+// tear it. If it was not, the other one is durable, and is not touched until this one is.
+//
 // # The clean mark and the map sum
 //
 // Without the clean mark a bad slot may be one that a crash tore, and losing it is right.

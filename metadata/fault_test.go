@@ -248,3 +248,87 @@ func TestFailThenReopenThenCut(t *testing.T) {
 		}
 	}
 }
+
+// mortal is a disk whose daemon is killed in one of its calls to it: a write may have got there, a flush has asked for
+// nothing. From then on every call fails.
+type mortal struct {
+	*fakedisk.Disk
+	left   int // calls that it gets done, a partial write not counted
+	landed int64
+}
+
+var errKilled = errors.New("killed")
+
+func (m *mortal) WriteAt(b []byte, off int64) error {
+	switch m.left--; {
+	case m.left >= 0:
+		return m.Disk.WriteAt(b, off)
+	case m.left == -1 && m.landed > 0:
+		_ = m.Disk.WriteAt(b[:min(m.landed, int64(len(b)))], off)
+	}
+	return errKilled
+}
+
+func (m *mortal) Flush() error {
+	if m.left--; m.left >= 0 {
+		return m.Disk.Flush()
+	}
+	return errKilled
+}
+
+// TestDaemonsFailThenCut: several daemons have the metadata one after the other. Any call of theirs may fail, and they are
+// killed in any other. The last one meets a power loss. No daemon knows which flush has failed under another, so it must
+// not overwrite the only thing that is durable: a superblock copy, or a slot.
+func TestDaemonsFailThenCut(t *testing.T) {
+	for seed := range uint64(1000) {
+		rng := rand.New(rand.NewPCG(seed, 13))
+		d, s := create(t)
+		var h history
+		if err := errors.Join(h.update(s, 100), h.commit(s, 1, 0, 1), h.commit(s, 2, 0, 2)); err != nil {
+			t.Fatal(err)
+		}
+		newest, next := s.CommitSequence(), uint64(3)
+		serve := func(dev Device) error {
+			s, _, err := Open(dev)
+			if err == nil {
+				err = s.LoadKnown(newest, func(uint64, *bitmap.Page) error { return nil })
+			}
+			for range rng.IntN(4) {
+				switch next++; {
+				case err != nil:
+					return err
+				case rng.IntN(3) > 0:
+					err = h.update(s, 100+next)
+				default:
+					pages := []uint64{rng.Uint64N(testPages)}
+					for page, flags := range s.flags { // of a commit that has failed, as the core does
+						if flags&slotUndecided != 0 && uint64(page) != pages[0] {
+							pages = append(pages, uint64(page))
+						}
+					}
+					err = h.commit(s, next, pages...)
+					newest = s.CommitSequence()
+				}
+			}
+			return err
+		}
+		for range 1 + rng.IntN(3) {
+			d.SetFault(fakedisk.FailCall(1+rng.IntN(10), errCall, rng.IntN(2) == 0))
+			err := serve(&mortal{d, 1 + rng.IntN(12), rng.Int64N(9) * fakedisk.SectorBytes})
+			if err != nil && !errors.Is(err, errCall) && !errors.Is(err, errKilled) {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+		}
+		d.SetFault(fakedisk.CutPower(1 + rng.IntN(8)))
+		if err := serve(d); err != nil && !errors.Is(err, fakedisk.ErrPowerCut) {
+			t.Fatalf("seed %d, the last daemon: %v", seed, err)
+		}
+		someCrashes(d, rng, func(after *fakedisk.Disk) {
+			h := h
+			h.check(t, after, "seed", seed)
+		})
+		if t.Failed() {
+			return
+		}
+	}
+}

@@ -129,6 +129,7 @@ func Open(dev Device) (*Store, Report, error) {
 	}
 	s.adopt(w.sb, w.raw)
 	s.safe = safeCopy(&copies, winner)
+	s.unsettled = copies[s.safe].raw
 	s.report = Report{Clean: w.sb.Clean, ReadOnly: s.readOnly, Warnings: warnings}
 	return s, s.Report(), nil
 }
@@ -202,7 +203,7 @@ func (s *Store) Load(fn func(page uint64, img *bitmap.Page) error) error {
 // slots can be read, and be lost all the same; so they count for nothing: their pages are
 // undecided, as they were for the Store that wrote them (see "The slot that is overwritten"
 // in the package comment), and the next commit has the same sequence. The caller has its marks
-// and commits them again.
+// and commits them again, all in that commit: a slot that is left out would count with it.
 //
 // Errors, before anything is written: ErrOlder if the metadata lack commit newest, ErrMismatch
 // if they have a commit that nobody can have tried.

@@ -81,7 +81,7 @@ func (s *Store) Reopen(dev Device, newest uint64, seen func(page uint64, img *bi
 		return fmt.Errorf("reopen metadata: %w", err)
 	}
 	r.adopt(copies[winner].sb, copies[winner].raw)
-	r.safe = s.safeAgain(&copies, winner)
+	r.safe = safeCopy(&copies, winner)
 	err = walk(dev, r.scratch, &r.sb, func(page uint64, slots *[2]slot) error { // 3
 		return r.reopenPage(page, slots, newest, seen)
 	})
@@ -89,28 +89,11 @@ func (s *Store) Reopen(dev Device, newest uint64, seen func(page uint64, img *bi
 		return fmt.Errorf("reopen metadata: %w", err)
 	}
 	s.dev, s.scratch, s.block = dev, r.scratch, r.block
-	s.raw, s.safe, s.marked = r.raw, r.safe, false
+	s.raw, s.safe, s.unsettled, s.marked = r.raw, r.safe, copies[r.safe].raw, false
 	s.sequence = max(s.sequence, r.sb.Sequence)
 	s.committed, s.sum, s.current, s.flags = newest, r.sum, r.current, r.flags
 	s.undecided, s.pending, s.loaded, s.spoiled = 0, r.pending, true, nil
 	return nil
-}
-
-// safeAgain is the copy that Reopen does not let be overwritten first: one that was written
-// by an Update that succeeded. Where there is none, the last Update has failed in its steps 3
-// or 4, and the copy that it had written and flushed before is the safe one still.
-func (s *Store) safeAgain(copies *[2]sbCopy, winner int) int {
-	known := func(i int) bool { return copies[i].err == nil && copies[i].sb.Sequence <= s.sb.Sequence }
-	switch {
-	case known(0) != known(1):
-		if known(0) {
-			return 0
-		}
-		return 1
-	case !known(0) && copies[s.safe].err == nil:
-		return s.safe
-	}
-	return safeCopy(copies, winner)
 }
 
 // sameAs says why a superblock is not that of these metadata as they were left.

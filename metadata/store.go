@@ -26,7 +26,8 @@ type Store struct {
 	sb        Superblock // as last written with success
 	raw       []byte     // the block it came from, for bytes that we do not know
 	sequence  uint64     // last superblock sequence tried
-	safe      int        // a copy that is known to be good and flushed
+	safe      int        // a copy that is known to be good and flushed, once it is settled
+	unsettled []byte     // that copy as it was found, until it was written again; nil: settled
 	marked    bool       // a copy on disk has, or may have after a failed Update, the clean mark
 	loaded    bool
 	report    Report
@@ -220,6 +221,7 @@ func (s *Store) setUndecided(page uint64) {
 // among them. change must not call the Store. If Update fails, Superblock has the old
 // values and the device may have the old or the new ones.
 //
+//  0. Where another daemon may have written the safe copy, write that again as it is, and flush (settle).
 //  1. Write the copy that is not known to be good; normally that is copy 0.
 //  2. Flush. From here on a crash leaves the new values.
 //  3. Write the other copy.
@@ -293,6 +295,9 @@ func (s *Store) setMapSum(sb *Superblock) error {
 
 // writeCopies writes sb to both copies; see Update for the steps.
 func (s *Store) writeCopies(sb Superblock) error {
+	if err := s.settle(); err != nil { // 0
+		return err
+	}
 	s.sequence = sb.Sequence // used up, whether or not it gets there
 	s.marked = s.marked || sb.Clean
 	for range 2 {
@@ -310,5 +315,22 @@ func (s *Store) writeCopies(sb Superblock) error {
 	copy(s.raw, s.block)
 	s.marked = sb.Clean
 	s.setSuperblock(sb)
+	return nil
+}
+
+// settle makes the safe copy durable before the other one is touched, by writing it again as it was found. See "The
+// superblock copy that is overwritten" in the package comment.
+func (s *Store) settle() error {
+	if s.unsettled == nil {
+		return nil
+	}
+	copy(s.block, s.unsettled)
+	if err := s.dev.WriteAt(s.block, copyOffset(s.safe)); err != nil {
+		return fmt.Errorf("write superblock copy %d again: %w", s.safe, err)
+	}
+	if err := s.flushForUpdate(); err != nil {
+		return fmt.Errorf("flush superblock copy %d: %w", s.safe, err)
+	}
+	s.unsettled = nil
 	return nil
 }

@@ -16,9 +16,12 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 func TestDriver(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	c := openTestControl(t)
 	f, err := c.Features(context.Background())
 	must(t, err)
@@ -31,6 +34,7 @@ func TestDriver(t *testing.T) {
 // TestQueues: with 1, 2 and 4 queues, a thread on each CPU writes its own pattern. The requests of a CPU come
 // to the queue whose CPU it is, and with its own data: a wrong descriptor mapping shows another queue's.
 func TestQueues(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 2, 4} {
 		for _, pin := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%d queues, pinned %v", queues, pin), func(t *testing.T) { testQueues(t, queues, pin) })
@@ -125,6 +129,7 @@ func writeFromCPU(t *testing.T, d *Device, cpu int, off, length int64) {
 }
 
 func TestQueuesAreClamped(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	d, err := Create(openTestControl(t), testOptions(64))
 	must(t, err)
 	if d.Info().Queues != runtime.NumCPU() {
@@ -134,6 +139,7 @@ func TestQueuesAreClamped(t *testing.T) {
 }
 
 func TestDeepestQueue(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	m := newMemory(64 * mib)
 	o := testOptions(2)
 	o.Depth = maxDepth
@@ -153,6 +159,7 @@ func TestDeepestQueue(t *testing.T) {
 
 // TestInfo reads everything back from the driver.
 func TestInfo(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	m := newMemory(64 * mib)
 	o := testOptions(1)
 	o.Params.LogicalBlockSize, o.Params.PhysicalBlockSize, o.Params.IOMin, o.Params.IOOpt = 512, 4096, 4096, 65536
@@ -211,6 +218,7 @@ const (
 
 // TestOperations: what a client does and what arrives.
 func TestOperations(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	m := newMemory(64 * mib)
 	d := startDevice(t, testOptions(1), m.target)
 	f, b := openBlock(t, d), alignedBuffer(t, 8192)
@@ -262,6 +270,7 @@ func TestOperations(t *testing.T) {
 
 // TestErrors: what a target answers and what the client gets.
 func TestErrors(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	m := newMemory(64 * mib)
 	d := startDevice(t, testOptions(1), m.target)
 	f, b := openBlock(t, d), alignedBuffer(t, 4096)

@@ -10,10 +10,13 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // TestLeave: a planned restart, with clients that notice nothing, by another process and by the same one.
 func TestLeave(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 4} {
 		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
 			s, c := makeServer(t, queues, 8)
@@ -38,6 +41,7 @@ func TestLeave(t *testing.T) {
 // TestLeaveAndComeBack: a request that the target has at work is answered first; a device left is not stopped,
 // deleted or started; with QUIESCE_DEV the same process can recover it, without it the device stays open.
 func TestLeaveAndComeBack(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	ctl := openTestControl(t)
 	c := serverConfig{Queues: 2, Depth: 16, Disk: filepath.Join(t.TempDir(), "disk")}
 	m := newMemory(64 * mib)
@@ -101,6 +105,7 @@ func TestLeaveAndComeBack(t *testing.T) {
 // TestHold: users of a device that is held and released again and again notice nothing, and a device that is held can be
 // left with every tag at a request. A hold that its target keeps from ending ends itself, and says so in time.
 func TestHold(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 4} {
 		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
 			s, c := makeServer(t, queues, 8)

@@ -17,10 +17,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // TestStopWithIO: what is outstanding is answered by the target before the device goes.
 func TestStopWithIO(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	for _, recoverable := range []bool{false, true} {
 		t.Run(fmt.Sprintf("recoverable %v", recoverable), func(t *testing.T) { testStopWithIO(t, recoverable) })
 	}
@@ -83,6 +86,7 @@ func testStopWithIO(t *testing.T, recoverable bool) {
 // TestDeleteWaitsForOpeners: a device that somebody has open is deleted when they close it, and Delete does
 // not wait longer than it was told.
 func TestDeleteWaitsForOpeners(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	m := newMemory(64 * mib)
 	d, err := Create(openTestControl(t), testOptions(1))
 	must(t, err)
@@ -107,6 +111,7 @@ func TestDeleteWaitsForOpeners(t *testing.T) {
 }
 
 func TestTryStop(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	m := newMemory(64 * mib)
 	ctl := openTestControl(t)
 	d, err := Create(ctl, testOptions(1))
@@ -165,6 +170,7 @@ func leftBehind(t *testing.T, before resources) {
 }
 
 func TestCyclesLeaveNothing(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	ctl := openTestControl(t)
 	m := newMemory(64 * mib)
 	b := alignedBuffer(t, 4096)
@@ -194,6 +200,7 @@ func TestCyclesLeaveNothing(t *testing.T) {
 
 // TestFailureLeavesNothing: whatever step fails, nothing is left, and the next device works.
 func TestFailureLeavesNothing(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	ctl := openTestControl(t)
 	m := newMemory(64 * mib)
 	wanted := errors.New("wanted")
@@ -274,6 +281,7 @@ func TestFailureLeavesNothing(t *testing.T) {
 
 // TestPanicEndsTheProcess runs a server in a process of its own, whose target panics at a sector.
 func TestPanicEndsTheProcess(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	const variable = "UBLK_TEST_SERVER"
 	if os.Getenv(variable) != "" {
 		servePanic(t)

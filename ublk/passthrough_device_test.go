@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 	"golang.org/x/sys/unix"
 )
@@ -76,6 +77,7 @@ func startPassthrough(t testing.TB, o Options, backend *os.File, limit int) *Dev
 // compares with a model; at the end also the backend by itself. The backends differ in what they offer: block
 // devices with and without discard, files on a file system that knows how to zero and one that does not.
 func TestPassthrough(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	for _, c := range []struct {
 		name    string
 		backend func(*testing.T) *os.File
@@ -186,6 +188,7 @@ func randomClient(t *testing.T, d *Device, random *rand.Rand, base int64, model 
 
 // TestBackendCapabilities: what a block device does not offer is found out once, and done in another way.
 func TestBackendCapabilities(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	o := testOptions(1)
 	o.Tokens = o.Depth
 	backend := makeNullBlk(t, "bare", nil) // it has neither discard nor write-zeroes

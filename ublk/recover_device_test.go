@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // count is full with FULL=1, else reduced.
@@ -27,6 +29,7 @@ func count(reduced, full int) int {
 // TestRecoverReissues: what the dead server had and did not answer is given to the new one, and the users see
 // no error. The device keeps its number of queues and its depth, whatever the new server would have asked for.
 func TestRecoverReissues(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 2, 4} {
 		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
 			s, c := makeServer(t, queues, 16)
@@ -62,6 +65,7 @@ func TestRecoverReissues(t *testing.T) {
 
 // TestRecoverManyTimes kills server after server at random moments.
 func TestRecoverManyTimes(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 2, 4} {
 		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
 			random := rand.New(rand.NewPCG(uint64(queues), 3))
@@ -82,6 +86,7 @@ func TestRecoverManyTimes(t *testing.T) {
 
 // TestRecoverSaturated kills a server that had all tags at work. With 4 there is none to spare on 6.12.
 func TestRecoverSaturated(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	for _, depth := range []int{4, 16} {
 		t.Run(fmt.Sprintf("depth %d", depth), func(t *testing.T) {
 			s, c := makeServer(t, 2, depth)
@@ -109,6 +114,7 @@ func TestRecoverSaturated(t *testing.T) {
 
 // TestRecoveryDies: a recovery that is killed at any step leaves a device that the next one recovers.
 func TestRecoveryDies(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 2} {
 		for _, step := range []string{"queue 0", "recover", "open", "fetch", "start"} {
 			t.Run(fmt.Sprintf("%d queues, before step %s", queues, step), func(t *testing.T) {
@@ -134,6 +140,7 @@ func TestRecoveryDies(t *testing.T) {
 // TestRecoveryFails: a recovery that fails at any step, or whose target cannot be set up, leaves the device as it
 // was.
 func TestRecoveryFails(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	ctl := openTestControl(t)
 	for _, step := range []string{"queue 0", "queue 1", "recover", "open", "fetch", "start", "no target"} {
 		t.Run(step, func(t *testing.T) {
@@ -181,6 +188,7 @@ func TestRecoveryFails(t *testing.T) {
 
 // TestRecoverRefuses: what is not ours to recover is not touched.
 func TestRecoverRefuses(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	ctl := openTestControl(t)
 	s, c := makeServer(t, 1, 16)
 	o := c.options()
@@ -221,6 +229,7 @@ func TestRecoverRefuses(t *testing.T) {
 
 // TestRecoverWaits: as long as ublkcN is open Recover or Start waits, and says for what when its time is up.
 func TestRecoverWaits(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	ctl := openTestControl(t)
 	s, c := makeServer(t, 1, 16)
 	s.kill()
@@ -251,6 +260,7 @@ func TestRecoverWaits(t *testing.T) {
 
 // TestDeleteDead: the users of a dead device that is removed get errors and do not wait for ever.
 func TestDeleteDead(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	s, _ := makeServer(t, 2, 16)
 	f, err := os.OpenFile(BlockPath(s.id), os.O_RDWR|unix.O_DIRECT, 0)
 	must(t, err)
@@ -275,6 +285,7 @@ func TestDeleteDead(t *testing.T) {
 }
 
 func TestListDevices(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	ctl := openTestControl(t)
 	foreign := startDevice(t, testOptions(1), newMemory(64*mib).target)
 	s, _ := makeServer(t, 1, 16)

@@ -21,6 +21,7 @@ type committer struct {
 	full   bool // the superblock says that hydration is complete
 	// flushing: a flush of the destination is in flight.
 	flushing bool
+	err      error // of what was done last
 	resume   func() (struct{}, bool)
 	stop     func()
 	yield    func(struct{}) bool
@@ -52,8 +53,8 @@ func (c *committer) run(yield func(struct{}) bool) {
 			c.kicked = false
 		}
 		c.sim.note(what+" begins", nil, 0, 0, 0, nil)
-		err := do()
-		c.sim.note(what+" ends", nil, 0, 0, 0, err)
+		c.err = do()
+		c.sim.note(what+" ends", nil, 0, 0, 0, c.err)
 		c.idle, c.repair = true, false
 		c.pause()
 	}

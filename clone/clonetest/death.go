@@ -111,6 +111,9 @@ func (s *sim) death() error {
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after the daemon's death: %w", err)
 	}
+	if err := s.stillDurable("daemon's death", complete, durable); err != nil {
+		return err
+	}
 	if s.lostPower {
 		return s.crashed()
 	}
@@ -121,9 +124,6 @@ func (s *sim) death() error {
 	if s.detached {
 		mode = max(mode, clone.ReadOnly)
 	}
-	if n := s.core.DurableHydrated(); mode == clone.ReadWrite && (n < durable || complete && !s.core.Complete()) {
-		return fmt.Errorf("%d regions durably hydrated after the daemon's death, %d before it", n, durable)
-	}
 	if s.core.Mode() != mode || s.core.FlushLost() != flushLost {
 		return fmt.Errorf("mode %v after the daemon's death, flush lost %t; %v and %t before it (I10)",
 			s.core.Mode(), s.core.FlushLost(), mode, flushLost)
@@ -132,7 +132,8 @@ func (s *sim) death() error {
 }
 
 // restart stops the daemon in order and starts another: with the clean mark the live map is of no use any more.
-// In another mode than rw there is no clean mark, and the end is a death.
+// Where the last commit fails, as in mode ro with marks that are not committed, there is no clean mark, and the end is a
+// death; so it is where a slot that a failed repair has written keeps the store from setting the mark.
 func (s *sim) restart() error {
 	left := s.left
 	s.left = 0
@@ -141,18 +142,34 @@ func (s *sim) restart() error {
 	if err := errors.Join(s.dry(), s.rest(), s.until(clean)); err != nil {
 		return err
 	}
-	s.left = left
 	if s.core.Mode() != clone.ReadWrite {
+		s.committer.kicked = true
+		if err := s.until(func() bool { return s.committer.idle && !s.committer.kicked }); err != nil {
+			return err
+		}
+	}
+	s.left = left
+	mode := s.core.Mode()
+	if mode != clone.ReadWrite && s.committer.err != nil {
 		return s.death()
 	}
-	s.committer.stop()
+	committer := s.committer
 	s.committer = nil
-	if err := s.store.Update(func(sb *metadata.Superblock) error { sb.Clean = true; return s.refresh(sb) }); err != nil {
+	err := s.store.Update(func(sb *metadata.Superblock) error { sb.Clean = true; return s.refresh(sb) })
+	if mode != clone.ReadWrite && errors.Is(err, metadata.ErrUnflushed) {
+		s.committer = committer
+		return s.death()
+	}
+	committer.stop()
+	if err != nil {
 		return fmt.Errorf("stop in order: %w", err)
 	}
-	regions := s.core.Regions()
+	regions, complete, durable := s.core.Regions(), s.core.Complete(), s.core.DurableHydrated()
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after a stop in order: %w", err)
+	}
+	if err := s.stillDurable("restart", complete, durable); err != nil {
+		return err
 	}
 	if s.lostPower {
 		return s.crashed()
@@ -160,6 +177,9 @@ func (s *sim) restart() error {
 	if now := s.core.Regions(); now.NrHydrated() != regions.NrHydrated() || now.NrZero() != regions.NrZero() || s.core.Dirty() {
 		return fmt.Errorf("%d regions hydrated and %d zero after a restart, %d and %d before it, marks to commit: %t",
 			now.NrHydrated(), now.NrZero(), regions.NrHydrated(), regions.NrZero(), s.core.Dirty())
+	}
+	if s.core.Mode() != mode {
+		return fmt.Errorf("mode %v after a restart, %v before it (I10)", s.core.Mode(), mode)
 	}
 	return s.oracle.died(s.peek)
 }
@@ -225,20 +245,34 @@ func (s *sim) untold() bool {
 // powerCut loses what was not flushed, the live map with it, checks what is left, and starts anew.
 func (s *sim) powerCut() error {
 	s.note("POWER CUT", nil, 0, 0, 0, nil)
-	wasFull, durable := s.core.Complete(), s.core.DurableHydrated()
+	complete, durable := s.core.Complete(), s.core.DurableHydrated()
 	s.committer.stop()
 	s.losePower()
 	s.forced = s.healed || s.rng.IntN(4) > 0 // else the next one goes on in the mode that the superblock has (I10)
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after power loss: %w", err)
 	}
-	if wasFull && !s.core.Complete() {
-		return errors.New("hydration was complete before the power loss and is not after it")
-	}
-	if n := s.core.Regions().NrHydrated(); n < durable {
-		return fmt.Errorf("%d regions were durably hydrated before the power loss, %d are hydrated after it", durable, n)
+	if err := s.stillDurable("power loss", complete, durable); err != nil {
+		return err
 	}
 	return s.crashed()
+}
+
+// stillDurable: what a core has called durable is so to the next one, and a clone that was complete, or that the superblock
+// calls complete, is so, in any mode (I12). Only a daemon that cannot use the metadata does not know.
+func (s *sim) stillDurable(after string, complete bool, durable uint64) error {
+	switch {
+	case s.detached || s.core.Complete():
+		return nil
+	case complete:
+		return fmt.Errorf("hydration was complete before the %s and is not after it", after)
+	case s.store.Superblock().Complete:
+		return fmt.Errorf("the superblock says after the %s that hydration is complete, and it is not", after)
+	}
+	if n := s.core.DurableHydrated(); n < durable {
+		return fmt.Errorf("%d regions durably hydrated after the %s, %d before it", n, after, durable)
+	}
+	return nil
 }
 
 // losePower ends the boot.

@@ -20,7 +20,8 @@
 //	death      the daemon dies (I6): each queued I/O takes effect not at all, in part or whole, and then
 //	           no more (the fence, I7); disks keep their caches, the live map its memory, mode and lost
 //	           flush; a new core takes them over, and what was not answered is asked again, of any lane
-//	restart    the daemon stops in order: all is answered and committed, the clean mark set
+//	restart    the daemon stops in order: all is answered and committed, the clean mark set; also in mode ro, unless
+//	           there is something that it cannot commit
 //	open       as the engine does it: the superblock says whether a session begins or goes on, and is written in
 //	           either case; in some seeds a death or a power loss cuts it short, after a death writes and flushes fail
 //
@@ -42,7 +43,9 @@
 //     found after power loss is durable or newer, after the daemon's death acknowledged or newer (oracle).
 //   - A repair succeeds unless an error was injected into it, or a flush of the destination was lost.
 //   - Hydrated sectors that a WRITE_ZEROES with NOUNMAP covers are not zeroed in a way that may give up their space.
-//   - A death changes no region's state and makes nothing less durable, and the mode no better.
+//   - A death changes no region's state, and the mode no better.
+//   - Neither a death nor a power loss makes less count as durable, or a complete clone incomplete, in any mode, unless
+//     the next daemon cannot use the metadata. Nor does the superblock call a clone complete that is not.
 //   - A flush of the destination is alone: no other, and no durable write, is in flight with it.
 //   - When nothing is left to happen, every request has been answered.
 //   - Once errors stop, hydration completes, and the destination alone equals the model, also when

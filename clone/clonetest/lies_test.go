@@ -109,12 +109,22 @@ func TestSimulatorSees(t *testing.T) {
 			s.core.SetMode(clone.ReadOnly)
 			s.live.mode = clone.ReadWrite
 		}, dies, "(I10)"},
-		{"a lost flush that is forgotten", func(s *sim) { s.live.flushLost, s.live.mode = true, clone.ReadOnly }, dies, "durably hydrated after"},
+		{"a lost flush that is forgotten", func(s *sim) { s.live.flushLost, s.live.mode = true, clone.ReadOnly }, dies, "(I10)"},
+		{"a commit that is forgotten after the daemon's death", func(s *sim) { s.live.commit-- }, dies, "durably hydrated after the daemon's death"},
+		{"a commit that is forgotten after the death of a daemon in mode ro", func(s *sim) {
+			s.core.SetMode(clone.ReadOnly)
+			s.live.commit--
+		}, dies, "durably hydrated after the daemon's death"},
+		{"a complete clone that is not complete after the daemon's death", func(s *sim) {
+			must(s.hydrateAll())
+			s.live.commit--
+		}, dies, "complete before the daemon's death"},
 
 		{"a flushed write that is gone after power loss", onDest(1, firstWrite), cuts, "after power loss"},
 		{"the destination's old content after power loss", onDest(31, valueOldDest), cuts, "after power loss"},
 		{"a newer write than the last after power loss", onDest(31, lastWrite+1), cuts, "after power loss"},
-		{"durable marks that are gone after power loss", func(s *sim) { wipe(s.disks.meta.Size(), s) }, cuts, "before the power loss"},
+		{"durable marks that are gone after power loss", func(s *sim) { wipe(s.disks.meta.Size(), s) }, cuts, "durably hydrated after the power loss"},
+		{"a superblock that says complete too early", saysComplete, cuts, "the superblock says"},
 
 		{"a changed source", func(s *sim) { lay(s.disks.source, 1, 2, lastWrite) }, func(s *sim) error { return s.untouched() }, "source was changed"},
 		{"a changed source that nobody reads any more", func(s *sim) { lay(s.disks.source, 1, 2, valueOldDest) },
@@ -171,6 +181,14 @@ func TestSimulatorSees(t *testing.T) {
 			}
 		})
 	}
+}
+
+// saysComplete has the superblock say that hydration is complete.
+func saysComplete(s *sim) {
+	committer := s.committer
+	s.committer = nil // what it does is not paused
+	must(s.store.Update(func(sb *metadata.Superblock) error { sb.Complete = true; return nil }))
+	s.committer = committer
 }
 
 // wipe empties the slots of the region map.

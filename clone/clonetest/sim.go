@@ -224,6 +224,7 @@ func (s *sim) start() error {
 		Geometry:    s.geo,
 		Map:         regions,
 		Uncommitted: uncommitted,
+		Doubt:       s.detached,
 		Mode:        max(s.live.mode, clone.Mode(sb.Mode)),
 		FlushLost:   s.live.flushLost || sb.DestFlushFailed,
 		Kick:        func() { s.committer.kicked = true },

@@ -101,7 +101,7 @@ func (p *program) asBefore(c *cli.Context, bad error) error {
 	if err != nil {
 		return bad
 	}
-	fmt.Fprintln(p.errs, "ublk-clone: warning: the clone goes on as it was defined before:", bad)
+	p.warn("the clone goes on as it was defined before: %v", bad)
 	return p.serve(definition.Start{Definition: *there})
 }
 
@@ -265,7 +265,7 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 		return err
 	}
 	for _, w := range st.Warnings {
-		fmt.Fprintln(p.errs, "ublk-clone: warning:", w)
+		p.warn("%s", w)
 	}
 	if asJSON != "" {
 		return p.printJSON([]control.Status{*st})

@@ -140,3 +140,11 @@ func TestListAsJSONIsAnEmptyList(t *testing.T) {
 		t.Errorf("exit code %d, %q, %v", code, out, err)
 	}
 }
+
+// released gives a lock back.
+func released(t *testing.T, lock *control.NameLock) {
+	t.Helper()
+	if err := lock.Release(); err != nil {
+		t.Error(err)
+	}
+}

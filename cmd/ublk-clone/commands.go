@@ -70,7 +70,7 @@ func (p *program) del(c *cli.Context) error {
 	if p.dir.Alive(name) {
 		ans, err := p.dir.Call(name, control.Request{Verb: control.VerbStop, WaitMS: wait.Milliseconds(), Force: c.Bool("force")}, wait+control.StopLimit)
 		for _, w := range ans.Warnings {
-			fmt.Fprintln(p.errs, "ublk-clone: warning:", w)
+			p.warn("%s", w)
 		}
 		if exit.Code(err) != exit.NoAnswer || p.dir.Alive(name) {
 			return err
@@ -178,7 +178,9 @@ func (p *program) printDM(all []control.Status, one bool) error {
 			return err
 		}
 		if !one {
-			fmt.Fprintf(p.out, "%s: ", all[i].Name)
+			if _, err := fmt.Fprintf(p.out, "%s: ", all[i].Name); err != nil {
+				return err
+			}
 		}
 		if err := writeDM(p.out, &all[i]); err != nil {
 			return err
@@ -196,7 +198,9 @@ func (p *program) overview(all []control.Status, bytes bool) error {
 		if all[i].Action == "" {
 			continue
 		}
-		fmt.Fprintln(p.out)
+		if _, err := fmt.Fprintln(p.out); err != nil {
+			return err
+		}
 		if err := writeDetails(p.out, &all[i], bytes); err != nil {
 			return err
 		}

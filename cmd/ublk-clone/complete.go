@@ -33,7 +33,7 @@ func (p *program) completion(c *cli.Context) error {
 	// A new one: while an app runs, its help is a command of itself.
 	for _, found := range p.candidates(newApp(p), words[:len(words)-1], last) {
 		if found.word == completeFiles || strings.HasPrefix(found.word, last) {
-			fmt.Fprintf(p.out, "%s\t%s\n", found.word, found.usage)
+			_, _ = fmt.Fprintf(p.out, "%s\t%s\n", found.word, found.usage)
 		}
 	}
 	return nil

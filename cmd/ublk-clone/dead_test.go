@@ -104,6 +104,6 @@ func dying(t *testing.T, dir control.Dir, name string) {
 	time.AfterFunc(100*time.Millisecond, func() {
 		listener.Close()
 		time.Sleep(100 * time.Millisecond)
-		lock.Release()
+		released(t, lock)
 	})
 }

@@ -122,7 +122,7 @@ func (p *program) forgetDefined(def *definition.Definition) {
 		err = errors.Join(err, udev.Announce(def.Dest))
 	}
 	if err != nil {
-		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
+		p.warn("%v", err)
 	}
 }
 

@@ -73,7 +73,7 @@ func TestFinishDefinition(t *testing.T) {
 		if asked != c.asked || defined() != c.there {
 			t.Errorf("%s: asked %t, the definition is there %t", c.name, asked, defined())
 		}
-		lock.Release()
+		released(t, lock)
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}

@@ -101,7 +101,7 @@ func TestFollowAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lock.Release()
+	defer released(t, lock)
 	ctx, interrupt := context.WithCancel(t.Context())
 	tell := func() { l.Add(control.EventMode, "text") }
 	asked := time.AfterFunc(0, func() {

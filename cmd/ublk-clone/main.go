@@ -67,7 +67,7 @@ func (p *program) left() leftover.Folders { return leftover.Folders{Dir: p.dir, 
 // collect removes what is needless, and warns of what it cannot remove: whoever calls it came for something else.
 func (p *program) collect() {
 	if err := p.left().Collect(); err != nil {
-		fmt.Fprintln(p.errs, "ublk-clone: warning: what a killed daemon has left stays:", err)
+		p.warn("what a killed daemon has left stays: %v", err)
 	}
 }
 
@@ -128,6 +128,14 @@ func wantsJSON(args []string) bool {
 	return false
 }
 
+// say writes to standard error. If that fails there is nobody else to tell.
+func (p *program) say(format string, args ...any) { _, _ = fmt.Fprintf(p.errs, format, args...) }
+
+// warn says what the user should know, though the command succeeds.
+func (p *program) warn(format string, args ...any) {
+	p.say("ublk-clone: warning: "+format+"\n", args...)
+}
+
 // complain prints one error: what, on which object, why, and the next step.
 func (p *program) complain(err error, asJSON bool) {
 	if asJSON {
@@ -136,12 +144,12 @@ func (p *program) complain(err error, asJSON bool) {
 			Error  *control.WireError `json:"error"`
 		}{control.Schema, control.ToWire(err)})
 		if marshalErr == nil {
-			fmt.Fprintf(p.errs, "%s\n", b)
+			p.say("%s\n", b)
 			return
 		}
 	}
-	fmt.Fprintf(p.errs, "ublk-clone: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+	p.say("ublk-clone: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 	if next := exit.Next(err); next != "" {
-		fmt.Fprintf(p.errs, "  %s\n", next)
+		p.say("  %s\n", next)
 	}
 }

@@ -69,7 +69,7 @@ func (p *program) metadataCheck(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }() // it was only read
 	r, err := metadata.Check(m)
 	if err != nil {
 		return explain.Metadata("check", m.Path(), err)
@@ -121,7 +121,7 @@ func (p *program) metadataDump(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }() // it was only read
 	dump := metadata.Dump
 	if output != "" {
 		dump = metadata.DumpJSON

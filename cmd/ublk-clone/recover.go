@@ -108,8 +108,8 @@ func (p *program) prune(c *cli.Context) error {
 	if how.Force {
 		lost, errLost := p.left().GiveUpMaps(abandoned)
 		for _, text := range lost {
-			fmt.Fprintf(p.errs, "ublk-clone: warning: removed the live map %s: what was written to that clone since its last commit is lost, "+
-				"and `add` refuses that metadata without --force\n", text)
+			p.warn("removed the live map %s: what was written to that clone since its last commit is lost, "+
+				"and `add` refuses that metadata without --force", text)
 		}
 		err = errors.Join(err, errLost)
 	}

@@ -45,7 +45,7 @@ func TestStillThere(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer lock.Release()
+				defer released(t, lock)
 			}
 			err := p.clones().StillThere(c.start, c.err)
 			if exit.Code(err) != exit.Code(c.err) || !strings.Contains(exit.Next(err), c.says) {
@@ -74,7 +74,7 @@ func TestServed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.AfterFunc(soon, func() { lock.Release() })
+		time.AfterFunc(soon, func() { released(t, lock) })
 		if served, err := succession.Served(dir, "c"); served || err != nil {
 			t.Errorf("a daemon that ends: served %v, %v", served, err)
 		}
@@ -85,7 +85,7 @@ func TestServed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer lock.Release()
+		defer released(t, lock)
 		if served, err := succession.Served(dir, "c"); !served || err != nil {
 			t.Errorf("a daemon that answers: served %v, %v", served, err)
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os/exec"
 	"slices"
 	"strings"
@@ -32,7 +31,7 @@ func (p *program) delDead(def *definition.Definition, c leftover.How) error {
 	}
 	was, _ := exec.Command("timeout", systemd.StateLimit, "systemctl", "is-active", def.Unit).Output() // fails unless it is "active"
 	if err := systemd.ByUnit("stop", def.Unit, def.Name); err != nil {                                 // as when the unit is not there any more
-		fmt.Fprintln(p.errs, "ublk-clone: warning:", err)
+		p.warn("%v", err)
 	}
 	err := p.left().ClearDead(def, c)
 	if err != nil && slices.Contains([]string{"active", "activating"}, strings.TrimSpace(string(was))) {
@@ -62,7 +61,7 @@ func (p *program) unitPrepare(c *cli.Context) error {
 	}
 	if err := file.MakeFolder(string(records.DefaultDir()), 0o700); err != nil {
 		// The record is a second guard, and the daemon warns of its absence.
-		fmt.Fprintf(p.errs, "ublk-clone: warning: make folder %s: %v\n", records.DefaultDir(), err)
+		p.warn("make folder %s: %v", records.DefaultDir(), err)
 	}
 	// A command of a unit is in a mount namespace of its own, also where the sandbox does not hold.
 	if err := sys.DoInInitMounts(func() error { return livemap.Mount(livemap.Folder) }); err != nil {

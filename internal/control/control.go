@@ -130,7 +130,7 @@ type Answer struct {
 	Warnings []string `json:"warnings,omitempty"`
 	// Sent is closed when the answer is on its way; the connection then stays
 	// open until the process ends, which is how a command sees that end.
-	Sent chan struct{}
+	Sent chan struct{} `json:"-"`
 }
 
 // WireError is an error as it travels, and as `-o json` prints it.

@@ -100,13 +100,13 @@ func civil(conn net.Conn) error {
 
 // rude are clients that do as they should not. Each returns when the server has had enough.
 var rude = []func(net.Conn){
-	func(conn net.Conn) { hangUp(conn) },                                                     // silent
-	func(conn net.Conn) { conn.Write([]byte(`{"verb":"sta`)); hangUp(conn) },                 // half a message
-	func(conn net.Conn) { conn.Write([]byte(`{"verb":"sta`)) },                               // half, and gone
-	func(conn net.Conn) { conn.Write([]byte("\x00\xff}{\n")); hangUp(conn) },                 // garbage
-	func(conn net.Conn) { conn.Write([]byte(strings.Repeat("x", 1<<20))); hangUp(conn) },     // too long a line
-	func(conn net.Conn) { conn.Write([]byte(`{"verb":"status"}` + "\n")) },                   // never reads
-	func(conn net.Conn) { conn.Write([]byte(strings.Repeat(`{"verb":"status"}`+"\n", 99))) }, // asks again and again
+	func(conn net.Conn) { hangUp(conn) },                                                            // silent
+	func(conn net.Conn) { _, _ = conn.Write([]byte(`{"verb":"sta`)); hangUp(conn) },                 // half a message
+	func(conn net.Conn) { _, _ = conn.Write([]byte(`{"verb":"sta`)) },                               // half, and gone
+	func(conn net.Conn) { _, _ = conn.Write([]byte("\x00\xff}{\n")); hangUp(conn) },                 // garbage
+	func(conn net.Conn) { _, _ = conn.Write([]byte(strings.Repeat("x", 1<<20))); hangUp(conn) },     // too long a line
+	func(conn net.Conn) { _, _ = conn.Write([]byte(`{"verb":"status"}` + "\n")) },                   // never reads
+	func(conn net.Conn) { _, _ = conn.Write([]byte(strings.Repeat(`{"verb":"status"}`+"\n", 99))) }, // asks again and again
 	func(conn net.Conn) { // a byte at a time, less often than there is time for a line
 		for range 1000 {
 			if _, err := conn.Write([]byte("x")); err != nil {

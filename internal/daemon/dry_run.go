@@ -37,15 +37,15 @@ func Try(d control.Dir, st definition.Start) (*control.DryRun, error) {
 	if err != nil {
 		return nil, spawnError(name, err)
 	}
-	ended := make(chan error, 1)
-	guard.Go("trial", func() { ended <- cmd.Wait() })
+	gone := make(chan struct{})
+	guard.Go("trial", func() { _ = cmd.Wait(); close(gone) })
 	got, err := awaitTrial(d, r, name)
 	if err != nil {
 		_ = cmd.Process.Kill() // it may be kept by a device; what it has locked is free when that lets go
 		return nil, err
 	}
 	select { // so that nothing of it is left
-	case <-ended:
+	case <-gone:
 	case <-time.After(steps.UndoLimit):
 	}
 	return got.Trial, got.Error.Err()

@@ -34,9 +34,9 @@ func TestLogArrivesInOrder(t *testing.T) {
 	var b bytes.Buffer
 	w := newAsyncWriter(&b)
 	line := []byte("1\n")
-	w.Write(line)
+	_, _ = w.Write(line)
 	line[0] = '2' // the caller uses its buffer again
-	w.Write(line)
+	_, _ = w.Write(line)
 	w.close(time.Minute)
 	if b.String() != "1\n2\n" {
 		t.Errorf("log is %q", b.String())

@@ -22,7 +22,7 @@ func cautionMap(t *testing.T) *livemap.Map {
 	}
 	t.Cleanup(func() {
 		m.Close()
-		os.RemoveAll(dir)
+		_ = os.RemoveAll(dir)
 	})
 	return m
 }

@@ -8,12 +8,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // start starts the command, which is killed before it ends by itself.
-func (m *machine) startCommand(args ...string) (kill func()) {
+func startCommand(m *harness.Machine, args ...string) (kill func()) {
 	m.Helper()
-	cmd := exec.Command(command, args...)
+	cmd := exec.Command(harness.Command, args...)
 	if err := cmd.Start(); err != nil {
 		m.Fatal(err)
 	}
@@ -22,19 +25,20 @@ func (m *machine) startCommand(args ...string) (kill func()) {
 
 // TestRequestsOfTheDead: a del that waits is not carried out when its client has been killed, and neither is a restart.
 func TestRequestsOfTheDead(t *testing.T) {
+	runs.On(t, "6.12")
 	c, _ := smallClone(t, "--no-hydration")
-	m := c.m
-	user, err := os.Open(c.path)
+	m := c.M
+	user, err := os.Open(c.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid := c.status().PID
-	kill := m.startCommand("del", c.name, "--wait", "300s")
+	pid := c.Status().PID
+	kill := startCommand(m, "del", c.Name, "--wait", "300s")
 	time.Sleep(3 * time.Second) // it is waited for the user
 	kill()
 	user.Close()
 	time.Sleep(2 * time.Second)
-	if s := c.status(); s.PID != pid || s.State == "stopping" {
+	if s := c.Status(); s.PID != pid || s.State == "stopping" {
 		t.Errorf("after a del that was killed: %+v", s)
 	}
 
@@ -42,14 +46,14 @@ func TestRequestsOfTheDead(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	kill = m.startCommand("del", c.name)
+	kill = startCommand(m, "del", c.Name)
 	time.Sleep(3 * time.Second)
 	kill()
 	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(2 * time.Second)
-	if s := c.status(); s.PID != pid || s.State == "stopping" {
+	if s := c.Status(); s.PID != pid || s.State == "stopping" {
 		t.Errorf("after a del that was killed while the daemon stood still: %+v", s)
 	}
 }
@@ -61,15 +65,16 @@ const statusLimit = 3 * time.Second
 // TestStatusWithStuckMetadata: metadata that does not answer, and clients that have gone meanwhile, keep nobody from the
 // status.
 func TestStatusWithStuckMetadata(t *testing.T) {
-	m := newMachine(t)
-	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
-	meta := m.linear("slowmeta", m.nullBlk("meta", nullOptions{mib: 16}), 16*mib)
-	c := m.addClone(source, dest, meta, "--no-hydration")
-	m.run("dmsetup", "suspend", "--noflush", "slowmeta")
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
+	meta := m.Linear("slowmeta", m.NullBlk("meta", harness.NullOptions{MiB: 16}), 16*harness.MiB)
+	c := m.AddClone(source, dest, meta, "--no-hydration")
+	m.MustRun("dmsetup", "suspend", "--noflush", "slowmeta")
 	resumed := false
 	resume := func() {
 		if !resumed {
-			m.run("dmsetup", "resume", "slowmeta")
+			m.MustRun("dmsetup", "resume", "slowmeta")
 		}
 		resumed = true
 	}
@@ -77,14 +82,14 @@ func TestStatusWithStuckMetadata(t *testing.T) {
 	for range 3 {
 		var kills []func()
 		for range 8 {
-			kills = append(kills, m.startCommand("set", c.name, "rate=1MiB"))
+			kills = append(kills, startCommand(m, "set", c.Name, "rate=1MiB"))
 		}
 		time.Sleep(3 * time.Second)
-		for _, args := range [][]string{{"status", c.name}, {"status", c.name, "-o", "dm"}, {"list"}, {"wait", c.name, "--for", "event", "--after", "0"}} {
-			m.within(statusLimit, args[0], func() time.Duration {
-				o := m.try(command, args...)
-				m.must(o, command, args...)
-				return o.took
+		for _, args := range [][]string{{"status", c.Name}, {"status", c.Name, "-o", "dm"}, {"list"}, {"wait", c.Name, "--for", "event", "--after", "0"}} {
+			m.Within(statusLimit, args[0], func() time.Duration {
+				o := m.Try(harness.Command, args...)
+				m.Must(o, harness.Command, args...)
+				return o.Took
 			})
 		}
 		for _, kill := range kills {
@@ -92,8 +97,8 @@ func TestStatusWithStuckMetadata(t *testing.T) {
 		}
 	}
 	resume()
-	m.waitFor(cleanLimit, "a change to be taken again", func() error {
-		if o := m.try(command, "set", c.name, "rate=2MiB"); o.code != 0 {
+	m.WaitFor(harness.CleanLimit, "a change to be taken again", func() error {
+		if o := m.Try(harness.Command, "set", c.Name, "rate=2MiB"); o.Code != 0 {
 			return os.ErrDeadlineExceeded
 		}
 		return nil

@@ -12,20 +12,22 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/bench"
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // What a request costs. On the counting clock CPU time is instructions, of all that the guest has to do for it.
 
 // window is a stretch of time whose use of the CPU is looked at.
 type window struct {
-	m    *machine
+	m    *harness.Machine
 	from time.Time
 	idle time.Duration
 }
 
-func (m *machine) startWindow() window {
+func startWindow(m *harness.Machine) window {
 	m.Helper()
-	return window{m: m, idle: m.idleTime(), from: time.Now()}
+	return window{m: m, idle: idleTimeOf(m), from: time.Now()}
 }
 
 // end is how long the window was, and how long the CPUs were busy in it.
@@ -33,17 +35,17 @@ func (w window) end() (took, busy time.Duration) {
 	w.m.Helper()
 	took = time.Since(w.from)
 	cpus, _ := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/topology")
-	return took, took*time.Duration(max(1, len(cpus))) - (w.m.idleTime() - w.idle)
+	return took, took*time.Duration(max(1, len(cpus))) - (idleTimeOf(w.m) - w.idle)
 }
 
 // idleLine is in /proc/timer_list, for each CPU: exact, where /proc/stat has hundredths of a second. 7.3 has no such line.
 var idleLine = regexp.MustCompile(`(?m)^\s*\.(?:idle|iowait)_sleeptime\s*:\s*(\d+) nsecs`)
 
 // idleTime of all CPUs since the start.
-func (m *machine) idleTime() time.Duration {
+func idleTimeOf(m *harness.Machine) time.Duration {
 	m.Helper()
 	var sum time.Duration
-	found := idleLine.FindAllStringSubmatch(m.readFile("/proc/timer_list"), -1)
+	found := idleLine.FindAllStringSubmatch(m.ReadFile("/proc/timer_list"), -1)
 	for _, match := range found {
 		ns, _ := strconv.ParseInt(match[1], 10, 64)
 		sum += time.Duration(ns)
@@ -52,7 +54,7 @@ func (m *machine) idleTime() time.Duration {
 		return sum
 	}
 	var user, nice, system, idle, wait int64 // hundredths of a second
-	if _, err := fmt.Sscanf(m.readFile("/proc/stat"), "cpu %d %d %d %d %d", &user, &nice, &system, &idle, &wait); err != nil {
+	if _, err := fmt.Sscanf(m.ReadFile("/proc/stat"), "cpu %d %d %d %d %d", &user, &nice, &system, &idle, &wait); err != nil {
 		m.Fatalf("/proc/stat: %v", err)
 	}
 	return time.Duration(idle+wait) * 10 * time.Millisecond
@@ -94,13 +96,13 @@ func (c *candidate) costOf(j job, calls bool) cost {
 	var of cost
 	used := func() time.Duration { return 0 }
 	if c.clone != nil {
-		pid := c.clone.status().PID // to ask for it within a part would count
+		pid := c.clone.Status().PID // to ask for it within a part would count
 		used = func() time.Duration { return threadTime(pid) }
 	}
 	c.inRun(j, func() {
 		var all, daemon []float64
 		for range costParts {
-			before, requests, w := used(), c.countRequests(), c.m.startWindow()
+			before, requests, w := used(), c.countRequests(), startWindow(c.m)
 			time.Sleep(costPart)
 			_, busy := w.end()
 			n := requests()
@@ -108,7 +110,7 @@ func (c *candidate) costOf(j job, calls bool) cost {
 		}
 		of.all, of.daemon = median(all), median(daemon)
 		if calls && c.clone != nil {
-			requests, count := c.countRequests(), c.m.countCalls()
+			requests, count := c.countRequests(), countCalls(c.m)
 			time.Sleep(2 * costPart)
 			all, enters := count(c.clone)
 			n := requests()
@@ -123,15 +125,15 @@ func (c *candidate) countRequests() func() float64 {
 	c.m.Helper()
 	from := c.traffic()
 	return func() float64 {
-		now := c.traffic().since(from)
-		return float64(max(1, now.reads+now.writes))
+		now := c.traffic().Since(from)
+		return float64(max(1, now.Reads+now.Writes))
 	}
 }
 
 // inRun calls do when the job has warmed up.
 func (c *candidate) inRun(j job, do func()) {
 	c.m.Helper()
-	fio := c.m.startFio(c.path, j)
+	fio := startFio(c.m, c.path, j)
 	time.Sleep(j.ramp)
 	do()
 	fio.result()
@@ -148,14 +150,14 @@ const (
 var callsLine = regexp.MustCompile(`\{ common_pid:\s*(\d+), id:\s*(\d+) \} hitcount:\s*(\d+)`)
 
 // countCalls begins to count; what it returns ends it, and says how many were the daemon's.
-func (m *machine) countCalls() func(c *clone) (all, enters float64) {
+func countCalls(m *harness.Machine) func(c *harness.Clone) (all, enters float64) {
 	m.Helper()
-	m.writeFile(callsTrigger, callsCounted)
-	return func(c *clone) (all, enters float64) {
+	m.WriteFile(callsTrigger, callsCounted)
+	return func(c *harness.Clone) (all, enters float64) {
 		m.Helper()
-		text := m.readFile(callsHist)
-		m.writeFile(callsTrigger, "!"+callsCounted)
-		threads := c.threads()
+		text := m.ReadFile(callsHist)
+		m.WriteFile(callsTrigger, "!"+callsCounted)
+		threads := c.Threads()
 		for _, match := range callsLine.FindAllStringSubmatch(text, -1) {
 			id, _ := strconv.Atoi(match[1])
 			call, _ := strconv.Atoi(match[2])
@@ -177,47 +179,48 @@ func (m *machine) countCalls() func(c *clone) (all, enters float64) {
 
 // costJob at depth 32.
 func costJob(kind, rw string, first, size int64) job {
-	return job{name: kind, rw: rw, bs: 4 * kib, depth: 32, first: first, size: size, ramp: rampTime, run: (costParts + 3) * costPart}
+	return job{name: kind, rw: rw, bs: 4 * harness.KiB, depth: 32, first: first, size: size, ramp: rampTime, run: (costParts + 3) * costPart}
 }
 
 // recordCost measures and prints.
 func (c *candidate) recordCost(state string, j job) {
 	c.m.Helper()
 	of := c.costOf(j, true)
-	c.m.figure(c.key(state, j.name, bench.Cost), of.all)
+	figure(c.m, c.key(state, j.name, bench.Cost), of.all)
 	if c.clone == nil {
 		return
 	}
-	c.m.figure(c.key(state, j.name, bench.Daemon), of.daemon)
+	figure(c.m, c.key(state, j.name, bench.Daemon), of.daemon)
 	if of.calls > 0 {
-		c.m.figure(c.key(state, j.name, bench.Calls), of.calls)
+		figure(c.m, c.key(state, j.name, bench.Calls), of.calls)
 	}
 }
 
 // TestBenchCost: CPU time of a request by kind, for all.
 func TestBenchCost(t *testing.T) {
-	m := newMachine(t)
+	runs.On(t, "6.18", runs.Bench)
+	m := harness.New(t)
 	size := benchSize()
-	d := m.benchDisks("", size)
+	d := benchDisks(m, "", size)
 	unit := size / 48
-	for _, c := range m.clones(d, 4*kib) {
+	for _, c := range clones(m, d, 4*harness.KiB) {
 		c.start()
 		c.recordCost(bench.Unhydrated, costJob(bench.KindSourceRead, "randread", 0, 8*unit))
 		c.recordCost(bench.Unhydrated, costJob(bench.KindWholeRegion, "randwrite", 16*unit, 32*unit))
 		c.stop()
-		c.region = 8 * kib
+		c.region = 8 * harness.KiB
 		c.start()
 		c.recordCost(bench.Unhydrated, costJob(bench.KindPartOf, "randwrite", 0, 16*unit))
 		c.stop()
-		c.region = 4 * kib
+		c.region = 4 * harness.KiB
 	}
-	small := m.benchDisks("small", hydratedSize)
+	small := benchDisks(m, "small", hydratedSize)
 	read, write := costJob(bench.KindRead, "randread", 0, 0), costJob(bench.KindWrite, "randwrite", 0, 0)
-	for _, raw := range []candidate{{m: m, name: bench.RawDest, path: small.dest.path}, {m: m, name: bench.RawSource, path: small.source.path}} {
+	for _, raw := range []candidate{{m: m, name: bench.RawDest, path: small.dest.Path}, {m: m, name: bench.RawSource, path: small.source.Path}} {
 		raw.recordCost("", read)
 		raw.recordCost("", write)
 	}
-	for _, c := range m.clones(small, 4*kib) {
+	for _, c := range clones(m, small, 4*harness.KiB) {
 		c.start()
 		c.writeAll()
 		c.recordCost(bench.Hydrated, read)
@@ -247,13 +250,14 @@ const (
 
 // TestBenchCounts: what a request costs on a hydrated clone is what it cost when it was last looked at.
 func TestBenchCounts(t *testing.T) {
-	m := newMachine(t)
+	runs.On(t, "6.18", runs.LeapingClock, runs.FastDevices)
+	m := harness.New(t)
 	if slowdown != 1 {
 		t.Fatal("recorded at S=1: needs BENCH_S=1")
 	}
-	d := m.benchDisks("", hydratedSize)
+	d := benchDisks(m, "", hydratedSize)
 	read, write := costJob(bench.KindRead, "randread", 0, 0), costJob(bench.KindWrite, "randwrite", 0, 0)
-	all := m.clones(d, 4*kib)
+	all := clones(m, d, 4*harness.KiB)
 	if len(all) < 2 {
 		t.Fatal("this kernel has no dm-clone to compare with")
 	}
@@ -270,7 +274,7 @@ func TestBenchCounts(t *testing.T) {
 		kernel, ours := pair[0], pair[1]
 		passes = append(passes, counts{ours[0].all / kernel[0].all, ours[1].all / kernel[1].all, ours[0].calls, ours[1].calls})
 	}
-	m.compareCounts(medianCounts(passes))
+	compareCounts(m, medianCounts(passes))
 }
 
 // medianCounts of several.
@@ -289,9 +293,9 @@ func medianCounts(all []counts) counts {
 }
 
 // compareCounts with what is recorded.
-func (m *machine) compareCounts(got counts) {
+func compareCounts(m *harness.Machine, got counts) {
 	m.Helper()
-	release := m.kernelRelease()
+	release := kernelRelease(m)
 	m.Logf("%q: {read: %.3f, write: %.3f, readCalls: %.3f, writeCalls: %.3f},", release, got.read, got.write, got.readCalls, got.writeCalls)
 	want, known := recorded[release]
 	if !known {

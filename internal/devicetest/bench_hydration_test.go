@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/bench"
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Hydration: alone, beside readers of unhydrated regions, and beside a writer. Its rate is what is written to the
@@ -17,9 +19,9 @@ import (
 // hydrationSize is what is hydrated.
 func hydrationSize() int64 {
 	if quick() {
-		return 256 * mib
+		return 256 * harness.MiB
 	}
-	return 512 * mib
+	return 512 * harness.MiB
 }
 
 // variant is a candidate with its settings.
@@ -47,9 +49,9 @@ func (v *variant) up() {
 }
 
 // variants of hydration: ours with its defaults, and dm-clone as it is and tuned.
-func (m *machine) variants(d disks) []*variant {
+func variants(m *harness.Machine, d disks) []*variant {
 	var all []*variant
-	for _, c := range m.clones(d, 4*kib) {
+	for _, c := range clones(m, d, 4*harness.KiB) {
 		if c.name == bench.Ours {
 			all = append(all, &variant{candidate: c, n: repetitions()})
 			continue
@@ -69,18 +71,19 @@ func (m *machine) variants(d disks) []*variant {
 
 // TestBenchHydration: all of it, with nobody else there, and what the source gives at most.
 func TestBenchHydration(t *testing.T) {
-	m := newMachine(t)
+	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
+	m := harness.New(t)
 	size := hydrationSize()
-	d := m.benchDisks("", size)
-	all := m.variants(d)
+	d := benchDisks(m, "", size)
+	all := variants(m, d)
 	for n := range repetitions() {
-		m.measure(d.source.path, bench.Key{Candidate: bench.RawSource}, sourceJobs())
+		measure(m, d.source.Path, bench.Key{Candidate: bench.RawSource}, sourceJobs())
 		for _, v := range all {
 			if n < v.n {
 				v.up()
 				rate, cost := v.hydrateAll()
-				m.figure(v.key("", bench.Hydration, bench.MBps), rate)
-				m.figure(v.key("", bench.Hydration, bench.Cost), cost)
+				figure(m, v.key("", bench.Hydration, bench.MBps), rate)
+				figure(m, v.key("", bench.Hydration, bench.Cost), cost)
 				v.stop()
 			}
 		}
@@ -91,7 +94,7 @@ func TestBenchHydration(t *testing.T) {
 func sourceJobs() []job {
 	var jobs []job
 	for _, size := range bench.SourceSizes {
-		if quick() && size != mib && size != 256*kib {
+		if quick() && size != harness.MiB && size != 256*harness.KiB {
 			continue
 		}
 		jobs = append(jobs, job{rw: "read", bs: size, depth: bench.SourceDepth, ramp: rampTime, run: time.Duration(slowdown) * runTime / 2})
@@ -103,22 +106,22 @@ func sourceJobs() []job {
 const hydrationLimit = time.Hour
 
 // hydrationSlack is what may be hydrated beforehand: what the kernel reads in search of partitions is kept.
-const hydrationSlack = mib
+const hydrationSlack = harness.MiB
 
 // hydrateAll hydrates all of it: MB a second, from the first read of the source on, and CPU time for 4 KiB.
 func (v *variant) hydrateAll() (rate, cost float64) {
 	v.m.Helper()
-	source, dest, size := v.disks.source.traffic(), v.disks.dest.traffic(), v.disks.source.size-hydrationSlack
+	source, dest, size := v.disks.source.Traffic(), v.disks.dest.Traffic(), v.disks.source.Size-hydrationSlack
 	v.hydrate()
-	v.m.waitFor(hydrationLimit, "the first read", func() error {
-		if v.disks.source.traffic().since(source).reads == 0 {
-			return fmt.Errorf("%+v", v.disks.source.traffic())
+	v.m.WaitFor(hydrationLimit, "the first read", func() error {
+		if v.disks.source.Traffic().Since(source).Reads == 0 {
+			return fmt.Errorf("%+v", v.disks.source.Traffic())
 		}
 		return nil
 	})
-	w := v.m.startWindow()
-	v.m.waitFor(hydrationLimit, "hydration", func() error {
-		if written := v.disks.dest.traffic().since(dest).writeBytes; written < size {
+	w := startWindow(v.m)
+	v.m.WaitFor(hydrationLimit, "hydration", func() error {
+		if written := v.disks.dest.Traffic().Since(dest).WriteBytes; written < size {
 			return fmt.Errorf("%d of %d bytes", written, size)
 		}
 		return nil
@@ -139,28 +142,29 @@ func besideTimes() (ramp, window time.Duration) {
 func besideJob(name, rw string, depth int) job {
 	ramp, window := besideTimes()
 	size := hydrationSize()
-	return job{name: name, rw: rw, bs: 4 * kib, depth: depth, first: size * 3 / 4, size: size / 4, ramp: ramp, run: window}
+	return job{name: name, rw: rw, bs: 4 * harness.KiB, depth: depth, first: size * 3 / 4, size: size / 4, ramp: ramp, run: window}
 }
 
 // beside measures a job while hydration runs, and what is hydrated meanwhile besides what the job itself writes.
 func (v *variant) beside(j job) (rate float64, r fioResult) {
 	v.m.Helper()
 	v.hydrate()
-	fio := v.m.startFio(v.path, j)
+	fio := startFio(v.m, v.path, j)
 	time.Sleep(j.ramp)
-	own, dest, from := v.traffic(), v.disks.dest.traffic(), time.Now()
+	own, dest, from := v.traffic(), v.disks.dest.Traffic(), time.Now()
 	time.Sleep(j.run * 9 / 10) // it must not end before the look at it
-	own, dest = v.traffic().since(own), v.disks.dest.traffic().since(dest)
-	rate = float64(dest.writeBytes-own.writeBytes) / 1e6 / time.Since(from).Seconds()
+	own, dest = v.traffic().Since(own), v.disks.dest.Traffic().Since(dest)
+	rate = float64(dest.WriteBytes-own.WriteBytes) / 1e6 / time.Since(from).Seconds()
 	return rate, fio.result()
 }
 
 // TestBenchReaders: hydration beside readers of unhydrated regions, and how long these wait; alone too.
 func TestBenchReaders(t *testing.T) {
-	m := newMachine(t)
+	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
+	m := harness.New(t)
 	size := hydrationSize()
-	d := m.benchDisks("", size)
-	all := m.variants(d)
+	d := benchDisks(m, "", size)
+	all := variants(m, d)
 	ours := all[len(all)-1]
 	if ours.name != bench.Ours {
 		t.Fatal("ours is not the last variant")
@@ -170,7 +174,7 @@ func TestBenchReaders(t *testing.T) {
 		for _, depth := range readerDepths(n) {
 			for _, v := range append(slices.Clone(all), gentle) {
 				if n < v.n && !(quick() && v.name != bench.Ours) {
-					m.benchReader(v, depth)
+					benchReader(m, v, depth)
 				}
 			}
 		}
@@ -186,66 +190,68 @@ func readerDepths(n int) []int {
 }
 
 // benchReader measures one reader, alone and beside hydration.
-func (m *machine) benchReader(v *variant, depth int) {
+func benchReader(m *harness.Machine, v *variant, depth int) {
 	m.Helper()
 	if v.setting != bench.Gentle {
 		alone := besideJob(bench.Reader(depth, false), "randread", depth)
 		v.up()
-		m.measure(v.path, v.key("", "", ""), []job{alone})
+		measure(m, v.path, v.key("", "", ""), []job{alone})
 		v.stop()
 	}
 	j := besideJob(bench.Reader(depth, true), "randread", depth)
 	v.up()
 	rate, r := v.beside(j)
 	v.stop()
-	m.record(v.key("", "", ""), j, r)
-	m.figure(v.key("", bench.Beside(bench.Hydration, depth), bench.MBps), rate)
+	record(m, v.key("", "", ""), j, r)
+	figure(m, v.key("", bench.Beside(bench.Hydration, depth), bench.MBps), rate)
 }
 
 // TestBenchWriteLatency: whole unhydrated regions written one at a time, with and without hydration.
 func TestBenchWriteLatency(t *testing.T) {
-	m := newMachine(t)
+	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
+	m := harness.New(t)
 	size := hydrationSize()
-	d := m.benchDisks("", size)
+	d := benchDisks(m, "", size)
 	for range repetitions() {
-		for _, v := range m.variants(d) {
+		for _, v := range variants(m, d) {
 			if v.name == bench.DMClone && (quick() || v.setting != bench.Tuned256) {
 				continue
 			}
 			alone, beside := besideJob(bench.Writer(false), "randwrite", 1), besideJob(bench.Writer(true), "randwrite", 1)
 			v.up()
-			m.measure(v.path, v.key("", "", ""), []job{alone})
+			measure(m, v.path, v.key("", "", ""), []job{alone})
 			v.stop()
 			v.up()
 			rate, r := v.beside(beside)
 			v.stop()
-			m.record(v.key("", "", ""), beside, r)
-			m.figure(v.key("", bench.BesideWriter, bench.MBps), rate)
+			record(m, v.key("", "", ""), beside, r)
+			figure(m, v.key("", bench.BesideWriter, bench.MBps), rate)
 		}
 	}
 }
 
 // wide is a source that takes many requests at a time, each as long as a far one takes, and has no bound of its own in bytes.
-var wide = nullOptions{latency: 5 * time.Millisecond, depth: 64}
+var wide = harness.NullOptions{Latency: 5 * time.Millisecond, Depth: 64}
 
 // TestBenchWideSource: one depth-1 reader of unhydrated regions on a source for which one small batch at a time is far too
 // little (hydrate/yield.go has the figures). No goal is about it; the rate must be several small batches' all the same.
 func TestBenchWideSource(t *testing.T) {
-	const size = 1024 * mib
-	oneAtATime := float64(256*kib) / 1e6 / wide.latency.Seconds()
-	m := newMachine(t)
-	d := disks{m.nullBlk("wide", wide.sized(size/mib)), m.nullBlk("fast", nullOptions{mib: size / mib}), m.nullBlk("meta", nullOptions{mib: benchMetadata})}
-	m.fio(d.source.path, job{rw: "write", bs: mib, depth: 4})
-	v := &variant{candidate: &candidate{m: m, name: bench.Ours, disks: d, region: 4 * kib, setting: bench.Wide}}
+	runs.On(t, "6.18", runs.LeapingClock, runs.FullOnly)
+	const size = 1024 * harness.MiB
+	oneAtATime := float64(256*harness.KiB) / 1e6 / wide.Latency.Seconds()
+	m := harness.New(t)
+	d := disks{m.NullBlk("wide", wide.Sized(size/harness.MiB)), m.NullBlk("fast", harness.NullOptions{MiB: size / harness.MiB}), m.NullBlk("meta", harness.NullOptions{MiB: benchMetadata})}
+	fio(m, d.source.Path, job{rw: "write", bs: harness.MiB, depth: 4})
+	v := &variant{candidate: &candidate{m: m, name: bench.Ours, disks: d, region: 4 * harness.KiB, setting: bench.Wide}}
 	alone, beside := wideJob(bench.Reader(1, false), size), wideJob(bench.Reader(1, true), size)
 	v.up()
-	m.measure(v.path, v.key("", "", ""), []job{alone})
+	measure(m, v.path, v.key("", "", ""), []job{alone})
 	v.stop()
 	v.up()
 	rate, r := v.beside(beside)
 	v.stop()
-	m.record(v.key("", "", ""), beside, r)
-	m.figure(v.key("", bench.Beside(bench.Hydration, 1), bench.MBps), rate)
+	record(m, v.key("", "", ""), beside, r)
+	figure(m, v.key("", bench.Beside(bench.Hydration, 1), bench.MBps), rate)
 	if rate < 2*oneAtATime {
 		t.Errorf("%.1f MB/s beside a reader; one small batch at a time is %.1f", rate, oneAtATime)
 	}
@@ -254,6 +260,6 @@ func TestBenchWideSource(t *testing.T) {
 // wideJob is long enough for hydration to have found what it may do.
 func wideJob(name string, size int64) job {
 	return job{
-		name: name, rw: "randread", bs: 4 * kib, depth: 1, first: size * 3 / 4, size: size / 4, ramp: 1500 * time.Millisecond, run: time.Second,
+		name: name, rw: "randread", bs: 4 * harness.KiB, depth: 1, first: size * 3 / 4, size: size / 4, ramp: 1500 * time.Millisecond, run: time.Second,
 	}
 }

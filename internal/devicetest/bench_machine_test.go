@@ -4,7 +4,6 @@ package devicetest
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ublk-clone/ublk-clone/internal/bench"
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 )
 
 // What the measurements of the bench share: figures, fio, and the candidates. BENCH_S is the devices' slowdown,
@@ -42,13 +42,13 @@ func slowdownFrom(text string) int {
 }
 
 // figure prints one for internal/bench.
-func (m *machine) figure(k bench.Key, value float64) {
+func figure(m *harness.Machine, k bench.Key, value float64) {
 	m.Helper()
-	fmt.Println(bench.Figure{Kernel: m.kernelRelease(), S: slowdown, Key: k, Value: value}.Line())
+	fmt.Println(bench.Figure{Kernel: kernelRelease(m), S: slowdown, Key: k, Value: value}.Line())
 }
 
 // kernelRelease is the running kernel's version, as 6.18.
-func (m *machine) kernelRelease() string {
+func kernelRelease(m *harness.Machine) string {
 	m.Helper()
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -56,64 +56,6 @@ func (m *machine) kernelRelease() string {
 	}
 	release := strings.SplitN(unix.ByteSliceToString(name.Release[:]), ".", 3)
 	return strings.Join(release[:2], ".")
-}
-
-// spinner is a program that has nothing to do and does it with the lowest priority. While it runs the CPU is never idle,
-// so that a clock that skips idle time goes at the pace of the host: what waits for a file of the host, be it only to
-// hear that there is none, would else find that hours have passed. It is stopped while something is measured.
-type spinner struct{ process *os.Process }
-
-// spinnerStart is for the shell to reach its loop.
-const spinnerStart = 100 * time.Millisecond
-
-// outsideOfGuest says that the clock is the machine's own.
-func outsideOfGuest() bool { return os.Getenv("BENCH_NATIVE") == "1" }
-
-// startSpinner for the time of a test; it is stopped at first.
-func (m *machine) startSpinner() {
-	m.Helper()
-	if !counting() || outsideOfGuest() {
-		return
-	}
-	spin := exec.Command("sh", "-c", "while :; do :; done")
-	if err := spin.Start(); err != nil {
-		m.Fatal(err)
-	}
-	const schedIdle = 5 // SCHED_IDLE, include/uapi/linux/sched.h
-	if err := unix.SchedSetAttr(spin.Process.Pid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedIdle}, 0); err != nil {
-		m.Fatal(err)
-	}
-	m.waitFor(commandLimit(), "the spinner", func() error { // it too waits for the host before it runs
-		if text := m.readFile(fmt.Sprintf("/proc/%d/cmdline", spin.Process.Pid)); !strings.Contains(text, "while") {
-			return errors.New(text)
-		}
-		return nil
-	})
-	time.Sleep(spinnerStart)
-	if err := spin.Process.Signal(syscall.SIGSTOP); err != nil {
-		m.Fatal(err)
-	}
-	m.spinner.process = spin.Process
-	m.Cleanup(func() {
-		m.spinner.process = nil
-		endAnyway(spin)
-	})
-}
-
-// spin until stop is called.
-func (s *spinner) spin() (stop func()) {
-	if s.process == nil {
-		return func() {}
-	}
-	s.signal(syscall.SIGCONT)
-	return func() { s.signal(syscall.SIGSTOP) }
-}
-
-// signal panics when the spinner is gone: figures without it are no figures.
-func (s *spinner) signal(sig os.Signal) {
-	if err := s.process.Signal(sig); err != nil {
-		panic(fmt.Sprintf("the spinner: %v", err))
-	}
 }
 
 // job of fio.
@@ -188,9 +130,9 @@ type fioResult struct {
 }
 
 // fio runs the jobs one after the other.
-func (m *machine) fio(path string, jobs ...job) []fioResult {
+func fio(m *harness.Machine, path string, jobs ...job) []fioResult {
 	m.Helper()
-	return m.fioResults(m.run("fio", fioArgs(path, jobs)...), len(jobs))
+	return fioResults(m, m.MustRun("fio", fioArgs(path, jobs)...), len(jobs))
 }
 
 func fioArgs(path string, jobs []job) []string {
@@ -202,7 +144,7 @@ func fioArgs(path string, jobs []job) []string {
 }
 
 // fioResults reads what fio has printed.
-func (m *machine) fioResults(out string, jobs int) []fioResult {
+func fioResults(m *harness.Machine, out string, jobs int) []fioResult {
 	m.Helper()
 	var report struct {
 		Jobs []fioResult `json:"jobs"`
@@ -219,7 +161,7 @@ func (m *machine) fioResults(out string, jobs int) []fioResult {
 }
 
 // record prints all figures of a job.
-func (m *machine) record(k bench.Key, j job, r fioResult) {
+func record(m *harness.Machine, k bench.Key, j job, r fioResult) {
 	m.Helper()
 	side := r.Read
 	if strings.Contains(j.rw, "write") {
@@ -231,7 +173,7 @@ func (m *machine) record(k bench.Key, j job, r fioResult) {
 		bench.P50: side.percentile(50), bench.P99: side.percentile(99), bench.P999: side.percentile(99.9),
 	} {
 		k.Unit = unit
-		m.figure(k, value)
+		figure(m, k, value)
 	}
 }
 
@@ -241,17 +183,17 @@ func (s fioSide) percentile(which float64) float64 {
 }
 
 // disks are what a clone is made of.
-type disks struct{ source, dest, metadata *disk }
+type disks struct{ source, dest, metadata *harness.Disk }
 
 // benchDisks makes an HDD and an SSD of that size with bytes all over them, so that neither zeros nor memory that
 // null_blk has yet to get favour who comes first.
-func (m *machine) benchDisks(role string, size int64) disks {
+func benchDisks(m *harness.Machine, role string, size int64) disks {
 	m.Helper()
 	d := disks{
-		m.nullBlk(role+"hdd", hdd.sized(size/mib)), m.nullBlk(role+"ssd", ssd.sized(size/mib)), m.nullBlk(role+"meta", ssd.sized(benchMetadata)),
+		m.NullBlk(role+"hdd", hdd.Sized(size/harness.MiB)), m.NullBlk(role+"ssd", ssd.Sized(size/harness.MiB)), m.NullBlk(role+"meta", ssd.Sized(benchMetadata)),
 	}
-	m.fio(d.source.path, job{rw: "write", bs: mib, depth: 4})
-	m.fio(d.dest.path, job{rw: "write", bs: mib, depth: 4})
+	fio(m, d.source.Path, job{rw: "write", bs: harness.MiB, depth: 4})
+	fio(m, d.dest.Path, job{rw: "write", bs: harness.MiB, depth: 4})
 	return d
 }
 
@@ -260,43 +202,43 @@ const benchMetadata = 4
 
 // A candidate is a device with the source under it.
 type candidate struct {
-	m       *machine
+	m       *harness.Machine
 	name    string
 	disks   disks
 	region  int64
-	path    string // while it is up
-	clone   *clone // ours
-	setting string // as figures have it
+	path    string         // while it is up
+	clone   *harness.Clone // ours
+	setting string         // as figures have it
 }
 
 // start brings a fresh one up, without hydration. settings are our own.
 func (c *candidate) start(settings ...string) {
 	c.m.Helper()
-	c.m.erase(c.disks.metadata)
+	c.m.Erase(c.disks.metadata)
 	switch c.name {
 	case bench.DMClone:
 		c.path = c.kernelDevice("kernel", fmt.Sprintf("0 %d clone %s %s %s %d 1 no_hydration",
-			c.disks.source.size/sector, c.disks.metadata.path, c.disks.dest.path, c.disks.source.path, c.region/sector))
+			c.disks.source.Size/harness.Sector, c.disks.metadata.Path, c.disks.dest.Path, c.disks.source.Path, c.region/harness.Sector))
 	case bench.Snapshot:
 		c.startSnapshot()
 	case bench.Ours:
-		args := append([]string{"--no-hydration", "--force", "--region-size", kibText(c.region)}, settings...)
-		c.clone = c.m.addClone(c.disks.source, c.disks.dest, c.disks.metadata, args...)
-		c.path = c.clone.path
-		c.m.writeFile(fmt.Sprintf("/sys/block/%s/queue/scheduler", c.m.block(c.path).name), "none")
+		args := append([]string{"--no-hydration", "--force", "--region-size", harness.KiBText(c.region)}, settings...)
+		c.clone = c.m.AddClone(c.disks.source, c.disks.dest, c.disks.metadata, args...)
+		c.path = c.clone.Path
+		c.m.WriteFile(fmt.Sprintf("/sys/block/%s/queue/scheduler", c.m.Block(c.path).Name), "none")
 	}
 }
 
 // kernelDevice makes a device-mapper device that stop removes, or the end of a test that fails.
 func (c *candidate) kernelDevice(name, table string) string {
 	c.m.Helper()
-	c.m.run("dmsetup", "create", name, "--table", table)
+	c.m.MustRun("dmsetup", "create", name, "--table", table)
 	c.m.Cleanup(func() {
 		if c.path != "" {
-			c.m.try("dmsetup", "remove", "--retry", name)
+			c.m.Try("dmsetup", "remove", "--retry", name)
 		}
 	})
-	return c.m.mapperPath(name)
+	return c.m.MapperPath(name)
 }
 
 // startSnapshot makes the peer of the published figures: a mirror of both disks, read from the fast one, and a
@@ -304,9 +246,9 @@ func (c *candidate) kernelDevice(name, table string) string {
 func (c *candidate) startSnapshot() {
 	c.m.Helper()
 	mirror := c.kernelDevice("mirror", fmt.Sprintf("0 %d raid raid1 4 0 nosync write_mostly 0 2 - %s - %s",
-		c.disks.source.size/sector, c.disks.source.path, c.disks.dest.path))
+		c.disks.source.Size/harness.Sector, c.disks.source.Path, c.disks.dest.Path))
 	c.path = c.kernelDevice("kernel", fmt.Sprintf("0 %d snapshot %s %s P %d",
-		c.disks.source.size/sector, mirror, c.disks.metadata.path, c.region/sector))
+		c.disks.source.Size/harness.Sector, mirror, c.disks.metadata.Path, c.region/harness.Sector))
 }
 
 // stop takes it down.
@@ -314,12 +256,12 @@ func (c *candidate) stop() {
 	c.m.Helper()
 	switch c.name {
 	case bench.DMClone:
-		c.m.run("dmsetup", "remove", "--retry", "kernel")
+		c.m.MustRun("dmsetup", "remove", "--retry", "kernel")
 	case bench.Snapshot:
-		c.m.run("dmsetup", "remove", "--retry", "kernel")
-		c.m.run("dmsetup", "remove", "--retry", "mirror")
+		c.m.MustRun("dmsetup", "remove", "--retry", "kernel")
+		c.m.MustRun("dmsetup", "remove", "--retry", "mirror")
 	case bench.Ours:
-		c.clone.del()
+		c.clone.Del()
 	}
 	c.path = ""
 }
@@ -328,29 +270,29 @@ func (c *candidate) stop() {
 func (c *candidate) hydrate() {
 	c.m.Helper()
 	if c.name == bench.Ours {
-		c.clone.message("enable_hydration")
+		c.clone.Message("enable_hydration")
 		return
 	}
-	c.m.run("dmsetup", "message", "kernel", "0", "enable_hydration")
+	c.m.MustRun("dmsetup", "message", "kernel", "0", "enable_hydration")
 }
 
 // tune sets hydration's settings: threshold and batch.
 func (c *candidate) tune(setting string, threshold, batch int) {
 	c.m.Helper()
 	c.setting = setting
-	c.m.run("dmsetup", "message", "kernel", "0", "hydration_threshold", strconv.Itoa(threshold))
-	c.m.run("dmsetup", "message", "kernel", "0", "hydration_batch_size", strconv.Itoa(batch))
+	c.m.MustRun("dmsetup", "message", "kernel", "0", "hydration_threshold", strconv.Itoa(threshold))
+	c.m.MustRun("dmsetup", "message", "kernel", "0", "hydration_batch_size", strconv.Itoa(batch))
 }
 
 // writeAll hydrates all by writing it.
 func (c *candidate) writeAll() {
 	c.m.Helper()
-	c.m.fio(c.path, job{rw: "write", bs: mib, depth: 4})
+	fio(c.m, c.path, job{rw: "write", bs: harness.MiB, depth: 4})
 	if c.name == bench.Ours {
-		c.clone.waitHydrated()
+		c.clone.WaitHydrated()
 		return
 	}
-	if f := strings.Fields(c.m.run("dmsetup", "status", "kernel")); len(f) < 7 || !isWhole(f[6]) {
+	if f := strings.Fields(c.m.MustRun("dmsetup", "status", "kernel")); len(f) < 7 || !isWhole(f[6]) {
 		c.m.Fatalf("dm-clone is not hydrated: %q", f)
 	}
 }
@@ -367,17 +309,14 @@ func (c *candidate) key(state, job, unit string) bench.Key {
 }
 
 // traffic of the candidate's own device.
-func (c *candidate) traffic() traffic {
-	return (&disk{m: c.m, name: filepath.Base(c.path)}).traffic()
+func (c *candidate) traffic() harness.Traffic {
+	return (&harness.Disk{M: c.m, Name: filepath.Base(c.path)}).Traffic()
 }
 
-// hasKernelClone loads dm-clone.
-func (m *machine) hasKernelClone() bool { return m.try("modprobe", "dm-clone").code == 0 }
-
 // clones are the candidates that are clones.
-func (m *machine) clones(d disks, region int64) []*candidate {
+func clones(m *harness.Machine, d disks, region int64) []*candidate {
 	var all []*candidate
-	if m.hasKernelClone() {
+	if m.HasKernelClone() {
 		all = append(all, &candidate{m: m, name: bench.DMClone, disks: d, region: region})
 	}
 	return append(all, &candidate{m: m, name: bench.Ours, disks: d, region: region})
@@ -385,25 +324,25 @@ func (m *machine) clones(d disks, region int64) []*candidate {
 
 // running is a program beside the test.
 type running struct {
-	m   *machine
+	m   *harness.Machine
 	cmd *exec.Cmd
 	out *strings.Builder
 }
 
 // startFio begins a job that runs beside others, and waits until it does.
-func (m *machine) startFio(path string, j job) *running {
+func startFio(m *harness.Machine, path string, j job) *running {
 	m.Helper()
-	defer m.spinner.spin()()
-	device := &disk{m: m, name: filepath.Base(path)}
-	before := device.traffic()
+	defer m.Spinner.Spin()()
+	device := &harness.Disk{M: m, Name: filepath.Base(path)}
+	before := device.Traffic()
 	r := &running{m: m, cmd: exec.Command("fio", j.args(path, 0)...), out: &strings.Builder{}}
 	r.cmd.Stdout = r.out
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := r.cmd.Start(); err != nil {
 		m.Fatal(err)
 	}
-	m.waitFor(commandLimit(), "the job to begin", func() error {
-		if now := device.traffic().since(before); now.reads+now.writes == 0 {
+	m.WaitFor(harness.CommandLimit(), "the job to begin", func() error {
+		if now := device.Traffic().Since(before); now.Reads+now.Writes == 0 {
 			return fmt.Errorf("%+v", now)
 		}
 		return nil
@@ -417,5 +356,5 @@ func (r *running) result() fioResult {
 	if err := r.cmd.Wait(); err != nil {
 		r.m.Fatalf("fio: %v: %s", err, r.out)
 	}
-	return r.m.fioResults(r.out.String(), 1)[0]
+	return fioResults(r.m, r.out.String(), 1)[0]
 }

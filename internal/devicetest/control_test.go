@@ -19,7 +19,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The control socket is the way for others to the daemon. Whatever they send, requests are served.
@@ -27,15 +29,10 @@ import (
 // clients is how many come at once.
 const clients = 1000
 
-// saying is a client that says something, which nobody may read to its end.
-func saying(text string) func(net.Conn) {
-	return func(conn net.Conn) { _, _ = io.WriteString(conn, text) }
-}
-
 // rude are clients that do as they should not; each holds its connection until the daemon has had enough.
 var rude = []func(net.Conn){
 	func(net.Conn) {},
-	saying(`{"verb":"sta`),
+	func(conn net.Conn) { _, _ = io.WriteString(conn, `{"verb":"sta`) },
 	func(conn net.Conn) { // slow
 		for range 20 {
 			if _, err := conn.Write([]byte("x")); err != nil {
@@ -44,17 +41,21 @@ var rude = []func(net.Conn){
 			time.Sleep(time.Second)
 		}
 	},
-	saying("\x00\xff}{\n"),
-	saying(strings.Repeat("x", 1<<20)),
-	saying(strings.Repeat(`{"verb":"status"}`+"\n", 99)),
-	saying(`{"verb":"set","change":{"hydration_batch_size":0}}` + "\n"),
-	saying(`{"verb":"message","message":{"word":"nonsense"}}` + "\n"),
-	saying(`{"verb":"stop","change":{"retries":1}}` + "\n"),
+	func(conn net.Conn) { _, _ = io.WriteString(conn, "\x00\xff}{\n") },
+	func(conn net.Conn) { _, _ = io.WriteString(conn, strings.Repeat("x", 1<<20)) },
+	func(conn net.Conn) { _, _ = io.WriteString(conn, strings.Repeat(`{"verb":"status"}`+"\n", 99)) },
+	func(conn net.Conn) {
+		_, _ = io.WriteString(conn, `{"verb":"set","change":{"hydration_batch_size":0}}`+"\n")
+	},
+	func(conn net.Conn) {
+		_, _ = io.WriteString(conn, `{"verb":"message","message":{"word":"nonsense"}}`+"\n")
+	},
+	func(conn net.Conn) { _, _ = io.WriteString(conn, `{"verb":"stop","change":{"retries":1}}`+"\n") },
 }
 
 // ask sends a line and gives the answer.
 func ask(conn net.Conn, line string) (string, error) {
-	if err := conn.SetDeadline(time.Now().Add(commandLimit())); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(harness.CommandLimit())); err != nil {
 		return "", err
 	}
 	if _, err := io.WriteString(conn, line+"\n"); err != nil {
@@ -69,15 +70,15 @@ type usage struct {
 	memory               int64 // resident, KiB
 }
 
-func (m *machine) usage(pid int) (u usage) {
+func usageOf(m *harness.Machine, pid int) (u usage) {
 	m.Helper()
 	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		m.Fatal(err)
 	}
 	u.descriptors = len(open)
-	for line := range strings.Lines(m.readFile(fmt.Sprintf("/proc/%d/status", pid))) {
-		_, _ = fmt.Sscanf(line, "Threads: %d", &u.threads) // other lines do not match
+	for line := range strings.Lines(m.ReadFile(fmt.Sprintf("/proc/%d/status", pid))) {
+		_, _ = fmt.Sscanf(line, "Threads: %d", &u.threads)
 		_, _ = fmt.Sscanf(line, "VmRSS: %d kB", &u.memory)
 	}
 	return u
@@ -86,19 +87,20 @@ func (m *machine) usage(pid int) (u usage) {
 // TestControlSocket: a thousand clients at once, some of them rude, while random requests and hydration go on.
 // No request fails, everybody who asks is answered, nothing is changed, and nothing of them is left.
 func TestControlSocket(t *testing.T) {
-	m := newMachine(t)
-	rng := m.random()
-	const size = 64 * mib
-	source, dest := m.nullBlk("src", nullOptions{mib: size / mib}), m.nullBlk("dst", nullOptions{mib: size / mib})
-	c := m.addClone(source, dest, m.missing("meta"), "--rate", "256KiB/s")
-	w := newModel(size, 4*kib)
-	w.set(0, size, zeros)
-	socket := filepath.Join(runDir, c.name+".sock")
-	m.guarded(socket)
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	rng := m.Random()
+	const size = 64 * harness.MiB
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
+	c := m.AddClone(source, dest, m.Missing("meta"), "--rate", "256KiB/s")
+	w := harness.NewModel(size, 4*harness.KiB)
+	w.Set(0, size, harness.Zeros)
+	socket := filepath.Join(harness.RunDir, c.Name+".sock")
+	guarded(m, socket)
 	stop := make(chan struct{})
-	wait := w.start(m, rng, c.path, load{threads: 2, block: sector, kinds: everything}, stop)
-	before := c.status()
-	had := m.usage(before.PID)
+	wait := w.Start(m, rng, c.Path, harness.Load{Threads: 2, Block: harness.Sector, Kinds: harness.Everything}, stop)
+	before := c.Status()
+	had := usageOf(m, before.PID)
 
 	var group sync.WaitGroup
 	var answered atomic.Int32
@@ -112,7 +114,7 @@ func TestControlSocket(t *testing.T) {
 			defer conn.Close()
 			if kind := i % 200; kind < len(rude) {
 				rude[kind](conn)
-				_, _ = io.Copy(io.Discard, conn) // until the daemon hangs up, in whatever way
+				_, _ = io.Copy(io.Discard, conn)
 			} else if text, err := ask(conn, `{"verb":"status"}`); err == nil && strings.Contains(text, before.UUID) {
 				answered.Add(1)
 			}
@@ -124,31 +126,31 @@ func TestControlSocket(t *testing.T) {
 	if want := int32(clients / 200 * (200 - len(rude))); answered.Load() != want {
 		t.Errorf("%d clients of %d were answered", answered.Load(), want)
 	}
-	after := c.status()
+	after := c.Status()
 	if fmt.Sprint(after.Settings) != fmt.Sprint(before.Settings) || after.PID != before.PID || after.LastEvent != before.LastEvent {
 		t.Errorf("settings %v, event %d; they were %v, %d", after.Settings, after.LastEvent, before.Settings, before.LastEvent)
 	}
-	m.waitFor(cleanLimit, "the connections to go", func() error {
-		if now := m.usage(before.PID); now.descriptors > had.descriptors {
+	m.WaitFor(harness.CleanLimit, "the connections to go", func() error {
+		if now := usageOf(m, before.PID); now.descriptors > had.descriptors {
 			return fmt.Errorf("%d descriptors, there were %d", now.descriptors, had.descriptors)
 		}
 		return nil
 	})
-	now := m.usage(before.PID)
+	now := usageOf(m, before.PID)
 	t.Logf("%d answered; before %+v, after %+v", answered.Load(), had, now)
 	const (
-		most   = 16              // more threads: as many connections as are served at a time
-		memory = (64 + 32) * kib // the buffers of a queue are taken by the load
+		most   = 16                      // more threads: as many connections as are served at a time
+		memory = (64 + 32) * harness.KiB // the buffers of a queue are taken by the load
 	)
 	if now.threads > had.threads+most || now.memory > had.memory+memory {
 		t.Errorf("the daemon has grown from %+v to %+v", had, now)
 	}
-	w.check(m, c.path)
-	c.del()
+	w.Check(m, c.Path)
+	c.Del()
 }
 
 // guarded checks that the socket is for root only, whatever somebody has made of its mode.
-func (m *machine) guarded(socket string) {
+func guarded(m *harness.Machine, socket string) {
 	m.Helper()
 	var st unix.Stat_t
 	if err := unix.Stat(socket, &st); err != nil || st.Mode != unix.S_IFSOCK|0o600 || st.Uid != 0 {

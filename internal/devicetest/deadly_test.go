@@ -8,6 +8,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // deadlyEnv makes the faulty program kill itself when a request touches that byte of the device.
@@ -19,25 +22,26 @@ const mostDeaths = 12
 // TestDeadlyRequest: a request that kills every daemon which takes it is answered with an error after a few of them;
 // all others are answered well, and the device lives (I11).
 func TestDeadlyRequest(t *testing.T) {
-	m := newMachine(t)
-	m.kernel.expect("I/O error")
-	rng := m.random()
-	const size, bad = 16 * mib, 9 * mib
-	source, dest := m.nullBlk("src", nullOptions{mib: size / mib}), m.nullBlk("dst", nullOptions{mib: size / mib})
-	m.fillDisk(source, original)
-	m.fillDisk(dest, junk)
-	c := m.newClone(source, dest, m.missing("meta"), "--read-through=off", "--no-hydration", "--queues", "2")
+	runs.On(t, "6.12")
+	m := harness.New(t)
+	m.Kernel.Expect("I/O error")
+	rng := m.Random()
+	const size, bad = 16 * harness.MiB, 9 * harness.MiB
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
+	m.FillDisk(source, harness.Original)
+	m.FillDisk(dest, harness.Junk)
+	c := m.NewClone(source, dest, m.Missing("meta"), "--read-through=off", "--no-hydration", "--queues", "2")
 	t.Setenv(deadlyEnv, strconv.FormatInt(bad+512, 10))
-	m.must(m.try(faulty, append([]string{"add", c.name}, c.args...)...), faulty, "add")
-	c.path = c.status().Device
+	m.Must(m.Try(faulty, append([]string{"add", c.Name}, c.Args...)...), faulty, "add")
+	c.Path = c.Status().Device
 
 	// Users of the first half; and one request that kills.
-	w := newModel(bad, 4*kib)
+	w := harness.NewModel(bad, 4*harness.KiB)
 	stop := make(chan struct{})
-	wait := w.start(m, rng, c.path, load{threads: 4, block: 512, kinds: everything}, stop)
-	v, buf := m.open(c.path, os.O_RDWR), m.buffer(8*int(kib))
+	wait := w.Start(m, rng, c.Path, harness.Load{Threads: 4, Block: 512, Kinds: harness.Everything}, stop)
+	v, buf := m.Open(c.Path, os.O_RDWR), m.Buffer(8*int(harness.KiB))
 	answer := make(chan error, 1)
-	go func() { answer <- v.write(buf, bad) }()
+	go func() { answer <- v.Write(buf, bad) }()
 
 	deaths := 0
 	for err := error(nil); err == nil; {
@@ -48,35 +52,33 @@ func TestDeadlyRequest(t *testing.T) {
 			}
 			t.Logf("after %d deaths: %v", deaths, err)
 		default:
-			if len(daemons()) > 0 {
-				time.Sleep(waitInterval)
+			if len(harness.Daemons()) > 0 {
+				time.Sleep(harness.WaitInterval)
 				continue
 			}
 			if deaths++; deaths > mostDeaths {
 				t.Fatal("it kills and kills")
 			}
-			m.try(faulty, "recover", c.name) // which may die before it can say so
+			m.Try(faulty, "recover", c.Name) // which may die before it can say so
 		}
 	}
 	close(stop)
 	wait()
-	w.check(m, c.path)
-	if err := v.read(buf, bad+mib); err != nil {
+	w.Check(m, c.Path)
+	if err := v.Read(buf, bad+harness.MiB); err != nil {
 		t.Errorf("a read beside it: %v", err)
 	}
-	v.close()
-	if s := c.status(); s.Mode != "rw" {
+	v.Close()
+	if s := c.Status(); s.Mode != "rw" {
 		t.Errorf("mode %s", s.Mode)
 	}
-	if err := os.Unsetenv(deadlyEnv); err != nil {
-		t.Fatal(err)
-	}
-	c.end(syscall.SIGTERM) // with a program that is sound the request is served
-	c.recover()
-	v = m.open(c.path, os.O_RDWR)
-	if err := v.write(buf, bad); err != nil {
+	_ = os.Unsetenv(deadlyEnv)
+	c.End(syscall.SIGTERM) // with a program that is sound the request is served
+	c.Recover()
+	v = m.Open(c.Path, os.O_RDWR)
+	if err := v.Write(buf, bad); err != nil {
 		t.Errorf("with a sound program: %v", err)
 	}
-	v.close()
-	c.del()
+	v.Close()
+	c.Del()
 }

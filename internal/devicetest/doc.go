@@ -7,18 +7,13 @@
 //
 // # How a test is made
 //
-//	m := newMachine(t)                  the guest; checks afterwards that nothing is left
-//	source := m.nullBlk(...)            devices: null_blk, loop, dm-linear, files
-//	c := m.add(source.path, dest.path)  a clone, as a user starts it
-//	w := newModel(...)                  what every sector of it must hold
+//	runs.On(t, "7.3")                   on which kernels "make test" runs it: see package internal/runs
+//	m := harness.New(t)                 the guest: see package harness
+//	source := m.NullBlk(...)            devices: null_blk, loop, dm-linear, files
+//	c := m.AddClone(source, dest, meta) a clone, as a user starts it
+//	w := harness.NewModel(...)          what every sector of it must hold
 //
-// Everything is given back when the test ends, in the reverse order, also when it
-// fails. Then the machine is looked over: no ublk device, daemon, socket, loop,
-// device-mapper or null_blk device is left, and the kernel has not complained.
-//
-// Nothing waits by sleeping: waitFor looks until something is so, or a limit has
-// passed. Limits are those of the command where it promises one, and generous
-// otherwise: the guests run ten times slower than the metal.
+// A file holds the tests of one promise, and what only they need.
 //
 // FULL and SEED in the environment set how much is tried and with what (scripts/device-tests).
 package devicetest

@@ -14,7 +14,9 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // finding is what the tests read of `doctor -o json`.
@@ -29,20 +31,20 @@ type finding struct {
 func (f finding) bad() bool { return f.Level == "problem" || f.Level == "warning" }
 
 // doctor runs it, behind another command if there is one, and gives what it names.
-func (m *machine) doctor(behind ...string) (named []finding, code int) {
+func doctor(m *harness.Machine, behind ...string) (named []finding, code int) {
 	m.Helper()
-	program, err := exec.LookPath(command)
+	program, err := exec.LookPath(harness.Command)
 	if err != nil {
 		m.Fatal(err)
 	}
 	args := append(slices.Clone(behind), program, "doctor", "-o", "json")
-	o := m.try(args[0], args[1:]...)
+	o := m.Try(args[0], args[1:]...)
 	var report struct {
 		Schema string    `json:"schema"`
 		Checks []finding `json:"checks"`
 	}
-	if err := json.Unmarshal([]byte(o.stdout), &report); err != nil || report.Schema != "ublk-clone/v1" || len(report.Checks) < 10 {
-		m.Fatalf("doctor: exit status %d, %v: %s%s", o.code, err, o.stdout, o.stderr)
+	if err := json.Unmarshal([]byte(o.Stdout), &report); err != nil || report.Schema != "ublk-clone/v1" || len(report.Checks) < 10 {
+		m.Fatalf("doctor: exit status %d, %v: %s%s", o.Code, err, o.Stdout, o.Stderr)
 	}
 	for _, f := range report.Checks {
 		if f.bad() {
@@ -52,7 +54,7 @@ func (m *machine) doctor(behind ...string) (named []finding, code int) {
 			m.Errorf("doctor names %+v without a next step", f)
 		}
 	}
-	return named, o.code
+	return named, o.Code
 }
 
 // planted is a problem that a test makes.
@@ -69,25 +71,26 @@ type planted struct {
 // TestDoctor: each of the problems, planted alone, is named by its check and no other, with the exit code and a next
 // step; healed, it is not named any more.
 func TestDoctor(t *testing.T) {
-	m := newMachine(t)
-	m.dropRecords()
-	before, code := m.doctor()
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	_ = os.RemoveAll(harness.RecordDir)
+	before, code := doctor(m)
 	t.Logf("before: %+v", before)
 	if code != exit.OK {
 		t.Fatalf("doctor finds problems before one is planted: exit status %d, %+v", code, before)
 	}
-	for i, p := range slices.Concat(m.plantedInKernel(), m.plantedLimits(), m.plantedFolders(), m.plantedClones()) {
-		m.checkPlanted(p, before, i%count(3, 1) == 0)
+	for i, p := range slices.Concat(plantedInKernel(m), plantedLimits(m), plantedFolders(m), plantedClones(m)) {
+		checkPlanted(m, p, before, i%harness.Count(3, 1) == 0)
 	}
 }
 
 // checkPlanted plants a problem and has it found; again: and looks once more when it is healed.
-func (m *machine) checkPlanted(p planted, before []finding, again bool) {
+func checkPlanted(m *harness.Machine, p planted, before []finding, again bool) {
 	m.Helper()
 	if p.plant != nil {
 		p.plant()
 	}
-	named, code := m.doctor(p.behind...)
+	named, code := doctor(m, p.behind...)
 	var got []string
 	says := false
 	for _, f := range named {
@@ -108,7 +111,7 @@ func (m *machine) checkPlanted(p planted, before []finding, again bool) {
 	if !again {
 		return
 	}
-	if after, code := m.doctor(); !slices.Equal(checksOf(after), checksOf(before)) || code != exit.OK {
+	if after, code := doctor(m); !slices.Equal(checksOf(after), checksOf(before)) || code != exit.OK {
 		m.Errorf("%s: after it was healed doctor names %+v, exit status %d", p.name, after, code)
 	}
 }
@@ -120,36 +123,30 @@ func checksOf(all []finding) (names []string) {
 	return names
 }
 
-// release is the kernel's.
-func (m *machine) release() string {
-	m.Helper()
-	return strings.TrimSpace(m.readFile("/proc/sys/kernel/osrelease"))
-}
-
-func (m *machine) plantedInKernel() []planted {
+func plantedInKernel(m *harness.Machine) []planted {
 	const ring, most, pages = "/proc/sys/kernel/io_uring_disabled", "/sys/module/ublk_drv/parameters/ublks_max", "/proc/sys/vm/nr_hugepages"
 	all := []planted{
 		{
-			name: "the module is not loaded", plant: func() { m.run("rmmod", "ublk_drv") }, heal: func() {
+			name: "the module is not loaded", plant: func() { m.MustRun("rmmod", "ublk_drv") }, heal: func() {
 				if _, err := os.Stat("/sys/module/ublk_drv"); err == nil {
 					m.Error("doctor has loaded the module")
 				}
-				m.run("modprobe", "ublk_drv")
+				m.MustRun("modprobe", "ublk_drv")
 			},
 			checks: []string{"driver problem"}, code: exit.Feature, says: "modprobe ublk_drv",
 		},
 		{
-			name: "io_uring is switched off", plant: func() { m.writeFile(ring, "2") }, heal: func() { m.writeFile(ring, "0") },
+			name: "io_uring is switched off", plant: func() { m.WriteFile(ring, "2") }, heal: func() { m.WriteFile(ring, "0") },
 			checks: []string{"io-uring problem"}, code: exit.Feature, says: "io_uring_disabled",
 		},
 		{
-			name: "memory is short", plant: func() { m.takeMemory(100 * mib) }, heal: func() { m.writeFile(pages, "0") },
+			name: "memory is short", plant: func() { takeMemory(m, 100*harness.MiB) }, heal: func() { m.WriteFile(pages, "0") },
 			checks: []string{"memory warning"}, code: exit.OK, says: "dry-run",
 		},
 	}
-	if strings.HasPrefix(m.release(), "6.12.") { // later ones count no devices of root's
+	if strings.HasPrefix(m.Release(), "6.12.") { // later ones count no devices of root's
 		all = append(all, planted{
-			name: "no more devices", plant: func() { m.writeFile(most, "0") }, heal: func() { m.writeFile(most, "64") },
+			name: "no more devices", plant: func() { m.WriteFile(most, "0") }, heal: func() { m.WriteFile(most, "64") },
 			checks: []string{"devices warning"}, code: exit.OK, says: "ublks_max",
 		})
 	}
@@ -157,18 +154,18 @@ func (m *machine) plantedInKernel() []planted {
 }
 
 // takeMemory leaves that many bytes of memory, more or less: huge pages are in nobody's way and of no use.
-func (m *machine) takeMemory(leave int64) {
+func takeMemory(m *harness.Machine, leave int64) {
 	m.Helper()
 	var kilobytes int64
-	_, rest, _ := strings.Cut(m.readFile("/proc/meminfo"), "MemAvailable:")
+	_, rest, _ := strings.Cut(m.ReadFile("/proc/meminfo"), "MemAvailable:")
 	if _, err := fmt.Sscanf(rest, "%d", &kilobytes); err != nil {
 		m.Fatal(err)
 	}
-	m.dropCaches()
-	m.writeFile("/proc/sys/vm/nr_hugepages", strconv.FormatInt((kilobytes*kib-leave)/(2*mib), 10))
+	m.DropCaches()
+	m.WriteFile("/proc/sys/vm/nr_hugepages", strconv.FormatInt((kilobytes*harness.KiB-leave)/(2*harness.MiB), 10))
 }
 
-func (m *machine) plantedLimits() []planted {
+func plantedLimits(m *harness.Machine) []planted {
 	return []planted{
 		{
 			name: "memory cannot be locked", behind: []string{"setpriv", "--bounding-set=-sys_resource,-ipc_lock", "prlimit", "--memlock=65536:65536"},
@@ -194,74 +191,59 @@ func (m *machine) plantedLimits() []planted {
 	}
 }
 
-const mapsDir = "/run/ublk-clone-maps"
-
-// mountMaps mounts something else in the place of the live maps.
-func (m *machine) mountMaps(args ...string) func() {
-	return func() {
-		m.unmountMaps()
-		if err := os.MkdirAll(mapsDir, 0o700); err != nil {
-			m.Fatal(err)
-		}
-		m.run("mount", append(args, mapsDir)...)
-	}
-}
-
-func (m *machine) unmountMaps() { m.try("umount", mapsDir) }
-
-func (m *machine) plantedFolders() []planted {
-	unfile := func() { m.removeAll(runDir) }
+func plantedFolders(m *harness.Machine) []planted {
+	unfile := func() { _ = os.Remove(harness.RunDir) }
 	return []planted{
 		{
-			name: "another file system has the place of the live maps", plant: m.mountMaps("-t", "ramfs", "none"), heal: m.unmountMaps,
+			name: "another file system has the place of the live maps", plant: m.MountMaps("-t", "ramfs", "none"), heal: m.UnmountMaps,
 			checks: []string{"live-maps problem"}, code: exit.Other, says: "umount",
 		},
 		{
-			name: "live maps may be swapped out", plant: m.mountMaps("-t", "tmpfs", "none"), heal: m.unmountMaps,
+			name: "live maps may be swapped out", plant: m.MountMaps("-t", "tmpfs", "none"), heal: m.UnmountMaps,
 			checks: []string{"live-maps warning"}, says: "swapped",
 		},
 		{
-			name: "no space for live maps", plant: m.mountMaps("-t", "tmpfs", "-o", "noswap,size=1M", "none"), heal: m.unmountMaps,
+			name: "no space for live maps", plant: m.MountMaps("-t", "tmpfs", "-o", "noswap,size=1M", "none"), heal: m.UnmountMaps,
 			checks: []string{"live-maps problem"}, code: exit.Other, says: "remount",
 		},
 		{
 			name: "the run folder is a file", plant: func() {
-				if err := os.RemoveAll(runDir); err != nil {
+				if err := os.RemoveAll(harness.RunDir); err != nil {
 					m.Fatal(err)
 				}
-				if err := os.WriteFile(runDir, nil, 0o600); err != nil {
+				if err := os.WriteFile(harness.RunDir, nil, 0o600); err != nil {
 					m.Fatal(err)
 				}
-			}, heal: unfile, checks: []string{"run-folder problem"}, code: exit.Other, says: runDir,
+			}, heal: unfile, checks: []string{"run-folder problem"}, code: exit.Other, says: harness.RunDir,
 		},
 		{
-			name: "the run folder is open to all", plant: func() { m.run("mkdir", "-m", "755", runDir) }, heal: unfile,
+			name: "the run folder is open to all", plant: func() { m.MustRun("mkdir", "-m", "755", harness.RunDir) }, heal: unfile,
 			checks: []string{"run-folder warning"}, says: "chmod 700",
 		},
 		{
 			name: "records cannot be written", plant: func() {
-				m.run("mkdir", "-p", recordDir)
-				m.run("mount", "-t", "tmpfs", "-o", "ro,mode=700", "none", recordDir)
-			}, heal: func() { m.run("umount", recordDir); m.dropRecords() },
+				m.MustRun("mkdir", "-p", harness.RecordDir)
+				m.MustRun("mount", "-t", "tmpfs", "-o", "ro,mode=700", "none", harness.RecordDir)
+			}, heal: func() { m.MustRun("umount", harness.RecordDir); _ = os.RemoveAll(harness.RecordDir) },
 			checks: []string{"records warning"}, says: "read-only",
 		},
 		{
 			name: "definitions and no unit", plant: func() {
-				m.run("mkdir", "-p", "/etc/ublk-clone")
+				m.MustRun("mkdir", "-p", "/etc/ublk-clone")
 				if err := os.WriteFile("/etc/ublk-clone/x.toml", []byte("source = \"/s\"\ndest = \"/d\"\nmetadata = \"/m\"\n"), 0o600); err != nil {
 					m.Fatal(err)
 				}
-			}, heal: func() { m.removeAll("/etc/ublk-clone") },
+			}, heal: func() { _ = os.RemoveAll("/etc/ublk-clone") },
 			checks: []string{"service warning"}, says: "unit",
 		},
 	}
 }
 
-func (m *machine) plantedClones() []planted {
-	source, metadata := m.nullBlk("src", nullOptions{mib: 16}), m.missing("meta")
-	dest := m.known("dst", m.nullBlk("dst", nullOptions{mib: 16}), 16*mib)
-	c := m.newClone(source, dest, metadata, "--no-hydration")
-	kept := metadata.path + ".kept"
+func plantedClones(m *harness.Machine) []planted {
+	source, metadata := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.Missing("meta")
+	dest := m.Known("dst", m.NullBlk("dst", harness.NullOptions{MiB: 16}), 16*harness.MiB)
+	c := m.NewClone(source, dest, metadata, "--no-hydration")
+	kept := metadata.Path + ".kept"
 	rename := func(from, to string) {
 		if err := os.Rename(from, to); err != nil {
 			m.Fatal(err)
@@ -269,33 +251,33 @@ func (m *machine) plantedClones() []planted {
 	}
 	return []planted{
 		{
-			name: "a dead clone", plant: func() { c.add(); c.end(syscall.SIGKILL) }, heal: c.recover,
-			checks: []string{"clones problem"}, code: exit.NoAnswer, says: "recover " + c.name,
+			name: "a dead clone", plant: func() { c.Add(); c.End(syscall.SIGKILL) }, heal: c.Recover,
+			checks: []string{"clones problem"}, code: exit.NoAnswer, says: "recover " + c.Name,
 		},
 		{
 			name: "a device that nobody serves or knows", plant: func() {
-				c.end(syscall.SIGKILL)
-				if err := os.RemoveAll(runDir); err != nil {
+				c.End(syscall.SIGKILL)
+				if err := os.RemoveAll(harness.RunDir); err != nil {
 					m.Fatal(err)
 				}
-			}, heal: func() { m.run(command, "prune"); c.add() },
+			}, heal: func() { m.MustRun(harness.Command, "prune"); c.Add() },
 			checks: []string{"left-devices problem"}, code: exit.NoAnswer, says: "prune",
 		},
 		{
-			name: "metadata have vanished", plant: func() { c.del(); rename(metadata.path, kept) }, heal: func() { rename(kept, metadata.path) },
-			checks: []string{"records problem"}, code: exit.Metadata, says: metadata.path,
+			name: "metadata have vanished", plant: func() { c.Del(); rename(metadata.Path, kept) }, heal: func() { rename(kept, metadata.Path) },
+			checks: []string{"records problem"}, code: exit.Metadata, says: metadata.Path,
 		},
 		{
 			name: "destination and metadata are away", plant: func() {
-				records, _ := filepath.Glob(recordDir + "/*.json")
+				records, _ := filepath.Glob(harness.RecordDir + "/*.json")
 				if len(records) != 1 {
 					m.Fatalf("records: %v", records)
 				}
-				text := strings.ReplaceAll(m.readFile(records[0]), dest.path, "/dev/away")
-				if err := os.WriteFile(records[0], []byte(strings.ReplaceAll(text, metadata.path, "/away")), 0o600); err != nil {
+				text := strings.ReplaceAll(m.ReadFile(records[0]), dest.Path, "/dev/away")
+				if err := os.WriteFile(records[0], []byte(strings.ReplaceAll(text, metadata.Path, "/away")), 0o600); err != nil {
 					m.Fatal(err)
 				}
-			}, heal: m.dropRecords,
+			}, heal: func() { _ = os.RemoveAll(harness.RecordDir) },
 			checks: []string{"records warning"}, says: "/dev/away",
 		},
 	}

@@ -7,11 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // TestDriverLoads checks the guest itself: its kernel has the driver, and the
 // driver offers its control device.
 func TestDriverLoads(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
 	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		t.Fatal(err)

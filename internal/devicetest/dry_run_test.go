@@ -4,7 +4,6 @@ package devicetest
 
 import (
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
@@ -16,60 +15,25 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
-
-// dryFigures is what the tests read of `add --dry-run -o json`.
-type dryFigures struct {
-	Unchanged bool   `json:"unchanged"`
-	New       bool   `json:"new"`
-	Recover   bool   `json:"recover"`
-	Carries   string `json:"dest_carries"`
-	Size      int64  `json:"size"`
-	Regions   uint64 `json:"regions"`
-	Memory    struct {
-		Start int64 `json:"start"`
-		Most  int64 `json:"most"`
-	} `json:"memory"`
-	MetadataBytes int64    `json:"metadata_bytes"`
-	ZeroCopy      bool     `json:"zero_copy"`
-	Hydrated      int64    `json:"hydrated"`
-	ToCopy        int64    `json:"to_copy"`
-	SourceRate    *int64   `json:"source_rate"`
-	Seconds       *int64   `json:"seconds"`
-	RateCap       int64    `json:"rate_cap"`
-	Warnings      []string `json:"warnings"`
-}
-
-// dryRun is `add --dry-run`, which must succeed.
-func (c *clone) dryRun(args ...string) (t dryFigures) {
-	c.m.Helper()
-	line := append(append([]string{"add", c.name, "--dry-run", "-o", "json"}, c.args...), args...)
-	out := c.m.run(command, line...)
-	var report struct {
-		Schema string     `json:"schema"`
-		DryRun dryFigures `json:"dry_run"`
-	}
-	if err := json.Unmarshal([]byte(out), &report); err != nil || report.Schema != "ublk-clone/v1" {
-		c.m.Fatalf("dry run: %v: %s", err, out)
-	}
-	return report.DryRun
-}
 
 // untouched is all that a dry run must leave as it is: the devices' contents, and what they were asked to write; folders with
 // their files, but for logs and sockets' own times; mounts, modules, ublk devices.
-func (m *machine) untouched(disks ...*disk) string {
+func untouched(m *harness.Machine, disks ...*harness.Disk) string {
 	m.Helper()
 	var b strings.Builder
 	for _, d := range disks {
-		fmt.Fprintf(&b, "%s %s\n", d.path, m.digest(d.path))
-		if d.name != "" {
-			t := d.traffic()
-			fmt.Fprintf(&b, "%s %d writes, %d flushes\n", d.path, t.writes, t.flushes)
+		fmt.Fprintf(&b, "%s %s\n", d.Path, digest(m, d.Path))
+		if d.Name != "" {
+			t := d.Traffic()
+			fmt.Fprintf(&b, "%s %d writes, %d flushes\n", d.Path, t.Writes, t.Flushes)
 		}
 	}
-	for _, dir := range []string{m.dir, "/run", recordDir} {
-		walked := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+	for _, dir := range []string{m.Dir, "/run", harness.RecordDir} {
+		_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 			if err != nil {
 				fmt.Fprintln(&b, path, err)
 				return nil
@@ -81,20 +45,17 @@ func (m *machine) untouched(disks ...*disk) string {
 			fmt.Fprintln(&b, path, info.Mode(), info.Size(), info.ModTime().UnixNano())
 			return nil
 		})
-		if walked != nil {
-			m.Fatal(walked)
-		}
 	}
 	for _, path := range []string{"/proc/self/mountinfo", "/proc/modules"} {
-		b.WriteString(m.readFile(path))
+		b.WriteString(m.ReadFile(path))
 	}
 	nodes, _ := filepath.Glob("/dev/ublk*")
-	fmt.Fprintln(&b, nodes, daemons())
+	fmt.Fprintln(&b, nodes, harness.Daemons())
 	return b.String()
 }
 
 // untouchedFolder fails the test if what is done changes the names in a folder.
-func (m *machine) untouchedFolder(folder string, do func()) {
+func untouchedFolder(m *harness.Machine, folder string, do func()) {
 	m.Helper()
 	names := func() string {
 		all, err := filepath.Glob(folder + "/*")
@@ -111,7 +72,7 @@ func (m *machine) untouchedFolder(folder string, do func()) {
 }
 
 // digest is that of the content of a device or file, "missing" if there is none.
-func (m *machine) digest(path string) string {
+func digest(m *harness.Machine, path string) string {
 	m.Helper()
 	f, err := os.Open(path)
 	if os.IsNotExist(err) {
@@ -129,7 +90,7 @@ func (m *machine) digest(path string) string {
 }
 
 // unchanged fails the test if a dry run has changed anything.
-func (m *machine) unchanged(what, before, after string) {
+func unchanged(m *harness.Machine, what, before, after string) {
 	m.Helper()
 	was, is := strings.Split(before, "\n"), strings.Split(after, "\n")
 	for _, line := range is {
@@ -147,124 +108,129 @@ func (m *machine) unchanged(what, before, after string) {
 // TestDryRun: it says what add would do, or refuses what add refuses, with the same words, and changes nothing: for what is
 // new, on disks and as files, for what goes on, for what a dead daemon has left, for what is up.
 func TestDryRun(t *testing.T) {
-	m := newMachine(t)
-	m.dropRecords() // as on a machine that never had a clone
-	m.removeAll(runDir)
-	m.unmountMaps()
-	_ = os.Remove(mapsDir) // which may be away, or in use
-	const size = 4 * mib
-	source := m.nullBlk("src", nullOptions{mib: size / mib})
-	dest := m.known("dst", m.nullBlk("dst", nullOptions{mib: size / mib}), size)
-	m.fillDisk(source, original)
-	c := m.newClone(source, dest, m.missing("meta"), "--no-hydration")
-	disks := []*disk{source, dest, m.missing("meta")}
-	try := func(what string, c *clone, check func(dryFigures) bool, args ...string) {
+	runs.On(t, "6.12")
+	m := harness.New(t)
+	for _, dir := range []string{harness.RecordDir, harness.RunDir} { // as on a machine that never had a clone
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.UnmountMaps()
+	_ = os.Remove(harness.MapsDir)
+	const size = 4 * harness.MiB
+	source := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB})
+	dest := m.Known("dst", m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB}), size)
+	m.FillDisk(source, harness.Original)
+	c := m.NewClone(source, dest, m.Missing("meta"), "--no-hydration")
+	disks := []*harness.Disk{source, dest, m.Missing("meta")}
+	try := func(what string, c *harness.Clone, check func(harness.DryFigures) bool, args ...string) {
 		t.Helper()
-		before := m.untouched(disks...)
-		got := c.dryRun(args...)
-		m.unchanged(what, before, m.untouched(disks...))
+		before := untouched(m, disks...)
+		got := c.DryRun(args...)
+		unchanged(m, what, before, untouched(m, disks...))
 		t.Logf("%s: %+v", what, got)
 		if !check(got) {
 			t.Errorf("%s: %+v", what, got)
 		}
 	}
-	refused := func(what string, c *clone, code int, args ...string) {
+	refused := func(what string, c *harness.Clone, code int, args ...string) {
 		t.Helper()
-		before := m.untouched(disks...)
-		line := append(append([]string{"add", c.name}, c.args...), args...)
-		tried := m.try(command, append(slices.Clone(line), "--dry-run")...)
-		m.unchanged(what, before, m.untouched(disks...))
-		really := m.try(command, line...)
-		if tried.code != code || really.code != code || tried.stderr != really.stderr {
-			t.Errorf("%s: a dry run says %d: %s\nadd says %d: %s", what, tried.code, tried.stderr, really.code, really.stderr)
+		before := untouched(m, disks...)
+		line := append(append([]string{"add", c.Name}, c.Args...), args...)
+		tried := m.Try(harness.Command, append(slices.Clone(line), "--dry-run")...)
+		unchanged(m, what, before, untouched(m, disks...))
+		really := m.Try(harness.Command, line...)
+		if tried.Code != code || really.Code != code || tried.Stderr != really.Stderr {
+			t.Errorf("%s: a dry run says %d: %s\nadd says %d: %s", what, tried.Code, tried.Stderr, really.Code, really.Stderr)
 		}
 	}
 
-	try("new on disks", c, func(g dryFigures) bool {
+	try("new on disks", c, func(g harness.DryFigures) bool {
 		return g.New && g.Size == size && int64(g.Regions) == size/4096 && g.ToCopy == size && g.Hydrated == 0 && g.SourceRate != nil && g.Seconds == nil && g.Carries == ""
 	})
-	files := m.newClone(m.nullBlk("4k", nullOptions{mib: size / mib, blocksize: 4096}), m.missing("destfile"), m.missing("metafile"))
-	try("new files", files, func(g dryFigures) bool { return g.New && g.ToCopy == size && g.Seconds != nil })
-	m.run("mkfs.ext4", "-q", dest.path)
+	files := m.NewClone(m.NullBlk("4k", harness.NullOptions{MiB: size / harness.MiB, Blocksize: 4096}), m.Missing("destfile"), m.Missing("metafile"))
+	try("new files", files, func(g harness.DryFigures) bool { return g.New && g.ToCopy == size && g.Seconds != nil })
+	m.MustRun("mkfs.ext4", "-q", dest.Path)
 	refused("a file system on the destination", c, exit.Refused)
-	try("forced over it", c, func(g dryFigures) bool {
+	try("forced over it", c, func(g harness.DryFigures) bool {
 		return g.New && strings.Contains(g.Carries, "ext4") && strings.Contains(strings.Join(g.Warnings, " "), "overwritten")
 	}, "--force")
-	m.run("wipefs", "-aq", dest.path)
-	refused("the same device twice", m.newClone(source, source, m.missing("meta")), exit.Refused)
-	refused("no such source", m.newClone(m.missing("nosource"), dest, m.missing("meta")), exit.Source)
+	m.MustRun("wipefs", "-aq", dest.Path)
+	refused("the same device twice", m.NewClone(source, source, m.Missing("meta")), exit.Refused)
+	refused("no such source", m.NewClone(m.Missing("nosource"), dest, m.Missing("meta")), exit.Source)
 	for _, folder := range []string{"/root", "/share"} { // overlay and FUSE: no file is made there, with or without a name
-		m.untouchedFolder(folder, func() {
-			refused("a destination in "+folder, m.newClone(source, &disk{m: m, path: folder + "/dest"}, m.missing("meta")), exit.Refused)
+		untouchedFolder(m, folder, func() {
+			refused("a destination in "+folder, m.NewClone(source, &harness.Disk{M: m, Path: folder + "/dest"}, m.Missing("meta")), exit.Refused)
 		})
 	}
 	refused("--open of nothing", c, exit.Metadata, "--open")
-	holder := m.open(dest.path, os.O_RDWR|os.O_EXCL)
+	holder := m.Open(dest.Path, os.O_RDWR|os.O_EXCL)
 	refused("the destination is held", c, exit.Busy)
-	holder.close()
-	m.mountMaps("-t", "ramfs", "none")()
+	holder.Close()
+	m.MountMaps("-t", "ramfs", "none")()
 	refused("another file system has the place of the live maps", c, exit.Other)
-	m.unmountMaps()
-	m.run("rmmod", "ublk_drv")
+	m.UnmountMaps()
+	m.MustRun("rmmod", "ublk_drv")
 	refused("no driver", c, exit.Feature)
-	m.run("modprobe", "ublk_drv")
-	m.removeAll(runDir) // of the adds that were refused
-	m.unmountMaps()
+	m.MustRun("modprobe", "ublk_drv")
+	_ = os.RemoveAll(harness.RunDir) // of the adds that were refused
+	m.UnmountMaps()
 
-	c.add()
-	if got := c.dryRun(); !got.Unchanged {
+	c.Add()
+	if got := c.DryRun(); !got.Unchanged {
 		t.Errorf("it is up: %+v", got)
 	}
-	m.expectFailure(m.try(command, append([]string{"add", c.name, "--dry-run", "--queue-depth", "7"}, c.args...)...), exit.Exists, "queue depth")
-	w := newModel(size, 4*kib)
-	w.set(0, size, original)
-	v := m.open(c.path, os.O_RDWR)
+	m.ExpectFailure(m.Try(harness.Command, append([]string{"add", c.Name, "--dry-run", "--queue-depth", "7"}, c.Args...)...), exit.Exists, "queue depth")
+	w := harness.NewModel(size, 4*harness.KiB)
+	w.Set(0, size, harness.Original)
+	v := m.Open(c.Path, os.O_RDWR)
 	for off := int64(0); off < size/4; off += 4096 {
-		if err := w.write(v, m.buffer(4096), off, false); err != nil {
+		if err := w.Write(v, m.Buffer(4096), off, false); err != nil {
 			t.Fatal(err)
 		}
 	}
-	v.close()
-	quarter := func(g dryFigures) bool { return !g.New && g.Hydrated == size/4 && g.ToCopy == size*3/4 }
-	c.end(syscall.SIGKILL)
-	c.m.waitFor(cleanLimit, "the dead daemon to be gone", func() error {
-		if pids := daemons(); len(pids) > 0 {
+	v.Close()
+	quarter := func(g harness.DryFigures) bool { return !g.New && g.Hydrated == size/4 && g.ToCopy == size*3/4 }
+	c.End(syscall.SIGKILL)
+	c.M.WaitFor(harness.CleanLimit, "the dead daemon to be gone", func() error {
+		if pids := harness.Daemons(); len(pids) > 0 {
 			return fmt.Errorf("%v", pids)
 		}
 		return nil
 	})
-	var dead dryFigures
-	try("a dead daemon's", c, func(g dryFigures) bool { dead = g; return g.Recover && quarter(g) })
-	c.recover()
-	c.del()
-	try("it goes on", c, func(g dryFigures) bool {
+	var dead harness.DryFigures
+	try("a dead daemon's", c, func(g harness.DryFigures) bool { dead = g; return g.Recover && quarter(g) })
+	c.Recover()
+	c.Del()
+	try("it goes on", c, func(g harness.DryFigures) bool {
 		return !g.Recover && quarter(g) && g.Memory == dead.Memory && g.ZeroCopy == dead.ZeroCopy
 	})
-	kept := m.dir + "/meta.kept"
-	if err := os.Rename(m.dir+"/meta", kept); err != nil {
+	kept := m.Dir + "/meta.kept"
+	if err := os.Rename(m.Dir+"/meta", kept); err != nil {
 		t.Fatal(err)
 	}
 	refused("the metadata have vanished", c, exit.Refused)
-	if err := os.Rename(kept, m.dir+"/meta"); err != nil {
+	if err := os.Rename(kept, m.Dir+"/meta"); err != nil {
 		t.Fatal(err)
 	}
-	c.add()
-	w.check(m, c.path)
-	c.del()
+	c.Add()
+	w.Check(m, c.Path)
+	c.Del()
 }
 
 // TestDryRunFigures: what is said of memory, bytes and time holds in the run that follows. The time on the counting clock;
 // by another, that the guest's neighbours move, it may be off by as much again.
 func TestDryRunFigures(t *testing.T) {
-	m := newMachine(t)
-	const size = 96 * mib
-	paced := m.nullBlk("src", nullOptions{mib: size / mib, mbps: 20})
-	deep := m.nullBlk("deep", nullOptions{mib: size / mib, latency: 20 * time.Millisecond, depth: 4})
-	dest := m.nullBlk("dst", nullOptions{mib: size / mib})
+	runs.On(t, "7.3", runs.CountingClock)
+	m := harness.New(t)
+	const size = 96 * harness.MiB
+	paced := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB, MBps: 20})
+	deep := m.NullBlk("deep", harness.NullOptions{MiB: size / harness.MiB, Latency: 20 * time.Millisecond, Depth: 4})
+	dest := m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
 	least := 1.0
 	for _, c := range []struct {
 		name   string
-		source *disk
+		source *harness.Disk
 		args   []string
 	}{
 		{"one request at a time", paced, nil},
@@ -272,7 +238,7 @@ func TestDryRunFigures(t *testing.T) {
 		{"at a cap", paced, []string{"--rate", "8MiB/s"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			least = min(least, m.figuresHold(t, m.newClone(c.source, dest, m.missing("meta"), c.args...)))
+			least = min(least, figuresHold(m, t, m.NewClone(c.source, dest, m.Missing("meta"), c.args...)))
 		})
 	}
 	if least > 0.05 {
@@ -282,11 +248,11 @@ func TestDryRunFigures(t *testing.T) {
 
 // heapStep is how much Go's heap grows at once, in bytes (runtime/mheap.go, go 1.26: a chunk of 512 pages). A
 // daemon in twenty has 3 MiB more than the others.
-const heapStep = 4 * mib
+const heapStep = 4 * harness.MiB
 
 // figuresHold runs what was said, and returns by how much the daemon's memory was more, as a fraction.
-func (m *machine) figuresHold(t *testing.T, c *clone) float64 {
-	expected := c.dryRun()
+func figuresHold(m *harness.Machine, t *testing.T, c *harness.Clone) float64 {
+	expected := c.DryRun()
 	if expected.SourceRate == nil || expected.Seconds == nil {
 		t.Fatalf("nothing was measured: %+v", expected)
 	}
@@ -295,16 +261,16 @@ func (m *machine) figuresHold(t *testing.T, c *clone) float64 {
 		rate = min(rate, expected.RateCap)
 	}
 	from := time.Now()
-	c.add()
-	resident := c.processNumber("VmRSS")
-	s := c.waitHydrated()
+	c.Add()
+	resident := c.ProcessNumber("VmRSS")
+	s := c.WaitHydrated()
 	took := time.Since(from)
-	t.Logf("source %d KiB/s, %d s; it took %v. %d KiB resident, %d expected", *expected.SourceRate/kib, *expected.Seconds, took, resident/kib, expected.Memory.Start/kib)
+	t.Logf("source %d KiB/s, %d s; it took %v. %d KiB resident, %d expected", *expected.SourceRate/harness.KiB, *expected.Seconds, took, resident/harness.KiB, expected.Memory.Start/harness.KiB)
 	if s.Bytes.Copied != expected.ToCopy {
 		t.Errorf("%d bytes were copied, not %d", s.Bytes.Copied, expected.ToCopy)
 	}
 	if most := expected.Memory.Start*105/100 + heapStep; resident > most || resident < expected.Memory.Start*3/4 {
-		t.Errorf("%d KiB are resident, the dry run said %d", resident/kib, expected.Memory.Start/kib)
+		t.Errorf("%d KiB are resident, the dry run said %d", resident/harness.KiB, expected.Memory.Start/harness.KiB)
 	}
 	if *expected.Seconds != (expected.ToCopy+rate-1)/rate {
 		t.Errorf("%d s for %d bytes at %d a second", *expected.Seconds, expected.ToCopy, rate)
@@ -316,8 +282,8 @@ func (m *machine) figuresHold(t *testing.T, c *clone) float64 {
 	if off := took.Seconds()*float64(rate)/float64(expected.ToCopy) - 1; off > margin || off < -margin {
 		t.Errorf("it took %v, %.0f %% off", took, 100*off)
 	}
-	c.del()
-	if err := os.Remove(filepath.Join(m.dir, "meta")); err != nil {
+	c.Del()
+	if err := os.Remove(filepath.Join(m.Dir, "meta")); err != nil {
 		t.Fatal(err)
 	}
 	return float64(resident)/float64(expected.Memory.Start) - 1
@@ -325,31 +291,33 @@ func (m *machine) figuresHold(t *testing.T, c *clone) float64 {
 
 // TestDryRunOfSparseSource: holes of a source are not copied, and not counted.
 func TestDryRunOfSparseSource(t *testing.T) {
-	m := newMachine(t)
-	source, dest := m.file("source", 32*mib), m.nullBlk("dst", nullOptions{mib: 32})
-	m.run("dd", "if=/dev/urandom", "of="+source.path, "bs=1M", "seek=3", "count=5", "conv=notrunc", "status=none")
-	m.run("dd", "if=/dev/urandom", "of="+source.path, "bs=4k", "seek=4101", "count=3", "conv=notrunc", "status=none")
-	c := m.newClone(source, dest, m.missing("meta"), "--region-size", "64KiB", "--no-hydration")
-	expected := c.dryRun()
-	if expected.ToCopy != 5*mib+64*kib {
+	runs.On(t, "7.3")
+	m := harness.New(t)
+	source, dest := m.File("source", 32*harness.MiB), m.NullBlk("dst", harness.NullOptions{MiB: 32})
+	m.MustRun("dd", "if=/dev/urandom", "of="+source.Path, "bs=1M", "seek=3", "count=5", "conv=notrunc", "status=none")
+	m.MustRun("dd", "if=/dev/urandom", "of="+source.Path, "bs=4k", "seek=4101", "count=3", "conv=notrunc", "status=none")
+	c := m.NewClone(source, dest, m.Missing("meta"), "--region-size", "64KiB", "--no-hydration")
+	expected := c.DryRun()
+	if expected.ToCopy != 5*harness.MiB+64*harness.KiB {
 		t.Errorf("to be copied: %+v", expected)
 	}
-	c.add()
-	c.hydrateFast()
-	if s := c.waitHydrated(); s.Bytes.Copied != expected.ToCopy {
+	c.Add()
+	c.HydrateFast()
+	if s := c.WaitHydrated(); s.Bytes.Copied != expected.ToCopy {
 		t.Errorf("%d bytes were copied, not %d", s.Bytes.Copied, expected.ToCopy)
 	}
-	c.del()
+	c.Del()
 }
 
 // TestDryRunOfSlowSource: a source that takes long for each read is not waited for, and its rate not made up.
 func TestDryRunOfSlowSource(t *testing.T) {
-	m := newMachine(t)
-	m.run("modprobe", "dm-delay")
-	under, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
-	source := m.mapper("slow", fmt.Sprintf("0 %d delay %s 0 5000", 16*mib/sector, under.path))
-	c := m.newClone(source, dest, m.missing("meta"))
-	got := c.dryRun()
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	m.MustRun("modprobe", "dm-delay")
+	under, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
+	source := m.Mapper("slow", fmt.Sprintf("0 %d delay %s 0 5000", 16*harness.MiB/harness.Sector, under.Path))
+	c := m.NewClone(source, dest, m.Missing("meta"))
+	got := c.DryRun()
 	t.Logf("%+v", got)
 	if got.SourceRate != nil || got.Seconds != nil || !strings.Contains(strings.Join(got.Warnings, " "), "not answered in time") {
 		t.Errorf("%+v", got)

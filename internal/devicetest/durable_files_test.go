@@ -15,7 +15,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Three things that a boot finds decide whether it clones a source over a destination: the definition, the metadata, and the
@@ -26,7 +28,7 @@ import (
 // cutBench has the three file systems, and a program that copies their disks behind every step of a command
 // (internal/file, StepEnv).
 type cutBench struct {
-	*machine
+	*harness.Machine
 	folders []string // where the file systems are mounted
 	cuts    string   // a folder for each cut since the last take
 	taken   int      // calls of take
@@ -35,25 +37,25 @@ type cutBench struct {
 // cutNames are the file systems.
 var cutNames = []string{"etc", "var", "meta"}
 
-func newCutBench(m *machine) *cutBench {
-	b := &cutBench{machine: m, cuts: filepath.Join(m.dir, "cuts")}
+func newCutBench(m *harness.Machine) *cutBench {
+	b := &cutBench{Machine: m, cuts: filepath.Join(m.Dir, "cuts")}
 	images := ""
 	for _, name := range cutNames {
-		image := m.file(name+".img", 3*mib).path
-		m.run("mkfs.ext4", "-q", "-F", "-b", "1024", image)
-		b.folders = append(b.folders, filepath.Join(m.dir, name))
+		image := m.File(name+".img", 3*harness.MiB).Path
+		m.MustRun("mkfs.ext4", "-q", "-F", "-b", "1024", image)
+		b.folders = append(b.folders, filepath.Join(m.Dir, name))
 		images += " " + image
 	}
-	m.writeNew(filepath.Join(m.dir, "cut"), "#!/bin/sh\nd="+b.cuts+"/$$\nmkdir $d.part && echo \"$*\" >$d.part/step && cp"+images+" $d.part && mv $d.part $d\n", 0o755)
+	writeNew(m, filepath.Join(m.Dir, "cut"), "#!/bin/sh\nd="+b.cuts+"/$$\nmkdir $d.part && echo \"$*\" >$d.part/step && cp"+images+" $d.part && mv $d.part $d\n", 0o755)
 	b.mkdir(append(b.folders, b.cuts)...)
-	b.mount(m.dir)
+	b.mount(m.Dir)
 	m.Cleanup(b.unmount)
 	m.Setenv("UBLK_CLONE_ETC_DIR", filepath.Join(b.folders[0], "ublk-clone"))
 	m.Setenv("UBLK_CLONE_STATE_DIR", filepath.Join(b.folders[1], "ublk-clone"))
 	return b
 }
 
-func (m *machine) writeNew(path, text string, mode os.FileMode) {
+func writeNew(m *harness.Machine, path, text string, mode os.FileMode) {
 	m.Helper()
 	if err := os.WriteFile(path, []byte(text), mode); err != nil {
 		m.Fatal(err)
@@ -73,7 +75,7 @@ func (b *cutBench) mkdir(paths ...string) {
 func (b *cutBench) mount(dir string) {
 	b.Helper()
 	for i, folder := range b.folders {
-		b.run("mount", "-o", "loop,commit=900", filepath.Join(dir, cutNames[i]+".img"), folder)
+		b.MustRun("mount", "-o", "loop,commit=900", filepath.Join(dir, cutNames[i]+".img"), folder)
 	}
 }
 
@@ -87,8 +89,8 @@ func (b *cutBench) unmount() {
 // recording runs a command of the program that takes a cut behind each of its steps, its daemon's included.
 func (b *cutBench) recording(args ...string) {
 	b.Helper()
-	b.Setenv("UBLK_CLONE_AT_STEP", filepath.Join(b.dir, "cut"))
-	b.must(b.tryFor(3*time.Minute, faulty, args...), faulty, args...)
+	b.Setenv("UBLK_CLONE_AT_STEP", filepath.Join(b.Dir, "cut"))
+	b.Must(b.TryFor(3*time.Minute, faulty, args...), faulty, args...)
 	b.Setenv("UBLK_CLONE_AT_STEP", "")
 }
 
@@ -146,58 +148,59 @@ func (b *cutBench) sum(cut string) string {
 
 // boot has a machine start from a cut: if it finds the definition its unit adds the clone, as a boot would. It says whether
 // the clone is up, and whether there was a definition.
-func (b *cutBench) boot(c *clone, cut string) (up, defined bool) {
+func (b *cutBench) boot(c *harness.Clone, cut string) (up, defined bool) {
 	b.Helper()
 	b.unmount()
 	b.mount(cut)
-	_, err := os.Stat(filepath.Join(b.folders[0], "ublk-clone", c.name+".toml"))
+	_, err := os.Stat(filepath.Join(b.folders[0], "ublk-clone", c.Name+".toml"))
 	defined = err == nil
-	o := b.try(command, "add", c.name)
-	if o.code == 0 {
-		c.path = strings.TrimSpace(o.stdout)
+	o := b.Try(harness.Command, "add", c.Name)
+	if o.Code == 0 {
+		c.Path = strings.TrimSpace(o.Stdout)
 	}
-	b.Logf("%s: defined %t, add: exit code %d %s", strings.TrimSpace(b.readFile(filepath.Join(cut, "step"))), defined, o.code, o.stderr)
-	if o.code != 0 && defined && o.code != exit.Refused && o.code != exit.Metadata {
-		b.Errorf("the definition is there, and add fails with exit code %d", o.code)
+	b.Logf("%s: defined %t, add: exit code %d %s", strings.TrimSpace(b.ReadFile(filepath.Join(cut, "step"))), defined, o.Code, o.Stderr)
+	if o.Code != 0 && defined && o.Code != exit.Refused && o.Code != exit.Metadata {
+		b.Errorf("the definition is there, and add fails with exit code %d", o.Code)
 	}
-	return o.code == 0, defined
+	return o.Code == 0, defined
 }
 
 // TestPowerCutsAroundFinish takes the power away behind every step of import, add and finish. No boot clones the source over
 // what the user has written, or over a destination that stands alone (I16).
 func TestPowerCutsAroundFinish(t *testing.T) {
-	m := newMachine(t)
-	m.dropLiveMaps()
+	runs.On(t, "7.3")
+	m := harness.New(t)
+	m.DropLiveMaps()
 	b := newCutBench(m)
-	const size = 8 * mib
-	source, dest := m.nullBlk("src", nullOptions{mib: size / mib}), m.nullBlk("dst", nullOptions{mib: size / mib})
-	m.fillDisk(source, original)
-	c := m.newClone(source, dest, &disk{path: filepath.Join(b.folders[2], "meta")})
-	tab := filepath.Join(m.dir, "clonetab")
-	m.writeNew(tab, fmt.Sprintf("%s %s %s %s\n", c.name, source.path, dest.path, filepath.Join(b.folders[2], "meta")), 0o644)
+	const size = 8 * harness.MiB
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
+	m.FillDisk(source, harness.Original)
+	c := m.NewClone(source, dest, &harness.Disk{Path: filepath.Join(b.folders[2], "meta")})
+	tab := filepath.Join(m.Dir, "clonetab")
+	writeNew(m, tab, fmt.Sprintf("%s %s %s %s\n", c.Name, source.Path, dest.Path, filepath.Join(b.folders[2], "meta")), 0o644)
 
 	b.recording("import-clonetab", tab)
-	b.recording("add", c.name, "--no-hydration")
+	b.recording("add", c.Name, "--no-hydration")
 	started, ofStart := b.take()
-	c.path = c.status().Device
-	const written version = 7
-	m.fillDisk(m.block(c.path), written)
-	c.hydrateFast()
-	c.waitHydrated()
+	c.Path = c.Status().Device
+	const written harness.Version = 7
+	m.FillDisk(m.Block(c.Path), written)
+	c.HydrateFast()
+	c.WaitHydrated()
 	b.take()
-	c.path = ""
-	b.recording("finish", c.name)
+	c.Path = ""
+	b.recording("finish", c.Name)
 	finished, ofFinish := b.take()
 	if ofStart < 30 || ofFinish < 15 {
 		t.Fatalf("only %d cuts of add and %d of finish", ofStart, ofFinish)
 	}
-	users := newModel(size, 4*kib)
-	users.set(0, size, written)
+	users := harness.NewModel(size, 4*harness.KiB)
+	users.Set(0, size, written)
 
-	m.otherBoot()
+	m.OtherBoot()
 	retired, still := 0, 0
 	for i, cut := range finished {
-		if i%count(2, 1) != 0 {
+		if i%harness.Count(2, 1) != 0 {
 			continue
 		}
 		up, defined := b.boot(c, cut)
@@ -207,27 +210,27 @@ func TestPowerCutsAroundFinish(t *testing.T) {
 			retired++
 		}
 		if up {
-			users.check(m, c.path)
-			c.del()
+			users.Check(m, c.Path)
+			c.Del()
 		}
-		users.check(m, dest.path)
+		users.Check(m, dest.Path)
 	}
 	if retired == 0 || still == 0 {
 		t.Errorf("%d boots find the definition, %d do not: the cuts show nothing", still, retired)
 	}
-	if o := m.try(command, "import-clonetab", tab); o.code != exit.Refused || !strings.Contains(o.stderr, "was finished") {
-		t.Errorf("import of what was finished: exit code %d: %s", o.code, o.stderr)
+	if o := m.Try(harness.Command, "import-clonetab", tab); o.Code != exit.Refused || !strings.Contains(o.Stderr, "was finished") {
+		t.Errorf("import of what was finished: exit code %d: %s", o.Code, o.Stderr)
 	}
 
-	clean := newModel(size, 4*kib)
+	clean := harness.NewModel(size, 4*harness.KiB)
 	for i, cut := range started {
-		if i%count(3, 1) != 0 {
+		if i%harness.Count(3, 1) != 0 {
 			continue
 		}
-		m.fillDisk(dest, junk) // nobody had written to it
+		m.FillDisk(dest, harness.Junk) // nobody had written to it
 		if up, _ := b.boot(c, cut); up {
-			clean.check(m, c.path)
-			c.del()
+			clean.Check(m, c.Path)
+			c.Del()
 		}
 	}
 	b.unmount()

@@ -13,22 +13,26 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // TestFinishSwap: swap on the layer goes on. What was paged out before is read from the destination after, and a process
 // that is paged out and in all the time notices nothing.
 func TestFinishSwap(t *testing.T) {
-	m := newMachine(t)
-	source, dest, meta := m.nullBlk("src", nullOptions{mib: 32}), m.nullBlk("dst", nullOptions{mib: 32}), m.missing("meta")
-	p := &pager{m: m, reclaim: filepath.Join(m.mountGroups(), "memory.reclaim")}
-	m.run("mkswap", source.path)
-	c := m.addClone(source, dest, meta, "--dm", layerName, "--no-hydration")
-	m.Cleanup(func() { m.try("dmsetup", "remove", "--retry", layerName) })
-	m.run("swapon", c.path)
-	m.Cleanup(func() { m.try("swapoff", layerPath) })
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	source, dest, meta := m.NullBlk("src", harness.NullOptions{MiB: 32}), m.NullBlk("dst", harness.NullOptions{MiB: 32}), m.Missing("meta")
+	p := &pager{m: m, reclaim: filepath.Join(m.MountGroups(), "memory.reclaim")}
+	m.MustRun("mkswap", source.Path)
+	c := m.AddClone(source, dest, meta, "--dm", harness.LayerName, "--no-hydration")
+	m.Cleanup(func() { m.Try("dmsetup", "remove", "--retry", harness.LayerName) })
+	m.MustRun("swapon", c.Path)
+	m.Cleanup(func() { m.Try("swapoff", harness.LayerPath) })
 
-	still, busy := m.pageable(8*mib), m.pageable(mib)
-	random := m.random()
+	still, busy := pageable(m, 8*harness.MiB), pageable(m, harness.MiB)
+	random := m.Random()
 	for i := range still {
 		still[i] = byte(random.Uint32())
 	}
@@ -36,54 +40,54 @@ func TestFinishSwap(t *testing.T) {
 	if err := p.out(still); err != nil {
 		t.Fatal(err)
 	}
-	if used := m.swapUsed(); used < 6*mib {
-		t.Fatalf("%d KiB are paged out", used/kib)
+	if used := swapUsed(m); used < 6*harness.MiB {
+		t.Fatalf("%d KiB are paged out", used/harness.KiB)
 	}
 	var rounds atomic.Int64
 	stop, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- pageInAndOut(busy, &rounds, stop) }()
-	goesOn := func(d *disk) {
+	goesOn := func(d *harness.Disk) {
 		t.Helper()
-		from, before := rounds.Load(), d.traffic()
-		m.waitFor(cleanLimit, "pages to go out and come in", func() error {
-			n, bytes := rounds.Load()-from, d.traffic().since(before).writeBytes
-			if n < 3 || bytes < mib {
+		from, before := rounds.Load(), d.Traffic()
+		m.WaitFor(harness.CleanLimit, "pages to go out and come in", func() error {
+			n, bytes := rounds.Load()-from, d.Traffic().Since(before).WriteBytes
+			if n < 3 || bytes < harness.MiB {
 				return fmt.Errorf("%d rounds, %d bytes written", n, bytes)
 			}
 			return nil
 		})
 	}
-	goesOn(&disk{m: m, name: filepath.Base(c.status().Device)})
-	c.hydrateFast()
-	c.waitHydrated()
-	m.run(command, "finish", c.name)
-	c.path = ""
+	goesOn(&harness.Disk{M: m, Name: filepath.Base(c.Status().Device)})
+	c.HydrateFast()
+	c.WaitHydrated()
+	m.MustRun(harness.Command, "finish", c.Name)
+	c.Path = ""
 	goesOn(dest)
 	close(stop)
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	if used := m.swapUsed(); used < 6*mib {
-		t.Errorf("%d KiB are paged out after the finish: what was before is to be read after", used/kib)
+	if used := swapUsed(m); used < 6*harness.MiB {
+		t.Errorf("%d KiB are paged out after the finish: what was before is to be read after", used/harness.KiB)
 	}
-	if got := m.under(); got != dest.number() {
+	if got := m.Under(); got != dest.Number() {
 		t.Errorf("the layer leads to %s, not to the destination", got)
 	}
-	from := dest.traffic()
+	from := dest.Traffic()
 	if !bytes.Equal(still, before) {
 		t.Error("what was paged out before came back as something else")
 	}
-	if got := dest.traffic().since(from).readBytes; got < 6*mib {
-		t.Errorf("only %d KiB of it were read from the destination", got/kib)
+	if got := dest.Traffic().Since(from).ReadBytes; got < 6*harness.MiB {
+		t.Errorf("only %d KiB of it were read from the destination", got/harness.KiB)
 	}
-	m.run("swapoff", layerPath)
-	m.run("dmsetup", "remove", "--retry", layerName)
+	m.MustRun("swapoff", harness.LayerPath)
+	m.MustRun("dmsetup", "remove", "--retry", harness.LayerName)
 }
 
 // pager pages memory out. MADV_PAGEOUT only starts the writes to a device that is not synchronous: the pages stay in the
 // swap cache until somebody looks for memory.
 type pager struct {
-	m       *machine
+	m       *harness.Machine
 	reclaim string // memory.reclaim of all, who writes to it looks for memory
 }
 
@@ -93,7 +97,7 @@ func (p *pager) out(b []byte) error {
 		return err
 	}
 	for range 1000 {
-		if p.m.memoryNumber("SwapCached") < int64(len(b)/8) {
+		if p.m.MemoryNumber("SwapCached") < int64(len(b)/8) {
 			return nil
 		}
 		err := os.WriteFile(p.reclaim, []byte("1M swappiness=200"), 0)
@@ -128,7 +132,7 @@ func pageInAndOut(b []byte, rounds *atomic.Int64, stop <-chan struct{}) error {
 }
 
 // pageable is memory that can be paged out, of no collector.
-func (m *machine) pageable(size int64) []byte {
+func pageable(m *harness.Machine, size int64) []byte {
 	m.Helper()
 	b, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err == nil {
@@ -146,13 +150,13 @@ func (m *machine) pageable(size int64) []byte {
 }
 
 // swapUsed is how much is paged out, in bytes (proc_swaps(5): file, type, size, used, priority).
-func (m *machine) swapUsed() int64 {
+func swapUsed(m *harness.Machine) int64 {
 	m.Helper()
-	lines := strings.Split(strings.TrimSpace(m.readFile("/proc/swaps")), "\n")
+	lines := strings.Split(strings.TrimSpace(m.ReadFile("/proc/swaps")), "\n")
 	var name, kind string
 	var size, used int64
 	if _, err := fmt.Sscan(lines[len(lines)-1], &name, &kind, &size, &used); err != nil || len(lines) != 2 {
 		m.Fatalf("/proc/swaps: %v: %q", err, lines)
 	}
-	return used * kib
+	return used * harness.KiB
 }

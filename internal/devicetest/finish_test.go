@@ -14,7 +14,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // A complete clone is handed over to its destination.
@@ -24,136 +26,137 @@ const finishFault = "UBLK_CLONE_FINISH_FAULT"
 
 // finishBench is a clone with a layer, whose destination is larger, with junk behind the clone's end.
 type finishBench struct {
-	*clone
-	source, dest, meta *disk
+	*harness.Clone
+	source, dest, meta *harness.Disk
 	size               int64
-	files              *fileTree
+	files              *harness.FileTree
 }
 
-const finishSize = 24 * mib
+const finishSize = 24 * harness.MiB
 
 // newFinishBench makes the clone of a file system, mounts it and writes to it. fault is for its daemon, "" for none.
 func newFinishBench(t *testing.T, fault string, args ...string) *finishBench {
-	m := newMachine(t)
-	m.dropLiveMaps() // what other tests have left by design: a finish leaves nothing
-	m.dropRecords()
+	m := harness.New(t)
+	m.DropLiveMaps() // what other tests have left by design: a finish leaves nothing
+	_ = os.RemoveAll(harness.RecordDir)
 	b := &finishBench{
-		source: m.nullBlk("src", nullOptions{mib: finishSize / mib}), dest: m.nullBlk("dst", nullOptions{mib: finishSize/mib + 3}),
-		meta: m.missing("meta"), size: finishSize,
+		source: m.NullBlk("src", harness.NullOptions{MiB: finishSize / harness.MiB}), dest: m.NullBlk("dst", harness.NullOptions{MiB: finishSize/harness.MiB + 3}),
+		meta: m.Missing("meta"), size: finishSize,
 	}
-	m.fillDisk(b.dest, junk)
-	b.files = m.newExt4(m.random(), b.source, 2*mib)
-	b.clone = m.newClone(b.source, b.dest, b.meta, append(args, "--dm", layerName, "--no-hydration")...)
-	program := command
+	m.FillDisk(b.dest, harness.Junk)
+	b.files = m.NewExt4(m.Random(), b.source, 2*harness.MiB)
+	b.Clone = m.NewClone(b.source, b.dest, b.meta, append(args, "--dm", harness.LayerName, "--no-hydration")...)
+	program := harness.Command
 	if fault != "" {
 		t.Setenv(finishFault, fault)
 		program = faulty
 	}
-	b.path = strings.TrimSpace(m.run(program, append([]string{"add", b.name}, b.args...)...))
+	b.Path = strings.TrimSpace(m.MustRun(program, append([]string{"add", b.Name}, b.Args...)...))
 	t.Setenv(finishFault, "")
-	m.Cleanup(func() { m.try("dmsetup", "remove", "--retry", layerName) }) // which outlives the clone
-	b.files.mount(b.path)
-	b.files.change(m.random(), 0.2)
+	m.Cleanup(func() { m.Try("dmsetup", "remove", "--retry", harness.LayerName) }) // which outlives the clone
+	b.files.Mount(b.Path)
+	b.files.Change(m.Random(), 0.2)
 	return b
 }
 
 // hydrate waits until all is in the destination.
 func (b *finishBench) hydrate() {
-	b.m.Helper()
-	b.hydrateFast()
-	b.waitHydrated()
+	b.M.Helper()
+	b.HydrateFast()
+	b.WaitHydrated()
 }
 
 // finished checks that nothing is left but the layer, which leads to the destination, with the file system that is mounted
 // on it; and that the destination alone has all of it.
 func (b *finishBench) finished() {
-	b.m.Helper()
-	b.path = ""
-	b.m.waitFor(cleanLimit, "clone and daemon to be gone", func() error {
+	b.M.Helper()
+	b.Path = ""
+	b.M.WaitFor(harness.CleanLimit, "clone and daemon to be gone", func() error {
 		if left := devicesAndDaemons(); len(left) > 0 {
 			return errors.New(strings.Join(left, ", "))
 		}
 		return nil
 	})
-	if got := b.m.under(); got != b.dest.number() {
-		b.m.Fatalf("the layer leads to %s, not to the destination", got)
+	if got := b.M.Under(); got != b.dest.Number() {
+		b.M.Fatalf("the layer leads to %s, not to the destination", got)
 	}
-	for _, path := range []string{b.meta.path, runDir + "/" + b.name + ".json"} {
+	for _, path := range []string{b.meta.Path, harness.RunDir + "/" + b.Name + ".json"} {
 		if _, err := os.Stat(path); err == nil {
-			b.m.Errorf("%s is there", path)
+			b.M.Errorf("%s is there", path)
 		}
 	}
-	if kept := b.m.keptFiles(); len(kept) > 0 {
-		b.m.Errorf("left: %v", kept)
+	if kept := b.M.KeptFiles(); len(kept) > 0 {
+		b.M.Errorf("left: %v", kept)
 	}
-	f, err := os.OpenFile(b.source.path, os.O_RDWR|os.O_EXCL, 0)
+	f, err := os.OpenFile(b.source.Path, os.O_RDWR|os.O_EXCL, 0)
 	if err != nil {
-		b.m.Errorf("the source is not free: %v", err)
+		b.M.Errorf("the source is not free: %v", err)
 	} else {
 		f.Close()
 	}
-	b.source.removed()
-	b.files.check(nil)
-	b.files.change(b.m.random(), 0.1)
-	b.files.check(nil)
-	b.files.unmount()
-	b.m.run("dmsetup", "remove", "--retry", layerName)
-	b.files.mount(b.dest.path)
-	b.files.check(nil)
-	b.files.unmount()
-	b.files.examine(b.dest.path)
-	b.m.checkTail(b.dest, b.size)
+	b.source.Removed()
+	b.files.Check(nil)
+	b.files.Change(b.M.Random(), 0.1)
+	b.files.Check(nil)
+	b.files.Unmount()
+	b.M.MustRun("dmsetup", "remove", "--retry", harness.LayerName)
+	b.files.Mount(b.dest.Path)
+	b.files.Check(nil)
+	b.files.Unmount()
+	b.files.Examine(b.dest.Path)
+	b.M.CheckTail(b.dest, b.size)
 }
 
 // TestFinish: refused as long as anything is left, or somebody has the block device itself open; then under a mounted file
 // system.
 func TestFinish(t *testing.T) {
+	runs.On(t, "7.3")
 	b := newFinishBench(t, "")
-	m := b.m
-	m.expectFailure(m.try(command, "finish", b.name), exit.Refused, "not in the destination")
+	m := b.M
+	m.ExpectFailure(m.Try(harness.Command, "finish", b.Name), exit.Refused, "not in the destination")
 	b.hydrate()
-	v := m.open(b.status().Device, os.O_RDONLY)
-	m.expectFailure(m.try(command, "finish", b.name), exit.Busy, strconv.Itoa(os.Getpid()), layerPath)
-	v.close()
-	if s := b.status(); s.State != "hydrated" || len(s.DMName) == 0 {
+	v := m.Open(b.Status().Device, os.O_RDONLY)
+	m.ExpectFailure(m.Try(harness.Command, "finish", b.Name), exit.Busy, strconv.Itoa(os.Getpid()), harness.LayerPath)
+	v.Close()
+	if s := b.Status(); s.State != "hydrated" || len(s.DMName) == 0 {
 		t.Errorf("after two that were refused: %+v", s)
 	}
-	b.files.change(m.random(), 0.2)
-	waiting := exec.Command(command, "wait", b.name, "--for", "finished", "--timeout", "60s")
+	b.files.Change(m.Random(), 0.2)
+	waiting := exec.Command(harness.Command, "wait", b.Name, "--for", "finished", "--timeout", "60s")
 	if err := waiting.Start(); err != nil {
 		t.Fatal(err)
 	}
-	m.waitFor(cleanLimit, "a command that waits", func() error {
-		if n := strings.Count(m.run("ps", "-e", "-o", "args"), "--for finished"); n == 0 {
+	m.WaitFor(harness.CleanLimit, "a command that waits", func() error {
+		if n := strings.Count(m.MustRun("ps", "-e", "-o", "args"), "--for finished"); n == 0 {
 			return errors.New("it has not begun")
 		}
 		return nil
 	})
-	if got := strings.TrimSpace(m.run(command, "finish", b.name)); got != layerPath {
+	if got := strings.TrimSpace(m.MustRun(harness.Command, "finish", b.Name)); got != harness.LayerPath {
 		t.Errorf("finish has printed %q", got)
 	}
 	if err := waiting.Wait(); err != nil {
 		t.Errorf("wait --for finished: %v", err)
 	}
-	m.expectFailure(m.try(command, "finish", b.name), exit.NoClone)
+	m.ExpectFailure(m.Try(harness.Command, "finish", b.Name), exit.NoClone)
 	b.finished()
 }
 
 // startVerify has fio write and read what it has written at random for so many seconds, in a file on the clone, with a
 // checksum in each block. wait fails the test if it has ended before.
 func (b *finishBench) startVerify(seconds int) (wait func()) {
-	b.m.Helper()
+	b.M.Helper()
 	var out bytes.Buffer
-	folder := filepath.Join(b.files.root, othersFolder)
+	folder := filepath.Join(b.files.Root, harness.OthersFolder)
 	if err := os.MkdirAll(folder, 0o755); err != nil {
-		b.m.Fatal(err)
+		b.M.Fatal(err)
 	}
 	cmd := exec.Command("fio", "--name=verify", "--filename="+filepath.Join(folder, "verify"), "--size=4m", "--direct=1", "--ioengine=libaio",
 		"--iodepth=8", "--rw=randrw", "--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--time_based",
-		fmt.Sprintf("--runtime=%d", seconds), "--randseed="+strconv.FormatUint(seed(), 10))
+		fmt.Sprintf("--runtime=%d", seconds), "--randseed="+strconv.FormatUint(harness.Seed(), 10))
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
-		b.m.Fatal(err)
+		b.M.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
@@ -162,18 +165,18 @@ func (b *finishBench) startVerify(seconds int) (wait func()) {
 		var err error
 		select {
 		case err = <-ended:
-			b.m.Errorf("fio has ended too early: %v", err)
+			b.M.Errorf("fio has ended too early: %v", err)
 		default:
-			before := b.dest.traffic().writes
+			before := b.dest.Traffic().Writes
 			err = <-ended
-			b.m.Logf("%d writes of the destination since the layer leads there", b.dest.traffic().writes-before)
+			b.M.Logf("%d writes of the destination since the layer leads there", b.dest.Traffic().Writes-before)
 		}
 		if err != nil {
-			b.m.Errorf("fio: %v\n%s", err, &out)
+			b.M.Errorf("fio: %v\n%s", err, &out)
 		}
 		for line := range strings.SplitSeq(out.String(), "\n") {
 			if strings.Contains(line, "IOPS=") {
-				b.m.Log(strings.TrimSpace(line))
+				b.M.Log(strings.TrimSpace(line))
 			}
 		}
 	}
@@ -181,11 +184,11 @@ func (b *finishBench) startVerify(seconds int) (wait func()) {
 
 // goesOn waits for so many writes of the block device.
 func (b *finishBench) goesOn(writes int64) {
-	b.m.Helper()
-	device := b.m.block(b.status().Device)
-	before := device.traffic().writes
-	b.m.waitFor(cleanLimit, "fio to write", func() error {
-		if n := device.traffic().writes - before; n < writes {
+	b.M.Helper()
+	device := b.M.Block(b.Status().Device)
+	before := device.Traffic().Writes
+	b.M.WaitFor(harness.CleanLimit, "fio to write", func() error {
+		if n := device.Traffic().Writes - before; n < writes {
 			return fmt.Errorf("%d writes", n)
 		}
 		return nil
@@ -195,21 +198,22 @@ func (b *finishBench) goesOn(writes int64) {
 // TestFinishUnderFio: behind each step that can fail before the layer leads to the destination a finish fails once, and is
 // taken back; the last one succeeds. fio goes on over all of them.
 func TestFinishUnderFio(t *testing.T) {
+	runs.On(t, "6.18")
 	b := newFinishBench(t, "fail 2 3 4")
 	b.hydrate()
 	wait := b.startVerify(30)
 	for _, step := range []string{"2", "3", "4"} {
-		b.m.expectFailure(b.m.try(command, "finish", b.name), exit.Dest, "step "+step, "as before")
-		if got := b.m.under(); got != b.m.block(b.status().Device).number() {
+		b.M.ExpectFailure(b.M.Try(harness.Command, "finish", b.Name), exit.Dest, "step "+step, "as before")
+		if got := b.M.Under(); got != b.M.Block(b.Status().Device).Number() {
 			t.Fatalf("the layer leads to %s, not to the block device", got)
 		}
 		b.goesOn(50)
-		if f, err := os.OpenFile(b.dest.path, os.O_RDWR|os.O_EXCL, 0); err == nil {
+		if f, err := os.OpenFile(b.dest.Path, os.O_RDWR|os.O_EXCL, 0); err == nil {
 			f.Close()
 			t.Error("the destination is not locked")
 		}
 	}
-	b.m.run(command, "finish", b.name)
+	b.M.MustRun(harness.Command, "finish", b.Name)
 	wait()
 	b.finished()
 }
@@ -217,28 +221,30 @@ func TestFinishUnderFio(t *testing.T) {
 // TestFinishKilled: the daemon dies behind each of the steps before the layer leads to the destination, in turn; each time the
 // clone is recovered, and can be finished.
 func TestFinishKilled(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newFinishBench(t, "die 1")
 	b.hydrate()
 	for step := 1; step <= 4; step++ {
-		b.m.expectFailure(b.m.try(command, "finish", b.name), exit.NoAnswer)
+		b.M.ExpectFailure(b.M.Try(harness.Command, "finish", b.Name), exit.NoAnswer)
 		t.Setenv(finishFault, fmt.Sprintf("die %d", step+1))
-		if got := strings.TrimSpace(b.m.run(faulty, "recover", b.name)); got != b.path {
+		if got := strings.TrimSpace(b.M.MustRun(faulty, "recover", b.Name)); got != b.Path {
 			t.Fatalf("recover has printed %q", got)
 		}
-		b.files.check(nil)
-		b.files.change(b.m.random(), 0.1)
+		b.files.Check(nil)
+		b.files.Change(b.M.Random(), 0.1)
 	}
-	b.m.run(command, "finish", b.name) // its daemon dies behind step 5, and the command does the rest
+	b.M.MustRun(harness.Command, "finish", b.Name) // its daemon dies behind step 5, and the command does the rest
 	b.finished()
 }
 
 // TestFinishKilledLater: behind the others, when there is nothing to serve any more, the command itself does the rest.
 func TestFinishKilledLater(t *testing.T) {
-	for step := 6; step <= 10; step += count(4, 1) {
+	runs.On(t, "6.18")
+	for step := 6; step <= 10; step += harness.Count(4, 1) {
 		t.Run(strconv.Itoa(step), func(t *testing.T) {
 			b := newFinishBench(t, fmt.Sprintf("die %d", step))
 			b.hydrate()
-			b.m.run(command, "finish", b.name)
+			b.M.MustRun(harness.Command, "finish", b.Name)
 			b.finished()
 		})
 	}
@@ -246,31 +252,32 @@ func TestFinishKilledLater(t *testing.T) {
 
 // TestFinishLater: the death is found by another command, later.
 func TestFinishLater(t *testing.T) {
-	for _, verb := range []string{"finish", "add", "recover", "del"}[:count(2, 4)] {
+	runs.On(t, "7.3")
+	for _, verb := range []string{"finish", "add", "recover", "del"}[:harness.Count(2, 4)] {
 		t.Run(verb, func(t *testing.T) {
 			b := newFinishBench(t, "die 5")
 			b.hydrate()
-			pid := b.status().PID
-			conn, err := net.Dial("unix", filepath.Join(runDir, b.name+".sock"))
+			pid := b.Status().PID
+			conn, err := net.Dial("unix", filepath.Join(harness.RunDir, b.Name+".sock"))
 			if err == nil {
 				_, err = conn.Write([]byte(`{"verb":"finish","wait_ms":5000}` + "\n"))
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			b.waitEnded(pid)
+			b.WaitEnded(pid)
 			conn.Close()
-			if s := b.status(); s.State != "dead" || !strings.Contains(s.Action, "finish") {
+			if s := b.Status(); s.State != "dead" || !strings.Contains(s.Action, "finish") {
 				t.Errorf("status %+v", s)
 			}
-			args := []string{verb, b.name}
+			args := []string{verb, b.Name}
 			if verb == "add" {
-				b.m.expectFailure(b.m.try(command, append(args, b.args...)...), exit.Exists, "stands alone")
+				b.M.ExpectFailure(b.M.Try(harness.Command, append(args, b.Args...)...), exit.Exists, "stands alone")
 			} else {
-				b.m.run(command, args...)
+				b.M.MustRun(harness.Command, args...)
 			}
 			if verb == "del" { // which leaves the metadata
-				if err := os.Remove(b.meta.path); err != nil {
+				if err := os.Remove(b.meta.Path); err != nil {
 					t.Error(err)
 				}
 			}
@@ -282,110 +289,114 @@ func TestFinishLater(t *testing.T) {
 // TestFinishPlain: without a layer nobody may have the block device open; the destination may be a file. With one it is to be
 // a device.
 func TestFinishPlain(t *testing.T) {
-	m := newMachine(t)
-	source, meta := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("meta", nullOptions{mib: 2})
-	files := m.newExt4(m.random(), source, 2*mib)
-	m.dir = m.ext4Folder(64)
-	dest := m.missing("dest")
-	c := m.addClone(source, dest, meta)
-	c.waitHydrated()
-	files.mount(c.path)
-	m.expectFailure(m.try(command, "finish", c.name, "--timeout", "1s"), exit.Busy, files.root)
-	files.check(nil)
-	files.unmount()
-	if out := m.run(command, "finish", c.name, "-o", "json", "--keep-metadata"); !strings.Contains(out, `"state": "finished"`) {
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	source, meta := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("meta", harness.NullOptions{MiB: 2})
+	files := m.NewExt4(m.Random(), source, 2*harness.MiB)
+	m.Dir = m.Ext4Folder(64)
+	dest := m.Missing("dest")
+	c := m.AddClone(source, dest, meta)
+	c.WaitHydrated()
+	files.Mount(c.Path)
+	m.ExpectFailure(m.Try(harness.Command, "finish", c.Name, "--timeout", "1s"), exit.Busy, files.Root)
+	files.Check(nil)
+	files.Unmount()
+	if out := m.MustRun(harness.Command, "finish", c.Name, "-o", "json", "--keep-metadata"); !strings.Contains(out, `"state": "finished"`) {
 		t.Errorf("finish has printed %s", out)
 	}
-	c.path = ""
-	m.expectFailure(m.try(command, "status", c.name), exit.NoClone)
-	c.add() // by the metadata that were kept
-	if s := c.status(); s.State != "hydrated" {
+	c.Path = ""
+	m.ExpectFailure(m.Try(harness.Command, "status", c.Name), exit.NoClone)
+	c.Add() // by the metadata that were kept
+	if s := c.Status(); s.State != "hydrated" {
 		t.Errorf("after --keep-metadata it is %s", s.State)
 	}
-	m.run(command, "finish", c.name)
-	c.path = ""
-	m.expectFailure(m.try(command, "metadata", "dump", meta.path), exit.Metadata)
-	m.expectFailure(m.try(command, append([]string{"add", c.name}, c.args...)...), exit.Refused, "ext4") // as a new clone
-	files.mount(m.loop(dest.path, sector).path)
-	files.check(nil)
-	files.unmount()
+	m.MustRun(harness.Command, "finish", c.Name)
+	c.Path = ""
+	m.ExpectFailure(m.Try(harness.Command, "metadata", "dump", meta.Path), exit.Metadata)
+	m.ExpectFailure(m.Try(harness.Command, append([]string{"add", c.Name}, c.Args...)...), exit.Refused, "ext4") // as a new clone
+	files.Mount(m.Loop(dest.Path, harness.Sector).Path)
+	files.Check(nil)
+	files.Unmount()
 }
 
 // TestFinishFileUnderLayer is refused.
 func TestFinishFileUnderLayer(t *testing.T) {
-	m := newMachine(t)
-	source := m.nullBlk("src", nullOptions{mib: 8})
-	m.fillDisk(source, original)
-	m.dir = m.ext4Folder(32)
-	c := m.addClone(source, m.missing("dest"), m.missing("meta"), "--dm", layerName)
-	c.waitHydrated()
-	m.expectFailure(m.try(command, "finish", c.name), exit.Refused, "file", "del")
-	c.del()
-	m.layerGone()
+	runs.On(t, "7.3")
+	m := harness.New(t)
+	source := m.NullBlk("src", harness.NullOptions{MiB: 8})
+	m.FillDisk(source, harness.Original)
+	m.Dir = m.Ext4Folder(32)
+	c := m.AddClone(source, m.Missing("dest"), m.Missing("meta"), "--dm", harness.LayerName)
+	c.WaitHydrated()
+	m.ExpectFailure(m.Try(harness.Command, "finish", c.Name), exit.Refused, "file", "del")
+	c.Del()
+	m.LayerGone()
 }
 
 // TestFinishStuck: a destination that does not answer keeps the layer from being suspended. After the limit it goes on as
 // before, and so do its users when the destination does.
 func TestFinishStuck(t *testing.T) {
-	m := newMachine(t)
-	source, dest := m.nullBlk("src", nullOptions{mib: 8}), m.faultyDisk("dst", 8)
-	m.fillDisk(source, original)
-	c := m.addClone(source, dest.disk, m.missing("meta"), "--dm", layerName)
-	c.waitHydrated()
-	v := m.open(c.path, os.O_RDWR)
-	dest.hold()
+	runs.On(t, "6.12")
+	m := harness.New(t)
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 8}), m.FaultyDisk("dst", 8)
+	m.FillDisk(source, harness.Original)
+	c := m.AddClone(source, dest.Disk, m.Missing("meta"), "--dm", harness.LayerName)
+	c.WaitHydrated()
+	v := m.Open(c.Path, os.O_RDWR)
+	dest.Hold()
 	done := make(chan error, 1)
-	go func() { done <- v.write(m.buffer(4096), 0) }()
-	m.waitFor(cleanLimit, "a write in flight", func() error {
-		if n := m.block("/dev/" + strings.TrimPrefix(c.status().Device, "/dev/")).writing(); n == 0 {
+	go func() { done <- v.Write(m.Buffer(4096), 0) }()
+	m.WaitFor(harness.CleanLimit, "a write in flight", func() error {
+		if n := m.Block("/dev/" + strings.TrimPrefix(c.Status().Device, "/dev/")).Writing(); n == 0 {
 			return errors.New("there is none")
 		}
 		return nil
 	})
-	m.expectFailure(m.try(command, "finish", c.name, "--timeout", "1s"), exit.Timeout, "as before")
-	if info := m.run("dmsetup", "info", layerName); !strings.Contains(info, "ACTIVE") {
+	m.ExpectFailure(m.Try(harness.Command, "finish", c.Name, "--timeout", "1s"), exit.Timeout, "as before")
+	if info := m.MustRun("dmsetup", "info", harness.LayerName); !strings.Contains(info, "ACTIVE") {
 		t.Errorf("the layer is %s", info)
 	}
-	dest.release()
-	c.noError(<-done)
-	m.run(command, "finish", c.name)
-	c.path = ""
-	c.noError(v.read(m.buffer(4096), mib))
-	v.close()
-	m.run("dmsetup", "remove", "--retry", layerName)
+	dest.Release()
+	c.NoError(<-done)
+	m.MustRun(harness.Command, "finish", c.Name)
+	c.Path = ""
+	c.NoError(v.Read(m.Buffer(4096), harness.MiB))
+	v.Close()
+	m.MustRun("dmsetup", "remove", "--retry", harness.LayerName)
 }
 
 // TestFinishRecipe is dm-clone's: without hydration, mounted and trimmed; then hydrated and handed over. With our own words,
 // and with its table and messages.
 func TestFinishRecipe(t *testing.T) {
+	runs.On(t, "7.3")
 	for _, words := range []string{"ours", "dm-clone"} {
 		t.Run(words, func(t *testing.T) {
-			m := newMachine(t)
-			const size = 32 * mib
-			source, dest, meta := m.nullBlk("src", nullOptions{mib: size / mib}), m.nullBlk("dst", nullOptions{mib: size / mib, discard: true}), m.nullBlk("meta", nullOptions{mib: 4})
-			files := m.newExt4(m.random(), source, 2*mib)
-			c := m.newClone(source, dest, meta, "--no-hydration", "--dm", layerName)
+			m := harness.New(t)
+			const size = 32 * harness.MiB
+			source, dest, meta := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB, Discard: true}), m.NullBlk("meta", harness.NullOptions{MiB: 4})
+			files := m.NewExt4(m.Random(), source, 2*harness.MiB)
+			c := m.NewClone(source, dest, meta, "--no-hydration", "--dm", harness.LayerName)
 			if words == "dm-clone" {
-				c.args = []string{"--dm", layerName, "--table", fmt.Sprintf("0 %d clone %s %s %s 8 1 no_hydration", size/sector, meta.path, dest.path, source.path)}
+				c.Args = []string{"--dm", harness.LayerName, "--table", fmt.Sprintf("0 %d clone %s %s %s 8 1 no_hydration", size/harness.Sector, meta.Path, dest.Path, source.Path)}
 			}
-			c.add()
-			files.mount(c.path)
-			m.run("fstrim", files.root)
+			c.Add()
+			files.Mount(c.Path)
+			m.MustRun("fstrim", files.Root)
 			if words == "dm-clone" {
-				m.run(command, "message", c.name, "0", "enable_hydration")
+				m.MustRun(harness.Command, "message", c.Name, "0", "enable_hydration")
 			} else {
-				m.run(command, "resume", c.name)
+				m.MustRun(harness.Command, "resume", c.Name)
 			}
-			s := c.waitHydrated()
+			s := c.WaitHydrated()
 			if s.Bytes.Discarded < size/4 {
 				t.Errorf("%d bytes were discarded", s.Bytes.Discarded)
 			}
-			m.run(command, "finish", c.name)
-			c.path = ""
-			files.check(nil)
-			files.unmount()
-			m.run("dmsetup", "remove", "--retry", layerName)
-			files.examine(dest.path)
+			m.MustRun(harness.Command, "finish", c.Name)
+			c.Path = ""
+			files.Check(nil)
+			files.Unmount()
+			m.MustRun("dmsetup", "remove", "--retry", harness.LayerName)
+			files.Examine(dest.Path)
 		})
 	}
 }

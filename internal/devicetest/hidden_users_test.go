@@ -11,25 +11,27 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Users of the block device that no descriptor in /proc tells of. Each begins to use the device and returns how to stop.
-var hiddenUsers = map[string]func(m *machine, path string) (release func()){
-	"a target of the kernel": func(m *machine, path string) func() {
-		m.run("modprobe", "nvmet")
+var hiddenUsers = map[string]func(m *harness.Machine, path string) (release func()){
+	"a target of the kernel": func(m *harness.Machine, path string) func() {
+		m.MustRun("modprobe", "nvmet")
 		subsystem := "/sys/kernel/config/nvmet/subsystems/hidden"
 		namespace := subsystem + "/namespaces/1"
-		m.run("mkdir", subsystem)
-		m.run("mkdir", namespace)
-		m.writeFile(namespace+"/device_path", path)
-		m.writeFile(namespace+"/enable", "1")
+		m.MustRun("mkdir", subsystem)
+		m.MustRun("mkdir", namespace)
+		m.WriteFile(namespace+"/device_path", path)
+		m.WriteFile(namespace+"/enable", "1")
 		return func() {
-			m.writeFile(namespace+"/enable", "0")
-			m.run("rmdir", namespace, subsystem)
+			m.WriteFile(namespace+"/enable", "0")
+			m.MustRun("rmdir", namespace, subsystem)
 		}
 	},
-	"a descriptor in a socket": func(m *machine, path string) func() {
+	"a descriptor in a socket": func(m *harness.Machine, path string) func() {
 		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			m.Fatal(err)
@@ -43,7 +45,7 @@ var hiddenUsers = map[string]func(m *machine, path string) (release func()){
 		}
 		return func() { unix.Close(pair[0]); unix.Close(pair[1]) }
 	},
-	"a mapping": func(m *machine, path string) func() {
+	"a mapping": func(m *harness.Machine, path string) func() {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			m.Fatal(err)
@@ -54,14 +56,14 @@ var hiddenUsers = map[string]func(m *machine, path string) (release func()){
 		}
 		return func() { _ = unix.Munmap(mapped) }
 	},
-	"a mount that is nowhere": func(m *machine, path string) func() {
+	"a mount that is nowhere": func(m *harness.Machine, path string) func() {
 		place := m.TempDir()
-		m.run("mount", "-o", "ro,noload", path, place)
+		m.MustRun("mount", "-o", "ro,noload", path, place)
 		tree, err := unix.OpenTree(unix.AT_FDCWD, place, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		if err != nil {
 			m.Fatal(err)
 		}
-		m.run("umount", place)
+		m.MustRun("umount", place)
 		return func() { unix.Close(tree) }
 	},
 }
@@ -69,54 +71,55 @@ var hiddenUsers = map[string]func(m *machine, path string) (release func()){
 // TestHiddenUsers: no device is taken from whoever uses it without a descriptor, its daemon alive or dead; with
 // --force it is.
 func TestHiddenUsers(t *testing.T) {
+	runs.On(t, "6.12", "7.3")
 	c, _ := smallClone(t, "--no-hydration")
-	m := c.m
+	m := c.M
 	refused := func(what string, commands ...[]string) {
 		t.Helper()
-		release := hiddenUsers[what](m, c.path)
+		release := hiddenUsers[what](m, c.Path)
 		for _, args := range commands {
 			t.Log(what, args)
-			m.expectFailure(m.try(command, args...), exit.Busy)
+			m.ExpectFailure(m.Try(harness.Command, args...), exit.Busy)
 		}
-		if s := c.status(); s.Device != c.path {
+		if s := c.Status(); s.Device != c.Path {
 			t.Errorf("%s: status %+v", what, s)
 		}
-		if _, err := os.Stat(c.path); err != nil {
+		if _, err := os.Stat(c.Path); err != nil {
 			t.Fatalf("%s: the device is gone: %v", what, err)
 		}
 		release()
 	}
 	for what := range hiddenUsers {
-		refused(what, []string{"del", c.name})
+		refused(what, []string{"del", c.Name})
 	}
-	c.end(syscall.SIGKILL)
+	c.End(syscall.SIGKILL)
 	for _, what := range []string{"a descriptor in a socket", "a mount that is nowhere"} {
 		if what == "a mount that is nowhere" { // it cannot be mounted while nobody serves
-			c.recover()
-			release := hiddenUsers[what](m, c.path)
-			c.end(syscall.SIGKILL)
-			m.expectFailure(m.try(command, "del", c.name), exit.Busy)
-			c.recover()
+			c.Recover()
+			release := hiddenUsers[what](m, c.Path)
+			c.End(syscall.SIGKILL)
+			m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.Busy)
+			c.Recover()
 			release()
 			continue
 		}
-		refused(what, []string{"del", c.name}, []string{"prune"})
+		refused(what, []string{"del", c.Name}, []string{"prune"})
 	}
 	for _, alive := range []bool{true, false} {
 		if !alive {
-			c.add()
-			c.end(syscall.SIGKILL)
+			c.Add()
+			c.End(syscall.SIGKILL)
 		}
-		release := hiddenUsers["a descriptor in a socket"](m, c.path)
-		o := m.try(command, "del", c.name, "--force")
+		release := hiddenUsers["a descriptor in a socket"](m, c.Path)
+		o := m.Try(harness.Command, "del", c.Name, "--force")
 		release()
-		m.must(o, command, "del", "--force")
-		c.path = ""
+		m.Must(o, harness.Command, "del", "--force")
+		c.Path = ""
 	}
 
-	c.add()
-	c.del() // nobody is left, and none is made up
-	if log, err := os.Stat(filepath.Join(runDir, c.name+".log")); err == nil {
+	c.Add()
+	c.Del() // nobody is left, and none is made up
+	if log, err := os.Stat(filepath.Join(harness.RunDir, c.Name+".log")); err == nil {
 		t.Errorf("left: %s", log.Name())
 	}
 }

@@ -15,11 +15,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // burdened runs the command from a shell that has twenty descriptors open, one of them a lock's and one the device's, and
 // another umask, limits, signals, nice value, CPU and environment than a daemon is to have.
-func (m *machine) burdened(folder, device string, args ...string) {
+func burdened(m *harness.Machine, folder, device string, args ...string) {
 	m.Helper()
 	script := `cd "$1"; device=$2; shift 2
 exec 27< <(exec sleep 1000 >/dev/null 2>&1)
@@ -35,7 +38,7 @@ exec nice -n 7 taskset 1 "$@"`
 		var set unix.Sigset_t
 		set.Val[0] = 1<<(syscall.SIGUSR2-1) | 1<<(syscall.SIGURG-1) | 1<<(syscall.SIGTERM-1)
 		_ = unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil)
-		cmd := exec.Command("bash", append([]string{"-c", script, "bash", folder, device, command}, args...)...)
+		cmd := exec.Command("bash", append([]string{"-c", script, "bash", folder, device, harness.Command}, args...)...)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			err = fmt.Errorf("%w: %s", err, out)
@@ -48,8 +51,8 @@ exec nice -n 7 taskset 1 "$@"`
 }
 
 // procField is a line of a file of /proc that begins so.
-func procField(m *machine, path, name string) string {
-	for line := range strings.Lines(m.readFile(path)) {
+func procField(m *harness.Machine, path, name string) string {
+	for line := range strings.Lines(m.ReadFile(path)) {
 		if rest, ok := strings.CutPrefix(line, name); ok {
 			return strings.Join(strings.Fields(rest), " ")
 		}
@@ -58,7 +61,7 @@ func procField(m *machine, path, name string) string {
 }
 
 // freeOfBurden looks at what a daemon has.
-func (m *machine) freeOfBurden(what string, pid int, folder string) {
+func freeOfBurden(m *harness.Machine, what string, pid int, folder string) {
 	m.Helper()
 	proc := filepath.Join("/proc", strconv.Itoa(pid))
 	fds, _ := filepath.Glob(proc + "/fd/*")
@@ -95,7 +98,7 @@ func (m *machine) freeOfBurden(what string, pid int, folder string) {
 		}
 	}
 	for _, v := range []string{"BURDEN", "GOGC", "LD_LIBRARY_PATH"} {
-		if strings.Contains("\x00"+m.readFile(proc+"/environ"), "\x00"+v+"=") {
+		if strings.Contains("\x00"+m.ReadFile(proc+"/environ"), "\x00"+v+"=") {
 			m.Errorf("%s: %s is in its environment", what, v)
 		}
 	}
@@ -105,42 +108,43 @@ func (m *machine) freeOfBurden(what string, pid int, folder string) {
 	if cwd, _ := os.Readlink(proc + "/cwd"); cwd != "/" {
 		m.Errorf("%s: it is in %s", what, cwd)
 	}
-	if o := m.try("flock", "-n", filepath.Join(folder, "lock"), "true"); o.code != 0 {
+	if o := m.Try("flock", "-n", filepath.Join(folder, "lock"), "true"); o.Code != 0 {
 		m.Errorf("%s: the lock is held", what)
 	}
 }
 
 // TestNothingInherited: a daemon has nothing of the shell that has started it.
 func TestNothingInherited(t *testing.T) {
+	runs.On(t, "6.12")
 	c, _ := smallClone(t, "--no-hydration")
-	m := c.m
+	m := c.M
 	folder := m.TempDir()
-	c.del()
-	m.burdened(folder, "", append([]string{"add", c.name}, c.args...)...)
-	s := c.status()
-	c.path = s.Device
-	m.freeOfBurden("add", s.PID, folder)
-	c.end(syscall.SIGKILL)
-	m.burdened(folder, c.path, "recover", c.name)
-	m.freeOfBurden("recover", c.status().PID, folder)
-	m.burdened(folder, c.path, "restart", c.name)
-	m.freeOfBurden("restart", c.status().PID, folder)
-	c.del() // nobody has it open
+	c.Del()
+	burdened(m, folder, "", append([]string{"add", c.Name}, c.Args...)...)
+	s := c.Status()
+	c.Path = s.Device
+	freeOfBurden(m, "add", s.PID, folder)
+	c.End(syscall.SIGKILL)
+	burdened(m, folder, c.Path, "recover", c.Name)
+	freeOfBurden(m, "recover", c.Status().PID, folder)
+	burdened(m, folder, c.Path, "restart", c.Name)
+	freeOfBurden(m, "restart", c.Status().PID, folder)
+	c.Del() // nobody has it open
 
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		m.burdened(folder, "", append([]string{"add", c.name, "--foreground"}, c.args...)...)
+		burdened(m, folder, "", append([]string{"add", c.Name, "--foreground"}, c.Args...)...)
 	}()
-	m.waitFor(cleanLimit, "the clone in the foreground", func() error {
-		if o := m.try(command, "status", c.name, "-o", "dm"); o.code != 0 {
+	m.WaitFor(harness.CleanLimit, "the clone in the foreground", func() error {
+		if o := m.Try(harness.Command, "status", c.Name, "-o", "dm"); o.Code != 0 {
 			return os.ErrNotExist
 		}
 		return nil
 	})
-	s = c.status()
-	c.path = s.Device
-	m.freeOfBurden("add --foreground", s.PID, folder)
-	c.del()
+	s = c.Status()
+	c.Path = s.Device
+	freeOfBurden(m, "add --foreground", s.PID, folder)
+	c.Del()
 	<-ended
 }

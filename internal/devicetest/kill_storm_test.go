@@ -17,21 +17,23 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // What is killed leaves nothing for ever: after it the documented commands alone bring the clone up, with every
 // acknowledged byte, or remove every trace of it.
 
 // stormSize is the clone's: what is tried is how it comes and goes.
-const stormSize = 2 * mib
+const stormSize = 2 * harness.MiB
 
 // storm is a clone of files that are made by add, over and over.
 type storm struct {
-	*clone
+	*harness.Clone
 	rng        *rand.Rand
-	model      *model
-	dest, meta *disk
+	model      *harness.Model
+	dest, meta *harness.Disk
 	generation int
 	took       map[string]time.Duration // by what command, when nobody killed it
 	kills      map[string]int
@@ -39,41 +41,41 @@ type storm struct {
 
 // newStorm makes the source. Destination and metadata are missing.
 func newStorm(t *testing.T) *storm {
-	m := newMachine(t)
-	m.dropLiveMaps()
-	m.dropRecords()
-	rng := m.random()
-	source := m.nullBlk("src", nullOptions{mib: stormSize / mib})
-	m.fillDisk(source, original)
+	m := harness.New(t)
+	m.DropLiveMaps()
+	_ = os.RemoveAll(harness.RecordDir)
+	rng := m.Random()
+	source := m.NullBlk("src", harness.NullOptions{MiB: stormSize / harness.MiB})
+	m.FillDisk(source, harness.Original)
 	s := &storm{rng: rng, took: map[string]time.Duration{}, kills: map[string]int{}}
-	s.dest, s.meta = &disk{m: m, size: stormSize}, &disk{m: m}
-	folder := m.ext4Folder(64)
-	s.dest.path, s.meta.path = filepath.Join(folder, "dest"), filepath.Join(folder, "meta")
-	s.clone = m.newClone(source, s.dest, s.meta, "--no-hydration")
+	s.dest, s.meta = &harness.Disk{M: m, Size: stormSize}, &harness.Disk{M: m}
+	folder := m.Ext4Folder(64)
+	s.dest.Path, s.meta.Path = filepath.Join(folder, "dest"), filepath.Join(folder, "meta")
+	s.Clone = m.NewClone(source, s.dest, s.meta, "--no-hydration")
 	s.anew()
 	return s
 }
 
 // anew gives up the files of the clone, which is gone.
 func (s *storm) anew() {
-	s.m.Helper()
-	for _, path := range []string{s.dest.path, s.meta.path} {
+	s.M.Helper()
+	for _, path := range []string{s.dest.Path, s.meta.Path} {
 		if err := os.RemoveAll(path); err != nil {
-			s.m.Fatal(err)
+			s.M.Fatal(err)
 		}
 	}
-	s.model = newModel(stormSize, 4*kib)
-	s.path = ""
+	s.model = harness.NewModel(stormSize, 4*harness.KiB)
+	s.Path = ""
 	s.generation++
 }
 
 // patiently runs a documented command. While another command or a dying daemon is with the clone it is busy: who sees that
 // tries again.
-func (s *storm) patiently(args ...string) outcome {
-	s.m.Helper()
-	for deadline := time.Now().Add(standLimit); ; time.Sleep(100 * time.Millisecond) {
-		o := s.m.try(command, args...)
-		if o.code != exit.Busy || time.Now().After(deadline) {
+func (s *storm) patiently(args ...string) harness.Outcome {
+	s.M.Helper()
+	for deadline := time.Now().Add(harness.StandLimit); ; time.Sleep(100 * time.Millisecond) {
+		o := s.M.Try(harness.Command, args...)
+		if o.Code != exit.Busy || time.Now().After(deadline) {
 			return o
 		}
 	}
@@ -81,25 +83,25 @@ func (s *storm) patiently(args ...string) outcome {
 
 // bringUp is the same add, and looks at every sector.
 func (s *storm) bringUp() {
-	s.m.Helper()
-	args := append([]string{"add", s.name}, s.args...)
-	out := s.m.must(s.patiently(args...), command, args...)
-	s.path, _, _ = strings.Cut(strings.TrimSpace(out), " ")
+	s.M.Helper()
+	args := append([]string{"add", s.Name}, s.Args...)
+	out := s.M.Must(s.patiently(args...), harness.Command, args...)
+	s.Path, _, _ = strings.Cut(strings.TrimSpace(out), " ")
 	s.check()
 }
 
 // check looks at what is there of a clone that is up: its bytes, one device, one map, and nothing of those before it.
 func (s *storm) check() {
-	s.m.Helper()
-	s.model.check(s.m, s.path)
-	s.m.waitFor(cleanLimit, "one device, one live map and one clone's files", func() error {
+	s.M.Helper()
+	s.model.Check(s.M, s.Path)
+	s.M.WaitFor(harness.CleanLimit, "one device, one live map and one clone's files", func() error {
 		devices, _ := filepath.Glob("/dev/ublk[bc][0-9]*")
-		files, _ := filepath.Glob(runDir + "/*")
-		if kept, _ := filepath.Glob(liveMaps + "/*.map*"); len(devices) != 2 || len(kept) != 1 || len(daemons()) != 1 {
-			return fmt.Errorf("%v, %v, processes %v", devices, kept, daemons())
+		files, _ := filepath.Glob(harness.RunDir + "/*")
+		if kept, _ := filepath.Glob(harness.LiveMaps + "/*.map*"); len(devices) != 2 || len(kept) != 1 || len(harness.Daemons()) != 1 {
+			return fmt.Errorf("%v, %v, processes %v", devices, kept, harness.Daemons())
 		}
 		for _, path := range files {
-			if base := filepath.Base(path); !strings.HasPrefix(base, s.name+".") && !strings.HasSuffix(base, ".udev") || strings.HasSuffix(base, ".new") {
+			if base := filepath.Base(path); !strings.HasPrefix(base, s.Name+".") && !strings.HasSuffix(base, ".udev") || strings.HasSuffix(base, ".new") {
 				return fmt.Errorf("%s is there", path)
 			}
 		}
@@ -109,22 +111,22 @@ func (s *storm) check() {
 
 // removeAll has the commands remove every trace of the clone.
 func (s *storm) removeAll() {
-	s.m.Helper()
-	if o := s.patiently("del", s.name); o.code != 0 && o.code != exit.NoClone {
-		s.m.Fatalf("del: exit status %d: %s", o.code, o.stderr)
+	s.M.Helper()
+	if o := s.patiently("del", s.Name); o.Code != 0 && o.Code != exit.NoClone {
+		s.M.Fatalf("del: exit status %d: %s", o.Code, o.Stderr)
 	}
-	s.m.run(command, "prune", "--force")
+	s.M.MustRun(harness.Command, "prune", "--force")
 	s.nothingLeft()
 	s.anew()
 }
 
 // nothingLeft looks for devices, processes, live maps and files: begun definitions, locks, sockets, logs.
 func (s *storm) nothingLeft() {
-	s.m.Helper()
-	s.m.waitFor(cleanLimit, "all traces to go", func() error {
+	s.M.Helper()
+	s.M.WaitFor(harness.CleanLimit, "all traces to go", func() error {
 		left := devicesAndDaemons()
-		kept, _ := filepath.Glob(liveMaps + "/*")
-		begun, _ := filepath.Glob(s.dest.path + "?*")
+		kept, _ := filepath.Glob(harness.LiveMaps + "/*")
+		begun, _ := filepath.Glob(s.dest.Path + "?*")
 		if left = append(append(left, kept...), begun...); len(left) > 0 {
 			return errors.New(strings.Join(left, ", "))
 		}
@@ -135,38 +137,39 @@ func (s *storm) nothingLeft() {
 // TestAddKilledAtEachStep kills the daemon of an add behind each of its steps: then prune leaves nothing that is of no use,
 // and the same add goes on, or prune --force removes all.
 func TestAddKilledAtEachStep(t *testing.T) {
+	runs.On(t, "6.12", "7.3")
 	s := newStorm(t)
 	step := 1
-	for ; ; step += count(3, 1) {
+	for ; ; step += harness.Count(3, 1) {
 		for round := range 2 {
-			if count(0, 1) == 0 && (step/3+round)%2 == 0 {
+			if harness.Count(0, 1) == 0 && (step/3+round)%2 == 0 {
 				continue // one of them, in a short run
 			}
 			t.Setenv(faultEnv, "die "+strconv.Itoa(step))
-			o := s.m.try(faulty, append([]string{"add", s.name}, s.args...)...)
+			o := s.M.Try(faulty, append([]string{"add", s.Name}, s.Args...)...)
 			t.Setenv(faultEnv, "")
-			if o.code == 0 {
+			if o.Code == 0 {
 				if step < 15 {
 					t.Errorf("a start has more than %d steps", step-1)
 				}
 				t.Logf("%d steps", step-1)
-				s.path = "up"
+				s.Path = "up"
 				s.removeAll()
 				return
 			}
-			if left, _ := filepath.Glob(s.dest.path + "*"); len(left) > 1 || len(left) == 1 && s.m.size(left[0]) != stormSize {
+			if left, _ := filepath.Glob(s.dest.Path + "*"); len(left) > 1 || len(left) == 1 && size(s.M, left[0]) != stormSize {
 				t.Fatalf("killed behind step %d it leaves %v", step, left)
 			}
 			if round == 1 {
 				s.removeAll()
 				continue
 			}
-			s.m.run(command, "prune")
+			s.M.MustRun(harness.Command, "prune")
 			if left := devicesAndDaemons(); len(left) > 0 {
 				t.Fatalf("killed behind step %d, pruned, there is %v", step, left)
 			}
 			s.bringUp()
-			s.m.run(command, "del", s.name)
+			s.M.MustRun(harness.Command, "del", s.Name)
 			s.nothingLeft()
 			s.anew()
 		}
@@ -174,7 +177,7 @@ func TestAddKilledAtEachStep(t *testing.T) {
 }
 
 // size of a file.
-func (m *machine) size(path string) int64 {
+func size(m *harness.Machine, path string) int64 {
 	m.Helper()
 	info, err := os.Stat(path)
 	if err != nil {
@@ -186,8 +189,9 @@ func (m *machine) size(path string) int64 {
 // TestKillStorm kills add, finish, restart and del at random moments: the command, its daemons, or all of them. SEED says
 // which; with other seeds several guests share a count, and KILLS is this one's.
 func TestKillStorm(t *testing.T) {
+	runs.On(t, "7.3", runs.FourSeedsInFull)
 	s := newStorm(t)
-	kills := count(8, 500)
+	kills := harness.Count(8, 500)
 	if n, err := strconv.Atoi(os.Getenv("KILLS")); err == nil {
 		kills = n
 	}
@@ -212,24 +216,24 @@ func (s *storm) killed() (n int) {
 
 // round writes to the clone, kills one command and sees what the documented ones make of what is left.
 func (s *storm) round() {
-	s.m.Helper()
+	s.M.Helper()
 	verb := "add"
-	if s.path != "" {
+	if s.Path != "" {
 		s.write()
 		verb = []string{"finish", "restart", "del"}[s.rng.IntN(3)]
 	}
 	if verb == "finish" {
-		s.hydrateFast()
-		s.waitHydrated()
+		s.HydrateFast()
+		s.WaitHydrated()
 	}
-	s.m.Logf("%s", verb)
+	s.M.Logf("%s", verb)
 	finished := s.kill(verb)
 	if verb == "finish" {
 		finished = s.finishAgain() || finished
 	}
 	if finished {
 		s.nothingLeft()
-		s.model.check(s.m, s.dest.path)
+		s.model.Check(s.M, s.dest.Path)
 		s.anew()
 		return
 	}
@@ -242,14 +246,14 @@ func (s *storm) round() {
 
 // write writes here and there; nobody need flush it.
 func (s *storm) write() {
-	s.m.Helper()
-	v, buf := s.m.open(s.path, os.O_RDWR), s.m.buffer(8*int(kib))
-	defer v.close()
+	s.M.Helper()
+	v, buf := s.M.Open(s.Path, os.O_RDWR), s.M.Buffer(8*int(harness.KiB))
+	defer v.Close()
 	for range 1 + s.rng.IntN(8) {
-		length := sector * (1 + s.rng.Int64N(16))
-		off := sector * s.rng.Int64N((stormSize-length)/sector)
-		if err := s.model.write(v, buf[:length], off, false); err != nil {
-			s.m.Fatal(err)
+		length := harness.Sector * (1 + s.rng.Int64N(16))
+		off := harness.Sector * s.rng.Int64N((stormSize-length)/harness.Sector)
+		if err := s.model.Write(v, buf[:length], off, false); err != nil {
+			s.M.Fatal(err)
 		}
 	}
 }
@@ -257,21 +261,21 @@ func (s *storm) write() {
 // kill runs a command and kills at a random moment of it the command, or all daemons, or both. finished says that it was a
 // finish that came to its end.
 func (s *storm) kill(verb string) (finished bool) {
-	s.m.Helper()
-	args := []string{verb, s.name}
+	s.M.Helper()
+	args := []string{verb, s.Name}
 	if verb == "add" {
-		args = append(args, s.args...)
+		args = append(args, s.Args...)
 	}
-	cmd := exec.Command(command, args...)
+	cmd := exec.Command(harness.Command, args...)
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
-		s.m.Fatal(err)
+		s.M.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	limit := s.took[verb] + s.took[verb]/5
 	if limit == 0 {
-		limit = standLimit
+		limit = harness.StandLimit
 	}
 	select {
 	case err := <-ended:
@@ -293,18 +297,18 @@ func (s *storm) kill(verb string) (finished bool) {
 	case err := <-ended:
 		s.settle()
 		return verb == "finish" && err == nil
-	case <-time.After(standLimit):
-		s.m.Fatalf("%s does not end after the death of %v", verb, victims)
+	case <-time.After(harness.StandLimit):
+		s.M.Fatalf("%s does not end after the death of %v", verb, victims)
 	}
 	return false
 }
 
 // settle waits for a daemon that was not killed to come to where it was going: up, or to its end.
 func (s *storm) settle() {
-	s.m.Helper()
-	s.m.waitFor(standLimit, "the daemon to be up or gone", func() error {
-		pids := daemons()
-		if st := s.askedStatus(); len(pids) == 0 || st != nil && len(pids) == 1 && slices.Contains([]string{"paused", "hydrating", "hydrated"}, st.State) {
+	s.M.Helper()
+	s.M.WaitFor(harness.StandLimit, "the daemon to be up or gone", func() error {
+		pids := harness.Daemons()
+		if st := s.AskedStatus(); len(pids) == 0 || st != nil && len(pids) == 1 && slices.Contains([]string{"paused", "hydrating", "hydrated"}, st.State) {
 			return nil
 		}
 		return fmt.Errorf("processes %v", pids)
@@ -316,12 +320,12 @@ func (s *storm) settle() {
 // (docs/data-safety.md).
 func (s *storm) mayWedge() bool {
 	nodes, _ := filepath.Glob("/dev/ublkc[0-9]*")
-	return len(nodes) > 0 && strings.HasPrefix(s.m.release(), "6.")
+	return len(nodes) > 0 && strings.HasPrefix(s.M.Release(), "6.")
 }
 
 // victims are the command, all others, or all.
 func (s *storm) victims(self int) []int {
-	all := daemons()
+	all := harness.Daemons()
 	switch s.rng.IntN(3) {
 	case 0:
 		return all
@@ -334,15 +338,15 @@ func (s *storm) victims(self int) []int {
 // finishAgain says whether a finish that was killed is done when it is asked for again. If its daemon died before there was
 // no way back, the clone is there.
 func (s *storm) finishAgain() bool {
-	s.m.Helper()
-	switch o := s.patiently("finish", s.name); o.code {
+	s.M.Helper()
+	switch o := s.patiently("finish", s.Name); o.Code {
 	case 0:
 		return true
 	case exit.NoClone:
-		_, err := os.Stat(s.meta.path)
+		_, err := os.Stat(s.meta.Path)
 		return errors.Is(err, os.ErrNotExist)
 	default:
-		s.m.Logf("finish again: exit status %d: %s", o.code, o.stderr)
+		s.M.Logf("finish again: exit status %d: %s", o.Code, o.Stderr)
 		return false
 	}
 }

@@ -14,10 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The late write (I7): what a daemon had in flight when it died lands after the next one has begun, unless that
@@ -35,118 +35,104 @@ const (
 
 // slowGroup is a cgroup whose members may be kept from writing to devices.
 type slowGroup struct {
-	m      *machine
+	m      *harness.Machine
 	folder string
 }
 
-// mountGroups mounts the cgroups (Documentation/admin-guide/cgroup-v2.rst) and returns where.
-func (m *machine) mountGroups() string {
+func newSlowGroup(m *harness.Machine) *slowGroup {
 	m.Helper()
-	root := filepath.Join(m.dir, "cgroup")
-	if err := os.Mkdir(root, 0o755); err != nil {
-		m.Fatal(err)
-	}
-	if err := unix.Mount("cgroup", root, "cgroup2", 0, ""); err != nil {
-		m.Fatalf("mount cgroup2: %v", err)
-	}
-	m.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) }) // the guest ends soon
-	return root
-}
-
-func (m *machine) slowGroup() *slowGroup {
-	m.Helper()
-	root := m.mountGroups()
-	m.writeFile(filepath.Join(root, "cgroup.subtree_control"), "+io")
+	root := m.MountGroups()
+	m.WriteFile(filepath.Join(root, "cgroup.subtree_control"), "+io")
 	g := &slowGroup{m: m, folder: filepath.Join(root, "slow")}
 	if err := os.Mkdir(g.folder, 0o755); err != nil {
 		m.Fatal(err)
 	}
-	m.Cleanup(func() { _ = os.Remove(g.folder) }) // it stays while a process of it is not quite dead
+	m.Cleanup(func() { _ = os.Remove(g.folder) })
 	return g
 }
 
 // hold keeps back what the process writes to d from now on, until release.
-func (g *slowGroup) hold(pid int, d *disk) {
+func (g *slowGroup) hold(pid int, d *harness.Disk) {
 	g.m.Helper()
 	g.limit(d, "2") // the least that there is
 	g.m.Cleanup(func() { g.release(d) })
-	g.m.writeFile(filepath.Join(g.folder, "cgroup.procs"), fmt.Sprint(pid))
+	g.m.WriteFile(filepath.Join(g.folder, "cgroup.procs"), fmt.Sprint(pid))
 }
 
 // release lets go what was held, also of a process that is dead.
-func (g *slowGroup) release(d *disk) {
+func (g *slowGroup) release(d *harness.Disk) {
 	g.m.Helper()
 	g.limit(d, "max")
 }
 
 // limit sets the most bytes that may be written in a second.
-func (g *slowGroup) limit(d *disk, bytes string) {
+func (g *slowGroup) limit(d *harness.Disk, bytes string) {
 	g.m.Helper()
-	number := strings.TrimSpace(g.m.readFile(filepath.Join("/sys/block", d.name, "dev")))
-	g.m.writeFile(filepath.Join(g.folder, "io.max"), number+" wbps="+bytes)
+	number := strings.TrimSpace(g.m.ReadFile(filepath.Join("/sys/block", d.Name, "dev")))
+	g.m.WriteFile(filepath.Join(g.folder, "io.max"), number+" wbps="+bytes)
 }
 
 // delayed is a device whose writes take so many milliseconds; reads and flushes take none.
-func (m *machine) delayed(name string, under *disk, ms int) *disk {
+func delayed(m *harness.Machine, name string, under *harness.Disk, ms int) *harness.Disk {
 	m.Helper()
-	return m.mapper(name, fmt.Sprintf("0 %d delay %[2]s 0 0 %[2]s 0 %[3]d %[2]s 0 0", under.size/sector, under.path, ms))
+	return m.Mapper(name, fmt.Sprintf("0 %d delay %[2]s 0 0 %[2]s 0 %[3]d %[2]s 0 0", under.Size/harness.Sector, under.Path, ms))
 }
 
 // lateDisk is a device with late writes.
 type lateDisk struct {
-	*disk
-	under *disk
+	*harness.Disk
+	under *harness.Disk
 }
 
-func (m *machine) lateDisk(role string, mib int64, ms int) lateDisk {
+func newLateDisk(m *harness.Machine, role string, mib int64, ms int) lateDisk {
 	m.Helper()
-	under := m.nullBlk(role, nullOptions{mib: mib})
-	return lateDisk{m.delayed("late"+role, under, ms), under}
+	under := m.NullBlk(role, harness.NullOptions{MiB: mib})
+	return lateDisk{delayed(m, "late"+role, under, ms), under}
 }
 
 // lateBench is a clone that is hydrated slowly, so that copies are in flight at any time.
 type lateBench struct {
-	*clone
-	model          *model
+	*harness.Clone
+	model          *harness.Model
 	slow           *slowGroup
 	dest, metadata lateDisk
-	v              *volume
+	v              *harness.Volume
 	buffers        [lateWriters][]byte
 }
 
 const (
-	lateRegion  = 16 * kib
+	lateRegion  = 16 * harness.KiB
 	lateWriters = 8 // half of them where the hydrator is at work
 )
 
 func newLateBench(t *testing.T) *lateBench {
-	m := newMachine(t)
-	m.run("modprobe", "dm-delay")
-	const size = 64 * mib
-	b := &lateBench{model: newModel(size, lateRegion), slow: m.slowGroup()}
-	source := m.nullBlk("src", nullOptions{mib: size / mib})
-	b.dest, b.metadata = m.lateDisk("dst", size/mib, destDelay), m.lateDisk("meta", 1, metadataDelay)
-	m.fillDisk(source, original)
-	m.fillDisk(b.dest.under, junk)
+	m := harness.New(t)
+	m.MustRun("modprobe", "dm-delay")
+	const size = 64 * harness.MiB
+	b := &lateBench{model: harness.NewModel(size, lateRegion), slow: newSlowGroup(m)}
+	source := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB})
+	b.dest, b.metadata = newLateDisk(m, "dst", size/harness.MiB, destDelay), newLateDisk(m, "meta", 1, metadataDelay)
+	m.FillDisk(source, harness.Original)
+	m.FillDisk(b.dest.under, harness.Junk)
 	for i := range b.buffers { // before the clone: a writer may hang on to it
-		b.buffers[i] = m.buffer(4096)
+		b.buffers[i] = m.Buffer(4096)
 	}
-	b.clone = m.addClone(source, b.dest.disk, b.metadata.disk, "--region-size", kibText(lateRegion),
+	b.Clone = m.AddClone(source, b.dest.Disk, b.metadata.Disk, "--region-size", harness.KiBText(lateRegion),
 		"--no-hydration", "--rate", "32KiB/s", "--read-through=off") // fifty rounds do not complete it, however slow the machine
-	b.v = m.open(b.path, os.O_RDWR)
+	b.v = m.Open(b.Path, os.O_RDWR)
 	return b
 }
 
 // places are where the writers of a round write: in regions of their own, half of them the next to be copied.
 func (b *lateBench) places(rng *rand.Rand) []int64 {
-	b.m.Helper()
-	durable := b.m.durableMap(b.metadata.disk)
-	regions, seen := b.model.size/lateRegion, map[int64]bool{}
+	b.M.Helper()
+	durable := durableMap(b.M, b.metadata.Disk)
+	regions, seen := b.model.Size/lateRegion, map[int64]bool{}
 	var places []int64
 	take := func(region int64) {
 		if !seen[region] {
 			seen[region] = true
-			places = append(places, region*lateRegion+rng.Int64N(lateRegion/sector-8)*sector)
+			places = append(places, region*lateRegion+rng.Int64N(lateRegion/harness.Sector-8)*harness.Sector)
 		}
 	}
 	for r := int64(0); r < regions && len(places) < lateWriters/2; r++ {
@@ -162,30 +148,30 @@ func (b *lateBench) places(rng *rand.Rand) []int64 {
 
 // round is a death with writes in flight of the destination, the metadata or both, and all that follows.
 func (b *lateBench) round(rng *rand.Rand, late ...lateDisk) {
-	b.m.Helper()
+	b.M.Helper()
 	places := b.places(rng)
 	b.write(rng) // something to commit
-	pid := b.status().PID
-	b.message("enable_hydration")
+	pid := b.Status().PID
+	b.Message("enable_hydration")
 	for _, d := range late {
 		b.slow.hold(pid, d.under)
 	}
 	served := make(chan struct{})
 	wait := b.start(places, served)
 	for _, d := range late {
-		b.m.waitFor(hydrateLimit, "writes in flight of "+d.path, func() error { return d.busier(b.expected(d)) })
+		b.M.WaitFor(harness.HydrateLimit, "writes in flight of "+d.Path, func() error { return d.busier(b.expected(d)) })
 	}
 	b.die(pid)
 	for _, d := range late {
 		if err := d.busier(b.expected(d)); err != nil {
-			b.m.Errorf("none is late: %v", err)
+			b.M.Errorf("none is late: %v", err)
 		}
 	}
 	b.recoverBehind(pid, late, served)
-	b.message("disable_hydration")
+	b.Message("disable_hydration")
 	wait()
-	if err := b.v.flush(); err != nil {
-		b.m.Fatal(err)
+	if err := b.v.Flush(); err != nil {
+		b.M.Fatal(err)
 	}
 	b.settle(late)
 	b.verify(places)
@@ -202,38 +188,38 @@ func (b *lateBench) expected(d lateDisk) int {
 
 // busier fails unless n writes of d are in flight.
 func (d lateDisk) busier(n int) error {
-	d.m.Helper()
-	if got := d.writing(); got < n {
-		return fmt.Errorf("%d writes of %s are in flight, not %d", got, d.path, n)
+	d.M.Helper()
+	if got := d.Writing(); got < n {
+		return fmt.Errorf("%d writes of %s are in flight, not %d", got, d.Path, n)
 	}
 	return nil
 }
 
 // write makes one write that is acknowledged.
 func (b *lateBench) write(rng *rand.Rand) {
-	b.m.Helper()
-	off := rng.Int64N(b.model.size/lateRegion) * lateRegion
-	if err := b.model.write(b.v, b.buffers[0], off, false); err != nil {
-		b.m.Fatal(err)
+	b.M.Helper()
+	off := rng.Int64N(b.model.Size/lateRegion) * lateRegion
+	if err := b.model.Write(b.v, b.buffers[0], off, false); err != nil {
+		b.M.Fatal(err)
 	}
 }
 
 // start begins a FLUSH, and writers that overwrite what they wrote when the device serves again.
 func (b *lateBench) start(places []int64, served <-chan struct{}) (wait func()) {
-	b.m.Helper()
+	b.M.Helper()
 	var group sync.WaitGroup
 	group.Go(func() {
-		if err := b.v.flush(); err != nil {
-			b.m.Errorf("FLUSH: %v", err)
+		if err := b.v.Flush(); err != nil {
+			b.M.Errorf("FLUSH: %v", err)
 		}
 	})
 	for i, off := range places {
 		buf := b.buffers[i]
 		group.Go(func() {
-			err := b.model.write(b.v, buf, off, false)
+			err := b.model.Write(b.v, buf, off, false)
 			<-served
-			if err = errors.Join(err, b.model.write(b.v, buf, off, false)); err != nil {
-				b.m.Errorf("write at %d: %v", off, err)
+			if err = errors.Join(err, b.model.Write(b.v, buf, off, false)); err != nil {
+				b.M.Errorf("write at %d: %v", off, err)
 			}
 		})
 	}
@@ -243,11 +229,11 @@ func (b *lateBench) start(places []int64, served <-chan struct{}) (wait func()) 
 // die kills the daemon and waits until nothing is left of it but threads that wait for a write to land. That may be
 // any of them, the one by which the process is listed too.
 func (b *lateBench) die(pid int) {
-	b.m.Helper()
+	b.M.Helper()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		b.m.Fatal(err)
+		b.M.Fatal(err)
 	}
-	b.m.waitFor(cleanLimit, "the daemon to end", func() error {
+	b.M.WaitFor(harness.CleanLimit, "the daemon to end", func() error {
 		if left := threadStates(pid); strings.Trim(left, "DZX") != "" {
 			return fmt.Errorf("its threads are in the states %s", left)
 		}
@@ -275,15 +261,15 @@ const timeForHarm = 2 * time.Second
 // that serves before that does no harm here: the harm must show. A daemon that was killed while it wrote metadata,
 // which it does with pwrite, has not ended before that has; then the recovery waits for its end, and says nothing.
 func (b *lateBench) recoverBehind(pid int, late []lateDisk, served chan<- struct{}) {
-	b.m.Helper()
-	log := filepath.Join(runDir, b.name+".log")
+	b.M.Helper()
+	log := filepath.Join(harness.RunDir, b.Name+".log")
 	if err := os.Truncate(log, 0); err != nil {
-		b.m.Fatal(err)
+		b.M.Fatal(err)
 	}
-	done := make(chan outcome, 1)
-	go func() { done <- b.m.try(command, "recover", b.name) }()
+	done := make(chan harness.Outcome, 1)
+	go func() { done <- b.M.Try(harness.Command, "recover", b.Name) }()
 	begin := time.Now()
-	b.m.waitFor(commandLimit(), "the recovery to wait or to serve", func() error {
+	b.M.WaitFor(harness.CommandLimit(), "the recovery to wait or to serve", func() error {
 		text, err := os.ReadFile(log)
 		_, ended := os.Stat(fmt.Sprintf("/proc/%d", pid))
 		switch {
@@ -295,16 +281,16 @@ func (b *lateBench) recoverBehind(pid int, late []lateDisk, served chan<- struct
 		return fmt.Errorf("its log (%v): %q", err, text)
 	})
 	if len(done) > 0 {
-		b.m.Log("served with late writes in flight")
+		b.M.Log("served with late writes in flight")
 	} else {
 		b.releaseAll(late)
 	}
-	b.m.must(<-done, command, "recover", b.name)
+	b.M.Must(<-done, harness.Command, "recover", b.Name)
 	close(served)
 }
 
 func (b *lateBench) releaseAll(late []lateDisk) {
-	b.m.Helper()
+	b.M.Helper()
 	for _, d := range late {
 		b.slow.release(d.under)
 	}
@@ -312,11 +298,11 @@ func (b *lateBench) releaseAll(late []lateDisk) {
 
 // settle lets everything land that is late still.
 func (b *lateBench) settle(late []lateDisk) {
-	b.m.Helper()
+	b.M.Helper()
 	b.releaseAll(late)
 	for _, d := range late {
-		b.m.waitFor(hydrateLimit, "the writes of "+d.path, func() error {
-			if n := d.writing(); n > 0 {
+		b.M.WaitFor(harness.HydrateLimit, "the writes of "+d.Path, func() error {
+			if n := d.Writing(); n > 0 {
 				return fmt.Errorf("%d are in flight", n)
 			}
 			return nil
@@ -327,46 +313,48 @@ func (b *lateBench) settle(late []lateDisk) {
 // verify: the writers' blocks hold the newest data, and what the last FLUSH has made durable would be there after
 // a power cut now.
 func (b *lateBench) verify(places []int64) {
-	b.m.Helper()
-	b.m.dropCaches()
-	durable := b.m.durableMap(b.metadata.disk)
+	b.M.Helper()
+	b.M.DropCaches()
+	durable := durableMap(b.M, b.metadata.Disk)
 	for _, off := range places {
-		if err := b.model.read(b.v, b.buffers[0], off); err != nil {
-			b.m.Errorf("late write of the destination: %v", err)
+		if err := b.model.Read(b.v, b.buffers[0], off); err != nil {
+			b.M.Errorf("late write of the destination: %v", err)
 		}
 		if st := durable.State(uint64(off / lateRegion)); st != bitmap.Hydrated {
-			b.m.Errorf("late write of the metadata: region %d was flushed and is %v in the metadata", off/lateRegion, st)
+			b.M.Errorf("late write of the metadata: region %d was flushed and is %v in the metadata", off/lateRegion, st)
 		}
 	}
-	if b.m.Failed() {
-		b.m.FailNow()
+	if b.M.Failed() {
+		b.M.FailNow()
 	}
 }
 
 // TestLateWrite kills the daemon with copies, writes or a commit in flight, brings it back, overwrites, lets
 // everything land, and finds the new data.
 func TestLateWrite(t *testing.T) {
+	runs.On(t, "6.12", runs.OwnGuestInFull)
 	b := newLateBench(t)
-	rng := b.m.random()
+	rng := b.M.Random()
 	kinds := [][]lateDisk{{b.dest}, {b.metadata}, {b.dest, b.metadata}}
-	for i := range count(len(kinds), 50) {
+	for i := range harness.Count(len(kinds), 50) {
 		b.round(rng, kinds[i%len(kinds)]...)
 	}
-	b.model.check(b.m, b.path)
-	b.v.close()
-	b.setting("rate=none")
-	b.hydrateFast()
-	b.waitHydrated()
-	b.del()
-	b.model.check(b.m, b.dest.path)
+	b.model.Check(b.M, b.Path)
+	b.v.Close()
+	b.Setting("rate=none")
+	b.HydrateFast()
+	b.WaitHydrated()
+	b.Del()
+	b.model.Check(b.M, b.dest.Path)
 }
 
 // TestMetadataLocked: metadata that a daemon has are not opened for another clone.
 func TestMetadataLocked(t *testing.T) {
-	m := newMachine(t)
-	metadata := m.nullBlk("meta", nullOptions{mib: 1})
-	c := m.addClone(m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16}), metadata, "--no-hydration")
-	other := addArgs(m.nullBlk("src2", nullOptions{mib: 16}), m.nullBlk("dst2", nullOptions{mib: 16}), metadata)
-	m.expectFailure(m.try(command, append([]string{"add", "other"}, other...)...), exit.Busy, metadata.path)
-	c.del()
+	runs.On(t, "6.12")
+	m := harness.New(t)
+	metadata := m.NullBlk("meta", harness.NullOptions{MiB: 1})
+	c := m.AddClone(m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16}), metadata, "--no-hydration")
+	other := harness.AddArgs(m.NullBlk("src2", harness.NullOptions{MiB: 16}), m.NullBlk("dst2", harness.NullOptions{MiB: 16}), metadata)
+	m.ExpectFailure(m.Try(harness.Command, append([]string{"add", "other"}, other...)...), exit.Busy, metadata.Path)
+	c.Del()
 }

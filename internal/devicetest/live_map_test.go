@@ -4,74 +4,49 @@ package devicetest
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
-
-// liveMaps is where the daemons keep the maps that outlive them.
-const liveMaps = "/run/ublk-clone-maps"
-
-// kill ends the clone's daemon as nothing can prevent, and waits for it to be gone.
-func (c *clone) kill() {
-	c.m.Helper()
-	c.killAfter(func() {})
-}
-
-// killAfter kills the daemon right after work.
-func (c *clone) killAfter(work func()) {
-	c.m.Helper()
-	pid := c.status().PID
-	work()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		c.m.Fatal(err)
-	}
-	c.path = ""
-	c.m.waitFor(cleanLimit, "the daemon to end", func() error {
-		if n := len(daemons()); n > 0 {
-			return fmt.Errorf("%d are there", n)
-		}
-		return nil
-	})
-}
 
 // liveMapBench is a clone whose daemon was killed right after writes that nobody flushed.
 type liveMapBench struct {
-	*clone
-	model    *model
-	dest     *disk
-	metadata *disk
+	*harness.Clone
+	model    *harness.Model
+	dest     *harness.Disk
+	metadata *harness.Disk
 	round    int64
 }
 
 func newLiveMapBench(t *testing.T) *liveMapBench {
-	m := newMachine(t)
-	m.dropLiveMaps() // of dead daemons that earlier tests have deleted the devices of, which leaves the map for the next add
-	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
-	b := &liveMapBench{metadata: m.nullBlk("meta", nullOptions{mib: 1}), model: newModel(16*mib, 4*kib), dest: dest}
-	m.fillDisk(source, original)
-	m.fillDisk(dest, junk)
-	b.model.set(0, 16*mib, original)
-	b.clone = m.addClone(source, dest, b.metadata, "--no-hydration", "--read-through=off")
+	m := harness.New(t)
+	m.DropLiveMaps() // of dead daemons that earlier tests have deleted the devices of, which leaves the map for the next add
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
+	b := &liveMapBench{metadata: m.NullBlk("meta", harness.NullOptions{MiB: 1}), model: harness.NewModel(16*harness.MiB, 4*harness.KiB), dest: dest}
+	m.FillDisk(source, harness.Original)
+	m.FillDisk(dest, harness.Junk)
+	b.model.Set(0, 16*harness.MiB, harness.Original)
+	b.Clone = m.AddClone(source, dest, b.metadata, "--no-hydration", "--read-through=off")
 	return b
 }
 
 // scatter writes, zeroes and discards here and there, and kills the daemon before a commit that nobody asked
 // for is due, mostly.
 func (b *liveMapBench) scatter() {
-	b.m.Helper()
-	v, buf := b.m.open(b.path, os.O_RDWR), b.m.buffer(16*1024)
-	defer v.close()
-	const step = 2 * mib
+	b.M.Helper()
+	v, buf := b.M.Open(b.Path, os.O_RDWR), b.M.Buffer(16*1024)
+	defer v.Close()
+	const step = 2 * harness.MiB
 	b.round++
-	b.killAfter(func() {
-		for off := b.round * 128 * kib; off < b.model.size; off += step {
-			err := errors.Join(b.model.write(v, buf[:6*kib], off+kib, false), b.model.zero(v, off+32*kib, 6*kib),
-				b.model.discard(v, off+64*kib, 8*kib))
+	b.KillAfter(func() {
+		for off := b.round * 128 * harness.KiB; off < b.model.Size; off += step {
+			err := errors.Join(b.model.Write(v, buf[:6*harness.KiB], off+harness.KiB, false), b.model.Zero(v, off+32*harness.KiB, 6*harness.KiB),
+				b.model.Discard(v, off+64*harness.KiB, 8*harness.KiB))
 			if err != nil {
-				b.m.Fatal(err)
+				b.M.Fatal(err)
 			}
 		}
 	})
@@ -79,119 +54,100 @@ func (b *liveMapBench) scatter() {
 
 // marked is how many regions the metadata say are hydrated or zero.
 func (b *liveMapBench) marked() uint64 {
-	b.m.Helper()
-	durable := b.m.durableMap(b.metadata)
+	b.M.Helper()
+	durable := durableMap(b.M, b.metadata)
 	return durable.NrHydrated() + durable.NrZero()
 }
 
 // TestKilledDaemonLosesNothing: what was acknowledged and not flushed is there when the clone is started again,
 // and the next FLUSH makes it durable (I6).
 func TestKilledDaemonLosesNothing(t *testing.T) {
+	runs.On(t, "6.12")
 	b := newLiveMapBench(t)
 	lost := uint64(0)
-	for i := 0; i < count(3, 10) || lost == 0 && i < 20; i++ { // on a slow machine a kill may come after the commit
+	for i := 0; i < harness.Count(3, 10) || lost == 0 && i < 20; i++ { // on a slow machine a kill may come after the commit
 		b.scatter()
 		durable := b.marked()
-		b.add()
-		lost += b.status().Regions.Hydrated - durable
-		b.model.check(b.m, b.path)
+		b.Add()
+		lost += b.Status().Regions.Hydrated - durable
+		b.model.Check(b.M, b.Path)
 	}
 	t.Logf("%d regions were marked and not committed when the daemon was killed", lost)
 	if lost == 0 {
 		t.Error("all had been committed: the test shows nothing")
 	}
-	v := b.m.open(b.path, os.O_RDWR)
-	if err := v.flush(); err != nil {
+	v := b.M.Open(b.Path, os.O_RDWR)
+	if err := v.Flush(); err != nil {
 		t.Error(err)
 	}
-	v.close()
-	if durable, s := b.marked(), b.status(); durable != s.Regions.Hydrated {
+	v.Close()
+	if durable, s := b.marked(), b.Status(); durable != s.Regions.Hydrated {
 		t.Errorf("%d regions are durable after a FLUSH, %d are hydrated", durable, s.Regions.Hydrated)
 	}
-	b.hydrateFast()
-	b.waitHydrated()
-	b.del()
-	b.model.check(b.m, b.dest.path)
-	if left, _ := filepath.Glob(liveMaps + "/*"); len(left) > 0 {
+	b.HydrateFast()
+	b.WaitHydrated()
+	b.Del()
+	b.model.Check(b.M, b.dest.Path)
+	if left, _ := filepath.Glob(harness.LiveMaps + "/*"); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }
 
 func (b *liveMapBench) removeLiveMap() {
-	b.m.Helper()
+	b.M.Helper()
 	if err := os.Remove(b.liveMap()); err != nil {
-		b.m.Fatal(err)
+		b.M.Fatal(err)
 	}
 }
 
 // liveMap is the file of the clone's, the only one there is.
 func (b *liveMapBench) liveMap() string {
-	b.m.Helper()
-	maps, err := filepath.Glob(liveMaps + "/*.map")
+	b.M.Helper()
+	maps, err := filepath.Glob(harness.LiveMaps + "/*.map")
 	if err != nil || len(maps) != 1 {
-		b.m.Fatalf("live maps: %v, %v", maps, err)
+		b.M.Fatalf("live maps: %v, %v", maps, err)
 	}
 	return maps[0]
-}
-
-// dropLiveMaps removes what daemons have left for their successors, at the end of a test in which none comes.
-func (m *machine) dropLiveMaps() {
-	m.Helper()
-	maps, _ := filepath.Glob(liveMaps + "/*")
-	for _, path := range maps {
-		if err := os.Remove(path); err != nil {
-			m.Error(err)
-		}
-	}
-}
-
-// dropRecords removes the records that other tests have left.
-func (m *machine) dropRecords() { m.removeAll(recordDir) }
-
-// removeAll removes what is at path, if anything is.
-func (m *machine) removeAll(path string) {
-	m.Helper()
-	if err := os.RemoveAll(path); err != nil {
-		m.Fatal(err)
-	}
 }
 
 // TestLiveMapGone: without it nobody knows what was written since the last commit. The clone is not opened from
 // there in silence.
 func TestLiveMapGone(t *testing.T) {
+	runs.On(t, "6.18")
 	b := newLiveMapBench(t)
 	b.scatter()
-	b.m.run(command, "prune")
+	b.M.MustRun(harness.Command, "prune")
 	b.removeLiveMap()
-	b.m.expectFailure(b.m.try(command, append([]string{"add", b.name}, b.args...)...), 10, "live map", "--force")
-	b.args = append(b.args, "--force")
-	b.add()
-	b.del()
+	b.M.ExpectFailure(b.M.Try(harness.Command, append([]string{"add", b.Name}, b.Args...)...), 10, "live map", "--force")
+	b.Args = append(b.Args, "--force")
+	b.Add()
+	b.Del()
 }
 
 // TestLiveMapOfOtherMetadata: a map and metadata that do not belong together are refused, whichever is older.
 func TestLiveMapOfOtherMetadata(t *testing.T) {
+	runs.On(t, "6.18")
 	b := newLiveMapBench(t)
-	v := b.m.open(b.path, os.O_RDWR)
-	if err := errors.Join(b.model.write(v, b.m.buffer(8192), 0, false), v.flush()); err != nil {
+	v := b.M.Open(b.Path, os.O_RDWR)
+	if err := errors.Join(b.model.Write(v, b.M.Buffer(8192), 0, false), v.Flush()); err != nil {
 		t.Fatal(err)
 	}
-	v.close()
-	old := b.m.readFile(b.metadata.path)
+	v.Close()
+	old := b.M.ReadFile(b.metadata.Path)
 	b.scatter()
-	b.add() // commits
-	v = b.m.open(b.path, os.O_RDWR)
-	if err := v.flush(); err != nil {
+	b.Add() // commits
+	v = b.M.Open(b.Path, os.O_RDWR)
+	if err := v.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	v.close()
-	b.kill()
-	b.m.run(command, "prune")
-	new := b.m.readFile(b.metadata.path)
-	b.m.writeFile(b.metadata.path, old)
-	b.m.expectFailure(b.m.try(command, append([]string{"add", b.name}, b.args...)...), 10, "older than its live map")
-	b.m.writeFile(b.metadata.path, new)
-	b.add()
-	b.model.check(b.m, b.path)
-	b.del()
+	v.Close()
+	b.Kill()
+	b.M.MustRun(harness.Command, "prune")
+	new := b.M.ReadFile(b.metadata.Path)
+	b.M.WriteFile(b.metadata.Path, old)
+	b.M.ExpectFailure(b.M.Try(harness.Command, append([]string{"add", b.Name}, b.Args...)...), 10, "older than its live map")
+	b.M.WriteFile(b.metadata.Path, new)
+	b.Add()
+	b.model.Check(b.M, b.Path)
+	b.Del()
 }

@@ -8,29 +8,31 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Memory is freed by writing to the clone, while the clone is what needs memory to be freed (I9). This test has a
 // guest of its own, with little memory and devices outside of it (scripts/memory-pressure).
 
 const (
-	pressureFS   = 2560 * mib // partition 1 of the clone: ext4
-	pressureSwap = 768 * mib  // partition 2: swap
-	pressureFile = 32 * mib   // a file that is written
+	pressureFS   = 2560 * harness.MiB // partition 1 of the clone: ext4
+	pressureSwap = 768 * harness.MiB  // partition 2: swap
+	pressureFile = 32 * harness.MiB   // a file that is written
 	// stallLimit is how long nothing may move. Memory that is full is written back in a quarter of it.
 	stallLimit = 150 * time.Second
 )
 
 // pressure is the state of a run.
 type pressure struct {
-	*clone
+	*harness.Clone
 	folder string
 	hog    []byte // memory that has to be swapped out
 	moved  atomic.Int64
@@ -43,76 +45,63 @@ type pressure struct {
 // process that needs more memory than there is. Nothing stands still, everything is right in the end. With FULL=1
 // each half is four times the memory, and so it goes on for ten minutes.
 func TestMemoryPressure(t *testing.T) {
-	m := newMachine(t)
-	m.run("modprobe", "virtio_blk")
+	runs.On(t, "7.3", runs.SmallMemory)
+	m := harness.New(t)
+	m.MustRun("modprobe", "virtio_blk")
 	// kswapd that drops inodes lets ext4 allocate memory that must not fail, of which the allocator warns when it is
 	// short (__alloc_pages_slowpath, 6.13 and later; seen once on 7.3). It loses nothing, and no block device can help it.
-	m.kernel.excuse("super_cache_scan")
-	memory := m.memoryNumber("MemTotal")
-	source, dest, metadata := m.block("/dev/vda"), m.block("/dev/vdb"), m.block("/dev/vdc")
-	p := &pressure{clone: m.addClone(source, dest, metadata, "--rate", "2MiB/s"), folder: filepath.Join(m.dir, "fs")}
-	m.makeDirty()
-	m.run("addpart", p.path, "1", "2048", fmt.Sprint(pressureFS/sector))
-	m.run("addpart", p.path, "2", fmt.Sprint(2048+pressureFS/sector), fmt.Sprint(pressureSwap/sector))
-	fs, swap := p.path+"p1", p.path+"p2"
-	m.waitFor(cleanLimit, "the partitions", func() error {
+	m.Kernel.Excuse("super_cache_scan")
+	memory := m.MemoryNumber("MemTotal")
+	source, dest, metadata := m.Block("/dev/vda"), m.Block("/dev/vdb"), m.Block("/dev/vdc")
+	p := &pressure{Clone: m.AddClone(source, dest, metadata, "--rate", "2MiB/s"), folder: filepath.Join(m.Dir, "fs")}
+	makeDirty(m)
+	m.MustRun("addpart", p.Path, "1", "2048", fmt.Sprint(pressureFS/harness.Sector))
+	m.MustRun("addpart", p.Path, "2", fmt.Sprint(2048+pressureFS/harness.Sector), fmt.Sprint(pressureSwap/harness.Sector))
+	fs, swap := p.Path+"p1", p.Path+"p2"
+	m.WaitFor(harness.CleanLimit, "the partitions", func() error {
 		_, err1 := os.Stat(fs)
 		_, err2 := os.Stat(swap)
 		return errors.Join(err1, err2)
 	})
-	m.run("mkfs.ext4", "-q", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", fs) // not discarded: there is to be something to hydrate
-	m.run("mkswap", swap)
+	m.MustRun("mkfs.ext4", "-q", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", fs) // not discarded: there is to be something to hydrate
+	m.MustRun("mkswap", swap)
 	if err := os.Mkdir(p.folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	m.run("mount", fs, p.folder)
-	t.Logf("memory %d MiB; the daemon has %d MiB, %d KiB of it swapped", memory/mib, p.processNumber("VmRSS")/mib, p.processNumber("VmSwap")/kib)
+	m.MustRun("mount", fs, p.folder)
+	t.Logf("memory %d MiB; the daemon has %d MiB, %d KiB of it swapped", memory/harness.MiB, p.ProcessNumber("VmRSS")/harness.MiB, p.ProcessNumber("VmSwap")/harness.KiB)
 
 	// As udev's rule does (packaging/udev/59-ublk-clone.rules): with it 7.3 hung once in about fifteen runs, kswapd in
 	// rq_qos_wait, with nothing at work in the daemon: its rings were empty, and each tag had its command at the driver.
-	m.writeFile("/sys/block/"+filepath.Base(p.path)+"/queue/wbt_lat_usec", "0")
+	m.WriteFile("/sys/block/"+filepath.Base(p.Path)+"/queue/wbt_lat_usec", "0")
 	stop := p.watch()
 	for begin, round := time.Now(), 0; round == 0 || os.Getenv("FULL") == "1" && time.Since(begin) < 10*time.Minute; round++ {
 		p.write("without swap", memory)
-		m.run("swapon", swap)
+		m.MustRun("swapon", swap)
 		p.occupy(memory * 5 / 4)
 		p.write("with swap on the clone", memory)
 		p.release()
-		m.tryFor(stallLimit, "swapoff", swap)
+		m.TryFor(stallLimit, "swapoff", swap)
 	}
 	stop()
-	t.Logf("the daemon has %d MiB, %d KiB of it swapped; %d MiB are hydrated", p.processNumber("VmRSS")/mib, p.processNumber("VmSwap")/kib,
-		p.status().Bytes.Hydrated/mib)
-	if n := p.processNumber("VmSwap"); n > 0 {
+	t.Logf("the daemon has %d MiB, %d KiB of it swapped; %d MiB are hydrated", p.ProcessNumber("VmRSS")/harness.MiB, p.ProcessNumber("VmSwap")/harness.KiB,
+		p.Status().Bytes.Hydrated/harness.MiB)
+	if n := p.ProcessNumber("VmSwap"); n > 0 {
 		t.Errorf("%d bytes of the daemon were swapped out", n)
 	}
-	m.run("umount", p.folder)
-	m.run("fsck.ext4", "-fn", fs)
-	p.del()
-}
-
-// memoryNumber reads /proc/meminfo, in bytes.
-func (m *machine) memoryNumber(name string) int64 {
-	m.Helper()
-	n := int64(-1)
-	for line := range strings.Lines(m.readFile("/proc/meminfo")) {
-		if rest, ok := strings.CutPrefix(line, name+":"); ok {
-			if _, err := fmt.Sscan(rest, &n); err != nil {
-				m.Fatalf("%s in /proc/meminfo is %q: %v", name, rest, err)
-			}
-		}
-	}
-	return n * kib
+	m.MustRun("umount", p.folder)
+	m.MustRun("fsck.ext4", "-fn", fs)
+	p.Del()
 }
 
 // makeDirty lets nearly all memory be dirty before anybody is held back, and has the kernel complain of what
 // stands still.
-func (m *machine) makeDirty() {
+func makeDirty(m *harness.Machine) {
 	m.Helper()
 	for name, value := range map[string]string{
 		"vm/dirty_ratio": "80", "vm/dirty_background_ratio": "50", "vm/dirty_expire_centisecs": "30000", "kernel/hung_task_timeout_secs": "120",
 	} {
-		m.writeFile("/proc/sys/"+name, value)
+		m.WriteFile("/proc/sys/"+name, value)
 	}
 }
 
@@ -133,7 +122,7 @@ func (p *pressure) watch() (stop func()) {
 			if now := p.moved.Load(); now != last {
 				last, since = now, time.Now()
 			}
-			p.swap.Store(max(p.swap.Load(), p.m.memoryNumber("SwapTotal")-p.m.memoryNumber("SwapFree")))
+			p.swap.Store(max(p.swap.Load(), p.M.MemoryNumber("SwapTotal")-p.M.MemoryNumber("SwapFree")))
 			if time.Since(since) > stallLimit {
 				fmt.Printf("--- FAIL: TestMemoryPressure\n    nothing has moved for %v\n", stallLimit)
 				_ = os.WriteFile("/proc/sysrq-trigger", []byte("w"), 0) // shows who waits, and where
@@ -146,37 +135,37 @@ func (p *pressure) watch() (stop func()) {
 
 // write writes files from two threads, and reads them again from the device.
 func (p *pressure) write(how string, memory int64) {
-	p.m.Helper()
-	files := int(int64(count(1, 4))*memory/pressureFile + 1)
+	p.M.Helper()
+	files := int(int64(harness.Count(1, 4))*memory/pressureFile + 1)
 	from := time.Now()
 	p.slow.Store(0)
 	p.each(files, p.writeFile)
 	unix.Sync()
 	wrote := time.Since(from)
-	p.m.dropCaches()
+	p.M.DropCaches()
 	p.each(files, p.checkFile)
-	p.m.Logf("%s: %d MiB written in %v and read in %v, longest write %v, swap in use %d MiB", how, int64(files)*pressureFile/mib,
-		wrote.Round(time.Second), (time.Since(from) - wrote).Round(time.Second), time.Duration(p.slow.Load()).Round(time.Millisecond), p.swap.Load()/mib)
+	p.M.Logf("%s: %d MiB written in %v and read in %v, longest write %v, swap in use %d MiB", how, int64(files)*pressureFile/harness.MiB,
+		wrote.Round(time.Second), (time.Since(from) - wrote).Round(time.Second), time.Duration(p.slow.Load()).Round(time.Millisecond), p.swap.Load()/harness.MiB)
 }
 
 // each calls work for every file, from two threads.
 func (p *pressure) each(files int, work func(file int, buf []byte) error) {
-	p.m.Helper()
+	p.M.Helper()
 	var wait sync.WaitGroup
 	for thread := range 2 {
 		wait.Go(func() {
-			buf := make([]byte, mib)
+			buf := make([]byte, harness.MiB)
 			for file := thread; file < files; file += 2 {
 				if err := work(file, buf); err != nil {
-					p.m.Error(err)
+					p.M.Error(err)
 					return
 				}
 			}
 		})
 	}
 	wait.Wait()
-	if p.m.Failed() {
-		p.m.FailNow()
+	if p.M.Failed() {
+		p.M.FailNow()
 	}
 }
 
@@ -194,7 +183,7 @@ func (p *pressure) writeFile(file int, buf []byte) error {
 	if err != nil {
 		return err
 	}
-	for off := int64(0); off < pressureFile && err == nil; off += mib {
+	for off := int64(0); off < pressureFile && err == nil; off += harness.MiB {
 		pattern(buf, file, off)
 		from := time.Now()
 		_, err = f.Write(buf)
@@ -208,7 +197,7 @@ func (p *pressure) writeFile(file int, buf []byte) error {
 
 // checkFile reads a file again; without FULL=1 each fourth.
 func (p *pressure) checkFile(file int, buf []byte) error {
-	if file%count(4, 1) != 0 {
+	if file%harness.Count(4, 1) != 0 {
 		return nil
 	}
 	f, err := os.Open(p.file(file))
@@ -216,7 +205,7 @@ func (p *pressure) checkFile(file int, buf []byte) error {
 		return err
 	}
 	defer f.Close()
-	for off := int64(0); off < pressureFile; off += mib {
+	for off := int64(0); off < pressureFile; off += harness.MiB {
 		if _, err := f.ReadAt(buf, off); err != nil {
 			return err
 		}
@@ -232,27 +221,27 @@ func (p *pressure) checkFile(file int, buf []byte) error {
 
 // occupy takes memory and writes to all of it.
 func (p *pressure) occupy(bytes int64) {
-	p.m.Helper()
+	p.M.Helper()
 	var err error
 	if p.hog, err = unix.Mmap(-1, 0, int(bytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
-		p.m.Fatal(err)
+		p.M.Fatal(err)
 	}
-	for i := 0; i < len(p.hog); i += int(mib) {
-		pattern(p.hog[i:min(i+int(mib), len(p.hog))], 0, int64(i))
+	for i := 0; i < len(p.hog); i += int(harness.MiB) {
+		pattern(p.hog[i:min(i+int(harness.MiB), len(p.hog))], 0, int64(i))
 		p.moved.Add(1)
 	}
 }
 
 // release looks at all of that memory, brings it back from swap, and gives it up.
 func (p *pressure) release() {
-	p.m.Helper()
+	p.M.Helper()
 	for i := 0; i < len(p.hog); i += 4096 {
 		if got, want := binary.LittleEndian.Uint64(p.hog[i:]), uint64(1)<<48|uint64(i); got != want {
-			p.m.Fatalf("memory holds %#x at %d, not %#x", got, i, want)
+			p.M.Fatalf("memory holds %#x at %d, not %#x", got, i, want)
 		}
 		p.moved.Add(1)
 	}
 	if err := unix.Munmap(p.hog); err != nil {
-		p.m.Fatal(err)
+		p.M.Fatal(err)
 	}
 }

@@ -12,32 +12,34 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // A daemon keeps no mount alive: it runs in the mount namespace of process 1, wherever it was started.
 
 // apart is a command in a mount namespace of its own, whose mounts nobody else sees change.
 func apart(words ...string) []string {
-	return append([]string{"--mount", "--propagation", "private", command}, words...)
+	return append([]string{"--mount", "--propagation", "private", harness.Command}, words...)
 }
 
 // addApart is add in a mount namespace of its own.
-func (c *clone) addApart() {
-	c.m.Helper()
-	c.path = strings.TrimSpace(c.m.run("unshare", apart(append([]string{"add", c.name}, c.args...)...)...))
-	c.checkPlace()
+func addApart(c *harness.Clone) {
+	c.M.Helper()
+	c.Path = strings.TrimSpace(c.M.MustRun("unshare", apart(append([]string{"add", c.Name}, c.Args...)...)...))
+	checkPlace(c)
 }
 
 // checkPlace fails the test unless the daemon is where process 1 is.
-func (c *clone) checkPlace() {
-	c.m.Helper()
+func checkPlace(c *harness.Clone) {
+	c.M.Helper()
 	host, err := os.Readlink("/proc/1/ns/mnt")
 	if err != nil {
-		c.m.Fatal(err)
+		c.M.Fatal(err)
 	}
-	if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", c.status().PID)); got != host {
-		c.m.Errorf("the daemon is in %s (%v), process 1 in %s", got, err, host)
+	if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", c.Status().PID)); got != host {
+		c.M.Errorf("the daemon is in %s (%v), process 1 in %s", got, err, host)
 	}
 }
 
@@ -45,62 +47,64 @@ func (c *clone) checkPlace() {
 // own. That file system can be unmounted for good while the daemon lives, and so can the clone's own; the live map
 // is where the next daemon looks for it.
 func TestMountNamespace(t *testing.T) {
+	runs.On(t, "7.3")
 	c, files := smallClone(t, "--no-hydration")
-	files.mount(c.path)
-	source, dest := c.m.nullBlk("src2", nullOptions{mib: 16}), c.m.nullBlk("dst2", nullOptions{mib: 16})
-	other := c.m.newClone(source, dest, c.m.missing("meta2"), "--no-hydration")
-	other.name = "other"
-	other.addApart()
-	files.unmount()
-	c.del()
+	files.Mount(c.Path)
+	source, dest := c.M.NullBlk("src2", harness.NullOptions{MiB: 16}), c.M.NullBlk("dst2", harness.NullOptions{MiB: 16})
+	other := c.M.NewClone(source, dest, c.M.Missing("meta2"), "--no-hydration")
+	other.Name = "other"
+	addApart(other)
+	files.Unmount()
+	c.Del()
 
-	maps, _ := filepath.Glob(liveMaps + "/*.map")
+	maps, _ := filepath.Glob(harness.LiveMaps + "/*.map")
 	if len(maps) != 1 {
 		t.Errorf("live maps for process 1: %v", maps)
 	}
-	c.m.run("mkfs.ext4", "-q", other.path)
-	folder := filepath.Join(c.m.dir, "other")
+	c.M.MustRun("mkfs.ext4", "-q", other.Path)
+	folder := filepath.Join(c.M.Dir, "other")
 	if err := os.Mkdir(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c.m.run("mount", other.path, folder)
+	c.M.MustRun("mount", other.Path, folder)
 	if err := os.WriteFile(filepath.Join(folder, "file"), []byte("kept"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	other.end(syscall.SIGKILL)
-	other.recover()
-	if got := c.m.readFile(filepath.Join(folder, "file")); got != "kept" {
+	other.End(syscall.SIGKILL)
+	other.Recover()
+	if got := c.M.ReadFile(filepath.Join(folder, "file")); got != "kept" {
 		t.Errorf("the file holds %q", got)
 	}
-	c.m.run("umount", folder)
-	other.del()
+	c.M.MustRun("umount", folder)
+	other.Del()
 }
 
 // TestMountNamespaceForeground: the same for a daemon that a service manager starts.
 func TestMountNamespaceForeground(t *testing.T) {
-	m := newMachine(t)
-	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
-	c := m.newClone(source, dest, m.missing("meta"), "--no-hydration")
-	daemon := exec.Command("unshare", apart(append([]string{"add", c.name, "--foreground"}, c.args...)...)...)
+	runs.On(t, "6.12", "7.3")
+	m := harness.New(t)
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
+	c := m.NewClone(source, dest, m.Missing("meta"), "--no-hydration")
+	daemon := exec.Command("unshare", apart(append([]string{"add", c.Name, "--foreground"}, c.Args...)...)...)
 	if err := daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
-	m.waitFor(commandLimit(), "the clone", func() error {
-		if o := m.try(command, "table", c.name); o.code != 0 {
-			return errors.New(o.stderr)
+	m.WaitFor(harness.CommandLimit(), "the clone", func() error {
+		if o := m.Try(harness.Command, "table", c.Name); o.Code != 0 {
+			return errors.New(o.Stderr)
 		}
 		return nil
 	})
-	c.path = c.status().Device
-	pid := c.status().PID
-	c.checkPlace()
+	c.Path = c.Status().Device
+	pid := c.Status().PID
+	checkPlace(c)
 	if folder, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); folder != "/" {
 		t.Errorf("the daemon works in %q, %v", folder, err)
 	}
-	if name := strings.TrimSpace(m.readFile(fmt.Sprintf("/proc/%d/comm", pid))); name != command {
+	if name := strings.TrimSpace(m.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))); name != harness.Command {
 		t.Errorf("the daemon is called %q", name)
 	}
-	c.del()
+	c.Del()
 	if err := daemon.Wait(); err != nil {
 		t.Errorf("the daemon has ended with %v", err)
 	}
@@ -108,9 +112,10 @@ func TestMountNamespaceForeground(t *testing.T) {
 
 // TestPathElsewhere: what is a file in the command's mount namespace only is refused, and nothing is left.
 func TestPathElsewhere(t *testing.T) {
-	m := newMachine(t)
-	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.file("dst", 16*mib)
-	args := strings.Join(append([]string{command, "add", "test"}, addArgs(source, dest, m.missing("meta"))...), " ")
-	hidden := "mount -t tmpfs tmpfs " + m.dir + " && truncate -s 16M " + dest.path + " && exec " + args
-	m.expectFailure(m.try("unshare", "--mount", "--propagation", "private", "bash", "-c", hidden), exit.Dest, "mount namespace", dest.path)
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.File("dst", 16*harness.MiB)
+	args := strings.Join(append([]string{harness.Command, "add", "test"}, harness.AddArgs(source, dest, m.Missing("meta"))...), " ")
+	hidden := "mount -t tmpfs tmpfs " + m.Dir + " && truncate -s 16M " + dest.Path + " && exec " + args
+	m.ExpectFailure(m.Try("unshare", "--mount", "--propagation", "private", "bash", "-c", hidden), exit.Dest, "mount namespace", dest.Path)
 }

@@ -4,63 +4,17 @@ package devicetest
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
-
-// The daemon as a process: what it owes to whoever frees memory by writing to its device (I9).
-
-// thread is one of a process, as /proc/PID/task/TID/stat shows it.
-type thread struct {
-	id           int
-	name         string
-	flags        uint64
-	minor, major int64 // page faults
-}
-
-// readThread reads a stat file.
-func readThread(path string) (t thread, err error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return t, err
-	}
-	head, tail, _ := strings.Cut(string(text), " (")
-	end := strings.LastIndexByte(tail, ')')
-	f := strings.Fields(tail[end+1:]) // from the state on, which is field 3 (proc_pid_stat(5))
-	t.name = tail[:end]
-	for _, field := range []struct {
-		from string
-		to   any
-	}{{head, &t.id}, {f[6], &t.flags}, {f[7], &t.minor}, {f[9], &t.major}} {
-		if _, err := fmt.Sscan(field.from, field.to); err != nil {
-			return t, fmt.Errorf("%s: %w", path, err)
-		}
-	}
-	return t, nil
-}
-
-// threads are those of the clone's daemon, by their number. One that ends meanwhile is left out.
-func (c *clone) threads() map[int]thread {
-	c.m.Helper()
-	paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", c.status().PID))
-	all := map[int]thread{}
-	for _, path := range paths {
-		if t, err := readThread(path); err == nil {
-			all[t.id] = t
-		}
-	}
-	if len(all) == 0 {
-		c.m.Fatal("the daemon has no threads")
-	}
-	return all
-}
 
 // flusherFlags are the bits that PR_SET_IO_FLUSHER sets in the flags of a thread, found by setting it.
 func flusherFlags(t *testing.T) uint64 {
@@ -69,10 +23,10 @@ func flusherFlags(t *testing.T) uint64 {
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends
 		self := fmt.Sprintf("/proc/self/task/%d/stat", unix.Gettid())
-		before, _ := readThread(self)
+		before, _ := harness.ReadThread(self)
 		_ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0)
-		after, _ := readThread(self)
-		result <- after.flags &^ before.flags
+		after, _ := harness.ReadThread(self)
+		result <- after.Flags &^ before.Flags
 	}()
 	bits := <-result
 	if bits == 0 {
@@ -81,25 +35,12 @@ func flusherFlags(t *testing.T) uint64 {
 	return bits
 }
 
-// processNumber reads a line "NAME: N kB" of /proc/PID/status, in bytes.
-func (c *clone) processNumber(name string) int64 {
-	c.m.Helper()
-	for line := range strings.Lines(c.m.readFile(fmt.Sprintf("/proc/%d/status", c.status().PID))) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == name+":" {
-			n, _ := strconv.ParseInt(f[1], 10, 64)
-			return n * kib
-		}
-	}
-	c.m.Fatalf("the daemon's status has no %s", name)
-	return 0
-}
-
 // unlocked are the mappings of the daemon that the kernel may swap out: private, writable and not locked. What may
 // be dropped (dp), as the state of the vDSO's random numbers, is not waited for.
-func (c *clone) unlocked() (found []string) {
-	c.m.Helper()
+func unlocked(c *harness.Clone) (found []string) {
+	c.M.Helper()
 	var area string
-	for line := range strings.Lines(c.m.readFile(fmt.Sprintf("/proc/%d/smaps", c.status().PID))) {
+	for line := range strings.Lines(c.M.ReadFile(fmt.Sprintf("/proc/%d/smaps", c.Status().PID))) {
 		f := strings.Fields(line)
 		switch {
 		case !strings.HasSuffix(f[0], ":"):
@@ -114,91 +55,93 @@ func (c *clone) unlocked() (found []string) {
 // TestDaemonUnderMemoryPressure: every thread of a daemon, those of the kernel's workers included, is one that
 // memory reclaim does not wait for, its memory is locked, and it is not killed for memory.
 func TestDaemonUnderMemoryPressure(t *testing.T) {
-	m := newMachine(t)
+	runs.On(t, "6.12", "7.3")
+	m := harness.New(t)
 	flusher := flusherFlags(t)
-	source, dest := m.nullBlk("src", nullOptions{mib: 32}), m.nullBlk("dst", nullOptions{mib: 32})
-	m.fillDisk(source, original)
-	c := m.addClone(source, dest, m.missing("meta"))
-	w := newModel(32*mib, 4*kib)
-	w.run(m, m.random(), c.path, load{threads: 4, requests: 20, block: sector, kinds: everything})
-	for _, th := range c.threads() {
-		if th.flags&flusher != flusher {
-			t.Errorf("thread %d (%s) has flags %#x and is no I/O flusher, %#x", th.id, th.name, th.flags, flusher)
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 32}), m.NullBlk("dst", harness.NullOptions{MiB: 32})
+	m.FillDisk(source, harness.Original)
+	c := m.AddClone(source, dest, m.Missing("meta"))
+	w := harness.NewModel(32*harness.MiB, 4*harness.KiB)
+	w.Run(m, m.Random(), c.Path, harness.Load{Threads: 4, Requests: 20, Block: harness.Sector, Kinds: harness.Everything})
+	for _, th := range c.Threads() {
+		if th.Flags&flusher != flusher {
+			t.Errorf("thread %d (%s) has flags %#x and is no I/O flusher, %#x", th.ID, th.Name, th.Flags, flusher)
 		}
 	}
-	if got := strings.TrimSpace(m.readFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.status().PID))); got != "-1000" {
+	if got := strings.TrimSpace(m.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.Status().PID))); got != "-1000" {
 		t.Errorf("oom_score_adj is %s", got)
 	}
-	for _, area := range c.unlocked() {
+	for _, area := range unlocked(c) {
 		t.Errorf("not locked: %s", area)
 	}
-	locked, resident := c.processNumber("VmLck"), c.processNumber("VmRSS")
-	t.Logf("%d threads, %d KiB locked, %d resident", len(c.threads()), locked/kib, resident/kib)
-	if locked < resident/2 || resident < 32*mib {
+	locked, resident := c.ProcessNumber("VmLck"), c.ProcessNumber("VmRSS")
+	t.Logf("%d threads, %d KiB locked, %d resident", len(c.Threads()), locked/harness.KiB, resident/harness.KiB)
+	if locked < resident/2 || resident < 32*harness.MiB {
 		t.Errorf("%d bytes are locked, %d resident", locked, resident)
 	}
-	c.del()
+	c.Del()
 }
 
 // TestNoPageFaults: no thread that serves requests has a page fault, from the first request of a new clone on, and
 // no thread at all has one that waits for a device. Meanwhile the kernel joins pages to huge ones wherever it may.
 func TestNoPageFaults(t *testing.T) {
-	m := newMachine(t)
-	rng := m.random()
-	const size = 64 * mib
-	source, dest := m.nullBlk("src", nullOptions{mib: size / mib}), m.nullBlk("dst", nullOptions{mib: size / mib})
-	m.fillDisk(source, original)
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	rng := m.Random()
+	const size = 64 * harness.MiB
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
+	m.FillDisk(source, harness.Original)
 	// Huge pages that are there from the start would hurt nobody. They are split, as when memory comes in pieces,
 	// for the kernel to join; of a process that began while it might not, it would not even look.
-	m.hugePages("enabled", "always")
-	c := m.addClone(source, dest, m.missing("meta"), "--queues", "2", "--no-hydration")
-	t.Logf("%d KiB resident", c.processNumber("VmRSS")/kib)
-	m.writeFile("/sys/kernel/debug/split_huge_pages", "1")
-	m.hugePages("khugepaged/scan_sleep_millisecs", "10")
-	m.hugePages("khugepaged/pages_to_scan", "100000")
-	w := newModel(size, 4*kib)
-	w.set(0, size, original)
-	requests := load{threads: 4, sequential: 2, requests: count(100, 2000), block: sector, kinds: everything}
+	hugePages(m, "enabled", "always")
+	c := m.AddClone(source, dest, m.Missing("meta"), "--queues", "2", "--no-hydration")
+	t.Logf("%d KiB resident", c.ProcessNumber("VmRSS")/harness.KiB)
+	m.WriteFile("/sys/kernel/debug/split_huge_pages", "1")
+	hugePages(m, "khugepaged/scan_sleep_millisecs", "10")
+	hugePages(m, "khugepaged/pages_to_scan", "100000")
+	w := harness.NewModel(size, 4*harness.KiB)
+	w.Set(0, size, harness.Original)
+	requests := harness.Load{Threads: 4, Sequential: 2, Requests: harness.Count(100, 2000), Block: harness.Sector, Kinds: harness.Everything}
 	for _, when := range []string{"new", "hydrating", "warm"} {
-		before := c.threads()
-		w.run(m, rng, c.path, requests)
-		c.checkFaults(when, before)
-		c.hydrateSlowly()
+		before := c.Threads()
+		w.Run(m, rng, c.Path, requests)
+		checkFaults(c, when, before)
+		c.HydrateSlowly()
 	}
-	w.check(m, c.path)
-	c.del()
+	w.Check(m, c.Path)
+	c.Del()
 }
 
 // hugePages changes a setting of transparent huge pages until the test has ended.
-func (m *machine) hugePages(name, value string) {
+func hugePages(m *harness.Machine, name, value string) {
 	m.Helper()
 	path := filepath.Join("/sys/kernel/mm/transparent_hugepage", name)
-	was := strings.TrimSpace(m.readFile(path))
+	was := strings.TrimSpace(m.ReadFile(path))
 	if _, chosen, ok := strings.Cut(was, "["); ok { // "always [madvise] never"
 		was, _, _ = strings.Cut(chosen, "]")
 	}
-	m.writeFile(path, value)
-	m.Cleanup(func() { m.writeFile(path, was) })
+	m.WriteFile(path, value)
+	m.Cleanup(func() { m.WriteFile(path, was) })
 }
 
 // checkFaults fails the test if the daemon has had page faults since before that it must not have.
-func (c *clone) checkFaults(when string, before map[int]thread) {
-	c.m.Helper()
+func checkFaults(c *harness.Clone, when string, before map[int]harness.Thread) {
+	c.M.Helper()
 	queues, others := 0, int64(0)
-	for id, th := range c.threads() {
-		minor, major := th.minor-before[id].minor, th.major-before[id].major
-		serves := strings.HasPrefix(th.name, "queue ")
+	for id, th := range c.Threads() {
+		minor, major := th.Minor-before[id].Minor, th.Major-before[id].Major
+		serves := strings.HasPrefix(th.Name, "queue ")
 		if serves {
 			queues++
 		} else {
 			others += minor
 		}
 		if major > 0 || serves && minor > 0 {
-			c.m.Errorf("%s: thread %d (%s): %d page faults that wait for a device, %d others", when, id, th.name, major, minor)
+			c.M.Errorf("%s: thread %d (%s): %d page faults that wait for a device, %d others", when, id, th.Name, major, minor)
 		}
 	}
-	c.m.Logf("%s: %d queues, no page fault there; %d in the other threads", when, queues, others)
+	c.M.Logf("%s: %d queues, no page fault there; %d in the other threads", when, queues, others)
 	if queues == 0 {
-		c.m.Error("no thread is a queue's: the test shows nothing")
+		c.M.Error("no thread is a queue's: the test shows nothing")
 	}
 }

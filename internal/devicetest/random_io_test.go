@@ -7,6 +7,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Reads, writes, zeroings, discards and flushes of four threads, two at random places and two in sequence,
@@ -26,130 +29,128 @@ type shape struct {
 }
 
 func TestRandomRequests4KiB(t *testing.T) {
-	testRandomRequests(t, shape{region: 4 * kib, size: 12*mib + 3*sector, sourceBlock: 512, destBlock: 512})
+	runs.On(t, "6.12")
+	testRandomRequests(t, shape{region: 4 * harness.KiB, size: 12*harness.MiB + 3*harness.Sector, sourceBlock: 512, destBlock: 512})
 }
 
 func TestRandomRequests64KiB(t *testing.T) {
-	testRandomRequests(t, shape{region: 64 * kib, size: 12*mib + 17*sector, sourceBlock: 512, destBlock: 512, destDiscards: true})
+	runs.On(t, "7.3")
+	testRandomRequests(t, shape{region: 64 * harness.KiB, size: 12*harness.MiB + 17*harness.Sector, sourceBlock: 512, destBlock: 512, destDiscards: true})
 }
 
 func TestRandomRequests1MiB(t *testing.T) {
-	testRandomRequests(t, shape{region: mib, size: 12*mib + 29*sector, sourceBlock: 512, destBlock: 512, destDiscards: true, sourceMBps: 16})
+	runs.On(t, "6.18")
+	testRandomRequests(t, shape{region: harness.MiB, size: 12*harness.MiB + 29*harness.Sector, sourceBlock: 512, destBlock: 512, destDiscards: true, sourceMBps: 16})
 }
 
 // One region is the whole device.
 func TestRandomRequestsWholeDevice(t *testing.T) {
-	testRandomRequests(t, shape{region: 8 * mib, size: 8 * mib, sourceBlock: 512, destBlock: 512, sourceMBps: 16})
+	runs.On(t, "6.18")
+	testRandomRequests(t, shape{region: 8 * harness.MiB, size: 8 * harness.MiB, sourceBlock: 512, destBlock: 512, sourceMBps: 16})
 }
 
 // Regions larger than a copy buffer are copied in pieces.
 func TestRandomRequests4MiB(t *testing.T) {
-	testRandomRequests(t, shape{region: 4 * mib, size: 22*mib + 5*sector, sourceBlock: 512, destBlock: 512})
+	runs.On(t, "7.3")
+	testRandomRequests(t, shape{region: 4 * harness.MiB, size: 22*harness.MiB + 5*harness.Sector, sourceBlock: 512, destBlock: 512})
 }
 
 func TestRandomRequestsSource4096(t *testing.T) {
-	testRandomRequests(t, shape{region: 16 * kib, size: 12*mib + 3*4096, sourceBlock: 4096, destBlock: 512})
+	runs.On(t, "7.3")
+	testRandomRequests(t, shape{region: 16 * harness.KiB, size: 12*harness.MiB + 3*4096, sourceBlock: 4096, destBlock: 512})
 }
 
 func TestRandomRequestsDest4096(t *testing.T) {
-	testRandomRequests(t, shape{region: 16 * kib, size: 12*mib + 3*4096, sourceBlock: 512, destBlock: 4096, args: []string{"--force"}})
+	runs.On(t, "6.18")
+	testRandomRequests(t, shape{region: 16 * harness.KiB, size: 12*harness.MiB + 3*4096, sourceBlock: 512, destBlock: 4096, args: []string{"--force"}})
 }
 
 func TestRandomRequestsBoth4096(t *testing.T) {
-	testRandomRequests(t, shape{region: 4 * kib, size: 12*mib + 3*4096, sourceBlock: 4096, destBlock: 4096, loopDisks: true})
+	runs.On(t, "7.3")
+	testRandomRequests(t, shape{region: 4 * harness.KiB, size: 12*harness.MiB + 3*4096, sourceBlock: 4096, destBlock: 4096, loopDisks: true})
 }
 
 func TestRandomRequestsLargerDest(t *testing.T) {
-	testRandomRequests(t, shape{region: 64 * kib, size: 12*mib + sector, destExtra: 3*mib + 9*sector, sourceBlock: 512, destBlock: 512})
+	runs.On(t, "6.12")
+	testRandomRequests(t, shape{region: 64 * harness.KiB, size: 12*harness.MiB + harness.Sector, destExtra: 3*harness.MiB + 9*harness.Sector, sourceBlock: 512, destBlock: 512})
 }
 
 func TestRandomRequestsFiles(t *testing.T) {
-	testRandomRequests(t, shape{region: 4 * kib, size: 12*mib + sector, sourceBlock: 512, destBlock: 512, files: true})
+	runs.On(t, "6.18")
+	testRandomRequests(t, shape{region: 4 * harness.KiB, size: 12*harness.MiB + harness.Sector, sourceBlock: 512, destBlock: 512, files: true})
 }
 
 // disk makes one side of a clone.
-func (s shape) disk(m *machine, role string, size int64, block, mbps int) *disk {
+func (s shape) disk(m *harness.Machine, role string, size int64, block, mbps int) *harness.Disk {
 	m.Helper()
 	switch {
 	case s.files:
-		return m.file(role, size)
+		return m.File(role, size)
 	case s.loopDisks:
-		return m.loop(m.file(role, size).path, block)
+		return m.Loop(m.File(role, size).Path, block)
 	}
-	under := m.nullBlk(role, nullOptions{mib: size/mib + 1, blocksize: block, discard: s.destDiscards, mbps: mbps})
-	return m.linear(role, under, size)
+	under := m.NullBlk(role, harness.NullOptions{MiB: size/harness.MiB + 1, Blocksize: block, Discard: s.destDiscards, MBps: mbps})
+	return m.Linear(role, under, size)
 }
 
 func testRandomRequests(t *testing.T, s shape) {
-	m := newMachine(t)
-	rng := m.random()
+	m := harness.New(t)
+	rng := m.Random()
 	if s.files {
-		m.dir = m.ext4Folder(128)
+		m.Dir = m.Ext4Folder(128)
 	}
 	source := s.disk(m, "src", s.size, s.sourceBlock, s.sourceMBps)
 	dest := s.disk(m, "dst", s.size+s.destExtra, s.destBlock, 0)
-	m.fillDisk(source, original)
-	m.fillDisk(dest, junk)
-	c := m.addClone(source, dest, m.missing("meta"), append(s.args, "--region-size", kibText(s.region), "--no-hydration")...)
-	w := newModel(s.size, s.region)
+	m.FillDisk(source, harness.Original)
+	m.FillDisk(dest, harness.Junk)
+	c := m.AddClone(source, dest, m.Missing("meta"), append(s.args, "--region-size", harness.KiBText(s.region), "--no-hydration")...)
+	w := harness.NewModel(s.size, s.region)
 	block := int64(max(s.sourceBlock, s.destBlock))
-	if got := m.number(fmt.Sprintf("/sys/block/%s/queue/logical_block_size", m.block(c.path).name)); got != block {
+	if got := m.Number(fmt.Sprintf("/sys/block/%s/queue/logical_block_size", m.Block(c.Path).Name)); got != block {
 		t.Errorf("logical blocks of the clone have %d bytes, expected %d", got, block)
 	}
 
-	part := load{threads: 4, sequential: 2, requests: count(60, 2000), block: block, kinds: everything}
+	part := harness.Load{Threads: 4, Sequential: 2, Requests: harness.Count(60, 2000), Block: block, Kinds: harness.Everything}
 	if s.sourceMBps == 0 { // on a slow source the few large regions are hydrated while requests come
-		w.run(m, rng, c.path, part) // nothing is hydrated but what the requests hydrate
-		w.check(m, c.path)
+		w.Run(m, rng, c.Path, part) // nothing is hydrated but what the requests hydrate
+		w.Check(m, c.Path)
 	}
-	c.hydrateSlowly()
-	w.run(m, rng, c.path, part)
-	during := c.status()
+	c.HydrateSlowly()
+	w.Run(m, rng, c.Path, part)
+	during := c.Status()
 	t.Logf("%d of %d regions hydrated after the requests", during.Regions.Hydrated, during.Regions.Total)
-	c.hydrateFast()
-	w.run(m, rng, c.path, part)
-	c.waitHydrated()
-	w.run(m, rng, c.path, part)
-	w.check(m, c.path)
-	c.del()
+	c.HydrateFast()
+	w.Run(m, rng, c.Path, part)
+	c.WaitHydrated()
+	w.Run(m, rng, c.Path, part)
+	w.Check(m, c.Path)
+	c.Del()
 
-	w.check(m, dest.path)
-	newModel(s.size, s.region).check(m, source.path)
-	m.checkTail(dest, s.size)
+	w.Check(m, dest.Path)
+	harness.NewModel(s.size, s.region).Check(m, source.Path)
+	m.CheckTail(dest, s.size)
 }
 
 // fio trims blocks and writes them again in four jobs, with a checksum in each, while the clone hydrates; then
 // it reads them.
 func TestTrimWriteByFio(t *testing.T) {
-	m := newMachine(t)
-	source, dest := m.nullBlk("src", nullOptions{mib: 32, mbps: 4}), m.nullBlk("dst", nullOptions{mib: 32, discard: true})
-	m.fillDisk(dest, junk)
-	c := m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(16*kib))
-	share := source.size / 4
-	out := m.run("fio", "--name=trim", "--filename="+c.path, "--direct=1", "--ioengine=libaio", "--iodepth=8", "--rw=randtrimwrite",
-		"--bsrange=4k-64k", "--blockalign=4k", "--verify=crc32c", "--verify_fatal=1", "--randseed="+strconv.FormatUint(seed(), 10),
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 32, MBps: 4}), m.NullBlk("dst", harness.NullOptions{MiB: 32, Discard: true})
+	m.FillDisk(dest, harness.Junk)
+	c := m.AddClone(source, dest, m.Missing("meta"), "--region-size", harness.KiBText(16*harness.KiB))
+	share := source.Size / 4
+	out := m.MustRun("fio", "--name=trim", "--filename="+c.Path, "--direct=1", "--ioengine=libaio", "--iodepth=8", "--rw=randtrimwrite",
+		"--bsrange=4k-64k", "--blockalign=4k", "--verify=crc32c", "--verify_fatal=1", "--randseed="+strconv.FormatUint(harness.Seed(), 10),
 		fmt.Sprintf("--size=%d", share), fmt.Sprintf("--offset_increment=%d", share),
-		fmt.Sprintf("--io_size=%d", int64(count(2, 8))*mib), "--numjobs=4", "--thread", "--group_reporting")
+		fmt.Sprintf("--io_size=%d", int64(harness.Count(2, 8))*harness.MiB), "--numjobs=4", "--thread", "--group_reporting")
 	for line := range strings.SplitSeq(out, "\n") {
 		if strings.Contains(line, "IOPS=") {
 			t.Log(strings.TrimSpace(line))
 		}
 	}
-	during := c.status()
+	during := c.Status()
 	t.Logf("%d of %d regions hydrated when fio had ended", during.Regions.Hydrated, during.Regions.Total)
-	c.waitHydrated()
-	c.del()
-}
-
-// checkTail: what lies behind the clone's end in a larger destination is not the clone's.
-func (m *machine) checkTail(dest *disk, size int64) {
-	m.Helper()
-	m.sweep(dest.path, dest.size, func(off int64, b []byte) error {
-		for i := max(0, size-off); i < int64(len(b)); i += sector {
-			if !holds(b[i:i+sector], 0, junk) {
-				return fmt.Errorf("sector %d behind the clone's end was overwritten: %s", (off+i)/sector, describe(b[i:i+sector]))
-			}
-		}
-		return nil
-	})
+	c.WaitHydrated()
+	c.Del()
 }

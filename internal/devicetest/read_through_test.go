@@ -5,27 +5,31 @@ package devicetest
 import (
 	"encoding/json"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // TestBenchReadThrough measures what keeping the bytes that are read from the source costs the reads, and
 // what it gives to the next ones: the default of --read-through follows from it. It judges nothing.
 func TestBenchReadThrough(t *testing.T) {
-	m := newMachine(t)
+	runs.On(t, "6.18", runs.LeapingClock, runs.FullOnly)
+	m := harness.New(t)
 	const size = 64
-	dest, metadata := m.nullBlk("dest", ssd.sized(size)), m.nullBlk("meta", ssd.sized(16))
+	dest, metadata := m.NullBlk("dest", ssd.Sized(size)), m.NullBlk("meta", ssd.Sized(16))
 	for _, kind := range []struct {
 		name   string
-		source *disk
-	}{{"HDD", m.nullBlk("hdd", hdd.sized(size))}, {"SSD", m.nullBlk("ssd", ssd.sized(size))}} {
+		source *harness.Disk
+	}{{"HDD", m.NullBlk("hdd", hdd.Sized(size))}, {"SSD", m.NullBlk("ssd", ssd.Sized(size))}} {
 		for _, readThrough := range []string{"off", "on"} {
 			for _, depth := range []string{"1", "32"} {
-				m.erase(metadata)
-				c := m.addClone(kind.source, dest, metadata, "--no-hydration", "--force", "--read-through="+readThrough)
-				first := m.readResult(c.path, depth)
-				second := m.readResult(c.path, depth)
+				m.Erase(metadata)
+				c := m.AddClone(kind.source, dest, metadata, "--no-hydration", "--force", "--read-through="+readThrough)
+				first := readResultOf(m, c.Path, depth)
+				second := readResultOf(m, c.Path, depth)
 				t.Logf("source %s, read-through %s, depth %s: first reads %.0f a second, %.0f us; again %.0f, %.0f us; %d KiB kept",
-					kind.name, readThrough, depth, first.IOPS, first.Latency.Mean/1e3, second.IOPS, second.Latency.Mean/1e3, c.status().Bytes.Hydrated/kib)
-				c.del()
+					kind.name, readThrough, depth, first.IOPS, first.Latency.Mean/1e3, second.IOPS, second.Latency.Mean/1e3, c.Status().Bytes.Hydrated/harness.KiB)
+				c.Del()
 			}
 		}
 	}
@@ -40,9 +44,9 @@ type readResult struct {
 }
 
 // readResult reads the first 2 MiB in random order, each block of 4 KiB once.
-func (m *machine) readResult(path, depth string) readResult {
+func readResultOf(m *harness.Machine, path, depth string) readResult {
 	m.Helper()
-	out := m.run("fio", "--name=read", "--filename="+path, "--rw=randread", "--bs=4k", "--iodepth="+depth, "--ioengine=libaio",
+	out := m.MustRun("fio", "--name=read", "--filename="+path, "--rw=randread", "--bs=4k", "--iodepth="+depth, "--ioengine=libaio",
 		"--direct=1", "--thread", "--size=2m", "--randrepeat=1", "--output-format=json")
 	var report struct {
 		Jobs []struct {

@@ -10,15 +10,14 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// recordDir has a record for each destination that is partly hydrated.
-const recordDir = "/var/lib/ublk-clone"
-
-func (m *machine) records() []string {
+func records(m *harness.Machine) []string {
 	m.Helper()
-	all, err := filepath.Glob(recordDir + "/*")
+	all, err := filepath.Glob(harness.RecordDir + "/*")
 	if err != nil {
 		m.Fatal(err)
 	}
@@ -29,79 +28,80 @@ func (m *machine) records() []string {
 // copy, are not taken for a new clone's. The record outlives daemon and deletion, and goes when the
 // destination stands alone.
 func TestRecords(t *testing.T) {
-	m := newMachine(t)
-	m.dropRecords()
-	const size = 16 * mib
-	source, metadata := m.nullBlk("src", nullOptions{mib: size / mib}), m.missing("meta")
-	dest := m.known("dst", m.nullBlk("dst", nullOptions{mib: size / mib}), size)
-	m.fillDisk(source, original)
-	w := newModel(size, 4*kib)
-	c := m.addClone(source, dest, metadata, "--no-hydration")
+	runs.On(t, "6.12")
+	m := harness.New(t)
+	_ = os.RemoveAll(harness.RecordDir)
+	const size = 16 * harness.MiB
+	source, metadata := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.Missing("meta")
+	dest := m.Known("dst", m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB}), size)
+	m.FillDisk(source, harness.Original)
+	w := harness.NewModel(size, 4*harness.KiB)
+	c := m.AddClone(source, dest, metadata, "--no-hydration")
 	one := func(when string) {
 		t.Helper()
-		if all := m.records(); len(all) != 1 || !strings.Contains(m.readFile(all[0]), c.status().UUID) {
+		if all := records(m); len(all) != 1 || !strings.Contains(m.ReadFile(all[0]), c.Status().UUID) {
 			t.Errorf("%s: records %v", when, all)
 		}
 	}
 	write := func(off int64) {
 		t.Helper()
-		v := m.open(c.path, os.O_RDWR)
-		defer v.close()
-		if err := errors.Join(w.write(v, m.buffer(4096), off, false), v.flush()); err != nil {
+		v := m.Open(c.Path, os.O_RDWR)
+		defer v.Close()
+		if err := errors.Join(w.Write(v, m.Buffer(4096), off, false), v.Flush()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	write(0)
 	one("as added")
-	old := m.readFile(metadata.path)
-	c.end(syscall.SIGKILL)
-	if all := m.records(); len(all) != 1 {
+	old := m.ReadFile(metadata.Path)
+	c.End(syscall.SIGKILL)
+	if all := records(m); len(all) != 1 {
 		t.Errorf("records after the daemon's death: %v", all)
 	}
-	c.recover()
+	c.Recover()
 	one("recovered")
-	c.del()
-	c.add() // another session: what was copied is older now
-	write(mib)
-	c.del()
+	c.Del()
+	c.Add() // another session: what was copied is older now
+	write(harness.MiB)
+	c.Del()
 
 	refused := func(what string, says ...string) {
 		t.Helper()
 		t.Log(what)
-		m.expectFailure(m.try(command, append([]string{"add", c.name}, c.args...)...), exit.Refused, says...)
-		if all := m.records(); len(all) != 1 {
+		m.ExpectFailure(m.Try(harness.Command, append([]string{"add", c.Name}, c.Args...)...), exit.Refused, says...)
+		if all := records(m); len(all) != 1 {
 			t.Errorf("%s: records %v", what, all)
 		}
 	}
-	kept := metadata.path + ".kept"
-	if err := os.Rename(metadata.path, kept); err != nil {
+	kept := metadata.Path + ".kept"
+	if err := os.Rename(metadata.Path, kept); err != nil {
 		t.Fatal(err)
 	}
-	refused("metadata have vanished", metadata.path, "partly hydrated", "--force")
-	if _, err := os.Stat(metadata.path); err == nil {
+	refused("metadata have vanished", metadata.Path, "partly hydrated", "--force")
+	if _, err := os.Stat(metadata.Path); err == nil {
 		t.Error("the refused add has left metadata")
 	}
-	if err := os.WriteFile(metadata.path, []byte(old), 0o600); err != nil {
+	if err := os.WriteFile(metadata.Path, []byte(old), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	refused("metadata are an older copy", "old copy", "--force")
-	if err := os.Rename(kept, metadata.path); err != nil {
+	if err := os.Rename(kept, metadata.Path); err != nil {
 		t.Fatal(err)
 	}
-	c.add()
+	c.Add()
 	one("added again")
-	w.check(m, c.path)
-	c.hydrateFast()
-	c.waitHydrated()
-	m.waitFor(cleanLimit, "the record to go", func() error {
-		if all := m.records(); len(all) != 0 {
+	w.Check(m, c.Path)
+	c.HydrateFast()
+	c.WaitHydrated()
+	m.WaitFor(harness.CleanLimit, "the record to go", func() error {
+		if all := records(m); len(all) != 0 {
 			return errors.New(strings.Join(all, ", "))
 		}
 		return nil
 	})
-	c.del()
-	w.check(m, dest.path)
-	if all := m.records(); len(all) != 0 {
+	c.Del()
+	w.Check(m, dest.Path)
+	if all := records(m); len(all) != 0 {
 		t.Errorf("records of a complete destination: %v", all)
 	}
 }

@@ -13,16 +13,18 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // holdsSettings checks settings as the status tells them.
-func (c *clone) holdsSettings(when string, want map[string]any) {
-	c.m.Helper()
-	got := c.status().Settings
+func holdsSettings(c *harness.Clone, when string, want map[string]any) {
+	c.M.Helper()
+	got := c.Status().Settings
 	for name, value := range want {
 		if fmt.Sprint(got[name]) != fmt.Sprint(value) {
-			c.m.Errorf("%s: %s is %v, expected %v", when, name, got[name], value)
+			c.M.Errorf("%s: %s is %v, expected %v", when, name, got[name], value)
 		}
 	}
 }
@@ -30,13 +32,14 @@ func (c *clone) holdsSettings(when string, want map[string]any) {
 // TestSet: settings are changed while the clone runs, all that are named or none, and are kept over a deletion,
 // a planned restart and the daemon's death.
 func TestSet(t *testing.T) {
-	m := newMachine(t)
-	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
-	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")
-	c.setting("rate=50MiB/s", "min-rate=none", "threshold=7", "batch=3", "read-through=off", "retries=9")
-	want := map[string]any{"rate": float64(50 * mib), "min_rate": 0, "hydration_threshold": 7, "hydration_batch_size": 3,
+	runs.On(t, "6.12")
+	m := harness.New(t)
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
+	c := m.AddClone(source, dest, m.Missing("meta"), "--no-hydration")
+	c.Setting("rate=50MiB/s", "min-rate=none", "threshold=7", "batch=3", "read-through=off", "retries=9")
+	want := map[string]any{"rate": float64(50 * harness.MiB), "min_rate": 0, "hydration_threshold": 7, "hydration_batch_size": 3,
 		"read_through": false, "retries": 9, "hydration": false}
-	c.holdsSettings("as set", want)
+	holdsSettings(c, "as set", want)
 	for _, bad := range []struct {
 		words []string
 		code  int
@@ -47,10 +50,10 @@ func TestSet(t *testing.T) {
 		{[]string{"rate=1MiB", "discard-passdown=on"}, exit.Dest}, // which the destination has not
 		{nil, exit.Usage},
 	} {
-		before := c.status().LastEvent
-		m.expectFailure(m.try(command, append([]string{"set", c.name}, bad.words...)...), bad.code, "othing was changed")
-		c.holdsSettings(strings.Join(bad.words, " "), want)
-		if now := c.status().LastEvent; now != before {
+		before := c.Status().LastEvent
+		m.ExpectFailure(m.Try(harness.Command, append([]string{"set", c.Name}, bad.words...)...), bad.code, "othing was changed")
+		holdsSettings(c, strings.Join(bad.words, " "), want)
+		if now := c.Status().LastEvent; now != before {
 			t.Errorf("%v: event %d", bad.words, now)
 		}
 	}
@@ -58,17 +61,17 @@ func TestSet(t *testing.T) {
 		what string
 		do   func()
 	}{
-		{"restart", func() { m.run(command, "restart", c.name) }},
-		{"recover", func() { c.end(syscall.SIGKILL); c.recover() }},
-		{"del and add", func() { c.del(); c.add() }},
+		{"restart", func() { m.MustRun(harness.Command, "restart", c.Name) }},
+		{"recover", func() { c.End(syscall.SIGKILL); c.Recover() }},
+		{"del and add", func() { c.Del(); c.Add() }},
 	} {
 		restart.do()
-		c.holdsSettings("after "+restart.what, want)
+		holdsSettings(c, "after "+restart.what, want)
 		want["retries"] = want["retries"].(int) + 1
-		c.setting(fmt.Sprintf("retries=%d", want["retries"]))
-		c.holdsSettings("set after "+restart.what, want)
+		c.Setting(fmt.Sprintf("retries=%d", want["retries"]))
+		holdsSettings(c, "set after "+restart.what, want)
 	}
-	c.del()
+	c.Del()
 }
 
 // seenEvent is what the tests read of an event.
@@ -78,27 +81,28 @@ type seenEvent struct {
 }
 
 // nextEvent is `wait --for event`.
-func (c *clone) nextEvent(after uint64) seenEvent {
-	c.m.Helper()
-	out := c.m.run(command, "wait", c.name, "--for", "event", "--after", strconv.FormatUint(after, 10), "--timeout", "30s", "-o", "json")
+func nextEvent(c *harness.Clone, after uint64) seenEvent {
+	c.M.Helper()
+	out := c.M.MustRun(harness.Command, "wait", c.Name, "--for", "event", "--after", strconv.FormatUint(after, 10), "--timeout", "30s", "-o", "json")
 	var ev seenEvent
 	if err := json.Unmarshal([]byte(out), &ev); err != nil {
-		c.m.Fatalf("event: %v: %s", err, out)
+		c.M.Fatalf("event: %v: %s", err, out)
 	}
 	return ev
 }
 
 // TestEvents: none is missed by who waits behind a number, also when the daemon was killed meanwhile.
 func TestEvents(t *testing.T) {
-	m := newMachine(t)
-	source, dest := m.nullBlk("src", nullOptions{mib: 16}), m.nullBlk("dst", nullOptions{mib: 16})
-	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")
-	all := c.followEvents() // of all clones, whatever becomes of their daemons
-	last := c.status().LastEvent
-	m.expectFailure(m.try(command, "wait", c.name, "--for", "event", "--after", strconv.FormatUint(last, 10), "--timeout", "100ms"), exit.Timeout, "none")
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
+	c := m.AddClone(source, dest, m.Missing("meta"), "--no-hydration")
+	all := followEvents(c) // of all clones, whatever becomes of their daemons
+	last := c.Status().LastEvent
+	m.ExpectFailure(m.Try(harness.Command, "wait", c.Name, "--for", "event", "--after", strconv.FormatUint(last, 10), "--timeout", "100ms"), exit.Timeout, "none")
 	expect := func(kind string) {
 		t.Helper()
-		ev := c.nextEvent(last)
+		ev := nextEvent(c, last)
 		if ev.Kind != kind || ev.Seq != last+1 {
 			t.Errorf("behind %d came %+v, expected %s", last, ev, kind)
 		}
@@ -113,34 +117,37 @@ func TestEvents(t *testing.T) {
 			}
 		}
 	}
-	c.setting("rate=50MiB/s")
+	c.Setting("rate=50MiB/s")
 	expect("settings")
-	c.end(syscall.SIGKILL)
-	m.expectFailure(m.try(command, "wait", c.name, "--for", "event", "--timeout", "30s"), exit.NoAnswer, "dead")
-	c.recover()
+	c.End(syscall.SIGKILL)
+	m.ExpectFailure(m.Try(harness.Command, "wait", c.Name, "--for", "event", "--timeout", "30s"), exit.NoAnswer, "dead")
+	c.Recover()
 	expect("started")
-	c.setting("rate=none")
+	c.Setting("rate=none")
 	expect("settings")
-	m.run(command, "restart", c.name)
+	m.MustRun(harness.Command, "restart", c.Name)
 	expect("started")
-	m.run(command, "resume", c.name)
+	m.MustRun(harness.Command, "resume", c.Name)
 	expect("settings")
 	expect("hydrated")
-	c.del()
+	c.Del()
 }
 
 // followEvents starts `events`, until the test ends; the function gives the next line.
-func (c *clone) followEvents() func() (seenEvent, error) {
-	c.m.Helper()
-	cmd := exec.Command(command, "events", "-o", "json")
+func followEvents(c *harness.Clone) func() (seenEvent, error) {
+	c.M.Helper()
+	cmd := exec.Command(harness.Command, "events", "-o", "json")
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
 	}
 	if err != nil {
-		c.m.Fatal(err)
+		c.M.Fatal(err)
 	}
-	c.m.Cleanup(func() { endAnyway(cmd) })
+	c.M.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
 	lines := bufio.NewScanner(out)
 	return func() (ev seenEvent, err error) {
 		if !lines.Scan() {

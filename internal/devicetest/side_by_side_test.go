@@ -11,7 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The kernel's dm-clone and a clone of ours get the same table arguments, messages and requests, and their
@@ -19,28 +21,28 @@ import (
 
 // pair is both.
 type pair struct {
-	m      *machine
+	m      *harness.Machine
 	name   string // of the kernel's
-	kernel *disk
-	ours   *clone
+	kernel *harness.Disk
+	ours   *harness.Clone
 	// defaults: threshold and batch were not set, and ours are larger.
 	defaults bool
 }
 
 // newPair makes both from such arguments behind the devices, each with devices of its own.
-func (m *machine) newPair(size int64, args string) *pair {
+func newPair(m *harness.Machine, size int64, args string) *pair {
 	m.Helper()
 	p := &pair{m: m, name: "kernel", defaults: !strings.Contains(args, "hydration_threshold")}
 	table := func(role string) string {
-		source := m.nullBlk(role+"src", nullOptions{mib: size / mib})
-		dest := m.nullBlk(role+"dst", nullOptions{mib: size / mib, discard: true})
-		metadata := m.nullBlk(role+"meta", nullOptions{mib: 4})
-		return fmt.Sprintf("0 %d clone %s %s %s %s", size/sector, metadata.path, dest.path, source.path, args)
+		source := m.NullBlk(role+"src", harness.NullOptions{MiB: size / harness.MiB})
+		dest := m.NullBlk(role+"dst", harness.NullOptions{MiB: size / harness.MiB, Discard: true})
+		metadata := m.NullBlk(role+"meta", harness.NullOptions{MiB: 4})
+		return fmt.Sprintf("0 %d clone %s %s %s %s", size/harness.Sector, metadata.Path, dest.Path, source.Path, args)
 	}
-	p.kernel = m.mapper(p.name, table("k"))
-	p.ours = &clone{m: m, name: "test", args: []string{"--table", table("o")}}
-	m.Cleanup(p.ours.abandon)
-	p.ours.add()
+	p.kernel = m.Mapper(p.name, table("k"))
+	p.ours = &harness.Clone{M: m, Name: "test", Args: []string{"--table", table("o")}}
+	m.Cleanup(p.ours.Abandon)
+	p.ours.Add()
 	return p
 }
 
@@ -48,27 +50,27 @@ func (m *machine) newPair(size int64, args string) *pair {
 func (p *pair) both(accepted bool, words ...string) {
 	p.m.Helper()
 	text := strings.Join(words, " ")
-	if o := p.m.try("dmsetup", append([]string{"message", p.name, "0"}, words...)...); (o.code == 0) != accepted {
-		p.m.Fatalf("dm-clone takes message %q: %v, expected %v: %s", text, o.code == 0, accepted, o.stderr)
+	if o := p.m.Try("dmsetup", append([]string{"message", p.name, "0"}, words...)...); (o.Code == 0) != accepted {
+		p.m.Fatalf("dm-clone takes message %q: %v, expected %v: %s", text, o.Code == 0, accepted, o.Stderr)
 	}
-	o := p.m.try(command, append([]string{"message", p.ours.name, "0"}, words...)...)
-	if want := map[bool]int{true: 0, false: exit.Usage}[accepted]; o.code != want {
-		p.m.Errorf("message %q: exit status %d, expected %d: %s", text, o.code, want, o.stderr)
+	o := p.m.Try(harness.Command, append([]string{"message", p.ours.Name, "0"}, words...)...)
+	if want := map[bool]int{true: 0, false: exit.Usage}[accepted]; o.Code != want {
+		p.m.Errorf("message %q: exit status %d, expected %d: %s", text, o.Code, want, o.Stderr)
 	}
 }
 
 // request makes one request of both, and flushes it.
-func (p *pair) request(do func(v *volume) error) {
+func (p *pair) request(do func(v *harness.Volume) error) {
 	p.m.Helper()
-	for _, path := range []string{p.kernel.path, p.ours.path} {
-		v := p.m.open(path, os.O_RDWR)
+	for _, path := range []string{p.kernel.Path, p.ours.Path} {
+		v := p.m.Open(path, os.O_RDWR)
 		if err := do(v); err != nil {
 			p.m.Errorf("%s: %v", path, err)
 		}
-		if err := v.flush(); err != nil {
+		if err := v.Flush(); err != nil {
 			p.m.Errorf("%s: %v", path, err)
 		}
-		v.close()
+		v.Close()
 	}
 }
 
@@ -80,8 +82,8 @@ func (p *pair) lines() (kernel, ours []string) {
 	p.m.Helper()
 	const blocks = 4 // START LENGTH clone SIZE USED/TOTAL
 	lines := [][]string{
-		strings.Fields(p.m.run("dmsetup", "status", p.name)),
-		strings.Fields(p.m.run(command, "status", p.ours.name, "-o", "dm")),
+		strings.Fields(p.m.MustRun("dmsetup", "status", p.name)),
+		strings.Fields(p.m.MustRun(harness.Command, "status", p.ours.Name, "-o", "dm")),
 	}
 	for _, f := range lines {
 		n := metadataBlocks.FindStringSubmatch(f[min(blocks, len(f)-1)])
@@ -108,7 +110,7 @@ func (p *pair) lines() (kernel, ours []string) {
 func (p *pair) agree(after string) {
 	p.m.Helper()
 	var kernel, ours []string
-	p.m.waitFor(hydrateLimit, "both to be quiet", func() error {
+	p.m.WaitFor(harness.HydrateLimit, "both to be quiet", func() error {
 		kernel, ours = p.lines()
 		const hydrating = 7
 		for _, f := range [][]string{kernel, ours} {
@@ -127,7 +129,7 @@ func (p *pair) agree(after string) {
 // tablesAgree compares what both print as their table, without the devices, which have other names.
 func (p *pair) tablesAgree() {
 	p.m.Helper()
-	kernel, ours := strings.Fields(p.m.run("dmsetup", "table", p.name)), strings.Fields(p.m.run(command, "table", p.ours.name))
+	kernel, ours := strings.Fields(p.m.MustRun("dmsetup", "table", p.name)), strings.Fields(p.m.MustRun(harness.Command, "table", p.ours.Name))
 	for _, f := range [][]string{kernel, ours} {
 		if len(f) < 7 {
 			p.m.Fatalf("table %q", strings.Join(f, " "))
@@ -140,6 +142,7 @@ func (p *pair) tablesAgree() {
 }
 
 func TestSideBySide(t *testing.T) {
+	runs.On(t, "6.18")
 	for name, args := range map[string]string{
 		"Plain":    "8 1 no_hydration",
 		"Features": "128 2 No_Hydration no_discard_passdown 4 hydration_threshold 16 hydration_batch_size 4",
@@ -149,29 +152,27 @@ func TestSideBySide(t *testing.T) {
 }
 
 func testSideBySide(t *testing.T, args string) {
-	m := newMachine(t)
-	if o := m.try("modprobe", "dm-clone"); o.code != 0 {
-		t.Skipf("this kernel has no dm-clone to compare with: %s", strings.TrimSpace(o.stderr))
+	m := harness.New(t)
+	if o := m.Try("modprobe", "dm-clone"); o.Code != 0 {
+		t.Skipf("this kernel has no dm-clone to compare with: %s", strings.TrimSpace(o.Stderr))
 	}
-	const size = 8 * mib
-	p := m.newPair(size, args)
+	const size = 8 * harness.MiB
+	p := newPair(m, size, args)
 	var region int64
-	if _, err := fmt.Sscan(args, &region); err != nil {
-		t.Fatalf("arguments %q: %v", args, err)
-	}
-	region *= sector
+	_, _ = fmt.Sscan(args, &region)
+	region *= harness.Sector
 	p.tablesAgree()
 	p.agree("made")
-	buf := m.buffer(ioSize)
-	p.request(func(v *volume) error { return v.write(buf[:region], 4*region) })
-	p.request(func(v *volume) error { return v.write(buf[:sector], 9*region+sector) })
-	p.request(func(v *volume) error { return v.write(buf[:3*region], 12*region+sector) })
+	buf := m.Buffer(harness.IOSize)
+	p.request(func(v *harness.Volume) error { return v.Write(buf[:region], 4*region) })
+	p.request(func(v *harness.Volume) error { return v.Write(buf[:harness.Sector], 9*region+harness.Sector) })
+	p.request(func(v *harness.Volume) error { return v.Write(buf[:3*region], 12*region+harness.Sector) })
 	p.agree("a region, a sector, two regions and two halves written")
-	p.request(func(v *volume) error { return v.discard(32*region, 8*region) })
-	p.request(func(v *volume) error { return v.discard(48*region+sector, 4*region) })
+	p.request(func(v *harness.Volume) error { return v.Discard(32*region, 8*region) })
+	p.request(func(v *harness.Volume) error { return v.Discard(48*region+harness.Sector, 4*region) })
 	p.agree("11 regions and two halves discarded")
-	p.request(func(v *volume) error { return v.discard(60*region+sector, region-2*sector) })
-	p.request(func(v *volume) error { return v.discard(4*region, region) })
+	p.request(func(v *harness.Volume) error { return v.Discard(60*region+harness.Sector, region-2*harness.Sector) })
+	p.request(func(v *harness.Volume) error { return v.Discard(4*region, region) })
 	p.agree("a part of a region and a hydrated one discarded")
 
 	p.both(true, "hydration_threshold", "32")
@@ -185,7 +186,7 @@ func testSideBySide(t *testing.T, args string) {
 	p.both(true, "Enable_Hydration")
 	p.both(true, "disable_hydration")
 	p.both(true, "enable_hydration")
-	m.waitFor(hydrateLimit, "both to be hydrated", func() error {
+	m.WaitFor(harness.HydrateLimit, "both to be hydrated", func() error {
 		kernel, ours := p.lines()
 		whole := fmt.Sprintf("%d/%d", size/region, size/region)
 		if kernel[6] != whole || ours[6] != whole {
@@ -196,5 +197,5 @@ func testSideBySide(t *testing.T, args string) {
 	p.agree("hydrated")
 	p.both(true, "disable_hydration")
 	p.agree("hydration switched off")
-	p.ours.del()
+	p.ours.Del()
 }

@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // The soak: clones in use, to which everything happens that a clone must stand, in random order. The first wrong
@@ -31,28 +34,28 @@ var soakActions = []struct {
 	weight int
 	do     func(*soaked)
 }{
-	{"kill", 20, func(c *soaked) { c.kill(); c.recover() }},
+	{"kill", 20, func(c *soaked) { c.kill(); c.Recover() }},
 	{"kill a recovery", 8, (*soaked).killRecovery},
 	{"kill over a held source", 5, (*soaked).killHeld},
-	{"restart", 8, func(c *soaked) { c.m.run(command, "restart", c.name) }},
+	{"restart", 8, func(c *soaked) { c.M.MustRun(harness.Command, "restart", c.Name) }},
 	{"hold the source", 4, (*soaked).holdSource},
 	{"fail the source", 4, (*soaked).failSource},
 	{"fail the metadata", 4, (*soaked).failMetadata},
-	{"rate", 8, func(c *soaked) { c.setting("rate=" + c.pick("none", "64KiB/s", "1MiB/s", "4MiB/s")) }},
-	{"floor", 3, func(c *soaked) { c.setting("min-rate=" + c.pick("none", "256KiB/s", "2MiB/s")) }},
-	{"read-through", 3, func(c *soaked) { c.setting("read-through=" + c.pick("on", "off")) }},
-	{"batch", 3, func(c *soaked) { c.message("hydration_batch_size", c.pick("1", "7", "256")) }},
-	{"threshold", 3, func(c *soaked) { c.message("hydration_threshold", c.pick("1", "64", "1024")) }},
-	{"pause", 3, func(c *soaked) { c.m.run(command, "pause", c.name) }},
-	{"resume", 6, func(c *soaked) { c.m.run(command, "resume", c.name) }},
-	{"check", 6, func(c *soaked) { c.atRest(func() { c.user.check(c.path) }) }},
-	{"del and add", 5, func(c *soaked) { c.atRest(func() { c.del(); c.add() }) }},
+	{"rate", 8, func(c *soaked) { c.Setting("rate=" + c.pick("none", "64KiB/s", "1MiB/s", "4MiB/s")) }},
+	{"floor", 3, func(c *soaked) { c.Setting("min-rate=" + c.pick("none", "256KiB/s", "2MiB/s")) }},
+	{"read-through", 3, func(c *soaked) { c.Setting("read-through=" + c.pick("on", "off")) }},
+	{"batch", 3, func(c *soaked) { c.Message("hydration_batch_size", c.pick("1", "7", "256")) }},
+	{"threshold", 3, func(c *soaked) { c.Message("hydration_threshold", c.pick("1", "64", "1024")) }},
+	{"pause", 3, func(c *soaked) { c.M.MustRun(harness.Command, "pause", c.Name) }},
+	{"resume", 6, func(c *soaked) { c.M.MustRun(harness.Command, "resume", c.Name) }},
+	{"check", 6, func(c *soaked) { c.atRest(func() { c.user.check(c.Path) }) }},
+	{"del and add", 5, func(c *soaked) { c.atRest(func() { c.Del(); c.Add() }) }},
 	{"finish and begin anew", 3, func(c *soaked) { c.finish(); c.begin() }},
 }
 
 // soak is one run.
 type soak struct {
-	*machine
+	*harness.Machine
 	rng     *rand.Rand
 	begin   time.Time
 	clones  []*soaked
@@ -67,12 +70,13 @@ const (
 
 // TestSoak: see above.
 func TestSoak(t *testing.T) {
-	m := newMachine(t)
-	m.kernel.expect("I/O error") // of the sources and metadata; users tell of their own
-	s := &soak{machine: m, rng: m.random(), begin: time.Now(), counts: map[string]int{}}
+	runs.On(t, "7.3")
+	m := harness.New(t)
+	m.Kernel.Expect("I/O error") // of the sources and metadata; users tell of their own
+	s := &soak{Machine: m, rng: m.Random(), begin: time.Now(), counts: map[string]int{}}
 	m.Cleanup(s.tell)
-	users := []user{&rawUser{}, &fileUser{kind: ext4}, &fileUser{kind: xfs}, &rawUser{}}
-	for i, u := range users[:count(1, len(users))] {
+	users := []user{&rawUser{}, &fileUser{kind: harness.Ext4}, &fileUser{kind: harness.XFS}, &rawUser{}}
+	for i, u := range users[:harness.Count(1, len(users))] {
 		s.clones = append(s.clones, s.newClone(i, u))
 	}
 	minute := time.Now()
@@ -87,7 +91,7 @@ func TestSoak(t *testing.T) {
 		t.FailNow()
 	}
 	for _, c := range s.clones {
-		s.note(c.name, "finish")
+		s.note(c.Name, "finish")
 		c.finish()
 	}
 	t.Log(s.summary())
@@ -104,19 +108,19 @@ func (s *soak) act() {
 	pick := s.rng.IntN(total)
 	for _, a := range soakActions {
 		if pick -= a.weight; pick < 0 {
-			s.note(c.name, a.name)
+			s.note(c.Name, a.name)
 			a.do(c)
 			break
 		}
 	}
 	before := c.user.answered()
-	s.waitFor(progressLimit, "the users of "+c.name+" to go on", func() error {
+	s.WaitFor(progressLimit, "the users of "+c.Name+" to go on", func() error {
 		if c.user.answered() == before && !s.Failed() {
 			return fmt.Errorf("they have made %d requests", before)
 		}
 		return nil
 	})
-	s.kernel.check(s.T)
+	s.Kernel.Check(s.T)
 }
 
 // note keeps what is done next.
@@ -129,7 +133,7 @@ func (s *soak) note(name, action string) {
 // tell prints the history of a run that has failed.
 func (s *soak) tell() {
 	if s.Failed() {
-		s.Logf("seed %d; what was done, the last last:\n%s", seed(), strings.Join(s.history, "\n"))
+		s.Logf("seed %d; what was done, the last last:\n%s", harness.Seed(), strings.Join(s.history, "\n"))
 	}
 }
 

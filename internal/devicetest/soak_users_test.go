@@ -2,13 +2,17 @@
 
 package devicetest
 
-import "time"
+import (
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+)
 
 // user is who uses a clone, and knows what it must hold.
 type user interface {
-	prepare(s *soak, source *disk, region int64) // makes what the clone begins with
+	prepare(s *soak, source *harness.Disk, region int64) // makes what the clone begins with
 	start(path string)
-	stop()
+	Stop()
 	check(path string) // nobody uses it
 	answered() int64   // requests or steps so far
 	longest() time.Duration
@@ -20,80 +24,80 @@ const soakRest = 50 * time.Millisecond
 // rawUser makes random requests to the device itself.
 type rawUser struct {
 	s *soak
-	*model
-	*users
+	*harness.Model
+	*harness.Users
 	before int64 // requests to earlier clones
 }
 
-func (u *rawUser) prepare(s *soak, source *disk, region int64) {
-	s.fillDisk(source, original)
-	if u.model != nil {
+func (u *rawUser) prepare(s *soak, source *harness.Disk, region int64) {
+	s.FillDisk(source, harness.Original)
+	if u.Model != nil {
 		u.before = u.answered()
 	}
-	u.s, u.model = s, newModel(source.size, region)
+	u.s, u.Model = s, harness.NewModel(source.Size, region)
 }
 
 func (u *rawUser) start(path string) {
-	u.users = u.s.newUsers()
-	parts := load{threads: 3, sequential: 1, block: sector, kinds: everything, rest: soakRest}
-	u.waits = append(u.waits, u.model.start(u.s.machine, u.s.rng, path, parts, u.quit))
+	u.Users = u.s.NewUsers()
+	parts := harness.Load{Threads: 3, Sequential: 1, Block: harness.Sector, Kinds: harness.Everything, Rest: soakRest}
+	u.Waits = append(u.Waits, u.Model.Start(u.s.Machine, u.s.rng, path, parts, u.Quit))
 }
 
-func (u *rawUser) check(path string)      { u.model.check(u.s.machine, path) }
-func (u *rawUser) answered() int64        { return u.before + u.model.answered() }
-func (u *rawUser) longest() time.Duration { return u.model.longest() }
+func (u *rawUser) check(path string)      { u.Model.Check(u.s.Machine, path) }
+func (u *rawUser) answered() int64        { return u.before + u.Model.Answered() }
+func (u *rawUser) longest() time.Duration { return u.Model.Longest() }
 
 // fileUser uses a file system on the device.
 type fileUser struct {
-	kind   fsKind
-	tree   *fileTree
-	others *files
-	*users
+	kind   harness.FSKind
+	tree   *harness.FileTree
+	others *harness.Files
+	*harness.Users
 	before int64 // requests of earlier clones
 	done   int64 // steps of users that have ended
 }
 
-func (u *fileUser) prepare(s *soak, source *disk, _ int64) {
+func (u *fileUser) prepare(s *soak, source *harness.Disk, _ int64) {
 	if u.others != nil {
 		u.before = u.answered()
 	}
-	u.tree = s.newFiles(u.kind, s.rng, source, source.size/4)
-	u.tree.mount(source.path)
-	u.others = u.tree.newOthers(s.rng)
-	u.others.rest = soakRest
-	u.tree.unmount()
+	u.tree = s.NewFiles(u.kind, s.rng, source, source.Size/4)
+	u.tree.Mount(source.Path)
+	u.others = u.tree.NewOthers(s.rng)
+	u.others.Rest = soakRest
+	u.tree.Unmount()
 	u.done = 0
 }
 
 func (u *fileUser) start(path string) {
-	u.tree.options = "discard"
-	u.tree.mount(path)
-	u.others.moved(u.tree.root)
-	u.users = u.others.start()
+	u.tree.Options = "discard"
+	u.tree.Mount(path)
+	u.others.Moved(u.tree.Root)
+	u.Users = u.others.Start()
 }
 
-func (u *fileUser) stop() {
-	u.users.stop()
-	u.done += u.steps.Load()
-	u.users = nil
-	u.tree.unmount()
+func (u *fileUser) Stop() {
+	u.Users.Stop()
+	u.done += u.Steps.Load()
+	u.Users = nil
+	u.tree.Unmount()
 }
 
 func (u *fileUser) check(path string) {
-	u.tree.mount(path)
-	u.others.moved(u.tree.root)
-	u.others.check()
-	u.tree.check(nil)
-	u.tree.unmount()
-	u.tree.examine(path)
+	u.tree.Mount(path)
+	u.others.Moved(u.tree.Root)
+	u.others.Check()
+	u.tree.Check(nil)
+	u.tree.Unmount()
+	u.tree.Examine(path)
 }
 
 func (u *fileUser) answered() int64 {
-	n := u.before + u.done + u.others.direct.answered() + u.others.cached.answered()
-	if u.users != nil {
-		n += u.steps.Load()
+	n := u.before + u.done + u.others.Direct.Answered() + u.others.Cached.Answered()
+	if u.Users != nil {
+		n += u.Steps.Load()
 	}
 	return n
 }
 
-func (u *fileUser) longest() time.Duration { return u.others.longest() }
+func (u *fileUser) longest() time.Duration { return u.others.Longest() }

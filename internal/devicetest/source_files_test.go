@@ -6,6 +6,9 @@ import (
 	"os"
 	"slices"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // A source with a file system is used at once and while it hydrates; in the end the destination stands
@@ -14,18 +17,29 @@ import (
 // wholeDevice is a region as large as the device, 1 GiB at full counts.
 const wholeDevice = 0
 
-var fileRegions = []int64{4 * kib, 64 * kib, mib, wholeDevice}
+var fileRegions = []int64{4 * harness.KiB, 64 * harness.KiB, harness.MiB, wholeDevice}
 
-func TestExt4Source(t *testing.T)  { testSources(t, ext4, 4*kib, 64*kib) }
-func TestXFSSource(t *testing.T)   { testSources(t, xfs, mib) }
-func TestBtrfsSource(t *testing.T) { testSources(t, btrfs, wholeDevice) }
+func TestExt4Source(t *testing.T) {
+	runs.On(t, "6.18")
+	testSources(t, harness.Ext4, 4*harness.KiB, 64*harness.KiB)
+}
 
-func testSources(t *testing.T, kind fsKind, reduced ...int64) {
+func TestXFSSource(t *testing.T) {
+	runs.On(t, "7.3")
+	testSources(t, harness.XFS, harness.MiB)
+}
+
+func TestBtrfsSource(t *testing.T) {
+	runs.On(t, "6.18")
+	testSources(t, harness.Btrfs, wholeDevice)
+}
+
+func testSources(t *testing.T, kind harness.FSKind, reduced ...int64) {
 	for _, region := range fileRegions {
 		if os.Getenv("FULL") != "1" && !slices.Contains(reduced, region) {
 			continue
 		}
-		name := kibText(region)
+		name := harness.KiBText(region)
 		if region == wholeDevice {
 			name = "WholeDevice"
 		}
@@ -33,61 +47,61 @@ func testSources(t *testing.T, kind fsKind, reduced ...int64) {
 	}
 }
 
-func testSource(t *testing.T, kind fsKind, region int64) {
-	m := newMachine(t)
-	rng := m.random()
-	size := int64(count(32, 256)) // MiB
+func testSource(t *testing.T, kind harness.FSKind, region int64) {
+	m := harness.New(t)
+	rng := m.Random()
+	size := int64(harness.Count(32, 256)) // MiB
 	if region == wholeDevice {
-		size = int64(count(32, 1024))
-		region = size * mib
+		size = int64(harness.Count(32, 1024))
+		region = size * harness.MiB
 	}
-	regions := uint64(size * mib / region)
-	source := m.nullBlk("src", nullOptions{mib: size, mbps: 30})
-	files := m.newFiles(kind, rng, source, int64(count(6, 128))*mib)
-	sourceSum := m.sum(source.path, source.size)
-	sourceBefore := source.traffic()
-	dest := m.nullBlk("dst", nullOptions{mib: size})
-	m.fillDisk(dest, junk)
+	regions := uint64(size * harness.MiB / region)
+	source := m.NullBlk("src", harness.NullOptions{MiB: size, MBps: 30})
+	files := m.NewFiles(kind, rng, source, int64(harness.Count(6, 128))*harness.MiB)
+	sourceSum := m.Sum(source.Path, source.Size)
+	sourceBefore := source.Traffic()
+	dest := m.NullBlk("dst", harness.NullOptions{MiB: size})
+	m.FillDisk(dest, harness.Junk)
 
-	readThrough := map[bool]string{true: "on", false: "off"}[region == 64*kib || regions == 1]
-	c := m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(region), "--no-hydration", "--read-through="+readThrough)
-	files.mount(c.path)
-	files.check(nil)
-	if s := c.status(); readThrough == "off" && s.Regions.Hydrated >= regions/2 {
+	readThrough := map[bool]string{true: "on", false: "off"}[region == 64*harness.KiB || regions == 1]
+	c := m.AddClone(source, dest, m.Missing("meta"), "--region-size", harness.KiBText(region), "--no-hydration", "--read-through="+readThrough)
+	files.Mount(c.Path)
+	files.Check(nil)
+	if s := c.Status(); readThrough == "off" && s.Regions.Hydrated >= regions/2 {
 		t.Errorf("hydration is off, but %d of %d regions are hydrated", s.Regions.Hydrated, regions)
 	}
 
-	c.hydrateSlowly()
-	var during status
-	files.check(func(done, _ int) {
+	c.HydrateSlowly()
+	var during harness.Status
+	files.Check(func(done, _ int) {
 		if done == 1 {
-			during = c.status()
+			during = c.Status()
 		}
 	})
-	files.change(rng, 0.2)
-	files.sync()
-	after := c.status()
+	files.Change(rng, 0.2)
+	files.Sync()
+	after := c.Status()
 	t.Logf("regions hydrated: %d when the check began, %d after it and the changes, of %d", during.Regions.Hydrated,
 		after.Regions.Hydrated, regions)
 	if regions > 1 && during.Regions.Hydrated == regions {
 		t.Error("the check was to run during hydration, which was complete before")
 	}
-	files.check(nil)
-	c.hydrateFast()
-	s := c.waitHydrated()
-	t.Logf("%d KiB copied, %d written, %d discarded", s.Bytes.Copied/kib, s.Bytes.Written/kib, s.Bytes.Discarded/kib)
-	files.check(nil)
-	files.unmount()
-	cloneSum := m.sum(c.path, s.Size)
-	c.del()
+	files.Check(nil)
+	c.HydrateFast()
+	s := c.WaitHydrated()
+	t.Logf("%d KiB copied, %d written, %d discarded", s.Bytes.Copied/harness.KiB, s.Bytes.Written/harness.KiB, s.Bytes.Discarded/harness.KiB)
+	files.Check(nil)
+	files.Unmount()
+	cloneSum := m.Sum(c.Path, s.Size)
+	c.Del()
 
-	m.same("destination, compared with the clone", m.sum(dest.path, s.Size), cloneSum)
-	files.examine(dest.path)
-	files.mount(dest.path)
-	files.check(nil)
-	files.unmount()
-	m.same("source, compared with before", m.sum(source.path, source.size), sourceSum)
-	if wrote := source.traffic().since(sourceBefore).writes; wrote != 0 {
+	m.Same("destination, compared with the clone", m.Sum(dest.Path, s.Size), cloneSum)
+	files.Examine(dest.Path)
+	files.Mount(dest.Path)
+	files.Check(nil)
+	files.Unmount()
+	m.Same("source, compared with before", m.Sum(source.Path, source.Size), sourceSum)
+	if wrote := source.Traffic().Since(sourceBefore).Writes; wrote != 0 {
 		t.Errorf("the source was written %d times", wrote)
 	}
 }

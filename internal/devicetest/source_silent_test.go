@@ -14,8 +14,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // silentTimeout is the source timeout of these tests, and noticeLimit how long after it the outage is to be told.
@@ -25,146 +28,149 @@ const (
 )
 
 // silentBench is a clone that hydrates from a source about to fall silent.
-func (m *machine) silentBench(source, dest *disk) *clone {
+func silentBench(m *harness.Machine, source, dest *harness.Disk) *harness.Clone {
 	m.Helper()
-	m.fillDisk(dest, junk)
-	return m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(awayRegion), "--rate", "256KiB/s", "--min-rate", "none",
+	m.FillDisk(dest, harness.Junk)
+	return m.AddClone(source, dest, m.Missing("meta"), "--region-size", harness.KiBText(awayRegion), "--rate", "256KiB/s", "--min-rate", "none",
 		"--read-through=off", "--source-timeout", silentTimeout.String())
 }
 
 // silence waits for the outage to be told, which began at from.
-func (c *clone) silence(from time.Time) {
-	c.m.Helper()
-	c.m.waitFor(standLimit, "the outage", func() error {
-		if s := c.status(); s.State != "stalled" || !strings.Contains(s.Reason, "has not answered") {
+func silence(c *harness.Clone, from time.Time) {
+	c.M.Helper()
+	c.M.WaitFor(harness.StandLimit, "the outage", func() error {
+		if s := c.Status(); s.State != "stalled" || !strings.Contains(s.Reason, "has not answered") {
 			return fmt.Errorf("state %s: %s", s.State, s.Reason)
 		}
 		return nil
 	})
-	c.m.inTime(silentTimeout+noticeLimit, "notice of the outage", time.Since(from))
-	c.event("stalled")
+	c.M.InTime(silentTimeout+noticeLimit, "notice of the outage", time.Since(from))
+	c.Event("stalled")
 }
 
 // TestSourceSilent: a device that queues for ever, as multipath without a path does. What is hydrated is served, new reads
 // fail, and an answer ends it.
 func TestSourceSilent(t *testing.T) {
-	m := newMachine(t)
-	m.kernel.expect("I/O error")
-	source := m.faultyDisk("src", 8)
-	m.fillDisk(source.disk, original)
-	dest := m.nullBlk("dst", nullOptions{mib: 8})
-	c := m.silentBench(source.disk, dest)
-	w := newModel(8*mib, awayRegion)
-	v, buf := m.open(c.path, os.O_RDWR), m.buffer(int(awayRegion))
-	if err := w.write(v, buf, 0, false); err != nil {
+	runs.On(t, "6.12")
+	m := harness.New(t)
+	m.Kernel.Expect("I/O error")
+	source := m.FaultyDisk("src", 8)
+	m.FillDisk(source.Disk, harness.Original)
+	dest := m.NullBlk("dst", harness.NullOptions{MiB: 8})
+	c := silentBench(m, source.Disk, dest)
+	w := harness.NewModel(8*harness.MiB, awayRegion)
+	v, buf := m.Open(c.Path, os.O_RDWR), m.Buffer(int(awayRegion))
+	if err := w.Write(v, buf, 0, false); err != nil {
 		t.Fatal(err)
 	}
-	source.hold()
+	source.Hold()
 	from := time.Now()
-	hung, slow := m.open(c.path, os.O_RDONLY), m.buffer(4096)
+	hung, slow := m.Open(c.Path, os.O_RDONLY), m.Buffer(4096)
 	var reader sync.WaitGroup
 	reader.Go(func() {
-		if err := w.read(hung, slow, 7*mib); err != nil {
+		if err := w.Read(hung, slow, 7*harness.MiB); err != nil {
 			t.Errorf("the read that waited: %v", err)
 		}
-		hung.close()
+		hung.Close()
 	})
-	c.silence(from)
+	silence(c, from)
 	began := time.Now()
-	if err := w.read(v, buf, 0); err != nil {
+	if err := w.Read(v, buf, 0); err != nil {
 		t.Errorf("a hydrated region: %v", err)
 	}
-	if err := v.read(buf[:4096], 6*mib); !errors.Is(err, unix.EIO) {
+	if err := v.Read(buf[:4096], 6*harness.MiB); !errors.Is(err, unix.EIO) {
 		t.Errorf("a read of what only the source has: %v", err)
 	}
-	if err := w.write(v, buf, 5*mib, false); err != nil {
+	if err := w.Write(v, buf, 5*harness.MiB, false); err != nil {
 		t.Errorf("a write of whole regions: %v", err)
 	}
-	m.inTime(2*time.Second, "three requests meanwhile", time.Since(began))
-	m.expectFailure(m.try(command, "resume", c.name), exit.Source, "has not answered")
-	source.release()
+	m.InTime(2*time.Second, "three requests meanwhile", time.Since(began))
+	m.ExpectFailure(m.Try(harness.Command, "resume", c.Name), exit.Source, "has not answered")
+	source.Release()
 	reader.Wait()
-	v.close()
-	m.run(command, "set", c.name, "rate=none", "source-timeout=none")
-	c.waitHydrated()
-	c.del()
-	w.check(m, dest.path)
+	v.Close()
+	m.MustRun(harness.Command, "set", c.Name, "rate=none", "source-timeout=none")
+	c.WaitHydrated()
+	c.Del()
+	w.Check(m, dest.Path)
 }
 
 // TestDelOfSilentSource: a clone whose background reads hang is deleted in seconds, destination and metadata are free at once,
 // and the source is when it answers. Users' requests that hang are a reason to refuse.
 func TestDelOfSilentSource(t *testing.T) {
-	m := newMachine(t)
-	source := m.faultyDisk("src", 8)
-	m.fillDisk(source.disk, original)
-	dest := m.nullBlk("dst", nullOptions{mib: 8})
-	c := m.silentBench(source.disk, dest)
-	source.hold()
+	runs.On(t, "7.3")
+	m := harness.New(t)
+	source := m.FaultyDisk("src", 8)
+	m.FillDisk(source.Disk, harness.Original)
+	dest := m.NullBlk("dst", harness.NullOptions{MiB: 8})
+	c := silentBench(m, source.Disk, dest)
+	source.Hold()
 	from := time.Now()
-	c.silence(from)
+	silence(c, from)
 	began := time.Now()
-	c.del()
-	m.inTime(20*time.Second, "del", time.Since(began))
-	m.waitFor(cleanLimit, "the destination to be free", func() error {
-		f, err := os.OpenFile(dest.path, os.O_RDWR|unix.O_EXCL, 0)
+	c.Del()
+	m.InTime(20*time.Second, "del", time.Since(began))
+	m.WaitFor(harness.CleanLimit, "the destination to be free", func() error {
+		f, err := os.OpenFile(dest.Path, os.O_RDWR|unix.O_EXCL, 0)
 		if err == nil {
 			f.Close()
 		}
 		return err
 	})
-	source.release()
-	m.waitFor(cleanLimit, "the source to be free", func() error {
-		if n := m.openCount("src"); n != 0 {
+	source.Release()
+	m.WaitFor(harness.CleanLimit, "the source to be free", func() error {
+		if n := m.OpenCount("src"); n != 0 {
 			return fmt.Errorf("it is open %d times", n)
 		}
 		return nil
 	})
-	again := m.newClone(source.disk, dest, m.missing("meta"), c.args[6:]...)
-	again.add()
-	again.m.run(command, "set", again.name, "rate=none")
-	again.waitHydrated()
-	again.del()
-	newModel(8*mib, awayRegion).check(m, dest.path)
+	again := m.NewClone(source.Disk, dest, m.Missing("meta"), c.Args[6:]...)
+	again.Add()
+	again.M.MustRun(harness.Command, "set", again.Name, "rate=none")
+	again.WaitHydrated()
+	again.Del()
+	harness.NewModel(8*harness.MiB, awayRegion).Check(m, dest.Path)
 }
 
 // TestNetworkSourceDies: the server of a network block device is killed.
 func TestNetworkSourceDies(t *testing.T) {
-	m := newMachine(t)
-	m.kernel.expect("I/O error", "nbd0")
-	m.run("modprobe", "nbd", "nbds_max=1")
-	image, socket := &disk{m: m, path: filepath.Join(m.dir, "image"), size: 8 * mib}, filepath.Join(m.dir, "nbd.sock")
-	m.truncateNew(image.path, image.size)
-	m.fillDisk(image, original)
-	server := exec.Command("qemu-nbd", "-r", "-f", "raw", "-k", socket, "-t", "-e", "4", image.path)
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	m.Kernel.Expect("I/O error", "nbd0")
+	m.MustRun("modprobe", "nbd", "nbds_max=1")
+	image, socket := &harness.Disk{M: m, Path: filepath.Join(m.Dir, "image"), Size: 8 * harness.MiB}, filepath.Join(m.Dir, "nbd.sock")
+	truncateNew(m, image.Path, image.Size)
+	m.FillDisk(image, harness.Original)
+	server := exec.Command("qemu-nbd", "-r", "-f", "raw", "-k", socket, "-t", "-e", "4", image.Path)
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
-	m.waitFor(cleanLimit, "the server", func() error { _, err := os.Stat(socket); return err })
-	m.run("nbd-client", "-unix", socket, "/dev/nbd0", "-R")
-	t.Cleanup(func() { m.try("nbd-client", "-d", "/dev/nbd0") })
-	dest := m.nullBlk("dst", nullOptions{mib: 8})
-	c := m.silentBench(m.block("/dev/nbd0"), dest)
+	m.WaitFor(harness.CleanLimit, "the server", func() error { _, err := os.Stat(socket); return err })
+	m.MustRun("nbd-client", "-unix", socket, "/dev/nbd0", "-R")
+	t.Cleanup(func() { m.Try("nbd-client", "-d", "/dev/nbd0") })
+	dest := m.NullBlk("dst", harness.NullOptions{MiB: 8})
+	c := silentBench(m, m.Block("/dev/nbd0"), dest)
 	time.Sleep(time.Second)
 	from := time.Now()
 	if err := errors.Join(syscall.Kill(server.Process.Pid, syscall.SIGKILL), ignore(server.Wait())); err != nil {
 		t.Fatal(err)
 	}
-	m.waitFor(standLimit, "the outage", func() error {
-		if s := c.status(); s.State != "stalled" {
+	m.WaitFor(harness.StandLimit, "the outage", func() error {
+		if s := c.Status(); s.State != "stalled" {
 			return fmt.Errorf("state %s: %s", s.State, s.Reason)
 		}
 		return nil
 	})
-	m.inTime(silentTimeout+noticeLimit, "notice of the outage", time.Since(from))
+	m.InTime(silentTimeout+noticeLimit, "notice of the outage", time.Since(from))
 	began := time.Now()
-	c.del()
-	m.inTime(20*time.Second, "del", time.Since(began))
+	c.Del()
+	m.InTime(20*time.Second, "del", time.Since(began))
 }
 
 func ignore(error) error { return nil }
 
 // truncateNew makes an empty file of so many bytes.
-func (m *machine) truncateNew(path string, size int64) {
+func truncateNew(m *harness.Machine, path string, size int64) {
 	m.Helper()
 	f, err := os.Create(path)
 	if err == nil {
@@ -178,44 +184,45 @@ func (m *machine) truncateNew(path string, size int64) {
 // TestUnreadableSample: sectors of the source cannot be read that its sample would cover, in the first and last MiB and in the
 // middle. The clone is made all the same, recovered, restarted and begun again, and hydrated but for them.
 func TestUnreadableSample(t *testing.T) {
-	m := newMachine(t)
-	m.kernel.expect("I/O error")
-	const size = 16 * mib
-	source, dest := m.nullBlk("src", nullOptions{mib: size / mib}), m.nullBlk("dst", nullOptions{mib: size / mib})
-	m.fillDisk(source, original)
-	m.fillDisk(dest, junk)
-	bad := []int64{128 * kib, 8*mib + 128*kib, size - 128*kib}
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	m.Kernel.Expect("I/O error")
+	const size = 16 * harness.MiB
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
+	m.FillDisk(source, harness.Original)
+	m.FillDisk(dest, harness.Junk)
+	bad := []int64{128 * harness.KiB, 8*harness.MiB + 128*harness.KiB, size - 128*harness.KiB}
 	for _, at := range bad {
-		source.badBlocks(at, at+4*kib)
+		source.BadBlocks(at, at+4*harness.KiB)
 	}
-	c := m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(awayRegion), "--retries", "1")
+	c := m.AddClone(source, dest, m.Missing("meta"), "--region-size", harness.KiBText(awayRegion), "--retries", "1")
 	stalled := func() {
 		t.Helper()
-		m.waitFor(hydrateLimit, "all but the bad regions to be hydrated", func() error {
-			if s := c.status(); s.State != "stalled" || s.Bytes.Remaining != int64(len(bad))*awayRegion {
+		m.WaitFor(harness.HydrateLimit, "all but the bad regions to be hydrated", func() error {
+			if s := c.Status(); s.State != "stalled" || s.Bytes.Remaining != int64(len(bad))*awayRegion {
 				return fmt.Errorf("state %s, %d bytes remain: %s", s.State, s.Bytes.Remaining, s.Reason)
 			}
 			return nil
 		})
 	}
 	stalled()
-	c.end(syscall.SIGKILL)
-	m.run(command, "recover", c.name)
+	c.End(syscall.SIGKILL)
+	m.MustRun(harness.Command, "recover", c.Name)
 	stalled()
-	m.run(command, "restart", c.name)
+	m.MustRun(harness.Command, "restart", c.Name)
 	stalled()
-	c.del()
-	c.add()
+	c.Del()
+	c.Add()
 	stalled()
-	m.writeFile(filepath.Join(nullBlkFolder, source.name, "badblocks"), fmt.Sprintf("-%d-%d", bad[0]/sector, (bad[0]+4*kib)/sector-1))
-	source.badBlocks(512*kib, 512*kib+4*kib) // another one goes bad, one can be read again
-	m.run(command, "restart", c.name)
-	m.run(command, "resume", c.name)
-	m.waitFor(hydrateLimit, "the sector that can be read again", func() error {
-		if s := c.status(); s.Bytes.Remaining != int64(len(bad)-1)*awayRegion {
+	m.WriteFile(filepath.Join(harness.NullBlkFolder, source.Name, "badblocks"), fmt.Sprintf("-%d-%d", bad[0]/harness.Sector, (bad[0]+4*harness.KiB)/harness.Sector-1))
+	source.BadBlocks(512*harness.KiB, 512*harness.KiB+4*harness.KiB) // another one goes bad, one can be read again
+	m.MustRun(harness.Command, "restart", c.Name)
+	m.MustRun(harness.Command, "resume", c.Name)
+	m.WaitFor(harness.HydrateLimit, "the sector that can be read again", func() error {
+		if s := c.Status(); s.Bytes.Remaining != int64(len(bad)-1)*awayRegion {
 			return fmt.Errorf("%d bytes remain: %s", s.Bytes.Remaining, s.Reason)
 		}
 		return nil
 	})
-	c.del()
+	c.Del()
 }

@@ -9,6 +9,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // What nobody uses is not copied: discarded regions and holes of a sparse source.
@@ -16,142 +19,132 @@ import (
 // Discarded regions are not read from the source and read as zeros, although the destination holds
 // other data.
 func TestDiscardedRegions(t *testing.T) {
-	m := newMachine(t)
-	region, tail := 64*kib, int64(5*sector)
-	size := 32*mib + tail
-	counted := m.nullBlk("src", nullOptions{mib: 33}) // device-mapper's own counts are too high
-	source := m.linear("src", counted, size)
-	dest := m.linear("dst", m.nullBlk("dst", nullOptions{mib: 33}), size)
-	m.fillDisk(source, original)
-	m.fillDisk(dest, junk)
-	w := newModel(size, region)
-	c := m.addClone(source, dest, m.missing("meta"), "--region-size", kibText(region), "--no-hydration", "--read-through=off")
-	v, buf := m.open(c.path, os.O_RDWR), m.buffer(int(region))
+	runs.On(t, "7.3")
+	m := harness.New(t)
+	region, tail := 64*harness.KiB, int64(5*harness.Sector)
+	size := 32*harness.MiB + tail
+	counted := m.NullBlk("src", harness.NullOptions{MiB: 33}) // device-mapper's own counts are too high
+	source := m.Linear("src", counted, size)
+	dest := m.Linear("dst", m.NullBlk("dst", harness.NullOptions{MiB: 33}), size)
+	m.FillDisk(source, harness.Original)
+	m.FillDisk(dest, harness.Junk)
+	w := harness.NewModel(size, region)
+	c := m.AddClone(source, dest, m.Missing("meta"), "--region-size", harness.KiBText(region), "--no-hydration", "--read-through=off")
+	v, buf := m.Open(c.Path, os.O_RDWR), m.Buffer(int(region))
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	before := counted.traffic()
-	must(w.discard(v, 0, 8*mib))                                        // whole regions
-	must(w.discard(v, 10*mib+sector, 2*mib))                            // both ends ragged: 31 regions
-	must(w.discard(v, 14*mib+sector, region-2*sector))                  // nothing whole
-	must(w.write(v, buf[:4*sector], 16*mib, false))                     // hydrated by a write
-	must(w.discard(v, 16*mib, region))                                  // and zeroed in place
-	must(w.write(v, buf[:4*sector], 4*mib+sector, false))               // into a discarded region: merged with zeros
-	must(w.discard(v, size-tail-3*region+sector, 3*region+tail-sector)) // to the end: 2 regions and the tail
-	must(w.zero(v, 20*mib, 2*mib))
-	if n := counted.traffic().since(before).readBytes; n > region {
+	before := counted.Traffic()
+	must(w.Discard(v, 0, 8*harness.MiB))                                                // whole regions
+	must(w.Discard(v, 10*harness.MiB+harness.Sector, 2*harness.MiB))                    // both ends ragged: 31 regions
+	must(w.Discard(v, 14*harness.MiB+harness.Sector, region-2*harness.Sector))          // nothing whole
+	must(w.Write(v, buf[:4*harness.Sector], 16*harness.MiB, false))                     // hydrated by a write
+	must(w.Discard(v, 16*harness.MiB, region))                                          // and zeroed in place
+	must(w.Write(v, buf[:4*harness.Sector], 4*harness.MiB+harness.Sector, false))       // into a discarded region: merged with zeros
+	must(w.Discard(v, size-tail-3*region+harness.Sector, 3*region+tail-harness.Sector)) // to the end: 2 regions and the tail
+	must(w.Zero(v, 20*harness.MiB, 2*harness.MiB))
+	if n := counted.Traffic().Since(before).ReadBytes; n > region {
 		t.Errorf("discards and one small write read %d bytes of the source", n)
 	}
-	spared := 8*mib + 31*region + 2*region + tail + 2*mib
-	discarded := counted.traffic()
-	w.check(m, c.path)
-	checked := counted.traffic()
-	if n, want := checked.since(discarded).readBytes, size-spared-region; n != want {
+	spared := 8*harness.MiB + 31*region + 2*region + tail + 2*harness.MiB
+	discarded := counted.Traffic()
+	w.Check(m, c.Path)
+	checked := counted.Traffic()
+	if n, want := checked.Since(discarded).ReadBytes, size-spared-region; n != want {
 		t.Errorf("reading everything took %d bytes of the source, expected %d", n, want)
 	}
-	c.hydrateFast()
-	s := c.waitHydrated()
-	if n, want := counted.traffic().since(checked).readBytes, size-spared-region; n != want {
+	c.HydrateFast()
+	s := c.WaitHydrated()
+	if n, want := counted.Traffic().Since(checked).ReadBytes, size-spared-region; n != want {
 		t.Errorf("hydration read %d bytes of the source, expected %d", n, want)
 	}
-	t.Logf("%d KiB copied, %d written, %d discarded; %d KiB spared", s.Bytes.Copied/kib, s.Bytes.Written/kib, s.Bytes.Discarded/kib, spared/kib)
-	w.check(m, c.path)
-	v.close()
-	c.del()
-	w.check(m, dest.path)
+	t.Logf("%d KiB copied, %d written, %d discarded; %d KiB spared", s.Bytes.Copied/harness.KiB, s.Bytes.Written/harness.KiB, s.Bytes.Discarded/harness.KiB, spared/harness.KiB)
+	w.Check(m, c.Path)
+	v.Close()
+	c.Del()
+	w.Check(m, dest.Path)
 }
 
 // fstrim before hydration spares the free space of a file system.
 func TestFstrim(t *testing.T) {
-	m := newMachine(t)
-	rng := m.random()
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	rng := m.Random()
 	size := int64(96)
-	source := m.nullBlk("src", nullOptions{mib: size})
-	m.fillDisk(source, original) // old content in the free space
-	files := m.newExt4(rng, source, 12*mib)
-	dest := m.nullBlk("dst", nullOptions{mib: size, discard: true})
-	m.fillDisk(dest, junk)
-	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration")
-	files.options = "noinit_itable" // ext4 writes nothing by itself, seconds after the mount: what is written is not read
-	files.mount(c.path)
-	files.sync()
-	t.Log(m.run("fstrim", "-v", files.root))
-	trimmed := c.status()
-	before := source.traffic()
-	c.hydrateFast()
-	s := c.waitHydrated()
-	read := source.traffic().since(before).readBytes
-	t.Logf("%d KiB used by files, %d discarded by fstrim, %d left then, %d read from the source", files.bytes()/kib,
-		trimmed.Bytes.Discarded/kib, trimmed.Bytes.Remaining/kib, read/kib)
+	source := m.NullBlk("src", harness.NullOptions{MiB: size})
+	m.FillDisk(source, harness.Original) // old content in the free space
+	files := m.NewExt4(rng, source, 12*harness.MiB)
+	dest := m.NullBlk("dst", harness.NullOptions{MiB: size, Discard: true})
+	m.FillDisk(dest, harness.Junk)
+	c := m.AddClone(source, dest, m.Missing("meta"), "--no-hydration")
+	files.Options = "noinit_itable" // ext4 writes nothing by itself, seconds after the mount: what is written is not read
+	files.Mount(c.Path)
+	files.Sync()
+	t.Log(m.MustRun("fstrim", "-v", files.Root))
+	trimmed := c.Status()
+	before := source.Traffic()
+	c.HydrateFast()
+	s := c.WaitHydrated()
+	read := source.Traffic().Since(before).ReadBytes
+	t.Logf("%d KiB used by files, %d discarded by fstrim, %d left then, %d read from the source", files.Bytes()/harness.KiB,
+		trimmed.Bytes.Discarded/harness.KiB, trimmed.Bytes.Remaining/harness.KiB, read/harness.KiB)
 	if read != trimmed.Bytes.Remaining {
 		t.Errorf("%d bytes were left after fstrim, %d were read", trimmed.Bytes.Remaining, read)
 	}
-	if used := files.bytes() + 12*mib; read > used { // and what ext4 needs for itself
+	if used := files.Bytes() + 12*harness.MiB; read > used { // and what ext4 needs for itself
 		t.Errorf("the file system uses about %d bytes, %d were read", used, read)
 	}
-	files.check(nil)
-	files.unmount()
-	m.zeroWhereJunk(dest, s.Size)
-	c.del()
-	files.examine(dest.path)
-	files.mount(dest.path)
-	files.check(nil)
-	files.unmount()
-}
-
-// zeroWhereJunk: nothing of the destination's old content is left in what the clone covers.
-func (m *machine) zeroWhereJunk(dest *disk, size int64) {
-	m.Helper()
-	m.sweep(dest.path, size, func(off int64, b []byte) error {
-		for i := int64(0); i < int64(len(b)); i += sector {
-			if holds(b[i:i+sector], 0, junk) {
-				m.Fatalf("sector %d of the destination is as it was before", (off+i)/sector)
-			}
-		}
-		return nil
-	})
+	files.Check(nil)
+	files.Unmount()
+	m.ZeroWhereJunk(dest, s.Size)
+	c.Del()
+	files.Examine(dest.Path)
+	files.Mount(dest.Path)
+	files.Check(nil)
+	files.Unmount()
 }
 
 // Holes of a sparse source are not read, and found when hydration comes to them.
 func TestSparseSource(t *testing.T) {
-	m := newMachine(t)
-	size, islands := 128*mib, int64(8)
-	source := m.sparseFile(m.ext4Folder(64)+"/source", size, islands)
-	backing := m.block("/dev/nullfolder")
-	dest := m.nullBlk("dst", nullOptions{mib: size / mib})
-	m.fillDisk(dest, junk)
-	w := newModel(size, 4*kib)
-	w.set(0, size, zeros)
+	runs.On(t, "6.18")
+	m := harness.New(t)
+	size, islands := 128*harness.MiB, int64(8)
+	source := sparseFile(m, m.Ext4Folder(64)+"/source", size, islands)
+	backing := m.Block("/dev/nullfolder")
+	dest := m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
+	m.FillDisk(dest, harness.Junk)
+	w := harness.NewModel(size, 4*harness.KiB)
+	w.Set(0, size, harness.Zeros)
 	for i := range islands {
-		w.set(i*size/islands, i*size/islands+mib, original)
+		w.Set(i*size/islands, i*size/islands+harness.MiB, harness.Original)
 	}
-	m.dropCaches()
-	c := m.addClone(source, dest, m.missing("meta"), "--no-hydration", "--read-through=off")
-	if s := c.status(); s.Regions.Hydrated != 0 {
+	m.DropCaches()
+	c := m.AddClone(source, dest, m.Missing("meta"), "--no-hydration", "--read-through=off")
+	if s := c.Status(); s.Regions.Hydrated != 0 {
 		t.Errorf("%d regions are hydrated before hydration has begun: holes are to be found when it comes to them", s.Regions.Hydrated)
 	}
-	before := backing.traffic()
-	c.hydrateFast()
-	s := c.waitHydrated()
-	read := backing.traffic().since(before).readBytes
-	t.Logf("source of %d KiB with %d KiB of data: %d KiB read, %d copied, %d discarded", size/kib, islands*mib/kib, read/kib,
-		s.Bytes.Copied/kib, s.Bytes.Discarded/kib)
-	if read > islands*mib*5/4 {
-		t.Errorf("%d bytes were read of a source with %d bytes of data", read, islands*mib)
+	before := backing.Traffic()
+	c.HydrateFast()
+	s := c.WaitHydrated()
+	read := backing.Traffic().Since(before).ReadBytes
+	t.Logf("source of %d KiB with %d KiB of data: %d KiB read, %d copied, %d discarded", size/harness.KiB, islands*harness.MiB/harness.KiB, read/harness.KiB,
+		s.Bytes.Copied/harness.KiB, s.Bytes.Discarded/harness.KiB)
+	if read > islands*harness.MiB*5/4 {
+		t.Errorf("%d bytes were read of a source with %d bytes of data", read, islands*harness.MiB)
 	}
-	if s.Bytes.Copied != islands*mib || s.Bytes.Discarded != size-islands*mib {
-		t.Errorf("%d bytes copied, %d discarded, expected %d and %d", s.Bytes.Copied, s.Bytes.Discarded, islands*mib, size-islands*mib)
+	if s.Bytes.Copied != islands*harness.MiB || s.Bytes.Discarded != size-islands*harness.MiB {
+		t.Errorf("%d bytes copied, %d discarded, expected %d and %d", s.Bytes.Copied, s.Bytes.Discarded, islands*harness.MiB, size-islands*harness.MiB)
 	}
-	w.check(m, c.path)
-	c.del()
-	w.check(m, dest.path)
+	w.Check(m, c.Path)
+	c.Del()
+	w.Check(m, dest.Path)
 }
 
 // sparseFile makes a file with so many islands of one MiB of data, evenly spaced.
-func (m *machine) sparseFile(path string, size, islands int64) *disk {
+func sparseFile(m *harness.Machine, path string, size, islands int64) *harness.Disk {
 	m.Helper()
 	f, err := os.Create(path)
 	if err != nil {
@@ -161,10 +154,10 @@ func (m *machine) sparseFile(path string, size, islands int64) *disk {
 	if err := f.Truncate(size); err != nil {
 		m.Fatal(err)
 	}
-	b := make([]byte, mib)
+	b := make([]byte, harness.MiB)
 	for i := range islands {
 		off := i * size / islands
-		fill(b, off, original)
+		harness.Fill(b, off, harness.Original)
 		if _, err := f.WriteAt(b, off); err != nil {
 			m.Fatal(err)
 		}
@@ -172,44 +165,45 @@ func (m *machine) sparseFile(path string, size, islands int64) *disk {
 	if err := unix.Fsync(int(f.Fd())); err != nil {
 		m.Fatal(err)
 	}
-	return &disk{m: m, path: path, size: size}
+	return &harness.Disk{M: m, Path: path, Size: size}
 }
 
 // Zeros of a source that tells of no holes, as a disk does, need no space in the destination; with --detect-zeroes=off they
 // are data like any other.
 func TestZerosOfSource(t *testing.T) {
-	const size, islands = 64 * mib, 4
+	runs.On(t, "6.18")
+	const size, islands = 64 * harness.MiB, 4
 	for _, detect := range []string{"on", "off"} {
 		t.Run(detect, func(t *testing.T) {
-			m := newMachine(t)
-			folder := m.ext4Folder(192)
-			source := m.loop(m.sparseFile(folder+"/source", size, islands).path, sector)
+			m := harness.New(t)
+			folder := m.Ext4Folder(192)
+			source := m.Loop(sparseFile(m, folder+"/source", size, islands).Path, harness.Sector)
 			file := filepath.Join(folder, "dest")
-			m.run("truncate", "-s", fmt.Sprint(size), file)
-			dest := m.loop(file, sector)
-			m.fillDisk(dest, junk)
-			w := newModel(size, 4*kib)
-			w.set(0, size, zeros)
+			m.MustRun("truncate", "-s", fmt.Sprint(size), file)
+			dest := m.Loop(file, harness.Sector)
+			m.FillDisk(dest, harness.Junk)
+			w := harness.NewModel(size, 4*harness.KiB)
+			w.Set(0, size, harness.Zeros)
 			for i := range int64(islands) {
-				w.set(i*size/islands, i*size/islands+mib, original)
+				w.Set(i*size/islands, i*size/islands+harness.MiB, harness.Original)
 			}
-			c := m.addClone(source, dest, m.missing("meta"), "--no-hydration", "--detect-zeroes="+detect)
-			c.hydrateFast()
-			s := c.waitHydrated()
+			c := m.AddClone(source, dest, m.Missing("meta"), "--no-hydration", "--detect-zeroes="+detect)
+			c.HydrateFast()
+			s := c.WaitHydrated()
 			if s.Bytes.Copied != size {
 				t.Errorf("%d bytes copied, expected %d", s.Bytes.Copied, size)
 			}
-			w.check(m, c.path)
-			c.del()
-			w.check(m, dest.path)
-			m.run("sync")
+			w.Check(m, c.Path)
+			c.Del()
+			w.Check(m, dest.Path)
+			m.MustRun("sync")
 			var st unix.Stat_t
 			if err := unix.Stat(file, &st); err != nil {
 				t.Fatal(err)
 			}
-			space := st.Blocks * sector
-			t.Logf("%d KiB of the destination's %d need space", space/kib, size/kib)
-			if most := int64((islands + 1) * mib); detect == "on" && space > most || detect == "off" && space < size {
+			space := st.Blocks * harness.Sector
+			t.Logf("%d KiB of the destination's %d need space", space/harness.KiB, size/harness.KiB)
+			if most := int64((islands + 1) * harness.MiB); detect == "on" && space > most || detect == "off" && space < size {
 				t.Errorf("%d bytes need space", space)
 			}
 		})

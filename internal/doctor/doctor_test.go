@@ -81,6 +81,13 @@ func (h *healthy) mounted(kind, options string) {
 	h.put("proc/self/mountinfo", "20 1 0:20 / / rw - ext4 /dev/sda rw\n21 20 0:21 / "+h.maps+" rw - "+kind+" none "+options)
 }
 
+func (h *healthy) chmod(path string, mode os.FileMode) {
+	h.t.Helper()
+	if err := os.Chmod(h.path(path), mode); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
 func (h *healthy) capabilities(mask string) {
 	h.put("proc/self/status", "Uid:\t0\t0\t0\t0\nCapEff:\t"+mask)
 }
@@ -172,7 +179,7 @@ func TestDoctorFindsEach(t *testing.T) {
 			h.noSwap = func() error { return syscall.EINVAL }
 		}, "live-maps problem", exit.Feature, "6.4"},
 		{"run folder is a file", func(h *healthy) { h.remove(h.dir); h.put(h.dir, "") }, "run-folder problem", exit.Other, "no folder"},
-		{"run folder open to all", func(h *healthy) { os.Chmod(h.path(h.dir), 0o755) }, "run-folder warning", exit.OK, "chmod 700"},
+		{"run folder open to all", func(h *healthy) { h.chmod(h.dir, 0o755) }, "run-folder warning", exit.OK, "chmod 700"},
 		{"folders of another's", func(h *healthy) { h.owner = func(string) (int, error) { return 1000, nil } }, "run-folder problem records problem", exit.Denied, "user 1000"},
 		{"records cannot be written", func(h *healthy) {
 			h.write = func(path string) error {

@@ -235,7 +235,7 @@ func (e *Engine) loadMap(context.Context) error {
 func (e *Engine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 	sb, left := e.store.Superblock(), e.live.State()
 	e.core = clone.New(clone.Config{
-		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted,
+		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted, Doubt: e.detached() != nil,
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
 		LeastZeros: e.start.Definition.LeastZeros(), Kick: e.committer.Kick, Event: e.changed, State: e.keepState, Classify: e.classify, Touch: e.live.Touch, Release: e.givePageBack,
 	})

@@ -45,7 +45,7 @@ func localFolder(t *testing.T) string {
 	if dir, err = os.MkdirTemp("/dev/shm", "ublk-clone"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
 

@@ -153,8 +153,8 @@ func (e *Engine) endSession() error {
 		})
 	}
 	e.closeUse()
-	if errors.Is(err, clone.ErrFlushLost) || errors.Is(err, clone.ErrReadOnly) && known != "" {
-		// It was told when it happened, and this end has not failed because of it. The live map stays.
+	if known != "" && toldBefore(err) || errors.Is(err, clone.ErrFlushLost) {
+		// This end has not failed because of it. The live map stays.
 		e.parting = append(e.parting, cmp.Or(known, e.trouble())+" The metadata has no clean mark.")
 		return nil
 	}
@@ -166,4 +166,10 @@ func (e *Engine) endSession() error {
 		e.live.SetLife(livemap.LifeEnded)
 	}
 	return e.faultIfFinished(7)
+}
+
+// toldBefore says that a session cannot end with a clean mark for a reason that was told when the metadata failed: there are
+// marks that cannot be committed, or slots that a failed repair has written.
+func toldBefore(err error) bool {
+	return errors.Is(err, clone.ErrReadOnly) || errors.Is(err, metadata.ErrUnflushed)
 }

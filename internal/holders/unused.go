@@ -149,16 +149,18 @@ func Serve(path string, in io.Reader, out io.Writer) error {
 	f, err := sys.Open(path, os.O_RDONLY|os.O_EXCL, 0)
 	switch {
 	case errors.Is(err, syscall.EBUSY):
-		fmt.Fprintln(out, claimTaken)
-		return nil
+		_, err = fmt.Fprintln(out, claimTaken)
+		return err
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENXIO): // gone already
 	case err != nil:
-		fmt.Fprintln(out, err)
-		return nil
+		_, err = fmt.Fprintln(out, err)
+		return err
 	default:
 		defer f.Close()
 	}
-	fmt.Fprintln(out, claimed)
+	if _, err := fmt.Fprintln(out, claimed); err != nil {
+		return err
+	}
 	_, err = io.Copy(io.Discard, in)
 	return err
 }

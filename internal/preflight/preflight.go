@@ -173,7 +173,7 @@ func (p *preflight) lookAtMetadata() error {
 	if err != nil {
 		return err
 	}
-	defer meta.Close()
+	defer func() { _ = meta.Close() }() // it was only read
 	if p.sb, err = metadata.Peek(meta); err != nil {
 		return explain.Metadata("look at", p.def.Metadata, err)
 	}

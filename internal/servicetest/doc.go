@@ -4,6 +4,7 @@
 //
 // # How a test is made
 //
+//	runs.On(t, "6.18")                      on which kernels "make test" runs it: see package internal/runs
 //	g := newGuest(t, options{disks: ...})   not booted yet; each disk is /dev/disk/by-id/virtio-NAME
 //	g.boot()                                until systemd has started what it starts
 //	g.run("mount", ...)                     must succeed; try, sh and start are its relatives

@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // plainDest is the node of the first of two disks without a serial number; the disks are attached by name, behind the root's:
@@ -44,6 +46,7 @@ func (g *guest) refusedDest(when string) {
 // TestDisksChangePlaces: two virtio disks without a serial number swap their names, over a reboot and over a power cut. The
 // clone is refused, and is whole when they are back.
 func TestDisksChangePlaces(t *testing.T) {
+	runs.On(t, "6.18")
 	const size = 64 << 20
 	g := newGuest(t, options{disks: map[string]int64{"source": size, "plain1": size, "plain2": size, "metadata": 16 << 20}})
 	g.boot()

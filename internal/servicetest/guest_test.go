@@ -22,7 +22,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/internal/devicetest"
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 )
 
 // Limits of what a test waits for: they find what stands still, on a machine that may be busy.
@@ -447,7 +447,7 @@ func waits(line string) bool {
 
 // complains says whether the line is a complaint of the kernel.
 func complains(line string) bool {
-	return slices.ContainsFunc(devicetest.Complaints, func(complaint string) bool {
+	return slices.ContainsFunc(harness.Complaints, func(complaint string) bool {
 		return strings.Contains(line, complaint)
 	})
 }

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Folders of packages that scripts/service-tests has built; the second is of a later version.
@@ -58,6 +60,7 @@ func versionOf(t *testing.T, folder string) string {
 
 // TestLintian: Debian's own check of packages finds nothing but what is listed with its reason.
 func TestLintian(t *testing.T) {
+	runs.On(t, "6.18")
 	out := onHost(t, "lintian", "--allow-root", "--fail-on", "error,warning", packageFile(t, packages, "deb"))
 	if out != "" {
 		t.Error(out)
@@ -70,6 +73,7 @@ func TestLintian(t *testing.T) {
 
 // TestRPM: it can be installed, and has the files of the deb.
 func TestRPM(t *testing.T) {
+	runs.On(t, "6.18")
 	pkg := packageFile(t, packages, "rpm")
 	root := t.TempDir()
 	onHost(t, "rpm", "--root", root, "--install", "--test", "--nodeps", pkg)
@@ -93,6 +97,7 @@ func TestRPM(t *testing.T) {
 
 // TestPackagesRepeat: the same tree makes the same packages.
 func TestPackagesRepeat(t *testing.T) {
+	runs.On(t, "6.18")
 	again := filepath.Join(t.TempDir(), "packages")
 	onHost(t, "../../scripts/package", again)
 	for _, kind := range []string{"deb", "rpm"} {
@@ -112,6 +117,7 @@ func TestPackagesRepeat(t *testing.T) {
 
 // TestPackage: the deb is installed, used, upgraded under load, and removed when no clone is left.
 func TestPackage(t *testing.T) {
+	runs.On(t, "6.18", runs.FullOnly)
 	g := newGuest(t, options{disks: map[string]int64{"source": 128 << 20, "dest": 128 << 20, "metadata": 16 << 20}})
 	g.boot()
 	g.install(packages)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // status is what `ublk-clone status -o json` says of a clone.
@@ -100,6 +101,7 @@ func pausedClone(t *testing.T) *guest {
 // TestService is the life of a clone that a machine depends on: defined, enabled, mounted by fstab, there again after a
 // reboot in the middle of hydration, and through the death, the restart and the stop of its daemon under load.
 func TestService(t *testing.T) {
+	runs.On(t, "6.18")
 	g := newGuest(t, options{disks: map[string]int64{"source": 96 << 20, "dest": 96 << 20, "metadata": 16 << 20}})
 	g.boot()
 	g.install(packages)
@@ -205,6 +207,7 @@ func (g *guest) checkRights() {
 
 // TestServiceStop: a stop leaves the device to the next start, and the load waits.
 func TestServiceStop(t *testing.T) {
+	runs.On(t, "6.18", runs.FullOnly)
 	g := pausedClone(t)
 	g.partitionDest()
 	g.sh(`
@@ -272,6 +275,7 @@ func TestServiceStop(t *testing.T) {
 
 // TestServiceWatchdog: a daemon whose queue stands still is killed, and its successor serves.
 func TestServiceWatchdog(t *testing.T) {
+	runs.On(t, "6.18", runs.FullOnly)
 	g := pausedClone(t)
 	g.write("/etc/systemd/system/ublk-clone@data.service.d/fast.conf", "[Service]\nWatchdogSec=5s\n")
 	g.sh("systemctl daemon-reload; systemctl start ublk-clone@data; mount /dev/ublk-clone/data /mnt")
@@ -300,6 +304,7 @@ func TestServiceWatchdog(t *testing.T) {
 // TestServiceShutdownInUse: a file system on a clone that cannot be unmounted before the stop is still served for the last
 // sync, and nothing hangs.
 func TestServiceShutdownInUse(t *testing.T) {
+	runs.On(t, "6.18", runs.FullOnly)
 	g := pausedClone(t)
 	g.write("/etc/systemd/system/ublk-clone@data.service.d/soon.conf", "[Service]\nTimeoutStopSec=10s\n") // twice that is waited
 	// The holder outlives the units' stop: systemd spares it as it spares the daemon, until file systems are unmounted.

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 )
 
 // stream is a sequence of operations that are made one after the other, and what each has made of its cells: the
@@ -27,19 +29,19 @@ type stream struct {
 
 type change struct {
 	op int
-	v  version
+	v  harness.Version
 }
 
 func newStream(name string) *stream { return &stream{name: name, cells: map[int64][]change{}} }
 
 // begin is the next operation.
-func (s *stream) begin() (op int, v version) {
+func (s *stream) begin() (op int, v harness.Version) {
 	s.ops++
-	return s.ops - 1, original + version(s.ops)
+	return s.ops - 1, harness.Original + harness.Version(s.ops)
 }
 
 // set notes what operation op is about to make of the cells [first, end).
-func (s *stream) set(op int, first, end int64, v version) {
+func (s *stream) set(op int, first, end int64, v harness.Version) {
 	for c := first; c < end; c++ {
 		s.cells[c] = append(s.cells[c], change{op, v})
 	}
@@ -53,16 +55,16 @@ type bounds struct {
 }
 
 // at reads the marks in front of entry p of a log, and the first one behind.
-func (s *stream) at(entries []logEntry, p int) bounds {
+func (s *stream) at(entries []harness.LogEntry, p int) bounds {
 	b := bounds{single: map[int]bool{}, issued: s.ops}
 	for i := range entries {
 		var n int
-		rest, mine := strings.CutPrefix(entries[i].mark, s.name)
+		rest, mine := strings.CutPrefix(entries[i].Mark, s.name)
 		if !mine {
 			continue
 		}
 		if _, err := fmt.Sscan(rest[1:], &n); err != nil {
-			panic(fmt.Sprintf("the mark %q: %v", entries[i].mark, err))
+			panic(fmt.Sprintf("the mark %q: %v", entries[i].Mark, err))
 		}
 		all := rest[0] == ':'
 		switch {
@@ -82,12 +84,12 @@ func (s *stream) at(entries []logEntry, p int) bounds {
 }
 
 // possible are the versions that a cell may have: the newest durable one first, then what was issued later.
-func (s *stream) possible(cell int64, b bounds) []version {
-	versions := []version{original}
+func (s *stream) possible(cell int64, b bounds) []harness.Version {
+	versions := []harness.Version{harness.Original}
 	for _, c := range s.cells[cell] {
 		switch {
 		case c.op < b.flushed || b.single[c.op]:
-			versions = []version{c.v}
+			versions = []harness.Version{c.v}
 		case c.op < b.issued:
 			versions = append(versions, c.v)
 		}
@@ -97,11 +99,11 @@ func (s *stream) possible(cell int64, b bounds) []version {
 
 // compare checks the cells that b holds, the first of them given.
 func (s *stream) compare(content []byte, first int64, b bounds) error {
-	for i := int64(0); i < int64(len(content))/sector; i++ {
-		text, cell := content[i*sector:(i+1)*sector], first+i
+	for i := int64(0); i < int64(len(content))/harness.Sector; i++ {
+		text, cell := content[i*harness.Sector:(i+1)*harness.Sector], first+i
 		possible := s.possible(cell, b)
-		if !slices.ContainsFunc(possible, func(v version) bool { return holds(text, cell, v) }) {
-			return fmt.Errorf("%s, cell %d: expected %v, found %s", s.name, cell, possible, describe(text))
+		if !slices.ContainsFunc(possible, func(v harness.Version) bool { return harness.Holds(text, cell, v) }) {
+			return fmt.Errorf("%s, cell %d: expected %v, found %s", s.name, cell, possible, harness.Describe(text))
 		}
 	}
 	return nil
@@ -110,7 +112,7 @@ func (s *stream) compare(content []byte, first int64, b bounds) error {
 // rawStream writes the end of the clone, behind the file system.
 type rawStream struct {
 	*stream
-	v     *volume
+	v     *harness.Volume
 	buf   []byte
 	mark  func(string) error
 	rng   *rand.Rand
@@ -122,8 +124,8 @@ func (r *rawStream) run(ops int) error {
 		return err
 	}
 	for range ops {
-		off := lossFiles + r.rng.Int64N(lossRaw/sector)*sector
-		length := min(lossDest-off, (1+r.rng.Int64N(1<<r.rng.IntN(9)))*sector)
+		off := lossFiles + r.rng.Int64N(lossRaw/harness.Sector)*harness.Sector
+		length := min(lossDest-off, (1+r.rng.Int64N(1<<r.rng.IntN(9)))*harness.Sector)
 		err := r.step(off, length)
 		if err == nil && r.rng.IntN(4) == 0 {
 			err = r.flush()
@@ -140,33 +142,33 @@ func (r *rawStream) step(off, length int64) error {
 	pick := r.rng.IntN(10)
 	switch {
 	case pick < 5:
-		return r.write(off, length, r.v.write)
+		return r.write(off, length, r.v.Write)
 	case pick < 7 && r.clean(off, length):
-		if err := r.write(off, length, r.v.writeDurable); err != nil {
+		if err := r.write(off, length, r.v.WriteDurable); err != nil {
 			return err
 		}
 		return r.mark(fmt.Sprintf("%s+%d", r.name, r.ops-1))
 	case pick < 9:
 		op, _ := r.begin()
-		r.note(op, off, off+length, zeros)
-		return r.v.zero(off, length)
+		r.note(op, off, off+length, harness.Zeros)
+		return r.v.Zero(off, length)
 	}
 	op, _ := r.begin()
 	first, end := (off+lossRegion-1)/lossRegion*lossRegion, (off+length)/lossRegion*lossRegion
-	r.note(op, first, max(first, end), zeros)
-	return r.v.discard(off, length)
+	r.note(op, first, max(first, end), harness.Zeros)
+	return r.v.Discard(off, length)
 }
 
 func (r *rawStream) write(off, length int64, write func([]byte, int64) error) error {
 	op, v := r.begin()
 	r.note(op, off, off+length, v)
-	fill(r.buf[:length], off, v)
+	harness.Fill(r.buf[:length], off, v)
 	return write(r.buf[:length], off)
 }
 
-func (r *rawStream) note(op int, off, end int64, v version) {
-	r.set(op, off/sector, end/sector, v)
-	for n := off / sector; n < end/sector; n++ {
+func (r *rawStream) note(op int, off, end int64, v harness.Version) {
+	r.set(op, off/harness.Sector, end/harness.Sector, v)
+	for n := off / harness.Sector; n < end/harness.Sector; n++ {
 		r.dirty[n] = true
 	}
 }
@@ -174,7 +176,7 @@ func (r *rawStream) note(op int, off, end int64, v version) {
 // clean says that none of the range was written since the last FLUSH. The log has a write with FUA in front of an
 // earlier one that is not flushed, and the two must not overlap.
 func (r *rawStream) clean(off, length int64) bool {
-	for n := off / sector; n < (off+length)/sector; n++ {
+	for n := off / harness.Sector; n < (off+length)/harness.Sector; n++ {
 		if r.dirty[n] {
 			return false
 		}
@@ -183,7 +185,7 @@ func (r *rawStream) clean(off, length int64) bool {
 }
 
 func (r *rawStream) flush() error {
-	if err := r.v.flush(); err != nil {
+	if err := r.v.Flush(); err != nil {
 		return err
 	}
 	r.dirty = map[int64]bool{}
@@ -191,16 +193,16 @@ func (r *rawStream) flush() error {
 }
 
 // check reads the stretch after the power loss.
-func (r *rawStream) check(b *lossBench, path string, entries []logEntry, p int) {
+func (r *rawStream) check(b *lossBench, path string, entries []harness.LogEntry, p int) {
 	b.Helper()
 	bounds := r.at(entries, p)
-	b.sweepRange(path, lossFiles, lossDest, func(off int64, content []byte) error {
-		return r.compare(content, off/sector, bounds)
+	b.SweepRange(path, lossFiles, lossDest, func(off int64, content []byte) error {
+		return r.compare(content, off/harness.Sector, bounds)
 	})
 }
 
 const (
-	streamFile  = 64 * kib
+	streamFile  = 64 * harness.KiB
 	fileCells   = 256 // numbers that a file's cells have: its sectors, and
 	fileThere   = 255 // whether there is such a file: not if it is zeros
 	streamFiles = 64  // in the beginning
@@ -209,7 +211,7 @@ const (
 // fileStream overwrites, makes and removes files.
 type fileStream struct {
 	*stream
-	*fileTree
+	*harness.FileTree
 	rng   *rand.Rand
 	log   func(string) error
 	buf   []byte
@@ -221,28 +223,28 @@ type fileStream struct {
 func newFileStream(b *lossBench) *fileStream {
 	b.Helper()
 	size := map[string][]string{
-		ext4.name: {"-b", "4096", b.source.path, fmt.Sprintf("%dk", lossFiles/kib)},
-		xfs.name:  {"-d", fmt.Sprintf("size=%d,agcount=2", lossFiles), b.source.path},
+		harness.Ext4.Name: {"-b", "4096", b.source.Path, fmt.Sprintf("%dk", lossFiles/harness.KiB)},
+		harness.XFS.Name:  {"-d", fmt.Sprintf("size=%d,agcount=2", lossFiles), b.source.Path},
 	}
-	b.run(b.kind.mkfs[0], append(b.kind.mkfs[1:len(b.kind.mkfs):len(b.kind.mkfs)], size[b.kind.name]...)...)
-	f := &fileStream{stream: newStream("files"), fileTree: &fileTree{m: b.machine, kind: b.kind}, buf: make([]byte, streamFile),
-		rng: rand.New(rand.NewPCG(b.rng.Uint64(), 2)), log: func(text string) error { return b.log.mark(text) }}
-	f.mount(b.source.path)
+	b.MustRun(b.kind.Mkfs[0], append(b.kind.Mkfs[1:len(b.kind.Mkfs):len(b.kind.Mkfs)], size[b.kind.Name]...)...)
+	f := &fileStream{stream: newStream("files"), FileTree: &harness.FileTree{M: b.Machine, Kind: b.kind}, buf: make([]byte, streamFile),
+		rng: rand.New(rand.NewPCG(b.rng.Uint64(), 2)), log: func(text string) error { return b.log.Mark(text) }}
+	f.Mount(b.source.Path)
 	for ; f.next < streamFiles; f.next++ {
-		if err := f.fill(f.next, 0, streamFile, original); err != nil {
+		if err := f.fill(f.next, 0, streamFile, harness.Original); err != nil {
 			b.Fatal(err)
 		}
 		f.there = append(f.there, f.next)
 	}
-	f.unmount()
+	f.Unmount()
 	return f
 }
 
-func (f *fileStream) path(file int64) string { return filepath.Join(f.root, fmt.Sprint("f", file)) }
+func (f *fileStream) path(file int64) string { return filepath.Join(f.Root, fmt.Sprint("f", file)) }
 
 // fill writes a part of a file, and makes it if it is not there.
-func (f *fileStream) fill(file, off, length int64, v version) error {
-	fill(f.buf[:length], file*fileCells*sector+off, v)
+func (f *fileStream) fill(file, off, length int64, v harness.Version) error {
+	harness.Fill(f.buf[:length], file*fileCells*harness.Sector+off, v)
 	to, err := os.OpenFile(f.path(file), os.O_WRONLY|os.O_CREATE, 0o644)
 	if err != nil {
 		return err
@@ -286,20 +288,20 @@ func (f *fileStream) step() (file int64, err error) {
 		return -1, f.fill(file, 0, streamFile, v)
 	case 1:
 		f.there = slices.Delete(f.there, i, i+1)
-		f.set(op, cell+fileThere, cell+fileThere+1, zeros)
+		f.set(op, cell+fileThere, cell+fileThere+1, harness.Zeros)
 		return -1, os.Remove(f.path(file))
 	}
-	const block = 4 * kib
+	const block = 4 * harness.KiB
 	off := f.rng.Int64N(streamFile/block) * block
 	length := (1 + f.rng.Int64N((streamFile-off)/block)) * block
-	f.set(op, cell+off/sector, cell+(off+length)/sector, v)
+	f.set(op, cell+off/harness.Sector, cell+(off+length)/harness.Sector, v)
 	return file, f.fill(file, off, length, v)
 }
 
 // trim has what is free discarded.
 func (f *fileStream) trim() error {
-	if o := f.m.try("fstrim", f.root); o.code != 0 {
-		return fmt.Errorf("fstrim: %s", o.stderr)
+	if o := f.M.Try("fstrim", f.Root); o.Code != 0 {
+		return fmt.Errorf("fstrim: %s", o.Stderr)
 	}
 	return nil
 }
@@ -309,7 +311,7 @@ func (f *fileStream) trim() error {
 // on 6.12 and 7.3, without any clone), and the data that it wrote may be lost.
 func (f *fileStream) flush(file int64, pending int) error {
 	if file < 0 || pending > 1 {
-		if err := flushPath(f.root, unix.Syncfs); err != nil {
+		if err := flushPath(f.Root, unix.Syncfs); err != nil {
 			return err
 		}
 		file = f.there[0]
@@ -330,34 +332,34 @@ func flushPath(path string, flush func(fd int) error) error {
 }
 
 // check mounts the file system after the power loss, looks at the files and lets the file system's tool look.
-func (f *fileStream) check(b *lossBench, path string, entries []logEntry, p int) {
+func (f *fileStream) check(b *lossBench, path string, entries []harness.LogEntry, p int) {
 	b.Helper()
-	f.mount(path)
+	f.Mount(path)
 	bounds := f.at(entries, p)
 	for file := range f.next {
 		if err := f.checkFile(file, bounds); err != nil {
 			b.Error(err)
 		}
 	}
-	f.unmount()
-	f.examine(path)
+	f.Unmount()
+	f.Examine(path)
 }
 
 func (f *fileStream) checkFile(file int64, b bounds) error {
 	cell := file * fileCells
 	there := f.possible(cell+fileThere, b)
-	if file >= streamFiles && there[0] == original { // made by the test: before that there is none
-		there[0] = zeros
+	if file >= streamFiles && there[0] == harness.Original { // made by the test: before that there is none
+		there[0] = harness.Zeros
 	}
 	content, err := os.ReadFile(f.path(file))
 	switch {
-	case os.IsNotExist(err) && slices.Contains(there, zeros):
+	case os.IsNotExist(err) && slices.Contains(there, harness.Zeros):
 		return nil
 	case err != nil:
 		return err
-	case there[0] == zeros && len(there) == 1:
+	case there[0] == harness.Zeros && len(there) == 1:
 		return fmt.Errorf("file %d is there, and was removed", file)
-	case there[0] == zeros:
+	case there[0] == harness.Zeros:
 		return nil // not durable: it may hold anything
 	case int64(len(content)) != streamFile:
 		return fmt.Errorf("file %d has %d bytes", file, len(content))

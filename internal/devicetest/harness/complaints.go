@@ -1,4 +1,4 @@
-package devicetest
+package harness
 
 // Complaints are what the kernel says when it or a device has gone wrong.
 var Complaints = []string{

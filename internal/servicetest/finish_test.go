@@ -1,0 +1,68 @@
+//go:build service
+
+package servicetest
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
+)
+
+// TestServiceFinish: a clone with a layer is handed over while it is in use, from within the unit's sandbox; then no
+// daemon, no source, no metadata and no unit are needed, and the next boot begins nothing anew.
+func TestServiceFinish(t *testing.T) {
+	runs.On(t, "6.18", runs.FullOnly)
+	g := newGuest(t, options{disks: map[string]int64{"source": 48 << 20, "dest": 48 << 20}})
+	g.boot()
+	g.install(packages)
+	g.defineData("dm = \"data\"\nrate = \"1MiB/s\"\nmin-rate = \"none\"\n")
+	g.sh(`
+		sed -i 's,^metadata.*,metadata = "/var/lib/data.meta",' /etc/ublk-clone/data.toml
+		systemctl enable --now ublk-clone@data
+		mount /dev/mapper/data /mnt`)
+	if p := g.properties("/dev/mapper/data"); strings.Contains(p, "ID_FS_UUID=") {
+		t.Errorf("udev has searched a layer whose clone is not complete:\n%s", p)
+	}
+	load := g.start(5*time.Minute, "fio", "--name=x", "--filename=/mnt/load", "--size=4M", "--rw=randrw", "--bs=4k", "--iodepth=8", "--ioengine=libaio",
+		"--direct=1", "--verify=crc32c", "--time_based", "--runtime=25", "--do_verify=1", "--verify_fatal=1", "--rate=1m")
+	g.sh(`
+		ublk-clone set data rate=none
+		ublk-clone wait data --timeout 2m`)
+	named := func(when string) {
+		if to := strings.TrimSpace(g.run("readlink", "-f", "/dev/disk/by-uuid/"+dataUUID)); to != "/dev/dm-0" {
+			t.Errorf("%s the file system's name leads to %s", when, to)
+		}
+	}
+	g.properties("/dev/mapper/data")
+	named("complete,")
+	g.sh("ublk-clone finish data --timeout 30s")
+	load.must()
+	if p := g.sh("udevadm settle; udevadm info --query=property " + byID + "dest"); !strings.Contains(p, "ID_FS_UUID="+dataUUID) {
+		t.Errorf("finished, udev still hides the destination:\n%s", p)
+	}
+	g.properties("/dev/mapper/data")
+	g.properties(byID + "dest")
+	named("finished,")
+	g.sh(`
+		cd /mnt
+		md5sum --quiet -c /root/sums
+		test ! -e /var/lib/data.meta
+		test ! -e /dev/ublkb0
+		test -e /etc/ublk-clone/data.toml.finished
+		dmsetup table data | grep linear
+		flock -n -x "$(readlink -f ` + byID + `source)" true`)
+	if state := strings.TrimSpace(g.try("systemctl", "is-active", "ublk-clone@data").stdout); state != "inactive" {
+		t.Errorf("the unit is %s", state)
+	}
+	if state := strings.TrimSpace(g.try("systemctl", "is-enabled", "ublk-clone@data").stdout); state != "disabled" {
+		t.Errorf("the unit is %s", state)
+	}
+	g.reboot()
+	g.sh(`
+		test ! -e /dev/ublkb0
+		mount ` + byID + `dest /mnt
+		cd /mnt
+		md5sum --quiet -c /root/sums`)
+}
