@@ -1,23 +1,21 @@
 // Command ublk-clone makes and manages clones: block devices that can be used at
 // once while their content comes from a source, one to one, into a destination.
 //
-//	add ── starts ──> daemon, one per clone            other commands
-//	 ^                  |  frontend.go: ublk <-> clone       |
-//	 |   readiness      |  background.go: hydrate            |
-//	 +------------------+  committer.go: region map    <-----+  control socket
+//	add -- starts --> daemon, one per clone             other commands
+//	 ^                  internal/daemon: the process          |
+//	 |   readiness      internal/engine: the clone            |
+//	 +------------------+                               <-----+  control socket
 //
-// Process: `add` starts this program again as the daemon of one clone (spawn.go),
-// hands it the definition on standard input and waits for its report over a
-// pipe. The daemon (daemon.go) does its steps in order, each with its undo
-// (steps.go), and answers on /run/ublk-clone/NAME.sock (control.go). The other
-// commands (commands.go) only ask it. `add --foreground` is the daemon itself.
+// This package is the command line: it reads flags (app.go, add.go) and prints
+// what packages below it found. `add` starts this program again as the daemon of
+// one clone (daemon.Spawn), hands it the definition on standard input and waits
+// for its report over a pipe. The other commands (commands.go) only ask the
+// daemon, over /run/ublk-clone/NAME.sock (package control). `add --foreground` is
+// the daemon itself; what a unit runs is in service.go.
 //
-// A clone is defined by flags (add.go) or dm-clone's line (table.go), changed
-// live by settings (settings.go), tells what happens to it (events.go), and
-// leaves a record of its destination until that is complete (records.go).
+// This package makes the one connection between daemon and engine (program.host),
+// so neither imports the other.
 //
-// Invariants: I7, the one helper of a daemon (unused.go) inherits no descriptor, and nobody opens a device that it
-// serves a second time; a daemon that cannot go on ends by SIGKILL of itself.
 // Deletion is explicit, refused while somebody has the device open, and bounded
 // in time.
 package main

@@ -23,6 +23,8 @@
 // through partitions, loop devices and device-mapper (Options.Others). A destination
 // that carries something known is refused (Signature).
 //
-// Every error is an *exit.Error. Nothing here is used on the I/O path except
-// MetadataFile, which the committer alone calls.
+// Every error is an *exit.Error. While the clone serves, lanes ask CheckRead
+// in each round in which they have read the source, the hydrator asks for holes,
+// the watcher looks whether the devices are as they were, and the committer does
+// its I/O through MetadataFile. Nothing else here is used then.
 package blockdev

@@ -1,5 +1,6 @@
-// Package definition is what a clone was asked to be: its definition, its settings and changes of them, the line of dm-clone
-// that says the same, and dm-clone's messages. It does no I/O.
+// Package definition holds what a user asks of a clone: its definition, its settings and changes to them, the
+// equivalent dm-clone line, and dm-clone's messages. It does no I/O.
 //
-// A new setting is a field of Settings and of Change, and a line in the table keys (settings.go).
+// A new setting is a field of Settings and of Change, a line in Change.Apply and in the table Keys, and is converted in
+// FromMetadata and ToMetadata (settings.go).
 package definition

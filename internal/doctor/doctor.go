@@ -1,9 +1,9 @@
-// Package doctor looks at what clones need of the machine, and changes nothing of it: it loads no module, makes no device
-// and mounts nothing. Each check (checks.go) looks at one thing, through what Machine gives it (machine.go), and says what
-// that means and what to do. What it cannot see, as without root, it says too. kernel_faults.go lists what is known of
-// some kernels.
+// Package doctor looks at what clones need of the machine, and changes nothing of it: it loads no module, makes no
+// device and mounts nothing. Each check (checks.go) looks at one thing, through what machine gives it (machine.go), and
+// says what that means and what to do. What it cannot see, as without root, it says too. kernel_faults.go lists what is
+// known of some kernels.
 //
-// A new check is a method of Machine and a line in the table checks.
+// A new check is a method of machine in checks.go and a line in the table Checks.
 package doctor
 
 import (

@@ -1,2 +1,2 @@
-// Package footprint says how much memory a clone takes, before it is there, and how its buffers are cut.
+// Package footprint calculates how much memory a clone will take, and how its buffers are cut.
 package footprint

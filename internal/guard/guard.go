@@ -1,7 +1,7 @@
-// Package guard keeps a daemon from ending by halves. A panic in a goroutine of its own would end the process in the
+// Package guard keeps a daemon from ending halfway. A panic in a goroutine of its own would end the process in the
 // runtime's way: with a trace on a standard error that may block, deferred calls that may hang, and an exit status that
-// says nothing. Every goroutine of a daemon begins by Go, or has Guard as its first deferred call (internal/tidy tests
-// it).
+// says nothing. Every goroutine of a daemon is started by Go or runs Wrap, or has Guard as its first deferred call
+// (internal/tidy tests that).
 package guard
 
 import (

@@ -1,2 +1,2 @@
-// Package host reads what tells this machine, and this boot of it, from others.
+// Package host reads the identity of this machine and of this boot.
 package host

@@ -39,9 +39,9 @@
 //
 // # Who removes it
 //
-// A daemon at the end of its session. One that was killed leaves its map to the next, which the metadata asks for. If no
-// clone is left, the metadata may have no need of it: Collect removes such maps, and goes by Life, the metadata and what
-// its caller knows of clones and devices.
+// A daemon at the end of its session. One that was killed leaves its map to the next, which the metadata asks for. If
+// no clone is left, the metadata may have no need of it: Collect removes such maps, and goes by Life, the metadata and
+// what its caller knows of clones and devices.
 //
 // # Memory
 //

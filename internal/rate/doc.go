@@ -1,2 +1,3 @@
-// Package rate measures rates: of a source that is read for a moment (Read), and of hydration from totals (Meter).
+// Package rate measures rates: that of a source, by reading it for a moment (Read), and that of hydration, from totals
+// (Meter).
 package rate

@@ -1,9 +1,9 @@
-// Package sys holds the system calls and the unsafe code that the command and
-// internal/blockdev need: opening and locking, whole reads and writes, sizes of
-// block devices, holes and reserved space of files, mappings, and the settings
-// of the process.
+// Package sys holds the system calls and the unsafe code that the packages of
+// the command and the daemon need: opening and locking, whole reads and writes,
+// sizes of block devices, holes and reserved space of files, mappings,
+// device-mapper, mount namespaces, and the settings of the process.
 //
-// It decides nothing. Every function is one call to the kernel, repeated when a
+// It decides nothing. Most functions are one call to the kernel, repeated when a
 // signal interrupts it (EINTR; the Go runtime signals its own threads) and, for
 // reads and writes, until the whole length is done. Errors are the bare errno
 // wrapped as "verb: %w", so that callers test them with errors.Is against

@@ -1,2 +1,2 @@
-// Package systemd asks systemd for what a daemon needs of it: a scope of its own, its unit, and systemctl.
+// Package systemd moves a daemon to a scope of its own, and starts and stops units with systemctl.
 package systemd

@@ -1,5 +1,6 @@
-// Package tidy holds the rules of the project that a test can keep: who imports whom, where unsafe code and
-// system calls may be, and that documents name files that exist.
+// Package tidy holds the rules of the project that a test can keep: who imports whom, where unsafe code and system
+// calls may be, that goroutines are guarded, how large things may be, and that documents name files and tests that
+// exist.
 package tidy
 
 import (
