@@ -4,7 +4,7 @@ import (
 	"time"
 )
 
-// control.EventRequestRefused: a request that has killed the daemon again and again is answered EIO.
+// EventRequestRefused: a request that has killed the daemon again and again is answered EIO.
 const EventRequestRefused = "request-refused"
 
 // The kinds of events.
@@ -34,7 +34,7 @@ type Event struct {
 const (
 	KeptEvents = 64
 	BurstGap   = time.Minute // without an error of a side ends a burst of them
-	// control.MaxPolls is how many connections may wait for an event at a time, and control.PollLimit for how long: the
+	// MaxPolls is how many connections may wait for an event at a time, and PollLimit for how long: the
 	// other connections are for commands that are not to wait for them.
 	MaxPolls  = 8
 	PollLimit = 5 * time.Second

@@ -10,7 +10,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// control.FailedIO counts the requests of users that one side has failed.
+// FailedIO counts the requests of users that one side has failed.
 type FailedIO struct {
 	Side     string    `json:"side"` // source, destination
 	Requests int64     `json:"requests"`

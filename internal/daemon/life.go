@@ -60,5 +60,5 @@ var after = [...][]phase{
 	phaseStopping:  nil,
 }
 
-// LeadsTo says whether that phase can follow.
+// leadsTo says whether that phase can follow.
 func (p phase) leadsTo(next phase) bool { return p == next || slices.Contains(after[p], next) }

@@ -160,7 +160,7 @@ func (d *daemon) free(r *stopRequest, signals chan os.Signal) error {
 	}
 }
 
-// TryStop makes the block device go away, and does not look at the request any more.
+// tryStop makes the block device go away, and does not look at the request any more.
 func (d *daemon) tryStop(force bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), steps.UndoLimit)
 	defer cancel()
@@ -193,7 +193,7 @@ func (d *daemon) takeDown() error {
 	return nil
 }
 
-// KeepDevice says whether taking down leaves the block device to the next daemon.
+// keepDevice says whether taking down leaves the block device to the next daemon.
 func (d *daemon) keepDevice(keep bool) {
 	d.keep = keep
 	d.engine.KeepDevice(keep)

@@ -90,7 +90,7 @@ const (
 	MaxRegionSize = metadata.MaxRegionSize
 )
 
-// LeastZeros is from how many bytes on zeros of the source are not copied as data: small enough for what a file system
+// leastZeros is from how many bytes on zeros of the source are not copied as data: small enough for what a file system
 // leaves between its structures, large enough for a request of its own.
 const leastZeros = 64 << 10
 

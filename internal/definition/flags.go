@@ -1,6 +1,6 @@
 package definition
 
-// The switches of definition.Copied and definition.ZerosAsData.
+// The switches of Copied and ZerosAsData.
 const (
 	ZeroCopyFlag     = "zero-copy"
 	DetectZeroesFlag = "detect-zeroes"

@@ -20,7 +20,7 @@ var layerPattern = regexp.MustCompile(`^[A-Za-z0-9_#+:=@.-]+$`)
 
 const layerNameMax = 127 // DM_NAME_LEN - 1, linux/dm-ioctl.h
 
-// definition.MapperFolder has the links to device-mapper devices.
+// MapperFolder has the links to device-mapper devices.
 const MapperFolder = "/dev/mapper"
 
 // checkLayer refuses what no layer can be called.

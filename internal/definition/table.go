@@ -119,7 +119,7 @@ func (r *tableReader) number(what string, low, high uint64) uint64 {
 	return 0
 }
 
-// RegionSize is in bytes.
+// regionSize is in bytes.
 func (r *tableReader) regionSize() int64 {
 	n := r.number("region size", minRegionSectors, maxRegionSectors)
 	if n&(n-1) != 0 {

@@ -31,7 +31,7 @@ const (
 	soakMeta  = harness.MiB
 )
 
-// NewClone makes one and lets its user begin.
+// newClone makes one and lets its user begin.
 func (s *soak) newClone(i int, u user) *soaked {
 	s.Helper()
 	role := func(what string) string { return fmt.Sprint(what, i) }

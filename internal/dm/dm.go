@@ -21,7 +21,7 @@ import (
 // pause is between two tries to remove a device that somebody has open.
 const pause = 50 * time.Millisecond
 
-// dm.Prefix is what the UUID of a layer begins with; the clone's UUID follows.
+// Prefix is what the UUID of a layer begins with; the clone's UUID follows.
 const Prefix = "UBLK-CLONE-"
 
 // Layer is how a layer was found.
@@ -114,13 +114,13 @@ func Taken(name string, l *Layer) error {
 		Next: "Nothing was changed. Use another name for --dm, or remove it with `dmsetup remove " + name + "` if it is not needed."}
 }
 
-// dm.UdevLimit is how long udev may take to make a link.
+// UdevLimit is how long udev may take to make a link.
 const UdevLimit = 2 * time.Second
 
 // LinkTo is what a link in /dev/mapper says.
 func LinkTo(l *Layer) string { return "../" + filepath.Base(l.Path()) }
 
-// dm.RemoveLimit is how long whoever looks at a new device, as udev does, may keep it open.
+// RemoveLimit is how long whoever looks at a new device, as udev does, may keep it open.
 const RemoveLimit = 2 * time.Second
 
 // Remove removes a layer that nobody has open; exit code 5 if somebody has it longer than limit. Deferred, it goes when

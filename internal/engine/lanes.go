@@ -26,7 +26,7 @@ func (e *Engine) backends() []*dataplane.Backend {
 	return all
 }
 
-// WatchAnswers notices that the source has fallen silent, or has answered (I15).
+// watchAnswers notices that the source has fallen silent, or has answered (I15).
 func (e *Engine) watchAnswers() {
 	silent, again := e.source.WatchAnswers(e.backends(), time.Duration(e.settings().SourceTimeout)*time.Second)
 	if silent != nil {

@@ -29,7 +29,7 @@ import (
 // At every open it is looked at whether it is the one of before. An add refuses another one, or one in use. A recovery has
 // users who wait, and goes on without it.
 
-// dataplane.OpenSource opens the source, or finds that the clone does without.
+// openSource opens the source, or finds that the clone does without.
 func (e *Engine) openSource(context.Context) error {
 	err := e.findMetadata()
 	if e.found != nil && e.found.Complete {

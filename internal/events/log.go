@@ -13,7 +13,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 )
 
-// events.Log keeps the last events of a clone. Any thread may add one: it takes a leaf lock for a moment.
+// Log keeps the last events of a clone. Any thread may add one: it takes a leaf lock for a moment.
 type Log struct {
 	clone string
 	log   zerolog.Logger // never blocks

@@ -1,9 +1,9 @@
 package footprint
 
-// footprint.MaxIO is the most bytes of a READ or WRITE.
+// MaxIO is the most bytes of a READ or WRITE.
 const MaxIO = 512 << 10
 
-// footprint.HydratorBuffers is the most background copies in flight.
+// HydratorBuffers is the most background copies in flight.
 const HydratorBuffers = 16
 
 // queueBufferBytes is the most memory for copy buffers of a queue.
@@ -16,6 +16,6 @@ func QueueBuffers(regionSize int64, depth int) (n int, size int64) {
 	return min(depth, int(queueBufferBytes/size)), size
 }
 
-// footprint.SettledPages is how many pages of the region map have memory from the start: 8 MiB, which is the map of 126
+// SettledPages is how many pages of the region map have memory from the start: 8 MiB, which is the map of 126
 // GiB in regions of 4 KiB, or 2 TiB in regions of 64 KiB. Others take it when they are first marked.
 const SettledPages = 2048

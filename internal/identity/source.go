@@ -16,7 +16,7 @@ func Of(d *blockdev.Device, id blockdev.Identity) metadata.Identity {
 // ShortPath is for display only.
 func ShortPath(path string) string { return path[:min(len(path), metadata.MaxPathBytes)] }
 
-// identity.SourcePrint is what a superblock says of the source.
+// SourcePrint is what a superblock says of the source.
 type SourcePrint struct {
 	id     metadata.Identity
 	change int64

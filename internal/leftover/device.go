@@ -114,7 +114,7 @@ func (r *Device) holders() ([]blockdev.Holder, error) {
 	return holders, err
 }
 
-// holders.StopUnused stops the device, if nobody uses it.
+// stopUnused stops the device, if nobody uses it.
 func (r *Device) stopUnused() error {
 	ctx, cancel := context.WithTimeout(context.Background(), control.DeadLimit)
 	defer cancel()

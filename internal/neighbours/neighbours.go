@@ -19,7 +19,7 @@ type Device struct {
 	Place  blockdev.Place
 }
 
-// neighbours.LookAround bounds what is asked of paths: one may lie on a server, or on a clone, that does not answer.
+// LookAround bounds what is asked of paths: one may lie on a server, or on a clone, that does not answer.
 const LookAround = 3 * time.Second
 
 // settleLimit is how long another clone may take to start before its devices count as used.

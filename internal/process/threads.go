@@ -8,7 +8,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// process.OtherThreads is how many threads may run Go code beside those of the loops: the committer, the control socket.
+// OtherThreads is how many threads may run Go code beside those of the loops: the committer, the control socket.
 const OtherThreads = 2
 
 // GiveProcessors lets every loop wait in the kernel without giving up its place in Go's scheduler (uring.Ring.Enter). With

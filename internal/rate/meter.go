@@ -10,7 +10,7 @@ import (
 // can be read, short enough that a stop shows.
 const rateSpan = 5 * time.Second
 
-// rate.Meter turns totals of hydrated bytes into a rate. It keeps a few samples
+// Meter turns totals of hydrated bytes into a rate. It keeps a few samples
 // of the last rateSpan.
 type Meter struct {
 	samples []rateSample

@@ -1,10 +1,10 @@
 // Package runs lets a test that needs a guest say where it runs: on which kernels, on which clock, and in what guest.
 // The first statement of each such test is
 //
-//	runs.On(t, "7.3")                            on one kernel in a short run
-//	runs.On(t, "6.12", runs.FourCPUs)            in a guest with four CPUs
-//	runs.On(t, runs.EveryKernel)                 on each of them in a short run too
-//	runs.On(t, "6.18", runs.CountingClock)       where the clock counts instructions
+//	On(t, "7.3")                            on one kernel in a short run
+//	On(t, "6.12", FourCPUs)            in a guest with four CPUs
+//	On(t, EveryKernel)                 on each of them in a short run too
+//	On(t, "6.18", CountingClock)       where the clock counts instructions
 //
 // The kernels are those of the short run, "make test". The full run, "make test-full", has every test on every
 // kernel; only what runs on the leaping clock stays on the kernels that it names.

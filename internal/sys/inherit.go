@@ -12,7 +12,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// Limits of a daemon (getrlimit(2)), whatever its caller's are. Not listed is what a daemon makes no use of.
+// limits of a daemon (getrlimit(2)), whatever its caller's are. Not listed is what a daemon makes no use of.
 var limits = []struct {
 	resource  int
 	soft, max uint64

@@ -25,11 +25,11 @@ func ByUnit(verb, unit, name string) error {
 	return nil
 }
 
-// systemd.StateLimit leaves time for the rest within the unit's TimeoutStopSec=. Twenty clones that stop at once on two slow cores,
+// StateLimit leaves time for the rest within the unit's TimeoutStopSec=. Twenty clones that stop at once on two slow cores,
 // with the host busy, waited for more than 5 s.
 const StateLimit = "30s"
 
-// systemd.ManagerUp is the service manager's states while the machine is not being shut down (systemctl(1), is-system-running).
+// ManagerUp is the service manager's states while the machine is not being shut down (systemctl(1), is-system-running).
 var ManagerUp = []string{"initializing", "starting", "running", "degraded", "maintenance"}
 
 // ManagerState is the service manager's state: "stopping" while the machine is being shut down; "", "unknown" or "offline" if
