@@ -81,7 +81,7 @@ func (p *program) endFinish(name string) error {
 	if err != nil {
 		return err
 	}
-	if _, yes, err := leftover.Switched(there); !yes || err != nil {
+	if yes, err := leftover.Finished(there); !yes || err != nil {
 		return err
 	}
 	_, err = p.left().FinishDead(there, there.KeepMetadata)

@@ -130,6 +130,12 @@ func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
 		d.enter(phaseUp)
 		return err
 	}
+	def.Finished = true
+	if err := d.dir.Store(def); err != nil && def.DM == "" {
+		// The metadata is then all that keeps an add from beginning anew over the destination, if this daemon is killed now.
+		d.log.Warn().Err(err).Msg("the metadata is kept: the definition could not say that the clone is finished")
+		r.keepMetadata = true
+	}
 	d.engine.Finish(r.keepMetadata)
 	d.log.Info().Str("destination", def.Dest).Msg("it stands alone: the clone is finished")
 	return nil

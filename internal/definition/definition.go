@@ -50,6 +50,9 @@ type Definition struct {
 	Unit string `json:"unit,omitempty"`
 	// KeepMetadata is what the last finish was told.
 	KeepMetadata bool `json:"keep_metadata,omitempty"`
+	// Finished says that the destination stands alone: there is nothing to serve any more, and what is left of the clone is
+	// to be removed.
+	Finished bool `json:"finished,omitempty"`
 }
 
 // Start is a definition with what holds for this start only.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -257,16 +258,7 @@ func TestFinishLater(t *testing.T) {
 		t.Run(verb, func(t *testing.T) {
 			b := newFinishBench(t, "die 5")
 			b.hydrate()
-			pid := b.Status().PID
-			conn, err := net.Dial("unix", filepath.Join(harness.RunDir, b.Name+".sock"))
-			if err == nil {
-				_, err = conn.Write([]byte(`{"verb":"finish","wait_ms":5000}` + "\n"))
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			b.WaitEnded(pid)
-			conn.Close()
+			finishAndHangUp(b.Clone)
 			if s := b.Status(); s.State != "dead" || !strings.Contains(s.Action, "finish") {
 				t.Errorf("status %+v", s)
 			}
@@ -284,6 +276,67 @@ func TestFinishLater(t *testing.T) {
 			b.finished()
 		})
 	}
+}
+
+// TestFinishPlainKilled: command and daemon die behind each step from which on there is nothing to serve any more. The same
+// add, which is what a user tries next, does not begin anew over what was written to the clone.
+func TestFinishPlainKilled(t *testing.T) {
+	runs.On(t, runs.EveryKernel)
+	for step := 6; step <= 10; step++ {
+		t.Run(strconv.Itoa(step), func(t *testing.T) {
+			m := harness.New(t)
+			source, dest := m.NullBlk("src", harness.NullOptions{MiB: 8}), m.NullBlk("dst", harness.NullOptions{MiB: 8})
+			m.FillDisk(source, harness.Original)
+			c := m.NewClone(source, dest, m.Missing("meta"))
+			t.Setenv(finishFault, fmt.Sprintf("die %d", step))
+			c.Path = strings.TrimSpace(m.MustRun(faulty, append([]string{"add", c.Name}, c.Args...)...))
+			t.Setenv(finishFault, "")
+			written := bytes.Repeat([]byte{0xa5}, 64<<10)
+			overwrite(t, c.Path, written)
+			c.WaitHydrated()
+			finishAndHangUp(c)
+			m.ExpectFailure(m.Try(harness.Command, append([]string{"add", c.Name}, c.Args...)...), exit.Exists, "stands alone")
+			c.Path = ""
+			m.ExpectFailure(m.Try(harness.Command, "status", c.Name), exit.NoClone)
+			found := make([]byte, len(written))
+			f, err := os.Open(dest.Path)
+			if err == nil {
+				_, err = io.ReadFull(f, found)
+				err = errors.Join(err, f.Close())
+			}
+			if err != nil || !bytes.Equal(found, written) {
+				t.Errorf("the destination has lost what was written to the clone (%v)", err)
+			}
+		})
+	}
+}
+
+// overwrite replaces the beginning of a device, durably.
+func overwrite(t *testing.T, path string, content []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_SYNC, 0)
+	if err == nil {
+		_, err = f.WriteAt(content, 0)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// finishAndHangUp asks the daemon to finish, as a command that is killed, and waits for the daemon's end.
+func finishAndHangUp(c *harness.Clone) {
+	c.M.Helper()
+	pid := c.Status().PID
+	conn, err := net.Dial("unix", filepath.Join(harness.RunDir, c.Name+".sock"))
+	if err == nil {
+		_, err = conn.Write([]byte(`{"verb":"finish","wait_ms":5000}` + "\n"))
+	}
+	if err != nil {
+		c.M.Fatal(err)
+	}
+	c.WaitEnded(pid)
+	_ = conn.Close()
 }
 
 // TestFinishPlain: without a layer nobody may have the block device open; the destination may be a file. With one it is to be

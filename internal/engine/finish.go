@@ -34,13 +34,19 @@ import (
 //	4  load a table that leads to the destination,       the same, with an inactive table that holds the destination:
 //	   which device-mapper opens exclusively             recover gives it up before it opens the destination itself (I7)
 //	5  resume the layer: it leads to the destination     a layer that leads to the destination: there is nothing to
-//	                                                     serve any more. recover and finish do 6 to 10
+//	                                                     serve any more. recover and finish do 6 to 11
+//	   note in the definition that it is finished        the same, also without a layer
 //	6  stop the block device                             the same, and so on: what is gone is no obstacle
 //	7  last commit, of nothing, and the clean mark
 //	8  remove the live map
 //	9  delete the block device
 //	10 remove the metadata
 //	11 remove the definition                             nothing: it is finished
+//
+// Without a layer the block device is stopped first (6), when nobody has it open, and then the definition says that the clone is
+// finished. Killed between the two the clone is complete, and add brings it back. From 10 on nothing but the definition keeps the
+// same add from beginning anew, over what users wrote: so the metadata stays if the definition could not be written
+// (TestFinishPlainKilled).
 //
 // Why no write is lost or lands late: when 2 has ended nobody has a request at work, but for those who have opened the
 // block device itself since it was looked for them; their requests end before 3 does, or wait, and get errors after 5. Our

@@ -236,7 +236,7 @@ func (l Folders) Silent(name string, err error) control.Status {
 
 // examine says what a dead daemon has left and what to do.
 func (l Folders) examine(st *control.Status, def *definition.Definition) {
-	if _, yes, err := Switched(def); yes && err == nil {
+	if yes, err := Finished(def); yes && err == nil {
 		st.Reason = "Its daemon died in a finish, when there was nothing to serve any more: " + def.FinishedText() + "."
 		st.Action = "`ublk-clone finish " + def.Name + "` does the rest."
 		return

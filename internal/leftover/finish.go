@@ -11,28 +11,37 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// Switched says whether a finish has come so far that the layer leads to the destination, and whose layer it is.
-func Switched(d *definition.Definition) (clone metadata.UUID, yes bool, err error) {
+// switched says whether a finish has come so far that the layer of the clone leads to the destination.
+func switched(d *definition.Definition) (bool, error) {
 	dest, errStat := sys.StatPath(d.Dest)
 	if d.DM == "" || errStat != nil || !dest.IsBlock() {
-		return clone, false, nil
+		return false, nil
 	}
 	mapper, err := dm.Open()
 	if err != nil {
-		return clone, false, err
+		return false, err
 	}
 	defer mapper.Close()
 	l, err := dm.Find(mapper, d.DM)
 	if err != nil || l == nil || !l.IsOf(d.Mark) || !l.LeadsTo(dest.Rdev) {
-		return clone, false, err
+		return false, err
 	}
-	return l.Uuid, true, nil
+	return true, nil
+}
+
+// Finished says whether a clone whose daemon is dead is finished: its definition says so, or its layer leads to the
+// destination.
+func Finished(d *definition.Definition) (bool, error) {
+	if d.Finished {
+		return true, nil
+	}
+	return switched(d)
 }
 
 // FinishDead does what is left of a finish whose daemon was killed, 6 to 11 of internal/engine/finish.go; false: it had not come so far
 // that there is nothing to serve any more.
 func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done bool, err error) {
-	clone, yes, err := Switched(def)
+	yes, err := Finished(def)
 	if !yes || err != nil {
 		return false, err
 	}
@@ -47,12 +56,23 @@ func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done
 	if err := RemoveDevice(def, Force); err != nil { // of the block device itself nobody is to be a user
 		return true, err
 	}
-	err = livemap.RemoveFiles(livemap.Folder, clone)
+	err = removeMaps(def.Mark)
 	if !keepMetadata {
-		err = errors.Join(err, metadev.EraseDead(def.Metadata, clone))
+		err = errors.Join(err, metadev.EraseDead(def.Metadata, def.Mark))
 	}
 	if err != nil {
 		return true, err
 	}
 	return true, forget(l.Dir, def)
+}
+
+// removeMaps removes the live map of the clone with that mark.
+func removeMaps(mark uint64) error {
+	uuids, err := livemap.List(livemap.Folder)
+	for _, uuid := range uuids {
+		if metadata.UUID(uuid).Mark() == mark {
+			err = errors.Join(err, livemap.RemoveFiles(livemap.Folder, uuid))
+		}
+	}
+	return err
 }

@@ -85,8 +85,8 @@ func FromLiveMap(mark uint64) (*metadata.Store, error) {
 	return store, nil
 }
 
-// EraseDead gives up the metadata of that clone, if they are there.
-func EraseDead(path string, clone metadata.UUID) error {
+// EraseDead gives up the metadata of the clone with that mark, if it is there.
+func EraseDead(path string, mark uint64) error {
 	d, err := blockdev.Open(blockdev.Metadata, path, blockdev.Options{})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -104,7 +104,7 @@ func EraseDead(path string, clone metadata.UUID) error {
 		err = nil
 	case err != nil:
 		err = explain.Metadata("look at", path, err)
-	case store.Superblock().UUID == clone:
+	case store.Superblock().UUID.Mark() == mark:
 		err = meta.Erase(metadata.Size(0))
 	}
 	return errors.Join(err, meta.Close())
