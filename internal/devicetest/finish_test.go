@@ -258,7 +258,7 @@ func TestFinishLater(t *testing.T) {
 		t.Run(verb, func(t *testing.T) {
 			b := newFinishBench(t, "die 5")
 			b.hydrate()
-			finishAndHangUp(b.Clone)
+			finishAndHangUp(b.Clone, b.WaitEnded)
 			if s := b.Status(); s.State != "dead" || !strings.Contains(s.Action, "finish") {
 				t.Errorf("status %+v", s)
 			}
@@ -294,7 +294,14 @@ func TestFinishPlainKilled(t *testing.T) {
 			written := bytes.Repeat([]byte{0xa5}, 64<<10)
 			overwrite(t, c.Path, written)
 			c.WaitHydrated()
-			finishAndHangUp(c)
+			finishAndHangUp(c, func(pid int) {
+				m.WaitFor(harness.CleanLimit, "the daemon to end", func() error {
+					if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err == nil {
+						return fmt.Errorf("process %d is there", pid)
+					}
+					return nil
+				})
+			})
 			m.ExpectFailure(m.Try(harness.Command, append([]string{"add", c.Name}, c.Args...)...), exit.Exists, "stands alone")
 			c.Path = ""
 			m.ExpectFailure(m.Try(harness.Command, "status", c.Name), exit.NoClone)
@@ -325,7 +332,7 @@ func overwrite(t *testing.T, path string, content []byte) {
 }
 
 // finishAndHangUp asks the daemon to finish, as a command that is killed, and waits for the daemon's end.
-func finishAndHangUp(c *harness.Clone) {
+func finishAndHangUp(c *harness.Clone, waitEnded func(pid int)) {
 	c.M.Helper()
 	pid := c.Status().PID
 	conn, err := net.Dial("unix", filepath.Join(harness.RunDir, c.Name+".sock"))
@@ -335,7 +342,7 @@ func finishAndHangUp(c *harness.Clone) {
 	if err != nil {
 		c.M.Fatal(err)
 	}
-	c.WaitEnded(pid)
+	waitEnded(pid)
 	_ = conn.Close()
 }
 
