@@ -44,6 +44,7 @@ var allowed = map[string]struct {
 	"internal/sys":               {imports: []string{"internal/guard"}, syscalls: true},
 	"internal/blockdev":          {imports: []string{"internal/exit", "internal/file", "internal/guard", "internal/sys"}},
 	"internal/devicetest":        {},
+	"internal/docs":              {},
 	"internal/livemap":           {imports: []string{"bitmap", "internal/sys"}},
 	"internal/servicetest":       {},
 	"internal/tidy":              {},
