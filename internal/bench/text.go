@@ -4,47 +4,48 @@ package bench
 const (
 	introduction = `# Benchmarks
 
-ublk-clone beside the kernel's dm-clone, dm-snapshot on a mirror, and the raw devices: in one guest, in one run. This
-document is made by ` + "`make bench`" + ` and by nothing else; what is not in the logs of that run is called missing.
+These measurements compare ublk-clone with the kernel's dm-clone, with dm-snapshot on a mirror, and with the raw devices, all in
+one guest and one run. Only ` + "`make bench`" + ` writes this document. What is not in the logs of that run is called missing.
 
-The guest's clock counts instructions, a nanosecond each, so that figures repeat within 1 or 2 % on any machine. Its one
-CPU does 1 GIPS and is shared by fio, the kernel and the daemon. The devices are null_blk: a disk with 1.4 ms for a request,
-one at a time, 120 MB/s, and an SSD with 72.6 us, five at a time, 390 MB/s, all of it slower by a factor S: S=4 stands for a
-core of 4 GIPS, a usual one, S=1 for a slow one. Read latencies and rates of S=4 as a quarter, or four times as much.
+The guest's clock counts instructions, one nanosecond each, so figures repeat within 1 or 2 % on any machine. The guest has one
+CPU of 1 GIPS, which fio, the kernel and the daemon share. The devices are null_blk: a disk that takes 1.4 ms for a request, one
+at a time, at 120 MB/s, and an SSD that takes 72.6 us, five requests at a time, at 390 MB/s. Both are slowed down by a factor
+S. S=4 stands for a usual core, of 4 GIPS, and S=1 for a slow one. Divide latencies at S=4 by four, and multiply rates by four.
 
-A figure that a goal judges is the median of three, taken in turns with those of the others.
+A figure that a goal judges is the median of three, which are measured in turns with those of the others.
 `
 	goalsText = `A goal is a ratio to a peer in the same guest and run.
 `
-	unhydratedText = `The jobs of dm-clone's published figures: latency by psync, 4 KiB; IOPS by libaio, 4 KiB, depth 32; MB/s by libaio, 256 KiB,
-depth 32. Reads of the clones come from the disk, those of the snapshot from the mirror's fast leg.
+	unhydratedText = `These are the jobs of dm-clone's published figures: latency by psync, 4 KiB; IOPS by libaio, 4 KiB, depth 32; MB/s by libaio,
+256 KiB, depth 32. Reads of the clones come from the disk, and reads of the snapshot from the fast leg of the mirror.
 `
-	hydratedText = `The same jobs, all regions hydrated.
+	hydratedText = `The same jobs, with all regions hydrated.
 `
-	sweepText = `Hydrated, 4 KiB regions, MB/s. Of the sizes from 4 KiB to 1 MiB the two ends and 64 KiB are measured.
+	sweepText = `Hydrated, 4 KiB regions, MB/s. Of the sizes from 4 KiB to 1 MiB, the smallest, the largest and 64 KiB are measured.
 `
-	hydrationText = `512 MiB with nobody else there, from the first read of the source to the last byte on the destination. The source's own
-rate is that of fio's sequential reads. The best setting that was found counts as dm-clone's.
+	hydrationText = `512 MiB without any users, from the first read of the source to the last byte in the destination. The source's own rate is that
+of fio's sequential reads. For dm-clone, the best setting that was found counts.
 `
-	besideText = `Readers read unhydrated regions of 4 KiB in random order, the writer writes such whole, one at a time, where hydration comes
-last. "alone" is without hydration; "gentle" is a threshold and batch of 16 regions, and a rate of 12 MiB/s divided by S, kept
-also beside users.
+	besideText = `Readers read unhydrated regions of 4 KiB in random order. The writer writes whole regions, one at a time, where hydration comes
+last. "alone" is without hydration. "gentle" is a threshold and a batch of 16 regions, and a rate of 12 MiB/s divided by S, which
+is also kept beside users.
 `
-	startText = `Sparse files on tmpfs, from the start of the command to the answer of the first read. Memory is the daemon's then.
+	startText = `Sparse files on tmpfs, from the start of the command to the answer of the first read. The memory is the daemon's at that moment.
 `
-	costText = `Nanoseconds of CPU time for a request, which are instructions: of all that the machine does for it, fio's part included.
+	costText = `Nanoseconds of CPU time for a request, which are instructions. They cover all that the machine does for the request, fio's part
+included.
 `
 	repeatText = `
 ## How to repeat
 
-` + "```" + `
+` + "```console" + `
 make bench          # everything: kernels 6.18 and 7.3, S=4 and S=1; writes this document
 make bench-quick    # what the goals judge, measured once, S=4 on 6.18: prints the goals
 make bench-native   # on this machine instead of in a guest, by its own clock; it needs root and the ublk driver
 ` + "```" + `
 
-The measurements are the tests of ` + "`internal/devicetest`" + ` whose names are TestBench...; ` + "`internal/bench`" + ` judges them. One
-of them alone: ` + "`BENCH=1 BENCH_S=1 KERNEL=7.3 RUN=TestBenchHydration scripts/device-tests`" + `. TestBenchCounts, which CI runs, fails
-when a request on a hydrated clone costs 5 % more or less than it did.
+The measurements are the tests of ` + "`internal/devicetest`" + ` whose names begin with TestBench; ` + "`internal/bench`" + ` judges them. To
+run one of them alone: ` + "`BENCH=1 BENCH_S=1 KERNEL=7.3 RUN=TestBenchHydration scripts/device-tests`" + `. CI runs TestBenchCounts, which
+fails when a request on a hydrated clone costs 5 % more or less than it did.
 `
 )

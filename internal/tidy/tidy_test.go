@@ -82,6 +82,7 @@ var allowed = map[string]struct {
 	"internal/runs":               {},
 	"internal/runs/plan":          {imports: []string{"internal/runs"}},
 	"internal/runs/guests":        {imports: []string{"internal/runs", "internal/runs/plan"}},
+	"internal/docs":               {},
 }
 
 // errnoOnly may name errors of the kernel (package syscall or x/sys/unix) and call nothing.
