@@ -44,7 +44,7 @@ make bench-quick    # what the goals judge, measured once, S=4 on 6.18: prints t
 make bench-native   # on this machine instead of in a guest, by its own clock; it needs root and the ublk driver
 ` + "```" + `
 
-The measurements are the tests of ` + "`internal/devicetest`" + ` whose names begin with TestBench; ` + "`internal/bench`" + ` judges them. To
+The measurements are the tests of ` + "`internal/devicetest`" + ` whose names begin with TestBench...; ` + "`internal/bench`" + ` judges them. To
 run one of them alone: ` + "`BENCH=1 BENCH_S=1 KERNEL=7.3 RUN=TestBenchHydration scripts/device-tests`" + `. CI runs TestBenchCounts, which
 fails when a request on a hydrated clone costs 5 % more or less than it did.
 `

@@ -12,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 	"github.com/ublk-clone/ublk-clone/internal/docs"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // documentLimit is for one block of a document.
@@ -30,6 +32,7 @@ var (
 // TestDocuments runs the commands of the documents, those of each from top to bottom as they are printed. The disks that a
 // document names are there, the sources with a file system.
 func TestDocuments(t *testing.T) {
+	runs.On(t, "6.18")
 	const root = "../.."
 	for _, document := range docs.Device {
 		t.Run(filepath.Base(document), func(t *testing.T) {
@@ -38,20 +41,20 @@ func TestDocuments(t *testing.T) {
 				t.Fatal(err)
 			}
 			blocks = slices.DeleteFunc(blocks, func(b docs.Block) bool { return b.Language != "sh" })
-			m := newMachine(t)
-			m.dropLiveMaps() // what other tests have left by design
+			m := harness.New(t)
+			m.DropLiveMaps() // what other tests have left by design
 			var text strings.Builder
 			for _, b := range blocks {
 				text.WriteString(b.Text)
 			}
-			folder := m.checkout(root)
-			m.provide(text.String())
+			folder := checkout(m, root)
+			provide(m, text.String())
 			for _, b := range blocks {
 				script := "cd " + folder + "\n" + b.Script()
-				o := m.tryFor(documentLimit, "bash", "-euo", "pipefail", "-c", script)
-				t.Logf("%v took %v:\n%s%s%s", b, o.took.Round(time.Millisecond), b.Script(), o.stdout, o.stderr)
-				if o.code != 0 {
-					t.Fatalf("%v: exit status %d", b, o.code)
+				o := m.TryFor(documentLimit, "bash", "-euo", "pipefail", "-c", script)
+				t.Logf("%v took %v:\n%s%s%s", b, o.Took.Round(time.Millisecond), b.Script(), o.Stdout, o.Stderr)
+				if o.Code != 0 {
+					t.Fatalf("%v: exit status %d", b, o.Code)
 				}
 			}
 			if left := devicesAndDaemons(); len(left) > 0 {
@@ -62,7 +65,7 @@ func TestDocuments(t *testing.T) {
 }
 
 // provide makes the disks that a document names, and sees to it that nothing of its clones is left.
-func (m *machine) provide(text string) {
+func provide(m *harness.Machine, text string) {
 	m.Helper()
 	sources := map[string]bool{}
 	for _, match := range namedSource.FindAllStringSubmatch(text, -1) {
@@ -71,44 +74,44 @@ func (m *machine) provide(text string) {
 	names := namedDisk.FindAllString(text, -1)
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
-		d := m.nullBlk(filepath.Base(name), nullOptions{mib: 64, discard: true})
-		if err := os.Symlink(d.path, name); err != nil {
+		d := m.NullBlk(filepath.Base(name), harness.NullOptions{MiB: 64, Discard: true})
+		if err := os.Symlink(d.Path, name); err != nil {
 			m.Fatal(err)
 		}
-		m.Cleanup(func() { os.Remove(name) })
+		m.Cleanup(func() { _ = os.Remove(name) })
 		if sources[name] {
-			m.run("mkfs.ext4", "-q", name)
+			m.MustRun("mkfs.ext4", "-q", name)
 		}
 	}
 	m.Cleanup(func() {
 		if m.Failed() {
-			m.try("umount", "/mnt")
+			m.Try("umount", "/mnt")
 		}
 		for _, match := range namedClone.FindAllStringSubmatch(text, -1) {
-			c := &clone{m: m, name: match[1]}
-			c.abandon()
-			m.try("dmsetup", "remove", "--retry", c.name)
+			c := &harness.Clone{M: m, Name: match[1]}
+			c.Abandon()
+			m.Try("dmsetup", "remove", "--retry", c.Name)
 		}
-		m.dropLiveMaps()
+		m.DropLiveMaps()
 	})
 }
 
 // checkout makes a folder that looks like the root of the project, on a file system as users have one: the guest's own is
 // an overlay, which clones refuse. /var/lib is there too.
-func (m *machine) checkout(root string) string {
+func checkout(m *harness.Machine, root string) string {
 	m.Helper()
-	d := m.nullBlk("docs", nullOptions{mib: 1024})
-	m.run("mkfs.ext4", "-q", d.path)
-	place := filepath.Join(m.dir, "ext4")
+	d := m.NullBlk("docs", harness.NullOptions{MiB: 1024})
+	m.MustRun("mkfs.ext4", "-q", d.Path)
+	place := filepath.Join(m.Dir, "ext4")
 	folder, lib := filepath.Join(place, "ublk-clone"), filepath.Join(place, "lib")
 	mount := func(args ...string) {
-		m.run("mount", args...)
-		m.Cleanup(func() { m.run("umount", args[len(args)-1]) })
+		m.MustRun("mount", args...)
+		m.Cleanup(func() { m.MustRun("umount", args[len(args)-1]) })
 	}
 	if err := os.Mkdir(place, 0o755); err != nil {
 		m.Fatal(err)
 	}
-	mount(d.path, place)
+	mount(d.Path, place)
 	if err := errors.Join(os.Mkdir(folder, 0o755), os.Mkdir(lib, 0o755)); err != nil {
 		m.Fatal(err)
 	}

@@ -8,10 +8,12 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/docs"
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // TestServiceDocuments runs the commands of the documents that need systemd, from top to bottom as they are printed.
 func TestServiceDocuments(t *testing.T) {
+	runs.On(t, "6.18", runs.FullOnly)
 	const root = "../.."
 	build, err := filepath.Abs(filepath.Join(root, "build"))
 	if err != nil {

@@ -1,12 +1,6 @@
 package tidy
 
 import (
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"os"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -60,56 +54,5 @@ func TestBlocksAreMarked(t *testing.T) {
 		if !printed[command] {
 			t.Errorf("no document prints %q, which is listed as endless in internal/docs", command)
 		}
-	}
-}
-
-// namedTest finds a test or fuzz target in a document.
-var namedTest = regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z][A-Za-z0-9]*\b`)
-
-// TestDocumentsNameTestsThatExist: what proves a promise has to be there. A name may stand for all tests that begin so.
-func TestDocumentsNameTestsThatExist(t *testing.T) {
-	var exist []string
-	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir() && (d.Name() == "build" || d.Name() == "testdata" || d.Name() == ".git"):
-			return filepath.SkipDir
-		case !strings.HasSuffix(path, "_test.go"):
-			return nil
-		}
-		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
-		if err != nil {
-			return err
-		}
-		for _, decl := range file.Decls {
-			if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil {
-				exist = append(exist, f.Name.Name)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	documents, err := docs.Documents(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	named := 0
-	for _, document := range append(documents, "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md") {
-		text, err := os.ReadFile(filepath.Join(root, document))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range namedTest.FindAllString(string(text), -1) {
-			named++
-			if !slices.ContainsFunc(exist, func(test string) bool { return strings.HasPrefix(test, name) }) {
-				t.Errorf("%s names %s, and no test is called so", document, name)
-			}
-		}
-	}
-	if named < 100 {
-		t.Errorf("only %d tests are named", named)
 	}
 }
