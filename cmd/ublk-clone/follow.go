@@ -17,7 +17,7 @@ func (p *program) eventsCommand() *cli.Command {
 	return &cli.Command{
 		Name: "events", Usage: "print what happens to clones, as it happens", ArgsUsage: "[NAME]", Action: p.events,
 		Description: `One line for each event, until interrupted or the clone is deleted. Kinds: started,
-settings, source (opened again), source-error and dest-error (the first of a burst), stalled, resumed, mode, hydrated,
+settings, source (opened again), source-error and dest-error (the first of a burst), stalled, resumed, mode, hydrated, request-refused,
 finished (the last one).`,
 		Flags: []cli.Flag{outputFlag("json, an object a line")},
 	}

@@ -12,7 +12,6 @@ type kernelFault struct {
 	code        int // of a problem
 	text        string
 	action      string
-	source      string // of the fact
 }
 
 func (k *kernelFault) of(release string) bool {
@@ -35,38 +34,38 @@ var kernelFaults = []kernelFault{
 		level: LevelProblem, code: 7,
 		text:   "This kernel dies of a NULL pointer when a ublk device is added, and the command never returns.",
 		action: "Use another kernel, such as 6.18.6 or later.",
-		source: "ublk_ctrl_add_dev, ublk_drv.c: queues are made before their tags; zabbly/linux issue 52",
+		// Source: ublk_ctrl_add_dev, ublk_drv.c: queues are made before their tags; zabbly/linux issue 52.
 	},
 	{
 		until: kernelVersion{6, 12, 0}, level: LevelWarning,
 		text:   "Clones were never tried on kernels before 6.12.",
 		action: "Use 6.12 or later if you can; from 6.16 on the memory of users is not copied.",
-		source: "README.md",
+		// Source: docs/requirements.md.
 	},
 	{
 		from: kernelVersion{6, 8, 0}, until: kernelVersion{6, 12, 0}, level: LevelWarning,
 		text:   "Requests that are cancelled while they come back may crash these kernels (CVE-2025-37906).",
 		action: "See whether your distribution has fixed it.",
-		source: "the CVE's record",
+		// Source: the CVE's record.
 	},
 	{
 		until: kernelVersion{6, 15, 0}, level: LevelWarning,
 		text: "A recovery that is itself killed in one short moment crashes this kernel, for clones with several queues. " +
 			"One queue, the default, cannot meet it.",
 		action: "Leave --queues as it is.",
-		source: "docs/data-safety.md; nr_queues_ready in ublk_ctrl_start_recovery, ublk_drv.c, 6.12",
+		// Source: docs/data-safety.md; nr_queues_ready in ublk_ctrl_start_recovery, ublk_drv.c, 6.12.
 	},
 	{
 		from: kernelVersion{6, 5, 0}, until: kernelVersion{6, 18, 0}, level: LevelWarning,
 		text: "A daemon that is killed within `add`, while the kernel looks for partitions on its new device, leaves a device that " +
 			"only a reboot ends (seen on 6.12, not on 6.18). No data is lost: nobody had the device yet.",
 		action: "Do not kill an `add` of a slow source; give it the time that it takes.",
-		source: "docs/data-safety.md",
+		// Source: docs/data-safety.md.
 	},
 	{
 		from: kernelVersion{7, 3, 0}, until: kernelVersion{7, 4, 0}, level: levelOK,
 		text: "This kernel takes a request that was answered in part for whole (seen on 7.3.4). " +
 			"The daemon never does that: nothing is lost.",
-		source: "__ublk_complete_rq, ublk_drv.c, 7.3.4",
+		// Source: __ublk_complete_rq, ublk_drv.c, 7.3.4.
 	},
 }

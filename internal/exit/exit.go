@@ -25,7 +25,7 @@ const (
 	Dest     = 9  // the destination failed or does not fit
 	Metadata = 10 // metadata missing, damaged or not of this pair
 	Timeout  = 11 // a limit passed
-	Differs  = 12 // verify found differences
+	Differs  = 12 // reserved: what was compared differs
 	NoAnswer = 13 // the daemon does not answer
 	Refused  = 14 // would lose data
 )
@@ -52,7 +52,7 @@ var Meaning = []struct {
 	{Dest, "the destination failed or does not fit"},
 	{Metadata, "the metadata is missing, damaged or not of this pair"},
 	{Timeout, "timed out"},
-	{Differs, "verify found differences"},
+	{Differs, "reserved: what was compared differs"},
 	{NoAnswer, "the daemon does not answer"},
 	{Refused, "refused, would lose data"},
 }

@@ -20,7 +20,7 @@ const (
 	pageMemory    = 285      // tables of a page of the region map
 )
 
-// NeedOf is the need of a clone of this many regions, which the README tells too. copied: the driver copies the bytes of
+// NeedOf is the need of a clone of this many regions, which docs/requirements.md tells too. copied: the driver copies the bytes of
 // requests.
 func NeedOf(def *definition.Definition, nrRegions uint64, copied bool) Need {
 	n, size := QueueBuffers(def.RegionSize, def.QueueDepth)

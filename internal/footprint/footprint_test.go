@@ -7,13 +7,13 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/text"
 )
 
-// TestMemoryNeed: the figures that the README tells.
+// TestMemoryNeed: the figures that docs/requirements.md tells.
 func TestMemoryNeed(t *testing.T) {
 	def := definition.Definition{RegionSize: 4096, Queues: 1, QueueDepth: 64}
 	near := func(what string, got, want int64) {
 		t.Helper()
 		if got < want*95/100 || got > want*105/100 {
-			t.Errorf("%s: %s, the README says %s", what, text.Size(got), text.Size(want))
+			t.Errorf("%s: %s, docs/requirements.md says %s", what, text.Size(got), text.Size(want))
 		}
 	}
 	small := uint64(1<<30) / 4096
