@@ -27,7 +27,7 @@ const Prefix = "UBLK-CLONE-"
 // Layer is how a layer was found.
 type Layer struct {
 	sys.DMDevice
-	Uuid metadata.UUID // of the clone whose layer it is; zero: of none
+	Clone metadata.UUID // of the clone whose layer it is; zero: of none
 	to   string        // where the live table leads to, MAJOR:MINOR; "" without one, or with another than linear from 0 on
 }
 
@@ -38,7 +38,7 @@ func (l *Layer) Path() string { return fmt.Sprintf("/dev/dm-%d", sys.Minor(l.Dev
 func (l *Layer) LeadsTo(dev uint64) bool { return l.to == deviceNumber(dev) }
 
 // IsOf says whether the layer is that of a clone.
-func (l *Layer) IsOf(mark uint64) bool { return l.Uuid != metadata.UUID{} && l.Uuid.Mark() == mark }
+func (l *Layer) IsOf(mark uint64) bool { return l.Clone != metadata.UUID{} && l.Clone.Mark() == mark }
 
 // deviceNumber is a device number as device-mapper writes it.
 func deviceNumber(dev uint64) string { return fmt.Sprintf("%d:%d", sys.Major(dev), sys.Minor(dev)) }
@@ -76,7 +76,7 @@ func Find(dm *sys.DM, name string) (*Layer, error) {
 	case err != nil:
 		return nil, Error("look at", name, err)
 	}
-	l := &Layer{DMDevice: found, Uuid: UUIDOf(found.UUID)}
+	l := &Layer{DMDevice: found, Clone: UUIDOf(found.UUID)}
 	if !found.Live {
 		return l, nil
 	}
@@ -107,8 +107,8 @@ func Linear(size int64, dev uint64) sys.DMTable {
 // Taken is the error of a name that is taken.
 func Taken(name string, l *Layer) error {
 	cause := errors.New("it exists already, and is not this clone's")
-	if l.Uuid != (metadata.UUID{}) {
-		cause = fmt.Errorf("it exists already, of clone %s, which is finished or was given up", l.Uuid)
+	if l.Clone != (metadata.UUID{}) {
+		cause = fmt.Errorf("it exists already, of clone %s, which is finished or was given up", l.Clone)
 	}
 	return &exit.Error{Code: exit.Exists, Doing: "lay the device-mapper device", Object: name, Cause: cause,
 		Next: "Nothing was changed. Use another name for --dm, or remove it with `dmsetup remove " + name + "` if it is not needed."}

@@ -14,7 +14,7 @@ func TestLayerUUID(t *testing.T) {
 	if got := UUIDOf(text); got != clone {
 		t.Errorf("%s is of %s", text, got)
 	}
-	l := Layer{Uuid: clone}
+	l := Layer{Clone: clone}
 	if !l.IsOf(clone.Mark()) || l.IsOf(clone.Mark()+1) || (&Layer{}).IsOf(0) {
 		t.Error("whose layer it is")
 	}

@@ -31,7 +31,7 @@ func Of(device string, mark uint64) ([]blockdev.Holder, error) {
 	}
 	over, err := blockdev.MappedOver(device)
 	for _, m := range over {
-		if l := (dm.Layer{Uuid: dm.UUIDOf(m.UUID)}); !l.IsOf(mark) {
+		if l := (dm.Layer{Clone: dm.UUIDOf(m.UUID)}); !l.IsOf(mark) {
 			continue
 		}
 		holders = slices.DeleteFunc(holders, m.Is)
