@@ -28,7 +28,7 @@ const Prefix = "UBLK-CLONE-"
 type Layer struct {
 	sys.DMDevice
 	Clone metadata.UUID // of the clone whose layer it is; zero: of none
-	to   string        // where the live table leads to, MAJOR:MINOR; "" without one, or with another than linear from 0 on
+	to    string        // where the live table leads to, MAJOR:MINOR; "" without one, or with another than linear from 0 on
 }
 
 // Path is the layer's node, which is there without udev too.

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -115,15 +114,12 @@ func testNames(t *testing.T) map[string]bool {
 	return names
 }
 
-// awaited are names in documents that are being rewritten, to be deleted here with them.
-var awaited = map[string]bool{"TestFailThen": true} // docs/mutants.md, safe-copy-before-flush
-
 func TestDocumentsNameTestsThatExist(t *testing.T) {
 	tests, count := testNames(t), 0
 	for doc, text := range documents(t) {
 		names, n := absent(text, tests)
 		count += n
-		for _, name := range slices.DeleteFunc(names, func(name string) bool { return awaited[name] }) {
+		for _, name := range names {
 			t.Errorf("%s names the test %s, which is not there", doc, name)
 		}
 	}
