@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
@@ -49,5 +51,17 @@ func TestUnitStatus(t *testing.T) {
 	p := &program{out: &strings.Builder{}, errs: &strings.Builder{}, dir: control.Dir(t.TempDir())}
 	if got := p.run([]string{"ublk-clone", "add", "c", "--foreground", "--no-such-flag"}); got != exit.ForUnit+exit.Usage {
 		t.Errorf("a wrong flag ends the daemon of a unit with %d", got)
+	}
+}
+
+// TestProcessThread: no goroutine runs on the process's own thread, whose name and CPUs a queue would change.
+func TestProcessThread(t *testing.T) {
+	const goroutines = 1000
+	there := make(chan bool, goroutines)
+	for range goroutines {
+		go func() { there <- unix.Gettid() == unix.Getpid() }()
+		if <-there {
+			t.Fatal("a goroutine ran on the process's own thread")
+		}
 	}
 }

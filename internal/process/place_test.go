@@ -3,8 +3,6 @@ package process
 import (
 	"runtime"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // TestGiveProcessors: every loop may wait with its processor, on one CPU too; many CPUs are not taken away.
@@ -15,18 +13,6 @@ func TestGiveProcessors(t *testing.T) {
 		GiveProcessors(c.queues)
 		if got := runtime.GOMAXPROCS(0); got != c.want {
 			t.Errorf("%d queues on %d CPUs: %d processors, want %d", c.queues, c.there, got, c.want)
-		}
-	}
-}
-
-// TestProcessThread: no goroutine runs on the process's own thread, whose name and CPUs a queue would change.
-func TestProcessThread(t *testing.T) {
-	const goroutines = 1000
-	there := make(chan bool, goroutines)
-	for range goroutines {
-		go func() { there <- unix.Gettid() == unix.Getpid() }()
-		if <-there {
-			t.Fatal("a goroutine ran on the process's own thread")
 		}
 	}
 }
