@@ -76,16 +76,17 @@ func (b *returnBench) scatter() {
 	b.rng += 128 * harness.KiB
 }
 
-// breakMetadata makes the metadata fail when there are no marks to commit, and then one that nobody can commit.
+// breakMetadata makes the metadata fail when there is a mark to commit, and then one that nobody can commit. The write comes
+// first: the superblock may be written at any moment, for the sample of the destination, and then nothing can be marked.
 func (b *returnBench) breakMetadata(fail func()) {
 	b.M.Helper()
 	if err := b.v.Flush(); err != nil {
 		b.M.Fatal(err)
 	}
-	fail()
 	if err := b.model.Write(b.v, b.buf[:6*harness.KiB], b.rng+harness.KiB, false); err != nil {
 		b.M.Fatal(err)
 	}
+	fail()
 	_ = b.model.Discard(b.v, b.rng+64*harness.KiB, 8*harness.KiB) // the commit that nobody asks for may have failed before it
 	b.rng += 128 * harness.KiB
 	if err := b.v.Flush(); err == nil {
