@@ -5,9 +5,11 @@
 //	On(t, "6.12", FourCPUs)            in a guest with four CPUs
 //	On(t, EveryKernel)                 on each of them in a short run too
 //	On(t, "6.18", CountingClock)       where the clock counts instructions
+//	On(t, "6.18", Sampled)             in one of three short runs, as it takes long
 //
 // The kernels are those of the short run, "make test". The full run, "make test-full", has every test on every
-// kernel; only what runs on the leaping clock stays on the kernels that it names.
+// kernel; only what runs on the leaping clock stays on the kernels that it names. A short run has a third of the
+// sampled tests, its share, which changes with the commit.
 //
 // How to choose: a test whose outcome depends on the kernel (what the driver can do, recovery, who is reported to
 // use a device) runs on every kernel on which the outcome may differ. Every other test names one kernel, so that
@@ -50,6 +52,7 @@ const (
 
 // What else a test may ask for.
 const (
+	Sampled         Want = "Sampled"         // it takes long (20 s in a guest that has two CPUs to itself): not in every short run
 	FullOnly        Want = "FullOnly"        // it takes too long for a short run
 	OwnGuestInFull  Want = "OwnGuestInFull"  // its full counts take so long that a full run gives it a guest of its own
 	FourSeedsInFull Want = "FourSeedsInFull" // a full run gives it a guest of its own for each of four seeds
@@ -67,7 +70,7 @@ type Declaration struct {
 }
 
 // options are the wants that are not kernels.
-var options = []Want{OrdinaryClock, CountingClock, LeapingClock, OrdinaryClockInFull, FullOnly, OwnGuestInFull, FourSeedsInFull,
+var options = []Want{OrdinaryClock, CountingClock, LeapingClock, OrdinaryClockInFull, Sampled, FullOnly, OwnGuestInFull, FourSeedsInFull,
 	FourCPUs, SmallMemory, FastDevices, Bench, BenchQuick}
 
 // Declare understands the wants of a test.
@@ -96,6 +99,23 @@ func Declare(wants ...Want) (Declaration, error) {
 
 // Has tells whether the test has asked for that.
 func (d Declaration) Has(want Want) bool { return slices.Contains(d.wants, want) }
+
+// Shares is how many short runs have all sampled tests between them.
+const Shares = 3
+
+// Sample is what a short run with that share has of the nth sampled test: of several kernels one, and one kernel in one
+// share only. Another test it has as it is.
+func (d Declaration) Sample(nth, share int) (Declaration, bool) {
+	at := (nth + share) % Shares
+	switch {
+	case !d.Has(Sampled):
+		return d, true
+	case len(d.kernels) == 1:
+		return d, at == 0
+	}
+	d.kernels = d.kernels[at%len(d.kernels):][:1]
+	return d, true
+}
 
 // clockNamed tells whether the test names a clock, or has one of itself.
 func (d Declaration) clockNamed() bool {

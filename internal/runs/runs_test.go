@@ -102,3 +102,33 @@ func TestKernelOfARelease(t *testing.T) {
 		}
 	}
 }
+
+// TestShares: each sampled test is in one share on each of its kernels, and others are in all.
+func TestShares(t *testing.T) {
+	for _, c := range []struct {
+		wants []Want
+		times int // on each kernel that is named, in all shares together
+	}{
+		{[]Want{"6.18"}, Shares},
+		{[]Want{EveryKernel}, Shares},
+		{[]Want{"6.18", Sampled}, 1},
+		{[]Want{EveryKernel, Sampled}, 1},
+	} {
+		d := declared(t, c.wants...)
+		for nth := range 2 * Shares {
+			times := map[string]int{}
+			for share := range Shares {
+				if part, ok := d.Sample(nth, share); ok {
+					for _, k := range part.kernels {
+						times[k]++
+					}
+				}
+			}
+			for _, k := range d.kernels {
+				if times[k] != c.times {
+					t.Errorf("%v, test %d: %d times on %s, not %d", c.wants, nth, times[k], k, c.times)
+				}
+			}
+		}
+	}
+}

@@ -1,7 +1,8 @@
 // Command guests prints what tests declare (package runs), for scripts.
 //
-//	guests short|full    the guests of a run, one a line, fields separated by tabs: beside or alone, script, kernel,
-//	                     title, log, settings (or -), and a regular expression for the tests (or -)
+//	guests full          the guests of the full run, one a line, fields separated by tabs: beside or alone, script,
+//	                     kernel, title, log, settings (or -), and a regular expression for the tests (or -)
+//	guests short SHARE   those of a short run with the share 0, 1 or 2 of the sampled tests
 //	guests tests WANT    a regular expression for the tests that a run by hand has: those of the ordinary clock
 //	                     (OrdinaryClock), of another (CountingClock, LeapingClock), or with another want (Bench ...)
 package main
@@ -10,6 +11,7 @@ import (
 	"cmp"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/ublk-clone/ublk-clone/internal/runs"
@@ -24,15 +26,20 @@ func main() {
 }
 
 func run(args []string) error {
+	if len(args) == 0 {
+		args = []string{"-"}
+	}
 	tests, err := plan.Load(".")
 	if err != nil {
 		return err
 	}
-	switch what := strings.Join(args, " "); {
-	case what == "short" || what == "full":
-		for _, g := range plan.Guests(what == "full", tests) {
-			fmt.Println(line(g))
-		}
+	share, errShare := strconv.Atoi(args[len(args)-1])
+	switch {
+	case len(args) == 1 && args[0] == "full":
+		show(plan.Guests(true, tests))
+		return nil
+	case len(args) == 2 && args[0] == "short" && errShare == nil && share >= 0 && share < runs.Shares:
+		show(plan.Guests(false, plan.Sample(tests, share)))
 		return nil
 	case len(args) == 2 && args[0] == "tests":
 		names := plan.ByHand(tests, runs.Want(args[1]))
@@ -42,7 +49,13 @@ func run(args []string) error {
 		fmt.Println(plan.Expression(names))
 		return nil
 	}
-	return fmt.Errorf("usage: guests short|full, or guests tests WANT, not %q", args)
+	return fmt.Errorf("usage: guests full, guests short SHARE or guests tests WANT, not %q", args)
+}
+
+func show(guests []plan.Guest) {
+	for _, g := range guests {
+		fmt.Println(line(g))
+	}
 }
 
 func line(g plan.Guest) string {

@@ -34,6 +34,19 @@ type planner struct {
 	guests []Guest
 }
 
+// Sample leaves out what a short run with that share has not.
+func Sample(tests []Test, share int) (sampled []Test) {
+	names := Names(tests, func(t Test) bool { return t.Has(runs.Sampled) })
+	for _, t := range tests {
+		nth, _ := slices.BinarySearch(names, t.Name)
+		d, ok := t.Sample(nth, share)
+		if t.Declaration = d; ok {
+			sampled = append(sampled, t)
+		}
+	}
+	return sampled
+}
+
 // Guests are all guests of a run, what takes longest first.
 func Guests(full bool, tests []Test) []Guest {
 	p := &planner{full: full, tests: tests}

@@ -105,6 +105,33 @@ func TestMissingTestsAreFound(t *testing.T) {
 	}
 }
 
+// TestSample: the shares have every sampled test once between them.
+func TestSample(t *testing.T) {
+	var tests []Test
+	for _, name := range []string{"TestA", "TestB", "TestC", "TestD", "TestE"} {
+		d, err := runs.Declare("6.18", runs.Sampled)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tests = append(tests, Test{Device, name, d})
+	}
+	times := map[string]int{}
+	for share := range runs.Shares {
+		part := Sample(tests, share)
+		if len(part) == 0 || len(part) > 2 {
+			t.Errorf("share %d has %d of %d tests", share, len(part), len(tests))
+		}
+		for _, test := range part {
+			times[test.Name]++
+		}
+	}
+	for _, test := range tests {
+		if times[test.Name] != 1 {
+			t.Errorf("%s is in %d shares", test.Name, times[test.Name])
+		}
+	}
+}
+
 func TestGuestsOfARun(t *testing.T) {
 	var tests []Test
 	for name, wants := range map[string][]runs.Want{
