@@ -170,7 +170,7 @@ func leftBehind(t *testing.T, before resources) {
 }
 
 func TestCyclesLeaveNothing(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, runs.EveryKernel, runs.Sampled)
 	ctl := openTestControl(t)
 	m := newMemory(64 * mib)
 	b := alignedBuffer(t, 4096)

@@ -65,7 +65,7 @@ func TestRecoverReissues(t *testing.T) {
 
 // TestRecoverManyTimes kills server after server at random moments.
 func TestRecoverManyTimes(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, runs.EveryKernel, runs.Sampled)
 	for _, queues := range []int{1, 2, 4} {
 		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
 			random := rand.New(rand.NewPCG(uint64(queues), 3))

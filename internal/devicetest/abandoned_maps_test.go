@@ -15,7 +15,7 @@ import (
 // TestAbandonedMaps: a live map whose clone is gone stays as long as its metadata may need it, through any number of prunes
 // and adds of others; when the metadata is past its session it goes by itself; and prune --force says what it gives up.
 func TestAbandonedMaps(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	b := newLiveMapBench(t)
 	kept := func(when string, want int) []string {
 		t.Helper()

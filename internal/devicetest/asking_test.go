@@ -25,7 +25,7 @@ func startCommand(m *harness.Machine, args ...string) (kill func()) {
 
 // TestRequestsOfTheDead: a del that waits is not carried out when its client has been killed, and neither is a restart.
 func TestRequestsOfTheDead(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	c, _ := smallClone(t, "--no-hydration")
 	m := c.M
 	user, err := os.Open(c.Path)
@@ -65,7 +65,7 @@ const statusLimit = 3 * time.Second
 // TestStatusWithStuckMetadata: metadata that does not answer, and clients that have gone meanwhile, keep nobody from the
 // status.
 func TestStatusWithStuckMetadata(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
 	meta := m.Linear("slowmeta", m.NullBlk("meta", harness.NullOptions{MiB: 16}), 16*harness.MiB)

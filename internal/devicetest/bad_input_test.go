@@ -232,7 +232,7 @@ func TestRandomMetadata(t *testing.T) {
 
 // Metadata of another clone.
 func TestMetadataOfAnother(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	b := metadataBenchOn(m, m.Known("dst", m.NullBlk("dst", harness.NullOptions{MiB: 16}), 16*harness.MiB))
 	other := m.NullBlk("other", harness.NullOptions{MiB: 16})

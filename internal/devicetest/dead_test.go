@@ -52,7 +52,7 @@ func answersDead(c *harness.Clone, device string, user string) {
 // TestDeadClone: the device of a dead daemon is not taken from under a file system, only with --force; then its
 // users get errors, the mount can be given up, and what was synced is in the clone.
 func TestDeadClone(t *testing.T) {
-	runs.On(t, "7.3", runs.OrdinaryClock, runs.CountingClock)
+	runs.On(t, "7.3", runs.OrdinaryClock, runs.CountingClock, runs.Sampled)
 	c, files := smallClone(t, "--no-hydration")
 	c.M.Kernel.Expect("I/O error", "EXT4-fs error", "EXT4-fs warning", "lost async page write")
 	files.Mount(c.Path)

@@ -72,7 +72,7 @@ func TestDestWriteErrors(t *testing.T) {
 // TestDestFlushFails: a flush of the destination that fails, or a durable write, is a failure of the metadata (I10):
 // what was written since the flush before is not known to be there, and a flush that succeeds later proves nothing.
 func TestDestFlushFails(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
 	m.MustRun("modprobe", "dm-flakey")
@@ -245,7 +245,7 @@ func TestDestTooLarge(t *testing.T) {
 
 // TestDestReserved: a destination that was made has its space, whatever becomes of its file system.
 func TestDestReserved(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	for name, kind := range map[string]harness.FSKind{"Ext4": harness.Ext4, "XFS": harness.XFS} {
 		t.Run(name, func(t *testing.T) {
 			b := newFullBench(t, kind)

@@ -136,7 +136,7 @@ func (b *exchangeBench) whole() {
 
 // TestDestExchangedBeforeRecover: while the daemon is dead, and right after a restart was asked for.
 func TestDestExchangedBeforeRecover(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	b := newExchangeBench(harness.New(t))
 	b.Add()
 	b.End(syscall.SIGKILL) // nothing is hydrated: the mark of the session alone tells

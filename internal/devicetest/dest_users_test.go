@@ -47,7 +47,7 @@ func tryAdd(m *harness.Machine, what string, code int, source, dest, metadata *h
 
 // TestDestInUse: whoever reaches bytes of the destination through another device is found, and no sibling is (A3).
 func TestDestInUse(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 64})
 	meta := m.Missing("meta")
@@ -102,7 +102,7 @@ func TestDestOpenForWriting(t *testing.T) {
 // TestDevicesOfAnotherClone: its source, its destination and its metadata, by themselves, through a loop device, a table
 // and a partition, while its daemon lives and when that is dead.
 func TestDevicesOfAnotherClone(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	m.DropLiveMaps()
 	roles := map[string]*harness.Disk{}

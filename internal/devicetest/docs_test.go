@@ -32,7 +32,7 @@ var (
 // TestDocuments runs the commands of the documents, those of each from top to bottom as they are printed. The disks that a
 // document names are there, the sources with a file system.
 func TestDocuments(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	const root = "../.."
 	for _, document := range docs.Device {
 		t.Run(filepath.Base(document), func(t *testing.T) {

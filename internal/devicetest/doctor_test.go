@@ -71,7 +71,7 @@ type planted struct {
 // TestDoctor: each of the problems, planted alone, is named by its check and no other, with the exit code and a next
 // step; healed, it is not named any more.
 func TestDoctor(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	_ = os.RemoveAll(harness.RecordDir)
 	before, code := doctor(m)

@@ -108,7 +108,7 @@ func unchanged(m *harness.Machine, what, before, after string) {
 // TestDryRun: it says what add would do, or refuses what add refuses, with the same words, and changes nothing: for what is
 // new, on disks and as files, for what goes on, for what a dead daemon has left, for what is up.
 func TestDryRun(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	for _, dir := range []string{harness.RecordDir, harness.RunDir} { // as on a machine that never had a clone
 		if err := os.RemoveAll(dir); err != nil {
@@ -311,7 +311,7 @@ func TestDryRunOfSparseSource(t *testing.T) {
 
 // TestDryRunOfSlowSource: a source that takes long for each read is not waited for, and its rate not made up.
 func TestDryRunOfSlowSource(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	m.MustRun("modprobe", "dm-delay")
 	under, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})

@@ -200,7 +200,7 @@ func TestPeriodicCommit(t *testing.T) {
 // A copy of the metadata taken at any moment, in the middle of a commit too, opens and never holds less
 // than an earlier one.
 func TestMetadataOpenAtAnyMoment(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	b := newFlushBench(t)
 	stop := make(chan struct{})
 	failed := make(chan error, 1)

@@ -36,7 +36,7 @@ func TestFaultAKilled(t *testing.T) {
 
 // B: what was discarded and not committed is zeros to the next daemon too.
 func TestFaultBKilled(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	testOldContent(t, killed, true)
 }
 
@@ -48,7 +48,7 @@ func TestFaultCKilled(t *testing.T) {
 
 // D: the next daemon shows what was acknowledged, and stays read-only though the metadata work again (I10).
 func TestFaultDKilled(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	testFailedCommit(t, killed)
 }
 
@@ -60,6 +60,6 @@ func TestFaultEKilled(t *testing.T) {
 
 // F: the next daemon tries a few times anew, and is as quiet then.
 func TestFaultFKilled(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	testEndlessRetry(t, killed)
 }

@@ -22,7 +22,7 @@ import (
 // A. A copy of region 0 was in flight; the region was discarded, written and flushed; then the copy landed on
 // what was written. Here so with a copy of the background and with one that another write has begun.
 func TestFaultAWriteUnderCopy(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	t.Run("Passdown", func(t *testing.T) { testWriteUnderCopy(t, undisturbed, true) })
 	t.Run("NoPassdown", func(t *testing.T) { testWriteUnderCopy(t, undisturbed, false, "--no-discard-passdown") })
 }

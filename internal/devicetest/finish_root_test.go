@@ -17,7 +17,7 @@ import (
 // TestFinishRoot: the program lies on the layer, as where that is the root. Its daemon, which needs nothing of it while the
 // layer is suspended, and the finish, go on; what is started from there afterwards comes from the destination.
 func TestFinishRoot(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	b := newFinishBench(t, "")
 	m := b.M
 	program := filepath.Join(b.files.Root, harness.OthersFolder, harness.Command)

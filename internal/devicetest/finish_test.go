@@ -199,7 +199,7 @@ func (b *finishBench) goesOn(writes int64) {
 // TestFinishUnderFio: behind each step that can fail before the layer leads to the destination a finish fails once, and is
 // taken back; the last one succeeds. fio goes on over all of them.
 func TestFinishUnderFio(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	b := newFinishBench(t, "fail 2 3 4")
 	b.hydrate()
 	wait := b.startVerify(30)
@@ -222,7 +222,7 @@ func TestFinishUnderFio(t *testing.T) {
 // TestFinishKilled: the daemon dies behind each of the steps before the layer leads to the destination, in turn; each time the
 // clone is recovered, and can be finished.
 func TestFinishKilled(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	b := newFinishBench(t, "die 1")
 	b.hydrate()
 	for step := 1; step <= 4; step++ {
@@ -240,7 +240,7 @@ func TestFinishKilled(t *testing.T) {
 
 // TestFinishKilledLater: behind the others, when there is nothing to serve any more, the command itself does the rest.
 func TestFinishKilledLater(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	for step := 6; step <= 10; step += harness.Count(4, 1) {
 		t.Run(strconv.Itoa(step), func(t *testing.T) {
 			b := newFinishBench(t, fmt.Sprintf("die %d", step))
@@ -253,7 +253,7 @@ func TestFinishKilledLater(t *testing.T) {
 
 // TestFinishLater: the death is found by another command, later.
 func TestFinishLater(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	for _, verb := range []string{"finish", "add", "recover", "del"}[:harness.Count(2, 4)] {
 		t.Run(verb, func(t *testing.T) {
 			b := newFinishBench(t, "die 5")
@@ -281,7 +281,7 @@ func TestFinishLater(t *testing.T) {
 // TestFinishPlainKilled: command and daemon die behind each step from which on there is nothing to serve any more. The same
 // add, which is what a user tries next, does not begin anew over what was written to the clone.
 func TestFinishPlainKilled(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, runs.EveryKernel, runs.Sampled)
 	for step := 6; step <= 10; step++ {
 		t.Run(strconv.Itoa(step), func(t *testing.T) {
 			m := harness.New(t)
@@ -349,7 +349,7 @@ func finishAndHangUp(c *harness.Clone, waitEnded func(pid int)) {
 // TestFinishPlain: without a layer nobody may have the block device open; the destination may be a file. With one it is to be
 // a device.
 func TestFinishPlain(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	source, meta := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("meta", harness.NullOptions{MiB: 2})
 	files := m.NewExt4(m.Random(), source, 2*harness.MiB)
@@ -428,7 +428,7 @@ func TestFinishStuck(t *testing.T) {
 // TestFinishRecipe is dm-clone's: without hydration, mounted and trimmed; then hydrated and handed over. With our own words,
 // and with its table and messages.
 func TestFinishRecipe(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	for _, words := range []string{"ours", "dm-clone"} {
 		t.Run(words, func(t *testing.T) {
 			m := harness.New(t)

@@ -71,7 +71,7 @@ var hiddenUsers = map[string]func(m *harness.Machine, path string) (release func
 // TestHiddenUsers: no device is taken from whoever uses it without a descriptor, its daemon alive or dead; with
 // --force it is.
 func TestHiddenUsers(t *testing.T) {
-	runs.On(t, "6.12", "7.3")
+	runs.On(t, "6.12", "7.3", runs.Sampled)
 	c, _ := smallClone(t, "--no-hydration")
 	m := c.M
 	refused := func(what string, commands ...[]string) {

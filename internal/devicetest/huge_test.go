@@ -124,7 +124,7 @@ const settledPages = 2048
 // TestMapMemoryFallsBack: the memory of the map grows with what is partly hydrated, beyond what it has from the
 // start, and is given back when all of it is hydrated (I9).
 func TestMapMemoryFallsBack(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	more := int64(harness.Count(512, 2048))
 	pages := settledPages + more

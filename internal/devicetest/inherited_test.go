@@ -115,7 +115,7 @@ func freeOfBurden(m *harness.Machine, what string, pid int, folder string) {
 
 // TestNothingInherited: a daemon has nothing of the shell that has started it.
 func TestNothingInherited(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	c, _ := smallClone(t, "--no-hydration")
 	m := c.M
 	folder := m.TempDir()

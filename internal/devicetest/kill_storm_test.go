@@ -137,7 +137,7 @@ func (s *storm) nothingLeft() {
 // TestAddKilledAtEachStep kills the daemon of an add behind each of its steps: then prune leaves nothing that is of no use,
 // and the same add goes on, or prune --force removes all.
 func TestAddKilledAtEachStep(t *testing.T) {
-	runs.On(t, "6.12", "7.3")
+	runs.On(t, "6.12", "7.3", runs.Sampled)
 	s := newStorm(t)
 	step := 1
 	for ; ; step += harness.Count(3, 1) {
@@ -189,7 +189,7 @@ func size(m *harness.Machine, path string) int64 {
 // TestKillStorm kills add, finish, restart and del at random moments: the command, its daemons, or all of them. SEED says
 // which; with other seeds several guests share a count, and KILLS is this one's.
 func TestKillStorm(t *testing.T) {
-	runs.On(t, "7.3", runs.FourSeedsInFull)
+	runs.On(t, "7.3", runs.FourSeedsInFull, runs.Sampled)
 	s := newStorm(t)
 	kills := harness.Count(8, 500)
 	if n, err := strconv.Atoi(os.Getenv("KILLS")); err == nil {

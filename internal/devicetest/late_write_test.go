@@ -332,7 +332,7 @@ func (b *lateBench) verify(places []int64) {
 // TestLateWrite kills the daemon with copies, writes or a commit in flight, brings it back, overwrites, lets
 // everything land, and finds the new data.
 func TestLateWrite(t *testing.T) {
-	runs.On(t, "6.12", runs.OwnGuestInFull)
+	runs.On(t, "6.12", runs.OwnGuestInFull, runs.Sampled)
 	b := newLateBench(t)
 	rng := b.M.Random()
 	kinds := [][]lateDisk{{b.dest}, {b.metadata}, {b.dest, b.metadata}}

@@ -17,7 +17,7 @@ import (
 // TestLayer: it is what add prints, is there for status and del, outlives a dead daemon and a restart with a file system
 // mounted on it, and goes with the clone.
 func TestLayer(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	c, files := smallClone(t, "--no-hydration", "--dm", harness.LayerName)
 	m := c.M
 	if c.Path != harness.LayerPath {
@@ -116,7 +116,7 @@ const firstLayerStep = 18
 
 // TestLayerFailsAtEachStep: a start, and then a recovery, that fail behind any of their last steps leave what was there.
 func TestLayerFailsAtEachStep(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 8}), m.NullBlk("dst", harness.NullOptions{MiB: 8})
 	m.FillDisk(source, harness.Original)

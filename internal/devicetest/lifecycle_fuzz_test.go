@@ -118,7 +118,7 @@ func aliveAndSound(l *lifecycle) bool       { return soundAndAlive(l) }
 
 // TestLifecycle: see above.
 func TestLifecycle(t *testing.T) {
-	runs.On(t, "7.3", runs.OwnGuestInFull)
+	runs.On(t, "7.3", runs.OwnGuestInFull, runs.Sampled)
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error") // of the metadata
 	m.DropLiveMaps()

@@ -178,7 +178,7 @@ func TestAddAgain(t *testing.T) {
 
 // What cannot be a clone is refused, each with its exit code, and leaves nothing.
 func TestRefusedAdd(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
 	small, coarse := m.NullBlk("small", harness.NullOptions{MiB: 8}), m.NullBlk("coarse", harness.NullOptions{MiB: 16, Blocksize: 4096})
@@ -241,7 +241,7 @@ const (
 // A start that fails behind any of its steps leaves nothing: no device, daemon or socket, and none of
 // the files that it made. What was there before is as it was.
 func TestAddFailsAtEachStep(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	m.Dir = m.Ext4Folder(32)
 	source := m.File("source", 8*harness.MiB)
@@ -284,7 +284,7 @@ func TestAddFailsAtEachStep(t *testing.T) {
 // A recovery that fails behind any of its steps leaves all as it was: the device and its user, who waits and sees
 // no error, the definition, the live map. The next one goes on.
 func TestRecoverFailsAtEachStep(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	c, files := smallClone(t, "--no-hydration")
 	files.Mount(c.Path)
 	files.Change(c.M.Random(), 0.2)

@@ -165,7 +165,7 @@ func (b *returnBench) durable(when string, least uint64) {
 // TestMetadataReturn: metadata that could not be written are written again when somebody says so, with all that the
 // failed commit had to write, and what was marked since; not before.
 func TestMetadataReturn(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	b := newReturnBench(t)
 	b.breakMetadata(func() { b.metadata.Fail(0, b.metadata.Size) })
 	b.readOnly("failed")
@@ -181,7 +181,7 @@ func TestMetadataReturn(t *testing.T) {
 
 // TestMetadataReturnAfterDeath: the same, with daemons that die in between.
 func TestMetadataReturnAfterDeath(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	b := newReturnBench(t)
 	b.breakMetadata(func() { b.metadata.Fail(metaPages, b.metadata.Size) })
 	for _, mend := range []bool{false, true} {
@@ -233,7 +233,7 @@ func TestMetadataUnreadable(t *testing.T) {
 // TestMetadataUnwritable: it is the same with metadata that a recovery can read and not write, whether it is the writes
 // that fail or the device has become read-only, and in a planned restart, too.
 func TestMetadataUnwritable(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	cases := []struct {
 		name       string
 		fail, mend func(b *returnBench)
@@ -351,7 +351,7 @@ func takeAway(m *harness.Machine, d *harness.FaultyDisk) (back func()) {
 
 // TestMetadataGoneInUse: the metadata's device goes while the daemon has it open.
 func TestMetadataGoneInUse(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
 	source, dest, meta := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16}), m.NullBlk("meta", harness.NullOptions{MiB: 1})
@@ -423,7 +423,7 @@ func (b *returnBench) overwrite(content []byte) {
 
 // TestLostFlushIsFinal: `resume` does not end what a failed flush of the destination has begun, nor does a death.
 func TestLostFlushIsFinal(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
 	source := m.NullBlk("src", harness.NullOptions{MiB: 16})

@@ -81,7 +81,7 @@ func TestMountNamespace(t *testing.T) {
 
 // TestMountNamespaceForeground: the same for a daemon that a service manager starts.
 func TestMountNamespaceForeground(t *testing.T) {
-	runs.On(t, "6.12", "7.3")
+	runs.On(t, "6.12", "7.3", runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
 	c := m.NewClone(source, dest, m.Missing("meta"), "--no-hydration")

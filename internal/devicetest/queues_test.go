@@ -20,12 +20,12 @@ import (
 // Each queue of a device is used, and carries its own data.
 
 func TestOneQueue(t *testing.T) {
-	runs.On(t, "6.12", "7.3")
+	runs.On(t, "6.12", "7.3", runs.Sampled)
 	testQueues(t, 1)
 }
 
 func TestTwoQueues(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, runs.EveryKernel, runs.Sampled)
 	testQueues(t, 2)
 }
 

@@ -28,7 +28,7 @@ func records(m *harness.Machine) []string {
 // copy, are not taken for a new clone's. The record outlives daemon and deletion, and goes when the
 // destination stands alone.
 func TestRecords(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	_ = os.RemoveAll(harness.RecordDir)
 	const size = 16 * harness.MiB

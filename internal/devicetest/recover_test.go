@@ -29,7 +29,7 @@ func TestRecover(t *testing.T) {
 
 // TestRecoverTerminated is the same with SIGTERM.
 func TestRecoverTerminated(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	testRecover(t, harness.Count(2, 20), harness.StandLimit, func(c *harness.Clone) {
 		c.End(syscall.SIGTERM)
 		c.Recover()
@@ -41,7 +41,7 @@ const restartLimit = time.Second
 
 // TestRestart is the same with an upgrade: another program in the place of the old one, and one command.
 func TestRestart(t *testing.T) {
-	runs.On(t, "7.3", runs.CountingClock, runs.OrdinaryClockInFull)
+	runs.On(t, "7.3", runs.CountingClock, runs.OrdinaryClockInFull, runs.Sampled)
 	var slowest time.Duration
 	testRecover(t, harness.Count(5, 20), restartLimit, func(c *harness.Clone) {
 		program := filepath.Join(c.M.Dir, harness.Command)

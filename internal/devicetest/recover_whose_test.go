@@ -80,7 +80,7 @@ func TestLiveMapOfAnotherSession(t *testing.T) {
 // TestRecoverComplete: of what is hydrated throughout nothing is in the live map any more, only in the metadata. The
 // first request that the next daemon serves, which has waited for it, must find it so.
 func TestRecoverComplete(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	b := newLiveMapBench(t)
 	b.HydrateFast()
 	b.WaitHydrated()

@@ -72,7 +72,7 @@ func (b *returnBench) newestSlot(page int64) (newest uint64) {
 // TestRepairAfterReplacement: `resume` brings healthy metadata back after a commit of which one slot had landed, however
 // often the daemon was replaced since, and also if a daemon could not write all of its superblock.
 func TestRepairAfterReplacement(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	b := newReplacedBench(t)
 	killed := func() { b.End(syscall.SIGKILL); b.Recover() }
 	restarted := func() { b.M.MustRun(harness.Command, "restart", b.Name) }

@@ -32,7 +32,7 @@ func holdsSettings(c *harness.Clone, when string, want map[string]any) {
 // TestSet: settings are changed while the clone runs, all that are named or none, and are kept over a deletion,
 // a planned restart and the daemon's death.
 func TestSet(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
 	c := m.AddClone(source, dest, m.Missing("meta"), "--no-hydration")
@@ -93,7 +93,7 @@ func nextEvent(c *harness.Clone, after uint64) seenEvent {
 
 // TestEvents: none is missed by who waits behind a number, also when the daemon was killed meanwhile.
 func TestEvents(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
 	c := m.AddClone(source, dest, m.Missing("meta"), "--no-hydration")

@@ -142,7 +142,7 @@ func (p *pair) tablesAgree() {
 }
 
 func TestSideBySide(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	for name, args := range map[string]string{
 		"Plain":    "8 1 no_hydration",
 		"Features": "128 2 No_Hydration no_discard_passdown 4 hydration_threshold 16 hydration_batch_size 4",

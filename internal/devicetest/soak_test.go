@@ -70,7 +70,7 @@ const (
 
 // TestSoak: see above.
 func TestSoak(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error") // of the sources and metadata; users tell of their own
 	s := &soak{Machine: m, rng: m.Random(), begin: time.Now(), counts: map[string]int{}}

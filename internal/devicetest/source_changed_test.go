@@ -88,23 +88,23 @@ func fillFile(m *harness.Machine, path string, v harness.Version) {
 }
 
 func TestSourceChangedExt4(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	testSourceChanged(t, "ext4", false)
 }
 
 func TestSourceChangedXFS(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	testSourceChanged(t, "xfs", false, "cp", "odd-end", "down-and-up", "replaced")
 }
 
 func TestSourceChangedTmpfs(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	testSourceChanged(t, "", false, "cp", "shorter", "down-and-up", "replaced")
 }
 
 // TestSourceChangedLoop: the same of a file behind a loop device, of which the block layer tells nothing.
 func TestSourceChangedLoop(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	testSourceChanged(t, "", true, "cp", "shorter", "replaced")
 }
 

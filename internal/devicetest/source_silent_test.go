@@ -51,7 +51,7 @@ func silence(c *harness.Clone, from time.Time) {
 // TestSourceSilent: a device that queues for ever, as multipath without a path does. What is hydrated is served, new reads
 // fail, and an answer ends it.
 func TestSourceSilent(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
 	source := m.FaultyDisk("src", 8)
@@ -98,7 +98,7 @@ func TestSourceSilent(t *testing.T) {
 // TestDelOfSilentSource: a clone whose background reads hang is deleted in seconds, destination and metadata are free at once,
 // and the source is when it answers. Users' requests that hang are a reason to refuse.
 func TestDelOfSilentSource(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)
 	source := m.FaultyDisk("src", 8)
 	m.FillDisk(source.Disk, harness.Original)
@@ -134,7 +134,7 @@ func TestDelOfSilentSource(t *testing.T) {
 
 // TestNetworkSourceDies: the server of a network block device is killed.
 func TestNetworkSourceDies(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error", "nbd0")
 	m.MustRun("modprobe", "nbd", "nbds_max=1")

@@ -142,7 +142,7 @@ func (b *heirBench) waits(code int, says string, args ...string) {
 
 // TestSuccession: whatever a successor does not find as it was costs users nothing but time.
 func TestSuccession(t *testing.T) {
-	runs.On(t, "6.12", "6.18")
+	runs.On(t, "6.12", "6.18", runs.Sampled)
 	b := newHeirBench(t)
 	b.Add()
 	b.use()
@@ -204,7 +204,7 @@ func TestSuccession(t *testing.T) {
 // TestSuccessionSource: a source that was touched, or has changed, takes nothing from users: a daemon goes on, and if it is
 // killed the next one serves what is hydrated, until the source is as it was.
 func TestSuccessionSource(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	b := newHeirBench(t)
 	b.Add()
 	b.use()
@@ -285,7 +285,7 @@ func hasPrevious() bool {
 
 // TestPreviousRelease: an upgrade from the previous release, and the way back, with users who notice nothing.
 func TestPreviousRelease(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	if !hasPrevious() {
 		t.Skip("scripts/device-tests could not build the previous release, whose commit this shallow clone lacks (git fetch --unshallow)")
 	}
@@ -314,7 +314,7 @@ func TestPreviousRelease(t *testing.T) {
 // TestRestartWhileSourceHangs: a daemon with reads of a source that does not answer cannot be replaced, and says so in time;
 // what is hydrated is served all along. If it is killed the next one serves that too.
 func TestRestartWhileSourceHangs(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.FaultyDisk("src", 16), m.NullBlk("dst", harness.NullOptions{MiB: 16})
 	m.FillDisk(source.Disk, harness.Original)
@@ -392,7 +392,7 @@ func TestRestartWhileSourceHangs(t *testing.T) {
 // TestSuccessionWithoutRoom: with /run full, in bytes or in files, /var/lib read-only, and a process that gets no memory or no
 // threads, a daemon is replaced or goes on, and a dead one's device waits at worst. Nothing but room is needed then.
 func TestSuccessionWithoutRoom(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	b := newHeirBench(t)
 	b.Add()
 	b.use()

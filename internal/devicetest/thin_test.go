@@ -88,7 +88,7 @@ func byKernel(m *harness.Machine, source *harness.Disk, files *harness.FileTree,
 // TestTrimmedSpaceOnThin: the recipe that copies no free space leaves as little of a thin volume allocated as dm-clone
 // does, also if the volume held other data; and discards later on allocate nothing.
 func TestTrimmedSpaceOnThin(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	const size = 96 * harness.MiB
 	for _, c := range []struct {
 		region, block int64
@@ -135,7 +135,7 @@ func TestTrimmedSpaceOnThin(t *testing.T) {
 // TestZerosOnThin: zeros of a source that knows no holes take no space in a thin volume, unless its pool shows old bytes in a
 // block of which a part is written; then there are zeros all the same.
 func TestZerosOnThin(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	const size, islands = 64 * harness.MiB, 4
 	for _, c := range []struct {
 		held  bool // other data

@@ -46,7 +46,7 @@ func (g *guest) refusedDest(when string) {
 // TestDisksChangePlaces: two virtio disks without a serial number swap their names, over a reboot and over a power cut. The
 // clone is refused, and is whole when they are back.
 func TestDisksChangePlaces(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	const size = 64 << 20
 	g := newGuest(t, options{disks: map[string]int64{"source": size, "plain1": size, "plain2": size, "metadata": 16 << 20}})
 	g.boot()

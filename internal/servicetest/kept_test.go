@@ -15,7 +15,7 @@ import (
 // TestServiceKept: a daemon is there for the users of its clone after what could end it for good: a fatal error of Go's
 // runtime in a unit, and the end of the service or timer that has started a daemon without a unit.
 func TestServiceKept(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	g := pausedClone(t)
 	g.sh("systemctl daemon-reload; systemctl start ublk-clone@data; mount /dev/ublk-clone/data /mnt")
 	for _, signal := range []string{"QUIT", "SEGV", "ABRT"} {
