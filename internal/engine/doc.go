@@ -1,7 +1,7 @@
 // Package engine is the clone itself: it opens source, destination and metadata, loads the region map, makes core,
 // hydrator and block device, and takes all of it down again. Package daemon runs it by its steps.
 //
-//	devices     metadata.go source.go neighbours.go   open, lock and match the three devices
+//	devices     metadata.go source.go                 open, lock and match the three devices
 //	session     session.go live.go standin.go         superblock, live map, marks of a dead daemon
 //	            repair.go                             metadata that failed and came back
 //	memory      memory.go                             buffers, and what is locked

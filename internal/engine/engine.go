@@ -27,6 +27,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/holders"
 	"github.com/ublk-clone/ublk-clone/internal/identity"
+	"github.com/ublk-clone/ublk-clone/internal/rate"
 	"github.com/ublk-clone/ublk-clone/internal/records"
 	"github.com/ublk-clone/ublk-clone/internal/steps"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
@@ -81,7 +82,7 @@ type Engine struct {
 	frontends    []*dataplane.Frontend
 	caution      *dataplane.Caution // nil: there is no need for it
 	life         *time.Timer        // its end
-	sampler      sampler
+	sampler      rate.Sampler
 	sample       identity.DestSample
 	failures     events.Failures
 	happened     *events.Log

@@ -18,6 +18,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/host"
 	"github.com/ublk-clone/ublk-clone/internal/identity"
 	"github.com/ublk-clone/ublk-clone/internal/metadev"
+	"github.com/ublk-clone/ublk-clone/internal/neighbours"
 	"github.com/ublk-clone/ublk-clone/internal/records"
 	"github.com/ublk-clone/ublk-clone/internal/steps"
 	"github.com/ublk-clone/ublk-clone/internal/text"
@@ -26,7 +27,7 @@ import (
 
 // openMeta opens the metadata device first: what it holds says whether the clone is new.
 func (e *Engine) openMeta(context.Context) error {
-	if err := e.refuseNeighbours(blockdev.Metadata); err != nil {
+	if err := neighbours.Refuse(&e.start, blockdev.Metadata, e.Warn); err != nil {
 		return err
 	}
 	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{
@@ -78,7 +79,7 @@ func (e *Engine) openDest(context.Context) error {
 	} else {
 		size = cmp.Or(size, e.found.DeviceSize)
 	}
-	if err := e.refuseNeighbours(blockdev.Dest); err != nil {
+	if err := neighbours.Refuse(&e.start, blockdev.Dest, e.Warn); err != nil {
 		return err
 	}
 	dest, err := blockdev.Open(blockdev.Dest, e.start.Definition.Dest, blockdev.Options{
@@ -105,6 +106,17 @@ func (e *Engine) openDest(context.Context) error {
 // accepts says whether what only costs something is accepted: by force, or because the clone is there already, and so somebody
 // has accepted it.
 func (e *Engine) accepts() bool { return e.start.Force || e.start.Recover }
+
+// tolerance of others that use the devices: see blockdev.Tolerance.
+func (e *Engine) tolerance() blockdev.Tolerance {
+	switch {
+	case e.start.Replace, e.start.Force:
+		return blockdev.TolerateEveryone
+	case e.start.Recover:
+		return blockdev.TolerateIdle
+	}
+	return blockdev.TolerateNobody
+}
 
 // matchBoth is the geometry of source and destination. A recovery goes on without a source that does not fit any more.
 func (e *Engine) matchBoth(source *blockdev.Device, size int64) (blockdev.Geometry, error) {

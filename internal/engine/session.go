@@ -39,7 +39,7 @@ func (e *Engine) beginSession(context.Context) error {
 	c.Sample = &e.sample
 	c.Complete, c.Mode = e.core.Complete(), e.core.Mode()
 	guard.Go("committer", c.Run)
-	e.sampler.start(e)
+	e.sampler.Start(e.progress)
 	usable := func() bool { return e.detached() == nil && e.core.Mode() == clone.ReadWrite }
 	e.sample.Start(e.core, e.dest, e.geometry.Size, usable, e.committer.Kick)
 	return nil
@@ -120,7 +120,8 @@ func (e *Engine) refresh(sb *metadata.Superblock) error {
 	sb.Counters.BytesCopied += uint64(st.Copied)
 	sb.Counters.BytesWritten += uint64(st.Written)
 	sb.Counters.BytesDiscarded += uint64(st.Discarded)
-	sb.Counters.ActiveSeconds += e.sampler.active()
+	_, _, active := e.sampler.Rates()
+	sb.Counters.ActiveSeconds += uint64(active)
 	sb.Mode = max(sb.Mode, metadata.Mode(e.core.Mode()))
 	sb.DestFlushFailed = sb.DestFlushFailed || e.core.FlushLost()
 	sb.Complete = sb.Complete || e.core.Complete()
@@ -136,7 +137,7 @@ func (e *Engine) refresh(sb *metadata.Superblock) error {
 
 // endSession is the last commit and, if all of it succeeded, the clean mark. Nobody marks any more.
 func (e *Engine) endSession() error {
-	e.sampler.stop()
+	e.sampler.Stop()
 	e.sample.Stop()
 	e.committer.Stop()
 	known := e.trouble()

@@ -16,6 +16,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/identity"
 	"github.com/ublk-clone/ublk-clone/internal/metadev"
+	"github.com/ublk-clone/ublk-clone/internal/neighbours"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -76,7 +77,7 @@ func (e *Engine) findMetadata() error {
 }
 
 func (e *Engine) openSourcePath(others ...*blockdev.Device) (*blockdev.Device, error) {
-	if err := e.refuseNeighbours(blockdev.Source); err != nil {
+	if err := neighbours.Refuse(&e.start, blockdev.Source, e.Warn); err != nil {
 		return nil, err
 	}
 	def := &e.start.Definition

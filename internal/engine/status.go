@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -19,7 +18,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/events"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
-	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/rate"
 	"github.com/ublk-clone/ublk-clone/internal/text"
 	"github.com/ublk-clone/ublk-clone/metadata"
@@ -146,7 +144,7 @@ func (e *Engine) Status(st *control.Status) {
 	if st.State == control.StateStalled {
 		st.StalledBy = e.stalledBy(h).String()
 	}
-	st.Rate, st.LastRate, st.ActiveSecs = e.sampler.rates()
+	st.Rate, st.LastRate, st.ActiveSecs = e.sampler.Rates()
 	st.ActiveSecs += int64(e.base.ActiveSeconds)
 	st.ETA = rate.ETA(st.State, st.Bytes.Remaining, st.Rate)
 	st.Starts = int64(e.base.Starts)
@@ -167,6 +165,13 @@ func (e *Engine) Status(st *control.Status) {
 	for _, f := range e.frontends {
 		st.Queues = append(st.Queues, control.QueueStatus{Requests: f.Served()})
 	}
+}
+
+// progress is the sampler's: the bytes that have left state Source, and whether hydration is active.
+func (e *Engine) progress() (total int64, active bool) {
+	regions, state := e.core.Regions(), e.background.Status().State
+	total = int64(regions.NrHydrated()+regions.NrZero()) * e.core.Geometry().RegionSize()
+	return total, state == hydrate.Hydrating || state == hydrate.Yielding
 }
 
 // countBytes: the counters come from different moments, and none may say more than there is.
@@ -269,67 +274,4 @@ func (e *Engine) awayAdvice(away error, name string) string {
 		return "Nothing, if it comes back by itself; else make " + path + " answer, or fail what waits."
 	}
 	return "Bring " + path + " back, then " + resume + "."
-}
-
-// sampler takes the rate of hydration once a second.
-type sampler struct {
-	engine *Engine
-	quit   chan struct{}
-	left   chan struct{}
-
-	mu struct {
-		sync.Mutex
-		meter   rate.Meter
-		rate    int64
-		seconds uint64 // in which hydration was active
-	}
-}
-
-func (s *sampler) start(e *Engine) {
-	s.engine, s.quit, s.left = e, make(chan struct{}), make(chan struct{})
-	guard.Go("sampler", s.run)
-}
-
-func (s *sampler) stop() {
-	close(s.quit)
-	<-s.left
-}
-
-func (s *sampler) run() {
-	defer close(s.left)
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		s.sample(time.Now())
-		select {
-		case <-tick.C:
-		case <-s.quit:
-			return
-		}
-	}
-}
-
-// sample counts the bytes that have left state Source.
-func (s *sampler) sample(now time.Time) {
-	regions := s.engine.core.Regions()
-	total := int64(regions.NrHydrated()+regions.NrZero()) * s.engine.core.Geometry().RegionSize()
-	state := s.engine.background.Status().State
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.rate = s.mu.meter.Add(now, total)
-	if state == hydrate.Hydrating || state == hydrate.Yielding {
-		s.mu.seconds++
-	}
-}
-
-func (s *sampler) rates() (rate, last, active int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.mu.rate, s.mu.meter.Last, int64(s.mu.seconds)
-}
-
-func (s *sampler) active() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.mu.seconds
 }

@@ -63,7 +63,7 @@ var allowed = map[string]struct {
 	"internal/leftover":           {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/dm", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/holders", "internal/host", "internal/livemap", "internal/metadev", "internal/sys", "internal/udev", "metadata", "ublk"}},
 	"internal/livemap":            {imports: []string{"bitmap", "internal/sys"}},
 	"internal/metadev":            {imports: []string{"internal/blockdev", "internal/explain", "internal/guard", "internal/host", "internal/livemap", "metadata"}},
-	"internal/neighbours":         {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/guard"}},
+	"internal/neighbours":         {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/exit", "internal/guard", "internal/sys"}},
 	"internal/preflight":          {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/host", "internal/identity", "internal/livemap", "internal/metadev", "internal/process", "internal/sys", "metadata", "ublk"}},
 	"internal/process":            {imports: []string{"internal/control", "internal/definition", "internal/exit", "internal/guard", "internal/livemap", "internal/sys"}},
 	"internal/rate":               {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/guard", "internal/sys"}},
