@@ -52,7 +52,7 @@ const trialFence = 2 * time.Second
 
 // trialSteps are those of a daemon's start that can be done without a change.
 func (e *Engine) trialSteps() []steps.Step {
-	return append(e.openSteps(), []steps.Step{
+	return append(e.steps(), []steps.Step{
 		{Name: "open the driver", Do: e.openDriver, Undo: func() error { return e.control.Close() }},
 		{Name: "look at the live map", Do: e.tryLive, Undo: e.closeLive},
 	}...)
@@ -68,7 +68,7 @@ func (e *Engine) tryLive(context.Context) error {
 	if err != nil {
 		return err
 	}
-	sb := e.store.Superblock()
+	sb := e.meta.store.Superblock()
 	begins, err := e.takeLive(&sb, boot, sb.NrRegions)
 	switch {
 	case err != nil && e.start.Force:
@@ -87,12 +87,12 @@ func (e *Engine) tryLive(context.Context) error {
 
 // try finds the figures. The steps are done.
 func (e *Engine) try() (*control.DryRun, error) {
-	def, s := &e.start.Definition, e.settings()
+	def, s := &e.start.Definition, e.settings.get()
 	has, err := e.tryDevice()
 	if err != nil {
 		return nil, err
 	}
-	geo, err := clone.NewGeometry(e.geometry.Size, def.RegionSize)
+	geo, err := clone.NewGeometry(e.dest.geometry.Size, def.RegionSize)
 	if err != nil {
 		return nil, err
 	}
@@ -101,14 +101,14 @@ func (e *Engine) try() (*control.DryRun, error) {
 		return nil, err
 	}
 	t := &control.DryRun{
-		Name: def.Name, New: e.created, Recover: e.start.Recover,
+		Name: def.Name, New: e.meta.created, Recover: e.start.Recover,
 		Source: control.DryRunPart{Path: def.Source}, Dest: control.DryRunPart{Path: def.Dest, Size: e.dest.Size()}, Metadata: control.DryRunPart{Path: def.Metadata},
 		Size: geo.Size(), RegionSize: geo.RegionSize(), Regions: geo.Regions(), MetadataBytes: metadata.Size(geo.Regions()),
 		ZeroCopy: has.AutoBufReg && has.UserCopy, Hydration: s.Hydration && s.Threshold > 0, RateCap: s.Rate,
 	}
 	t.Memory = footprint.NeedOf(def, geo.Regions(), !t.ZeroCopy)
-	if e.meta != nil && !e.meta.Created() {
-		t.Metadata.Size = e.meta.FoundSize()
+	if e.meta.file != nil && !e.meta.file.Created() {
+		t.Metadata.Size = e.meta.file.FoundSize()
 	}
 	if e.dest.Created() {
 		t.Dest.Size = 0
@@ -125,8 +125,8 @@ func (e *Engine) try() (*control.DryRun, error) {
 	if t.ToCopy > 0 && source != nil {
 		e.measure(t, source, first)
 	}
-	e.checkPassdown(s)
-	t.Warnings = append(t.Warnings, e.geometry.Warnings...)
+	e.dest.checkPassdown(s)
+	t.Warnings = append(t.Warnings, e.dest.geometry.Warnings...)
 	t.Warnings = append(append(t.Warnings, e.dest.Warnings()...), e.warnings...)
 	if source != nil {
 		t.Warnings = append(t.Warnings, source.Warnings()...)
@@ -151,7 +151,7 @@ func (e *Engine) tryDevice() (ublk.Features, error) {
 func (e *Engine) mapNow(nr uint64) (*bitmap.Map, error) {
 	memory := make([]bitmap.Page, bitmap.PagesFor(nr))
 	regions := bitmap.New(nr, memory)
-	if e.created {
+	if e.meta.created {
 		return regions, nil
 	}
 	if e.live.taken {
@@ -166,7 +166,7 @@ func (e *Engine) mapNow(nr uint64) (*bitmap.Map, error) {
 		}
 		regions.KeepZeros(bits)
 	}
-	if e.detached() != nil {
+	if e.meta.detached() != nil {
 		return regions, e.mapOfLive(regions)
 	}
 	return regions, e.fillMap(regions)

@@ -22,7 +22,7 @@ import (
 
 // dryRun does the steps of a dry run, those before the driver, and sees that nothing under the folder is another
 // afterwards. files.open does it too, before each start of a test.
-func (f *files) dryRun(st definition.Start, after func(*Engine) error) error {
+func (f *files) dryRun(st definition.Start, after func(*devices) error) error {
 	f.t.Helper()
 	before := f.everything()
 	st.DryRun = true
@@ -64,11 +64,11 @@ func (f *files) everything() (all []string) {
 func TestDryRunOfNewFiles(t *testing.T) {
 	f := newFiles(t)
 	st := definition.Start{Definition: definition.Definition{Name: "c", Source: f.source, Dest: filepath.Join(f.dir, "new"), Metadata: f.metadata, Queues: 1, QueueDepth: 1}}
-	err := f.dryRun(st, func(e *Engine) error {
-		sb := e.store.Superblock()
-		if !e.created || !e.dest.Created() || e.dest.Size() != testMiB || sb.DeviceSize != testMiB || sb.RegionSize != definition.DefaultRegionSize ||
-			e.meta.Size() < metadata.Size(sb.NrRegions) || e.meta.FoundSize() != 0 || e.dest.Carries() != "" {
-			t.Errorf("created %t, destination of %d bytes, %+v", e.created, e.dest.Size(), sb)
+	err := f.dryRun(st, func(d *devices) error {
+		sb := d.meta.store.Superblock()
+		if !d.meta.created || !d.dest.Created() || d.dest.Size() != testMiB || sb.DeviceSize != testMiB || sb.RegionSize != definition.DefaultRegionSize ||
+			d.meta.file.Size() < metadata.Size(sb.NrRegions) || d.meta.file.FoundSize() != 0 || d.dest.Carries() != "" {
+			t.Errorf("created %t, destination of %d bytes, %+v", d.meta.created, d.dest.Size(), sb)
 		}
 		return nil
 	})
@@ -90,15 +90,15 @@ func TestDryRunOfForce(t *testing.T) {
 	if err := f.use(1, plain); err != nil {
 		t.Fatal(err)
 	}
-	err := f.open(plain, func(e *Engine) error {
-		return e.store.Update(func(sb *metadata.Superblock) error { sb.Mode = metadata.ModeReadOnly; return nil })
+	err := f.open(plain, func(d *devices) error {
+		return d.meta.store.Update(func(sb *metadata.Superblock) error { sb.Mode = metadata.ModeReadOnly; return nil })
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	st := definition.Start{Definition: definition.Definition{Name: "c", Source: f.source, Dest: f.dest, Metadata: f.metadata, Queues: 1, QueueDepth: 1}, Force: true}
-	err = f.dryRun(st, func(e *Engine) error {
-		if sb := e.store.Superblock(); sb.Mode != metadata.ModeReadWrite {
+	err = f.dryRun(st, func(d *devices) error {
+		if sb := d.meta.store.Superblock(); sb.Mode != metadata.ModeReadWrite {
 			t.Errorf("the mode would be %v", sb.Mode)
 		}
 		return nil

@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -26,7 +25,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/footprint"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/holders"
-	"github.com/ublk-clone/ublk-clone/internal/identity"
 	"github.com/ublk-clone/ublk-clone/internal/rate"
 	"github.com/ublk-clone/ublk-clone/internal/records"
 	"github.com/ublk-clone/ublk-clone/internal/steps"
@@ -45,77 +43,38 @@ const (
 // Engine is the clone itself: devices, region map, core, hydrator, committer and block device. Its
 // fields are set by the steps and not changed afterwards, but for what mu guards.
 type Engine struct {
-	start   definition.Start
-	log     zerolog.Logger
-	records records.Dir
+	*devices
+	base metadata.Counters
 
-	meta       *blockdev.MetadataFile // nil: they could not be opened. Changed by the committer's goroutine
-	source     dataplane.Source
-	print      identity.SourcePrint // of the source at the start, if it was there
-	dest       *blockdev.Device
-	found      *metadata.Superblock // nil: there were no metadata before this start
-	geometry   blockdev.Geometry
-	use        records.Use
-	warnings   []string // for the user, of the start
-	noPassdown string   // why discards cannot be passed down
-	store      *metadata.Store
-	created    bool // the metadata, by this start
-	base       metadata.Counters
-
-	mapper       *sys.DM // nil: nothing lies over the block device
-	handedOver   bool    // by `finish`: that leads to the destination
-	forced       bool    // by `del --force`: the device goes from under its users
-	finished     bool    // taking down is for good
-	keepMetadata bool
-	control      *ublk.Control
-	dev          *ublk.Device
-	keep         bool // taking down leaves the block device, with its users waiting
-	fence        fence
-	busySince    time.Time // when the source was found locked, in a recovery
-	busyLimit    time.Duration
-	live         liveMap
-	memory       []*sys.Mapping // of the copy buffers
-	spare        []*sys.Mapping // of these, what was taken in advance
-	core         *clone.Core
-	committer    *committer.Committer
-	background   *dataplane.Background
-	frontends    []*dataplane.Frontend
-	caution      *dataplane.Caution // nil: there is no need for it
-	life         *time.Timer        // its end
-	sampler      rate.Sampler
-	sample       identity.DestSample
-	failures     events.Failures
-	happened     *events.Log
-	watcher      *events.Watcher
-	shorter      atomic.Pointer[error] // the destination is, since it was opened. The watcher looks
-	parting      []string              // what whoever ends the clone should know, when it has ended
-
-	reopening  sync.Mutex // one caller of findSource at a time
-	lookAtOpen sourceLook // at the source that is open
-	lookAtPath sourceLook // at what the source's path leads to
+	mapper     *sys.DM // nil: nothing lies over the block device
+	handedOver bool    // by `finish`: that leads to the destination
+	control    *ublk.Control
+	dev        *ublk.Device
+	live       liveMap
+	memory     []*sys.Mapping // of the copy buffers
+	spare      []*sys.Mapping // of these, what was taken in advance
+	core       *clone.Core
+	committer  *committer.Committer
+	background *dataplane.Background
+	frontends  []*dataplane.Frontend
+	caution    *dataplane.Caution // nil: there is no need for it
+	life       *time.Timer        // its end
+	sampler    rate.Sampler
+	failures   events.Failures
+	watcher    *events.Watcher
+	parting    []string // what whoever ends the clone should know, when it has ended
 
 	mu struct {
 		sync.Mutex
-		settings definition.Settings
-		print    *identity.SourcePrint // of the source that was taken back
-		detached error                 // why the live map stands in for the metadata
-		ended    bool                  // the live map is about to be closed
+		ended bool // the live map is about to be closed
 	}
 }
 
 func New(st definition.Start, log zerolog.Logger) *Engine {
-	e := &Engine{start: st, log: log, records: records.DefaultDir(), committer: committer.NewCommitter(log), keep: st.Recover}
-	e.happened = events.NewLog(st.Definition.Name, log)
+	e := &Engine{devices: newDevices(newShared(st, log), records.DefaultDir()), committer: committer.NewCommitter(log)}
 	e.watcher = events.NewWatcher(e.happened, e.look, e.whenHydrated)
-	e.source.Noticed = e.watcher.Kick
+	e.source.Noticed, e.source.save = e.watcher.Kick, e.committer.Save
 	return e
-}
-
-// Warn notes what the user should know, for the log and the status. During the start only.
-func (e *Engine) Warn(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	e.warnings = append(e.warnings, text)
-	e.log.Warn().Msg(text)
 }
 
 // changed tells committer and watcher that something has changed. It never blocks.
@@ -131,7 +90,7 @@ func (e *Engine) keepState(m clone.Mode, flushLost bool) { e.live.SetState(uint8
 // Opens end with the metadata read, which says who the clone is.
 func (e *Engine) Opens() []steps.Step {
 	look := steps.Step{Name: "look at the device-mapper device", Do: e.openLayer, Undo: e.closeLayer}
-	return append([]steps.Step{look}, e.openSteps()...)
+	return append([]steps.Step{look}, e.steps()...)
 }
 
 // Steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then the
@@ -156,16 +115,6 @@ func (e *Engine) Top() []steps.Step {
 	return []steps.Step{{Name: "lay the device-mapper device", Do: e.layLayer, Undo: func() error { return e.liftLayer(dm.RemoveLimit, false) }}}
 }
 
-// openSteps open and lock the three devices and see that they belong together.
-func (e *Engine) openSteps() []steps.Step {
-	return []steps.Step{
-		{Name: "open the metadata", Do: e.behindFence(e.openMeta), Undo: e.closeMeta, Revert: e.removeMeta},
-		{Name: "open the source", Do: e.behindFence(e.openSource), Undo: func() error { e.source.Close(); return nil }, Limit: teardownLimit},
-		{Name: "open the destination", Do: e.behindFence(e.openDest), Undo: func() error { return e.dest.Close() }, Revert: func() error { return e.dest.Remove() }},
-		{Name: "read the metadata", Do: e.openStore, Revert: e.revertStore},
-	}
-}
-
 // openDriver comes before the map is read, which may take long.
 func (e *Engine) openDriver(context.Context) (err error) {
 	e.control, err = ublk.OpenControl()
@@ -184,7 +133,7 @@ func (e *Engine) addDevice(context.Context) (err error) {
 
 // deviceOptions are those of a new device.
 func (e *Engine) deviceOptions() ublk.Options {
-	def, geo := &e.start.Definition, &e.geometry
+	def, geo := &e.start.Definition, &e.dest.geometry
 	hint := max(int(min(def.RegionSize, maxHint)), geo.PhysicalBlock)
 	// Memory of users goes to the backends as it is, unless it is copied.
 	dma, copied := geo.DMAAlignment, def.Copied
@@ -208,12 +157,9 @@ func (e *Engine) deviceOptions() ublk.Options {
 // maxHint bounds io_min and io_opt, in bytes: the page cache reads ahead twice io_opt.
 const maxHint = 512 << 10
 
-// Mark is what the driver keeps for us, to know the device by: the beginning of the clone's UUID.
-func (e *Engine) Mark() uint64 { return e.store.Superblock().UUID.Mark() }
-
 // loadMap reads the region map and makes the core with a lane for each queue and one for the hydrator.
 func (e *Engine) loadMap(context.Context) error {
-	geo, err := clone.NewGeometry(e.geometry.Size, e.start.Definition.RegionSize)
+	geo, err := clone.NewGeometry(e.dest.geometry.Size, e.start.Definition.RegionSize)
 	if err != nil {
 		return err
 	}
@@ -234,14 +180,14 @@ func (e *Engine) loadMap(context.Context) error {
 }
 
 func (e *Engine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
-	sb, left := e.store.Superblock(), e.live.State()
+	sb, left := e.meta.store.Superblock(), e.live.State()
 	e.core = clone.New(clone.Config{
-		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted, Doubt: e.detached() != nil,
+		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted, Doubt: e.meta.detached() != nil,
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
-		LeastZeros: e.start.Definition.LeastZeros(), Kick: e.committer.Kick, Event: e.changed, State: e.keepState, Classify: e.classify, Touch: e.live.Touch, Release: e.givePageBack,
+		LeastZeros: e.start.Definition.LeastZeros(), Kick: e.committer.Kick, Event: e.changed, State: e.keepState, Classify: func(err error) clone.ErrorClass { return classify(err, e.dest.Device) }, Touch: e.live.Touch, Release: e.givePageBack,
 	})
 	e.dest.DropCache()
-	dest, err := dataplane.NewFile(e.dest)
+	dest, err := dataplane.NewFile(e.dest.Device)
 	if err != nil {
 		return err
 	}
@@ -254,15 +200,15 @@ func (e *Engine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
 		if err != nil {
 			return err
 		}
-		e.frontends = append(e.frontends, dataplane.NewFrontend(e.core, &e.source, dest, queues, depth, buffers, e.log, e.requestFailed, e.requestRefused))
+		e.frontends = append(e.frontends, dataplane.NewFrontend(e.core, &e.source.Source, dest, queues, depth, buffers, e.log, e.requestFailed, e.requestRefused))
 	}
 	buffers, err := e.buffers(footprint.HydratorBuffers, definition.DefaultBatchBytes)
 	if err != nil {
 		return err
 	}
-	s := e.settings()
-	e.checkPassdown(s)
-	e.background = dataplane.NewBackground(e.core, &e.source, dest, buffers, s.ForHydrator(), e.changed)
+	s := e.settings.get()
+	e.dest.checkPassdown(s)
+	e.background = dataplane.NewBackground(e.core, &e.source.Source, dest, buffers, s.ForHydrator(), e.changed)
 	e.tellCore(s)
 	return nil
 }
@@ -317,7 +263,7 @@ func (e *Engine) freeMemory() (err error) {
 		err = errors.Join(err, m.Close())
 	}
 	e.memory = nil
-	return errors.Join(err, e.closeLive(), e.faultIfFinished(8))
+	return errors.Join(err, e.closeLive(), e.end.fault(8))
 }
 
 // startWatcher begins with the condition as it is: what was so before is no event.
@@ -352,7 +298,7 @@ func (e *Engine) Device() string {
 // Note adds to the definition what is known by now.
 func (e *Engine) Note(def *definition.Definition) {
 	def.Device, def.Mark = e.Device(), e.Mark()
-	def.Size, def.RegionSize = e.geometry.Size, e.start.Definition.RegionSize
+	def.Size, def.RegionSize = e.dest.geometry.Size, e.start.Definition.RegionSize
 }
 
 // TryStop stops the device if nobody uses it, or with force from under its users. The layer goes first, and comes back
@@ -366,7 +312,7 @@ func (e *Engine) TryStop(ctx context.Context, force bool) error {
 		return err
 	}
 	if force {
-		e.forced = true
+		e.end.forced = true
 		return explain.Driver("stop the block device", stop())
 	}
 	err := holders.StopUnused(ctx, e.control, e.dev.Info().ID, stop)

@@ -11,7 +11,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
 	"github.com/ublk-clone/ublk-clone/internal/dm"
-	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/faults"
@@ -19,7 +18,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/holders"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/internal/text"
-	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
 // A complete clone is handed over to its destination. Where a layer lies over the block device its users go on while that is
@@ -73,12 +71,12 @@ func (e *Engine) Finishable() error {
 	var st control.Status
 	e.countBytes(&st)
 	switch {
-	case e.core.Mode() != clone.ReadWrite || e.core.FlushLost() || e.detached() != nil:
+	case e.core.Mode() != clone.ReadWrite || e.core.FlushLost() || e.meta.detached() != nil:
 		return refuse(errors.New("its metadata or destination have failed"), "See `ublk-clone status "+def.Name+"`.")
 	case e.dest.Shorter() != nil:
 		return refuse(e.dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
 	case st.Bytes.Remaining > 0:
-		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(st.Bytes.Remaining), text.Size(e.geometry.Size)),
+		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(st.Bytes.Remaining), text.Size(e.dest.geometry.Size)),
 			"`ublk-clone wait "+def.Name+"` returns when they are; `ublk-clone status "+def.Name+"` says what keeps them.")
 	case !e.core.Complete():
 		return refuse(errors.New("some of it is not settled or durable in the destination yet"), "`ublk-clone wait "+def.Name+"` returns when it is.")
@@ -125,7 +123,7 @@ func (e *Engine) exchange() error {
 	if err := faults.Finish(2); err != nil {
 		return err
 	}
-	if !e.sample.Stop() {
+	if !e.dest.sample.Stop() {
 		return errors.New("it does not answer")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
@@ -158,7 +156,7 @@ func (e *Engine) exchange() error {
 // loadDest loads the table that leads to the destination. Somebody may have opened that the moment it was closed.
 func (e *Engine) loadDest() (err error) {
 	for deadline := time.Now().Add(grabLimit); ; time.Sleep(fencePause) {
-		err = e.mapper.Load(e.start.Definition.DM, dm.Linear(e.geometry.Size, e.dest.Number()))
+		err = e.mapper.Load(e.start.Definition.DM, dm.Linear(e.dest.geometry.Size, e.dest.Number()))
 		if !dm.IsBusy(err) || time.Now().After(deadline) {
 			return dm.Error("load a table that leads to "+e.dest.Path()+" into", e.start.Definition.DM, err)
 		}
@@ -205,7 +203,7 @@ func (e *Engine) settleFinish(ctx context.Context) error {
 	if err := e.committer.Save(ctx); err != nil {
 		return explain.Metadata("commit to", e.start.Definition.Metadata, err)
 	}
-	if !e.store.Superblock().Complete {
+	if !e.meta.store.Superblock().Complete {
 		return explain.Metadata("commit to", e.start.Definition.Metadata, errors.New("they do not say that all is hydrated"))
 	}
 	e.closeUse()
@@ -227,8 +225,8 @@ func (e *Engine) takeBack() {
 	}
 	err := e.retakeDest() // b
 	if err == nil {
-		if e.sample.Stop() {
-			e.sample.Resume(e.committer.Kick)
+		if e.dest.sample.Stop() {
+			e.dest.sample.Resume(e.committer.Kick)
 		}
 		err = e.reopenGates() // c
 	}
@@ -270,7 +268,7 @@ func (e *Engine) retakeDest() (err error) {
 
 // reopenGates has all lanes serve through the destination's description of now.
 func (e *Engine) reopenGates() error {
-	dest, err := dataplane.NewFile(e.dest)
+	dest, err := dataplane.NewFile(e.dest.Device)
 	if err != nil {
 		return err
 	}
@@ -281,28 +279,6 @@ func (e *Engine) reopenGates() error {
 
 // Finish says that taking down is 6 to 10: what only an unfinished clone needs goes.
 func (e *Engine) Finish(keepMetadata bool) {
-	e.finished, e.keepMetadata = true, keepMetadata
+	e.end.finished, e.end.keepMetadata = true, keepMetadata
 	e.happened.Add(control.EventFinished, e.start.Definition.FinishedText())
-}
-
-// faultIfFinished is faults.Finish of steps that every end of a daemon has.
-func (e *Engine) faultIfFinished(k int) error {
-	if !e.finished {
-		return nil
-	}
-	return faults.Finish(k)
-}
-
-// eraseMeta is 10. Metadata that stay are no harm while the destination is as it is: they say that all of it is there.
-func (e *Engine) eraseMeta() {
-	if !e.finished || e.keepMetadata || e.meta == nil {
-		return
-	}
-	if err := etc.DefaultDir().Retired(e.start.Definition.Name); err != nil {
-		e.log.Warn().Err(err).Str("metadata", e.meta.Path()).Msg("the metadata is kept: it keeps the next boot from cloning anew")
-		return
-	}
-	if err := e.meta.Erase(metadata.Size(0)); err != nil {
-		e.log.Warn().Err(err).Str("metadata", e.meta.Path()).Msg("they are not needed any more, and are still there")
-	}
 }

@@ -28,7 +28,7 @@ func (e *Engine) backends() []*dataplane.Backend {
 
 // watchAnswers notices that the source has fallen silent, or has answered (I15).
 func (e *Engine) watchAnswers() {
-	silent, again := e.source.WatchAnswers(e.backends(), time.Duration(e.settings().SourceTimeout)*time.Second)
+	silent, again := e.source.WatchAnswers(e.backends(), time.Duration(e.settings.get().SourceTimeout)*time.Second)
 	if silent != nil {
 		e.log.Warn().Err(silent).Msg("the source does not answer")
 	}
@@ -72,9 +72,9 @@ func (e *Engine) userLanes() (lanes []*dataplane.Backend) {
 	return lanes
 }
 
-// classify is the core's. What a buffered destination writes late may be reported as a want of space to anybody:
+// classify says what an error of I/O means to the core. What a buffered destination writes late may be reported as a want of space to anybody:
 // there it says nothing about the write that gets it.
-func (e *Engine) classify(err error) clone.ErrorClass {
+func classify(err error, dest *blockdev.Device) clone.ErrorClass {
 	var errno syscall.Errno
 	side, ok := dataplane.SideOf(err)
 	switch {
@@ -88,9 +88,9 @@ func (e *Engine) classify(err error) clone.ErrorClass {
 		return clone.Away
 	case side == blockdev.Source || !dataplane.IsFullErrno(errno):
 		return clone.Local
-	case !e.dest.Present():
+	case !dest.Present():
 		return clone.Away
-	case e.dest.Direct():
+	case dest.Direct():
 		return clone.Full
 	}
 	return clone.Local

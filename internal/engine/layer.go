@@ -66,7 +66,7 @@ func (e *Engine) layLayer(context.Context) error {
 	ours := l != nil && l.IsOf(e.Mark())
 	switch {
 	case l == nil:
-		if _, err := e.mapper.Create(name, dm.Prefix+e.store.Superblock().UUID.String()); err != nil {
+		if _, err := e.mapper.Create(name, dm.Prefix+e.meta.store.Superblock().UUID.String()); err != nil {
 			return dm.Error("make", name, err)
 		}
 	case !ours && e.start.Recover: // the block device has users, whatever stands there by now
@@ -94,7 +94,7 @@ func (e *Engine) layLayer(context.Context) error {
 func (e *Engine) loadLayer() error {
 	st, err := sys.StatPath(e.Device())
 	if err == nil {
-		err = e.mapper.Load(e.start.Definition.DM, dm.Linear(e.geometry.Size, st.Rdev))
+		err = e.mapper.Load(e.start.Definition.DM, dm.Linear(e.dest.geometry.Size, st.Rdev))
 	}
 	return dm.Error("load a table that leads to "+e.Device()+" into", e.start.Definition.DM, err)
 }
@@ -132,7 +132,7 @@ func (e *Engine) linkLayer() error {
 // goes when they have closed it.
 func (e *Engine) liftLayer(limit time.Duration, force bool) error {
 	name := e.start.Definition.DM
-	if name == "" || e.keep || e.handedOver {
+	if name == "" || e.end.keep || e.handedOver {
 		return nil
 	}
 	l, err := dm.Find(e.mapper, name)

@@ -30,7 +30,7 @@ func (e *Engine) readMap(nr uint64) (*bitmap.Map, error) {
 	}
 	e.happened.KeepIn(e.live.Map)
 	regions := e.newMap(nr)
-	if e.detached() != nil {
+	if e.meta.detached() != nil {
 		return regions, e.fillFromLive(regions)
 	}
 	if err := e.fillMap(regions); err != nil {
@@ -40,7 +40,7 @@ func (e *Engine) readMap(nr uint64) (*bitmap.Map, error) {
 		return e.mapInstead(nr, err)
 	}
 	if !e.live.taken { // else it knows, and the metadata went by that
-		e.live.SetCommit(e.store.CommitSequence())
+		e.live.SetCommit(e.meta.store.CommitSequence())
 	}
 	e.live.SetLoaded()
 	if e.live.taken {
@@ -65,7 +65,7 @@ func (e *Engine) newMap(nr uint64) *bitmap.Map {
 
 // mapInstead is the map when the live map stands in for metadata that have failed because of cause.
 func (e *Engine) mapInstead(nr uint64, cause error) (*bitmap.Map, error) {
-	if err := e.standIn(cause); err != nil {
+	if err := e.meta.standIn(cause); err != nil {
 		return nil, err
 	}
 	regions := e.newMap(nr) // with what could be read, which was in it before
@@ -81,7 +81,7 @@ func (e *Engine) openLive(nr uint64) error {
 	if err != nil {
 		return err
 	}
-	sb := e.store.Superblock()
+	sb := e.meta.store.Superblock()
 	begins, err := e.takeLive(&sb, boot, nr)
 	switch {
 	case err == nil && begins:
@@ -149,9 +149,9 @@ func (e *Engine) newLive(sb *metadata.Superblock, boot metadata.UUID, nr uint64)
 func (e *Engine) load(fn func(page uint64, img *bitmap.Page) error) error {
 	var err error
 	if e.live.taken {
-		err = e.store.LoadKnown(e.live.State().Commit, fn)
+		err = e.meta.store.LoadKnown(e.live.State().Commit, fn)
 	} else {
-		err = e.store.Load(fn)
+		err = e.meta.store.Load(fn)
 	}
 	switch {
 	case errors.Is(err, metadata.ErrOlder):
@@ -212,7 +212,7 @@ func (e *Engine) closeLive() (err error) {
 		return nil
 	}
 	e.happened.KeepIn(nil)
-	if e.live.ended || e.finished {
+	if e.live.ended || e.end.finished {
 		err = e.live.Remove()
 	}
 	err = errors.Join(err, e.live.Close())

@@ -138,9 +138,9 @@ func TestRefusedMetadata(t *testing.T) {
 				t.Fatal(err)
 			}
 			damaged := fmt.Sprintf("copy %d", n)
-			err := f.open(plain, func(e *Engine) error {
-				if len(e.warnings) == 0 || !strings.Contains(e.warnings[0], damaged) {
-					return fmt.Errorf("warnings %q", e.warnings)
+			err := f.open(plain, func(d *devices) error {
+				if len(d.warnings) == 0 || !strings.Contains(d.warnings[0], damaged) {
+					return fmt.Errorf("warnings %q", d.warnings)
 				}
 				return nil
 			})

@@ -8,7 +8,6 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
-	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/metadata"
@@ -34,7 +33,7 @@ func (e *Engine) Repair(ctx context.Context) error {
 // repairForced is the repair that --force asks for: it is the explicit word, too. Without it the marks that a failed
 // commit has left in the metadata would be taken for durable.
 func (e *Engine) repairForced(ctx context.Context) error {
-	if !e.start.Force || e.detached() != nil || e.core.Mode() != clone.ReadOnly || e.core.FlushLost() {
+	if !e.start.Force || e.meta.detached() != nil || e.core.Mode() != clone.ReadOnly || e.core.FlushLost() {
 		return nil
 	}
 	if err := e.committer.Do(ctx, e.repairMetadata); err != nil {
@@ -53,57 +52,24 @@ func (e *Engine) repairForced(ctx context.Context) error {
 // The live map has mode ro until the core has changed its own, which is the end of step 3: whoever dies before is
 // recovered in ro, with all that is not known to be durable to be written again.
 func (e *Engine) repairMetadata() error {
-	meta, err := e.reopenMeta() // 1
+	meta, err := e.meta.reopen(e.dest.Device, e.source.Device()) // 1
 	if err != nil {
 		return err
 	}
-	if err := e.store.Reopen(meta, e.live.State().Commit, e.known); err != nil { // 2
-		if meta != e.meta {
+	if err := e.meta.store.Reopen(meta, e.live.State().Commit, e.known); err != nil { // 2
+		if meta != e.meta.file {
 			err = errors.Join(err, meta.Close())
 		}
 		return err
 	}
-	e.useMeta(meta)
+	e.meta.replace(meta)
 	err = e.putOff(func() error { return e.core.Repair(e.committer.Dest, e.committer.Store, e.recordRepair) }) // 3
 	if err != nil {
 		return err
 	}
-	e.setDetached(nil)
+	e.meta.setDetached(nil)
 	e.log.Info().Msg("the metadata are repaired: all marks are committed")
 	return nil
-}
-
-// useMeta takes a device in place of the one that had failed, which is closed.
-func (e *Engine) useMeta(meta *blockdev.MetadataFile) {
-	old := e.meta
-	e.meta = meta
-	if old == nil || old == meta {
-		return
-	}
-	if err := old.Close(); err != nil { // it has gone, and says so once more
-		e.log.Info().Err(err).Msg("close the metadata that had failed")
-	}
-}
-
-// reopenMeta gives the device that the metadata's path names: the one that is open if it is that.
-func (e *Engine) reopenMeta() (*blockdev.MetadataFile, error) {
-	others := []*blockdev.Device{e.dest}
-	if d := e.source.Device(); d != nil {
-		others = append(others, d)
-	}
-	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{Others: others})
-	if err == nil {
-		var meta *blockdev.MetadataFile
-		if meta, err = blockdev.NewMetadataFile(d); err == nil {
-			return meta, nil
-		}
-		err = errors.Join(err, d.Close())
-	}
-	if e.meta == nil {
-		return nil, err
-	}
-	e.log.Debug().Err(err).Msg("the metadata that are open are used again")
-	return e.meta, nil // held by us; or gone, and then about to be seen to fail
 }
 
 // known refuses an image of a page with marks that the region map has not: it is not of these metadata.

@@ -24,7 +24,7 @@ func (e *Engine) beginSession(context.Context) error {
 	if !e.live.taken { // else readMap has done it, or the live map stands in
 		// If this fails the superblock may say all the same that the session has begun, and the next daemon asks for its
 		// live map. (What a failed start has created is removed, and the map with it.)
-		e.live.ended = e.created
+		e.live.ended = e.meta.created
 		if err := e.openSession(); err != nil {
 			return err
 		}
@@ -33,15 +33,15 @@ func (e *Engine) beginSession(context.Context) error {
 	if why := e.trouble(); why != "" {
 		e.Warn("%s `ublk-clone status %s` says what to do.", why, e.start.Definition.Name)
 	}
-	e.base = e.store.Superblock().Counters
+	e.base = e.meta.store.Superblock().Counters
 	c := e.committer
-	c.Core, c.Dest, c.Store, c.Refresh, c.Update = e.core, flusher{e.dest}, mapStore{e.store, e.live.Map}, e.refresh, e.updateStore
-	c.Sample = &e.sample
+	c.Core, c.Dest, c.Store, c.Refresh, c.Update = e.core, flusher{e.dest.Device}, mapStore{e.meta.store, e.live.Map}, e.refresh, e.updateStore
+	c.Sample = &e.dest.sample
 	c.Complete, c.Mode = e.core.Complete(), e.core.Mode()
 	guard.Go("committer", c.Run)
 	e.sampler.Start(e.progress)
-	usable := func() bool { return e.detached() == nil && e.core.Mode() == clone.ReadWrite }
-	e.sample.Start(e.core, e.dest, e.geometry.Size, usable, e.committer.Kick)
+	usable := func() bool { return e.meta.detached() == nil && e.core.Mode() == clone.ReadWrite }
+	e.dest.sample.Start(e.core, e.dest.Device, e.dest.geometry.Size, usable, e.committer.Kick)
 	return nil
 }
 
@@ -72,11 +72,11 @@ func (e *Engine) openSession() error {
 		if e.start.Recover {
 			sb.Counters.Recoveries++
 		}
-		e.completePrint(sb)
+		e.source.completePrint(sb)
 		sb.Source.Path, sb.Dest.Path = identity.ShortPath(e.start.Definition.Source), identity.ShortPath(e.dest.Path())
-		sb.Settings = e.settings().ToMetadata()
-		sb.DestMark = identity.DestMark(e.dest, e.live.session)
-		sb.DestSample = e.sample.Known(sb.Session)
+		sb.Settings = e.settings.get().ToMetadata()
+		sb.DestMark = identity.DestMark(e.dest.Device, e.live.session)
+		sb.DestSample = e.dest.sample.Known(sb.Session)
 		return nil
 	})
 	if err != nil {
@@ -87,9 +87,9 @@ func (e *Engine) openSession() error {
 
 // updateStore changes the superblock, and the live map's copy of it. That is for a session that goes on.
 func (e *Engine) updateStore(change func(*metadata.Superblock) error) error {
-	err := e.store.Update(change)
-	if err == nil && !e.store.Superblock().Clean {
-		e.live.SetSuperblock(e.store.Copy())
+	err := e.meta.store.Update(change)
+	if err == nil && !e.meta.store.Superblock().Clean {
+		e.live.SetSuperblock(e.meta.store.Copy())
 	}
 	return err
 }
@@ -125,27 +125,23 @@ func (e *Engine) refresh(sb *metadata.Superblock) error {
 	sb.Mode = max(sb.Mode, metadata.Mode(e.core.Mode()))
 	sb.DestFlushFailed = sb.DestFlushFailed || e.core.FlushLost()
 	sb.Complete = sb.Complete || e.core.Complete()
-	e.mu.Lock()
-	if p := e.mu.print; p != nil {
-		p.Put(sb)
-	}
-	e.mu.Unlock()
-	sb.Settings = e.settings().ToMetadata()
-	sb.DestSample = e.sample.Known(sb.Session)
+	e.source.putPrint(sb)
+	sb.Settings = e.settings.get().ToMetadata()
+	sb.DestSample = e.dest.sample.Known(sb.Session)
 	return nil
 }
 
 // endSession is the last commit and, if all of it succeeded, the clean mark. Nobody marks any more.
 func (e *Engine) endSession() error {
 	e.sampler.Stop()
-	e.sample.Stop()
+	e.dest.sample.Stop()
 	e.committer.Stop()
 	known := e.trouble()
 	err := e.core.Commit(e.committer.Dest, e.committer.Store)
 	if err == nil {
-		exact := !e.keep && e.sample.Last()
+		exact := !e.end.keep && e.dest.sample.Last()
 		err = e.updateStore(func(sb *metadata.Superblock) error {
-			sb.Clean = !e.keep // the session goes on with the next daemon
+			sb.Clean = !e.end.keep // the session goes on with the next daemon
 			err := e.refresh(sb)
 			if exact {
 				sb.DestSample.ExactAt = metadata.ThisUpdate
@@ -162,11 +158,11 @@ func (e *Engine) endSession() error {
 	if err != nil { // the live map stays: it has what is not committed
 		return explain.Metadata("commit to", e.start.Definition.Metadata, fmt.Errorf("no clean mark is set: %w", err))
 	}
-	e.live.ended = !e.keep
+	e.live.ended = !e.end.keep
 	if e.live.ended {
 		e.live.SetLife(livemap.LifeEnded)
 	}
-	return e.faultIfFinished(7)
+	return e.end.fault(7)
 }
 
 // toldBefore says that a session cannot end with a clean mark for a reason that was told when the metadata failed: there are

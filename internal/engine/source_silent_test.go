@@ -76,7 +76,7 @@ func TestSilentSource(t *testing.T) {
 	e.core = p.core
 	e.background = &dataplane.Background{Hydrator: p.background.hydrator, Backend: p.background.backend.Backend}
 	e.frontends = []*dataplane.Frontend{{Backend: p.users[0].backend.Backend}}
-	e.mu.settings.SourceTimeout = 1
+	e.settings.mu.now.SourceTimeout = 1
 	r := &e.background.Backend.Reading[0]
 	r.From.Store(e.source.Now.Load())
 	r.Since.Store(1)
@@ -85,7 +85,7 @@ func TestSilentSource(t *testing.T) {
 	}
 	e.watchAnswers()
 	why := e.source.Away()
-	if why == nil || e.classify(&dataplane.SideError{Err: why}) != clone.Away {
+	if why == nil || classify(&dataplane.SideError{Err: why}, e.dest.Device) != clone.Away {
 		t.Fatalf("away for %v", why)
 	}
 	if err := p.users[0].do(clone.OpRead, 0, partsRegion, false); err == nil {
@@ -104,7 +104,7 @@ func TestSilentSource(t *testing.T) {
 	if err := p.users[0].do(clone.OpRead, 0, partsRegion, false); err != nil {
 		t.Errorf("a read after the answer: %v", err)
 	}
-	e.mu.settings.SourceTimeout = 0
+	e.settings.mu.now.SourceTimeout = 0
 	r.From.Store(e.source.Now.Load())
 	r.Since.Store(1)
 	p.users[0].backend.Answered.Store(0)

@@ -57,8 +57,8 @@ func (b *sourceBench) put(path string, fill byte) {
 
 func (b *sourceBench) open(create bool) error {
 	b.engine = New(definition.Start{Definition: b.def, Create: create}, zerolog.Nop())
-	b.engine.records = b.records
-	return b.steps.Run(context.Background(), b.engine.openSteps())
+	b.engine.dest.records = b.records
+	return b.steps.Run(context.Background(), b.engine.steps())
 }
 
 func (b *sourceBench) close() {
@@ -84,8 +84,8 @@ func TestOpenStepsWithoutSource(t *testing.T) {
 	if d, why := b.engine.source.Device(), b.engine.source.Away(); d != nil || !errors.Is(why, os.ErrNotExist) {
 		t.Errorf("source %v, away for %v", d, why)
 	}
-	if b.engine.geometry.Size != 1<<20 || b.engine.store == nil {
-		t.Errorf("geometry %+v", b.engine.geometry)
+	if b.engine.dest.geometry.Size != 1<<20 || b.engine.meta.store == nil {
+		t.Errorf("geometry %+v", b.engine.dest.geometry)
 	}
 	b.close()
 
@@ -114,7 +114,7 @@ func TestOpenStepsWithoutSource(t *testing.T) {
 func TestOpenStepsComplete(t *testing.T) {
 	b := newSourceBench(t)
 	b.must(b.open(false))
-	b.must(b.engine.store.Update(func(sb *metadata.Superblock) error { sb.Complete = true; return nil }))
+	b.must(b.engine.meta.store.Update(func(sb *metadata.Superblock) error { sb.Complete = true; return nil }))
 	b.close()
 	b.must(os.Remove(b.def.Source))
 	for range 2 { // missing, then another file
@@ -134,39 +134,39 @@ func TestFindSource(t *testing.T) {
 	b.must(b.open(false))
 	defer b.close()
 	e := b.engine
-	if err := e.findSource(); exit.Code(err) != exit.Source || !errors.Is(err, os.ErrNotExist) {
+	if err := e.source.find(); exit.Code(err) != exit.Source || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("there is none: %v", err)
 	}
 	b.put(b.def.Source, 'x')
-	if err := e.findSource(); exit.Code(err) != exit.Source || !errors.Is(err, metadata.ErrMismatch) {
+	if err := e.source.find(); exit.Code(err) != exit.Source || !errors.Is(err, metadata.ErrMismatch) {
 		t.Errorf("another file: %v", err)
 	}
 	b.must(os.Truncate(b.def.Source, 4096))
-	if err := e.findSource(); exit.Code(err) != exit.Source {
+	if err := e.source.find(); exit.Code(err) != exit.Source {
 		t.Errorf("a short file: %v", err)
 	}
 	if e.source.Device() != nil {
 		t.Fatal("another source was taken")
 	}
 	b.move(".away", "")
-	b.must(e.findSource())
+	b.must(e.source.find())
 	first := e.source.Device()
 	if first == nil || e.source.Away() != nil {
 		t.Fatal("the source was not taken back")
 	}
-	b.must(e.findSource())
+	b.must(e.source.find())
 	if e.source.Device() != first {
 		t.Error("a source that works was exchanged")
 	}
 	if got := e.happened.LastSeq(); got != 1 {
 		t.Errorf("%d events, want one", got)
 	}
-	e.reopening.Lock()
-	if err := e.findSource(); exit.Code(err) != exit.Busy {
+	e.source.reopening.Lock()
+	if err := e.source.find(); exit.Code(err) != exit.Busy {
 		t.Errorf("beside another: %v", err)
 	}
-	time.AfterFunc(letGoTime/4, e.reopening.Unlock) // as letGo, whom nobody has asked
-	if err := e.findSource(); err != nil {
+	time.AfterFunc(letGoTime/4, e.source.reopening.Unlock) // as letGo, whom nobody has asked
+	if err := e.source.find(); err != nil {
 		t.Errorf("beside one that is soon done: %v", err)
 	}
 }
@@ -178,20 +178,20 @@ func TestOneLookAtASource(t *testing.T) {
 	b.must(b.open(false))
 	defer b.close()
 	e := b.engine
-	b.must(e.lookAtPath.begin(b.def.Source)) // as openAgain, which waits
-	if d, err := e.openAgain(); exit.Code(err) != exit.Busy || d != nil || !strings.Contains(err.Error(), "still waits") {
+	b.must(e.source.lookAtPath.begin(b.def.Source)) // as openAgain, which waits
+	if d, err := e.source.openAgain(); exit.Code(err) != exit.Busy || d != nil || !strings.Contains(err.Error(), "still waits") {
 		t.Errorf("beside a look at the path: %v, %v", d, err)
 	}
-	e.lookAtPath.end()
-	b.must(e.lookAtOpen.begin(b.def.Source))          // as works
-	if found, err := e.works(); found || err != nil { // a file is opened again by its path
+	e.source.lookAtPath.end()
+	b.must(e.source.lookAtOpen.begin(b.def.Source))          // as works
+	if found, err := e.source.works(); found || err != nil { // a file is opened again by its path
 		t.Errorf("beside a look at the open source: %t, %v", found, err)
 	}
-	e.lookAtOpen.end()
-	if found, err := e.works(); !found || err != nil {
+	e.source.lookAtOpen.end()
+	if found, err := e.source.works(); !found || err != nil {
 		t.Errorf("afterwards: %t, %v", found, err)
 	}
-	d, err := e.openAgain()
+	d, err := e.source.openAgain()
 	b.must(err)
 	b.must(d.Close())
 }

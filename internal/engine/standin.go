@@ -24,19 +24,32 @@ import (
 //     map. Those of another clone, another session or a newer version are refused: they have an owner.
 
 // standIn makes the live map stand in for metadata that cannot be used because of cause, or gives back cause.
-func (e *Engine) standIn(cause error) error {
-	if !e.start.Recover {
+func (m *metadataSide) standIn(cause error) error {
+	if !m.start.Recover {
 		return cause
 	}
-	store, err := metadev.FromLiveMap(e.start.Definition.Mark)
+	store, err := metadev.FromLiveMap(m.start.Definition.Mark)
 	if err != nil {
-		e.log.Warn().Err(err).Msg("the live map cannot stand in for the metadata")
+		m.log.Warn().Err(err).Msg("the live map cannot stand in for the metadata")
 		return cause
 	}
-	e.store = store
-	e.setDetached(cause)
-	e.Warn("the metadata %s cannot be used: %v. The live map stands in for them, read-only", e.start.Definition.Metadata, cause)
+	m.store = store
+	m.setDetached(cause)
+	m.Warn("the metadata %s cannot be used: %v. The live map stands in for them, read-only", m.start.Definition.Metadata, cause)
 	return nil
+}
+
+// detached says why the metadata are not read or written; nil: they are.
+func (m *metadataSide) detached() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.detached
+}
+
+func (m *metadataSide) setDetached(cause error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.detached = cause
 }
 
 // fillFromLive takes over the live map alone. What of it is durable is not known.
@@ -63,17 +76,4 @@ func (e *Engine) mapOfLive(regions *bitmap.Map) error {
 		return err
 	}
 	return e.recoverZeros(regions, nil)
-}
-
-// detached says why the metadata are not read or written; nil: they are.
-func (e *Engine) detached() error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.mu.detached
-}
-
-func (e *Engine) setDetached(cause error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.mu.detached = cause
 }

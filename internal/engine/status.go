@@ -19,70 +19,27 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/rate"
-	"github.com/ublk-clone/ublk-clone/internal/text"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
-
-func (e *Engine) settings() definition.Settings {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.mu.settings
-}
 
 // tellCore lets the core know the settings.
 func (e *Engine) tellCore(s definition.Settings) {
 	e.core.SetReadThrough(s.ReadThrough)
-	e.core.SetDiscardPassdown(e.passdown(s))
-	e.core.SetSpareZeros(e.spares(s))
-}
-
-// spares says which zeros are not written where the destination reads as zeros. If it keeps them only until a part of their
-// unit is written, regions must be of whole units.
-func (e *Engine) spares(s definition.Settings) clone.Spare {
-	unit := e.dest.DiscardUnit()
-	switch zeros := e.dest.SparesZeros(); {
-	case !s.DiscardPassdown || zeros == blockdev.ZerosUnknown:
-		return clone.SpareNothing
-	case zeros == blockdev.ZerosSteady:
-		return clone.SpareAll
-	case unit > 0 && e.start.Definition.RegionSize%unit == 0:
-		return clone.SpareDiscarded
-	}
-	return clone.SpareNothing
-}
-
-// passdown says whether discards are passed down: if that is wanted and possible.
-func (e *Engine) passdown(s definition.Settings) bool { return s.DiscardPassdown && e.noPassdown == "" }
-
-// checkPassdown finds, as dm-clone does, whether the destination can discard whole regions; if not, it is
-// no failure.
-func (e *Engine) checkPassdown(s definition.Settings) {
-	limit, region := e.dest.MaxDiscard(), e.start.Definition.RegionSize
-	switch {
-	case limit == 0:
-		e.noPassdown = "the destination cannot discard"
-	case limit < region:
-		e.noPassdown = fmt.Sprintf("the destination discards at most %s at a time, a region has %s", text.Size(limit), text.Size(region))
-	}
-	if s.DiscardPassdown && e.noPassdown != "" {
-		e.Warn("discards are not passed down: %s", e.noPassdown)
-	}
+	e.core.SetDiscardPassdown(e.dest.passdown(s))
+	e.core.SetSpareZeros(e.dest.spares(s))
 }
 
 // Configure makes a change of the settings, or refuses it as a whole, and writes it down. It does not wait longer for
 // the metadata than ctx: the next superblock that is written has the change.
 func (e *Engine) Configure(ctx context.Context, c definition.Change) error {
-	if c.DiscardPassdown != nil && *c.DiscardPassdown && e.noPassdown != "" {
-		return &exit.Error{Code: exit.Dest, Doing: "switch on discard passdown to", Object: e.dest.Path(), Cause: errors.New(e.noPassdown),
+	if c.DiscardPassdown != nil && *c.DiscardPassdown && e.dest.noPassdown != "" {
+		return &exit.Error{Code: exit.Dest, Doing: "switch on discard passdown to", Object: e.dest.Path(), Cause: errors.New(e.dest.noPassdown),
 			Next: "Nothing was changed."}
 	}
-	e.mu.Lock()
-	was := e.mu.settings
-	c.Apply(&e.mu.settings)
-	different := e.mu.settings != was
-	e.tellCore(e.mu.settings)
-	e.background.Configure(e.mu.settings.ForHydrator())
-	e.mu.Unlock()
+	different := e.settings.change(c, func(s definition.Settings) {
+		e.tellCore(s)
+		e.background.Configure(s.ForHydrator())
+	})
 	if different {
 		e.happened.Add(control.EventSettings, c.String())
 	}
@@ -107,13 +64,9 @@ func (e *Engine) condition() events.Condition {
 
 // look is the watcher's, every second at least.
 func (e *Engine) look() events.Condition {
-	e.letGo()
+	e.source.letGo()
 	e.watchAnswers()
-	if err := e.dest.Shorter(); err == nil {
-		e.shorter.Store(nil)
-	} else if e.shorter.Swap(&err) == nil {
-		e.happened.Add(control.EventDestError, err.Error())
-	}
+	e.dest.lookShorter()
 	return e.condition()
 }
 
@@ -129,7 +82,7 @@ func (e *Engine) requestFailed(r *clone.Request, err error) {
 
 // Status fills in what the engine knows. It changes nothing.
 func (e *Engine) Status(st *control.Status) {
-	sb, h, geo := e.store.Superblock(), e.background.Status(), e.core.Geometry()
+	sb, h, geo := e.meta.store.Superblock(), e.background.Status(), e.core.Geometry()
 	st.UUID, st.Mode = sb.UUID.String(), e.core.Mode().String()
 	st.Size, st.RegionSize = geo.Size(), geo.RegionSize()
 	e.countBytes(st)
@@ -138,7 +91,7 @@ func (e *Engine) Status(st *control.Status) {
 		st.BadRanges = append(st.BadRanges, control.BadRange{Offset: geo.Start(b.First), Length: geo.Start(b.End) - geo.Start(b.First), Attempts: b.Attempts})
 	}
 	st.State, st.Reason, st.Action = e.explain(st, h)
-	if st.State == control.StateFailed && e.shorter.Load() != nil {
+	if st.State == control.StateFailed && e.dest.shorter.Load() != nil {
 		st.StalledBy = blockdev.Dest.String()
 	}
 	if st.State == control.StateStalled {
@@ -148,12 +101,12 @@ func (e *Engine) Status(st *control.Status) {
 	st.ActiveSecs += int64(e.base.ActiveSeconds)
 	st.ETA = rate.ETA(st.State, st.Bytes.Remaining, st.Rate)
 	st.Starts = int64(e.base.Starts)
-	st.Settings = e.settings()
-	st.Settings.DiscardPassdown = e.passdown(st.Settings)
+	st.Settings = e.settings.get()
+	st.Settings.DiscardPassdown = e.dest.passdown(st.Settings)
 	st.LastEvent = e.happened.LastSeq()
 	st.MetadataBlocks = e.metadataBlocks()
 	st.Failed = e.failures.List()
-	st.Warnings = slices.Concat(e.geometry.Warnings, e.dest.Warnings(), e.warnings)
+	st.Warnings = slices.Concat(e.dest.geometry.Warnings, e.dest.Warnings(), e.warnings)
 	if d := e.source.Device(); d != nil {
 		st.Warnings = append(st.Warnings, d.Warnings()...)
 	}
@@ -212,14 +165,14 @@ func (e *Engine) explain(st *control.Status, h hydrate.Status) (state, reason, a
 	case e.core.FlushLost():
 		return control.StateFailed, "A flush of the destination failed: what was written since the flush before it may be lost. Hydrated regions are served, no region is marked any more, FLUSH fails.",
 			"Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."
-	case e.detached() != nil:
-		return control.StateFailed, fmt.Sprintf("The metadata could not be used (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", e.detached()),
+	case e.meta.detached() != nil:
+		return control.StateFailed, fmt.Sprintf("The metadata could not be used (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", e.meta.detached()),
 			"Bring " + e.start.Definition.Metadata + " back, then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then do not restart this machine."
 	case e.core.Mode() != clone.ReadWrite:
 		return control.StateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",
 			"Repair " + e.start.Definition.Metadata + ", then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then copy what was written since the last FLUSH."
-	case e.shorter.Load() != nil:
-		return control.StateFailed, fmt.Sprintf("The destination has become shorter (%v). What was behind its end is lost, and requests there fail.", *e.shorter.Load()),
+	case e.dest.shorter.Load() != nil:
+		return control.StateFailed, fmt.Sprintf("The destination has become shorter (%v). What was behind its end is lost, and requests there fail.", *e.dest.shorter.Load()),
 			"Copy what matters off the device. A destination that was cut short cannot be made whole again from here."
 	case e.core.Complete():
 		return control.StateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` has " + e.start.Definition.Dest + " stand alone."
@@ -253,7 +206,7 @@ func (e *Engine) stalledBy(h hydrate.Status) blockdev.Role {
 func (e *Engine) advice(h hydrate.Status) string {
 	def := &e.start.Definition
 	switch {
-	case h.LastError != nil && e.classify(h.LastError) == clone.Full:
+	case h.LastError != nil && classify(h.LastError, e.dest.Device) == clone.Full:
 		return "Make room for " + def.Dest
 	case e.stalledBy(h) == blockdev.Dest:
 		return "Repair " + def.Dest

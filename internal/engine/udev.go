@@ -32,7 +32,7 @@ func (e *Engine) whenHydrated() {
 
 // unnameForUdev is the end of a clone. One whose device is left to the next daemon stays named.
 func (e *Engine) unnameForUdev() error {
-	if e.keep {
+	if e.end.keep {
 		return nil
 	}
 	return udev.Forget(control.DefaultDir(), &e.start.Definition)
