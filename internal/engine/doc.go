@@ -1,14 +1,14 @@
 // Package engine is the clone itself: it opens source, destination and metadata, loads the region map, makes core,
 // hydrator and block device, and takes all of it down again. Package daemon runs it by its steps.
 //
-//	devices     metadata.go source.go                 open, lock and match the three devices
-//	session     session.go live.go standin.go         superblock, live map, marks of a dead daemon
-//	            repair.go                             metadata that failed and came back
-//	memory      memory.go                             buffers, and what is locked
-//	data path   engine.go lanes.go caution.go         core, lanes, block device
-//	layer       layer.go                              the device-mapper device over it
-//	ends        finish.go leave.go recover.go         hand over, leave to the next daemon, take over
-//	reports     status.go udev.go dry_run.go          what others are told
+//	devices     devices.go metadata.go source.go dest.go   open, lock and match the three devices
+//	            fence.go settings.go
+//	session     session.go live.go standin.go use.go       superblock, live map, marks of a dead daemon
+//	            repair.go                                  metadata that failed and came back
+//	memory      memory.go                                  buffers, and what is locked
+//	data path   engine.go lanes.go caution.go              core, lanes, block device
+//	ends        finish.go leave.go recover.go              hand over, leave to the next daemon, take over
+//	reports     status.go udev.go dry_run.go               what others are told
 //
 // Threads: steps run on the daemon's goroutine. The committer, the watcher, the sampler and the sample of the
 // destination have one each, and queues and hydrator have their threads (package dataplane). Control requests come on

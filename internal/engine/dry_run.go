@@ -54,7 +54,7 @@ const trialFence = 2 * time.Second
 func (e *Engine) trialSteps() []steps.Step {
 	return append(e.steps(), []steps.Step{
 		{Name: "open the driver", Do: e.openDriver, Undo: func() error { return e.control.Close() }},
-		{Name: "look at the live map", Do: e.tryLive, Undo: e.closeLive},
+		{Name: "look at the live map", Do: e.tryLive, Undo: e.live.close},
 	}...)
 }
 
@@ -69,13 +69,13 @@ func (e *Engine) tryLive(context.Context) error {
 		return err
 	}
 	sb := e.meta.store.Superblock()
-	begins, err := e.takeLive(&sb, boot, sb.NrRegions)
+	begins, err := e.live.take(&sb, boot, sb.NrRegions)
 	switch {
 	case err != nil && e.start.Force:
 		e.Warn("--force: it would go on from the last commit, and what was written after it be lost: %v", err)
-		return e.closeLive()
+		return e.live.close()
 	case err != nil:
-		return errors.Join(e.refuseLive(err), e.closeLive())
+		return errors.Join(e.live.refuse(err), e.live.close())
 	}
 	need := int64(min(bitmap.PagesFor(sb.NrRegions), footprint.SettledPages)) * bitmap.PageBytes
 	if begins && free > 0 && free < need {
@@ -167,9 +167,9 @@ func (e *Engine) mapNow(nr uint64) (*bitmap.Map, error) {
 		regions.KeepZeros(bits)
 	}
 	if e.meta.detached() != nil {
-		return regions, e.mapOfLive(regions)
+		return regions, e.live.mapOf(regions)
 	}
-	return regions, e.fillMap(regions)
+	return regions, e.live.fill(regions)
 }
 
 // toCopy is how many bytes hydration will copy, and where the first of them are.
@@ -193,17 +193,6 @@ func toCopy(geo clone.Geometry, regions *bitmap.Map, holes hydrate.Holes) (first
 		r, ok = regions.NextSource(end, geo.Regions())
 	}
 	return max(0, first), bytes
-}
-
-// hydratedBytes is what needs no source any more.
-func hydratedBytes(geo clone.Geometry, regions *bitmap.Map) int64 {
-	last := geo.Regions() - 1
-	tail := geo.Regions()*uint64(geo.RegionSize()) - uint64(geo.Size())
-	bytes := (regions.NrHydrated() + regions.NrZero()) * uint64(geo.RegionSize())
-	if regions.State(last) != bitmap.Source {
-		bytes -= tail // it is shorter
-	}
-	return int64(bytes)
 }
 
 // measure fills in how fast the source is, and how long copying takes.

@@ -5,15 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
-	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/committer"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
@@ -25,11 +22,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/footprint"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/holders"
-	"github.com/ublk-clone/ublk-clone/internal/rate"
 	"github.com/ublk-clone/ublk-clone/internal/records"
 	"github.com/ublk-clone/ublk-clone/internal/steps"
-	"github.com/ublk-clone/ublk-clone/internal/sys"
-	"github.com/ublk-clone/ublk-clone/metadata"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
@@ -40,56 +34,45 @@ const (
 	teardownLimit = 2 * drainLimit   // of one undo step
 )
 
-// Engine is the clone itself: devices, region map, core, hydrator, committer and block device. Its
-// fields are set by the steps and not changed afterwards, but for what mu guards.
+// Engine is the clone itself: it makes the parts, and brings them up and down by its steps.
 type Engine struct {
 	*devices
-	base metadata.Counters
+	*session // Repair, Farewell
+	live     *liveMap
+	lanes    *lanes
+	caution  *caution
 
-	mapper     *sys.DM // nil: nothing lies over the block device
-	handedOver bool    // by `finish`: that leads to the destination
-	control    *ublk.Control
-	dev        *ublk.Device
-	live       liveMap
-	memory     []*sys.Mapping // of the copy buffers
-	spare      []*sys.Mapping // of these, what was taken in advance
-	core       *clone.Core
-	committer  *committer.Committer
-	background *dataplane.Background
-	frontends  []*dataplane.Frontend
-	caution    *dataplane.Caution // nil: there is no need for it
-	life       *time.Timer        // its end
-	sampler    rate.Sampler
-	failures   events.Failures
-	watcher    *events.Watcher
-	parting    []string // what whoever ends the clone should know, when it has ended
-
-	mu struct {
-		sync.Mutex
-		ended bool // the live map is about to be closed
-	}
+	layer   *dm.Over
+	control *ublk.Control
+	dev     *ublk.Device
+	watcher *events.Watcher
 }
 
 func New(st definition.Start, log zerolog.Logger) *Engine {
-	e := &Engine{devices: newDevices(newShared(st, log), records.DefaultDir()), committer: committer.NewCommitter(log)}
+	sh := newShared(st, log)
+	d := newDevices(sh, records.DefaultDir())
+	live, lanes := &liveMap{shared: sh, meta: &d.meta}, &lanes{devices: d}
+	e := &Engine{
+		devices: d, live: live, lanes: lanes, caution: &caution{shared: sh, live: live, lanes: lanes},
+		session: &session{devices: d, live: live, lanes: lanes, committer: committer.NewCommitter(log)},
+	}
+	e.layer = dm.NewOver(&sh.start, e.Warn)
 	e.watcher = events.NewWatcher(e.happened, e.look, e.whenHydrated)
-	e.source.Noticed, e.source.save = e.watcher.Kick, e.committer.Save
+	e.source.Noticed, e.source.save = e.watcher.Kick, e.session.committer.Save
 	return e
 }
 
 // changed tells committer and watcher that something has changed. It never blocks.
 func (e *Engine) changed() {
-	e.committer.Kick()
+	e.session.committer.Kick()
 	e.watcher.Kick()
 }
 
-// keepState keeps the core's state in the live map. The core calls it in the order of the changes (clone.Config.State),
-// so that no thread brings back a mode that another one has made worse (I10).
-func (e *Engine) keepState(m clone.Mode, flushLost bool) { e.live.SetState(uint8(m), flushLost) }
-
 // Opens end with the metadata read, which says who the clone is.
 func (e *Engine) Opens() []steps.Step {
-	look := steps.Step{Name: "look at the device-mapper device", Do: e.openLayer, Undo: e.closeLayer}
+	look := steps.Step{
+		Name: "look at the device-mapper device", Do: func(context.Context) error { return e.layer.Open() }, Undo: e.layer.Close,
+	}
 	return append([]steps.Step{look}, e.steps()...)
 }
 
@@ -100,19 +83,34 @@ func (e *Engine) Steps() []steps.Step {
 		{Name: "open the driver", Do: e.openDriver, Undo: func() error { return e.control.Close() }},
 		{Name: "add the device", Do: e.addDevice, Undo: e.deleteDevice, Limit: teardownLimit},
 		{Name: "load the region map and lock the memory", Do: e.loadMap, Undo: e.freeMemory},
-		{Name: "begin the session", Do: e.beginSession, Undo: e.endSession, Limit: teardownLimit},
-		{Name: "repair the metadata", Do: e.repairForced},
-		{Name: "record the use of the destination", Do: e.recordUse},
+		{Name: "begin the session", Do: e.session.begin, Undo: e.session.end, Limit: teardownLimit},
+		{Name: "repair the metadata", Do: e.session.repairForced},
+		{Name: "record the use of the destination", Do: e.session.recordUse},
 		{Name: "tell udev of the devices", Do: e.nameForUdev, Undo: e.unnameForUdev},
 		{Name: "watch for events", Do: e.startWatcher, Undo: func() error { e.watcher.Stop(); return nil }, Limit: teardownLimit},
-		{Name: "start hydration", Do: e.startHydration, Undo: func() error { return e.background.Stop() }, Limit: teardownLimit},
+		{Name: "start hydration", Do: e.startHydration, Undo: func() error { return e.lanes.background.Stop() }, Limit: teardownLimit},
 		{Name: "start the device", Do: e.startDevice, Undo: e.stopDevice, Limit: teardownLimit},
 	}
 }
 
 // Top is the layer.
 func (e *Engine) Top() []steps.Step {
-	return []steps.Step{{Name: "lay the device-mapper device", Do: e.layLayer, Undo: func() error { return e.liftLayer(dm.RemoveLimit, false) }}}
+	return []steps.Step{{
+		Name: "lay the device-mapper device", Do: func(context.Context) error { return e.layLayer() },
+		Undo: func() error { return e.liftLayer(dm.RemoveLimit, false) },
+	}}
+}
+
+func (e *Engine) layLayer() error {
+	return e.layer.Lay(dm.Base{Device: e.Device(), Size: e.dest.geometry.Size, Clone: e.meta.store.Superblock().UUID})
+}
+
+// liftLayer leaves the layer to the next daemon with its device, and to the destination when it leads there.
+func (e *Engine) liftLayer(limit time.Duration, force bool) error {
+	if e.ending.keep || e.ending.handedOver {
+		return nil
+	}
+	return e.layer.Lift(limit, force)
 }
 
 // openDriver comes before the map is read, which may take long.
@@ -163,15 +161,17 @@ func (e *Engine) loadMap(context.Context) error {
 	if err != nil {
 		return err
 	}
-	regions, err := e.readMap(geo.Regions())
+	regions, err := e.session.readMap(geo.Regions())
 	if err == nil {
-		err = e.settlePages(regions.NrPages(), func(page uint64) bool { return regions.Full(page) || regions.AllZero(page) })
+		err = e.live.settle(regions.NrPages(), func(page uint64) bool { return regions.Full(page) || regions.AllZero(page) })
 	}
 	if err == nil {
-		err = e.makeCore(geo, regions)
+		info := e.dev.Info()
+		err = e.lanes.make(e.newCore(geo, regions), info.Queues, info.Depth, e.changed)
 	}
 	if err == nil {
-		err = e.lockMemory()
+		lockMemory(e.Warn)
+		err = e.live.Unlock()
 	}
 	if err != nil {
 		return errors.Join(err, e.freeMemory())
@@ -179,91 +179,21 @@ func (e *Engine) loadMap(context.Context) error {
 	return nil
 }
 
-func (e *Engine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
+func (e *Engine) newCore(geo clone.Geometry, regions *bitmap.Map) *clone.Core {
 	sb, left := e.meta.store.Superblock(), e.live.State()
-	e.core = clone.New(clone.Config{
+	return clone.New(clone.Config{
 		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted, Doubt: e.meta.detached() != nil,
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
-		LeastZeros: e.start.Definition.LeastZeros(), Kick: e.committer.Kick, Event: e.changed, State: e.keepState, Classify: func(err error) clone.ErrorClass { return classify(err, e.dest.Device) }, Touch: e.live.Touch, Release: e.givePageBack,
+		LeastZeros: e.start.Definition.LeastZeros(), Kick: e.session.committer.Kick, Event: e.changed, State: e.live.keepState,
+		Classify: func(err error) clone.ErrorClass { return classify(err, e.dest.Device) },
+		Touch:    e.live.Touch, Release: func(page uint64, p *bitmap.Page) { e.live.givePageBack(regions, page, p) },
 	})
-	e.dest.DropCache()
-	dest, err := dataplane.NewFile(e.dest.Device)
-	if err != nil {
-		return err
-	}
-	if e.dest.SparesZeros() != blockdev.ZerosUnknown {
-		dest.Unit = min(max(e.dest.DiscardUnit(), leastUnit), definition.DefaultBatchBytes)
-	}
-	depth, queues := e.dev.Info().Depth, e.dev.Info().Queues
-	for range queues {
-		buffers, err := e.buffers(footprint.QueueBuffers(geo.RegionSize(), depth))
-		if err != nil {
-			return err
-		}
-		e.frontends = append(e.frontends, dataplane.NewFrontend(e.core, &e.source.Source, dest, queues, depth, buffers, e.log, e.requestFailed, e.requestRefused))
-	}
-	buffers, err := e.buffers(footprint.HydratorBuffers, definition.DefaultBatchBytes)
-	if err != nil {
-		return err
-	}
-	s := e.settings.get()
-	e.dest.checkPassdown(s)
-	e.background = dataplane.NewBackground(e.core, &e.source.Source, dest, buffers, s.ForHydrator(), e.changed)
-	e.tellCore(s)
-	return nil
 }
 
-// leastUnit bounds from below what the ends of background copies are aligned to, in bytes.
-const leastUnit = 64 << 10
-
-func (e *Engine) buffers(n int, size int64) ([][]byte, error) {
-	m, err := e.allocate(int64(n) * size)
-	if err != nil {
-		return nil, err
-	}
-	buffers := make([][]byte, n)
-	for i := range buffers {
-		from, to := int64(i)*size, int64(i+1)*size
-		buffers[i] = m.Bytes()[from:to:to]
-	}
-	return buffers, nil
-}
-
-// allocate gives memory that was taken in advance, or maps some. freeMemory gives it back.
-func (e *Engine) allocate(size int64) (*sys.Mapping, error) {
-	for i, m := range e.spare {
-		if int64(len(m.Bytes())) == size {
-			e.spare = slices.Delete(e.spare, i, i+1)
-			return m, nil
-		}
-	}
-	m, err := sys.Map(int(size), true)
-	if err != nil {
-		return nil, fmt.Errorf("allocate: %w", err)
-	}
-	e.memory = append(e.memory, m)
-	return m, nil
-}
-
-// givePageBack is of a page of the region map that nobody looks at any more.
-func (e *Engine) givePageBack(page uint64, p *bitmap.Page) {
-	if e.core.Regions().Full(page) { // else it is zero throughout, and noted so
-		e.live.SetFull(page) // before its memory says nothing any more (I9)
-	}
-	if err := sys.GiveBack(p); err != nil {
-		e.log.Debug().Err(err).Msg("a page of the region map stays in memory")
-	}
-}
-
-func (e *Engine) freeMemory() (err error) {
-	if e.background != nil && e.background.Abandoned {
-		e.memory = nil // reads of the source under way may fill it yet: it goes with the process
-	}
-	for _, m := range e.memory {
-		err = errors.Join(err, m.Close())
-	}
-	e.memory = nil
-	return errors.Join(err, e.closeLive(), e.end.fault(8))
+func (e *Engine) freeMemory() error {
+	// Reads of the source under way may fill what is abandoned.
+	abandoned := e.lanes.background != nil && e.lanes.background.Abandoned
+	return errors.Join(e.lanes.memory.free(abandoned), e.live.close(), e.ending.fault(8))
 }
 
 // startWatcher begins with the condition as it is: what was so before is no event.
@@ -273,16 +203,16 @@ func (e *Engine) startWatcher(context.Context) error {
 	return nil
 }
 
-func (e *Engine) startHydration(context.Context) error { return e.background.Start(guard.Fatal) }
+func (e *Engine) startHydration(context.Context) error { return e.lanes.background.Start(guard.Fatal) }
 
 func (e *Engine) startDevice(context.Context) error {
-	e.beginCaution()
-	err := e.dev.Start(func(q *ublk.Queue) ublk.Target { return e.frontends[q.Index()].Attach(q) })
+	e.caution.begin()
+	err := e.dev.Start(func(q *ublk.Queue) ublk.Target { return e.lanes.frontends[q.Index()].Attach(q) })
 	if err != nil {
-		e.endCaution()
+		e.caution.end()
 		return explain.Driver("start the block device", err)
 	}
-	e.watchLife()
+	e.caution.watch()
 	e.happened.Add(control.EventStarted, fmt.Sprintf("%s is up, %s", e.Device(), events.ModeText(e.condition())))
 	return nil
 }
@@ -305,21 +235,27 @@ func (e *Engine) Note(def *definition.Definition) {
 // if the device stays.
 func (e *Engine) TryStop(ctx context.Context, force bool) error {
 	stop := func() error { return e.dev.Stop(drainLimit) }
-	if err := e.atWork(); err != nil {
+	if err := e.lanes.atWork(e.Device()); err != nil {
 		return err
 	}
 	if err := e.liftLayer(0, force); err != nil {
 		return err
 	}
 	if force {
-		e.end.forced = true
+		e.ending.forced = true
 		return explain.Driver("stop the block device", stop())
 	}
 	err := holders.StopUnused(ctx, e.control, e.dev.Info().ID, stop)
 	if exit.Code(err) == exit.Busy {
-		if err := e.layLayer(ctx); err != nil {
+		if err := e.layLayer(); err != nil {
 			return err
 		}
 	}
 	return err
 }
+
+// WarmUp takes the memory that the steps will need.
+func (e *Engine) WarmUp() error { return e.lanes.memory.warmUp(&e.start.Definition) }
+
+// Answers says whether all loops have gone round since it was called last.
+func (e *Engine) Answers() bool { return e.lanes.alive() }

@@ -68,17 +68,15 @@ func (e *Engine) Finishable() error {
 	refuse := func(cause error, next string) error {
 		return &exit.Error{Code: exit.Refused, Doing: "finish clone", Object: def.Name, Cause: cause, Next: next}
 	}
-	var st control.Status
-	e.countBytes(&st)
 	switch {
-	case e.core.Mode() != clone.ReadWrite || e.core.FlushLost() || e.meta.detached() != nil:
+	case e.lanes.core.Mode() != clone.ReadWrite || e.lanes.core.FlushLost() || e.meta.detached() != nil:
 		return refuse(errors.New("its metadata or destination have failed"), "See `ublk-clone status "+def.Name+"`.")
 	case e.dest.Shorter() != nil:
 		return refuse(e.dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
-	case st.Bytes.Remaining > 0:
-		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(st.Bytes.Remaining), text.Size(e.dest.geometry.Size)),
+	case e.lanes.remaining() > 0:
+		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(e.lanes.remaining()), text.Size(e.dest.geometry.Size)),
 			"`ublk-clone wait "+def.Name+"` returns when they are; `ublk-clone status "+def.Name+"` says what keeps them.")
-	case !e.core.Complete():
+	case !e.lanes.core.Complete():
 		return refuse(errors.New("some of it is not settled or durable in the destination yet"), "`ublk-clone wait "+def.Name+"` returns when it is.")
 	case def.DM != "" && !e.dest.IsBlock():
 		return refuse(errors.New("the destination is a file, and "+def.LayerPath()+" can lead to block devices only"),
@@ -102,13 +100,13 @@ func (e *Engine) HandOver(ctx context.Context, limit time.Duration) error {
 		return err
 	}
 	name := e.start.Definition.DM
-	if err := e.mapper.Suspend(name, limit); err != nil { // 2
+	if err := e.layer.Suspend(limit); err != nil { // 2
 		return &exit.Error{Code: exit.Timeout, Doing: "suspend the device-mapper device", Object: name, Cause: err,
 			Next: "Nothing has changed: it goes on as before. Requests at work have not ended; try again when the destination answers."}
 	}
 	err := e.exchange()
 	if err == nil {
-		e.handedOver = true
+		e.ending.handedOver = true
 		return nil
 	}
 	e.log.Error().Err(err).Msg("the destination is not handed over: going back")
@@ -119,7 +117,6 @@ func (e *Engine) HandOver(ctx context.Context, limit time.Duration) error {
 
 // exchange is 3 to 5. The layer is suspended.
 func (e *Engine) exchange() error {
-	name := e.start.Definition.DM
 	if err := faults.Finish(2); err != nil {
 		return err
 	}
@@ -128,7 +125,7 @@ func (e *Engine) exchange() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
 	defer cancel()
-	err := e.orderAll(ctx, dataplane.Order{}) // 3
+	err := e.lanes.orderAll(ctx, dataplane.Order{}) // 3
 	if err == nil {
 		err = e.dest.Close()
 	}
@@ -142,23 +139,23 @@ func (e *Engine) exchange() error {
 		err = faults.Finish(4)
 	}
 	if err == nil {
-		err = dm.Error("resume", name, e.mapper.Resume(name)) // 5
+		err = e.layer.Resume() // 5
 	}
 	if err != nil {
 		return err
 	}
 	// Users are on the destination. Whatever fails now keeps nobody from it.
 	_ = faults.Finish(5)
-	_ = e.orderAll(ctx, dataplane.Order{Refuse: dataplane.ErrHandedOver})
+	_ = e.lanes.orderAll(ctx, dataplane.Order{Refuse: dataplane.ErrHandedOver})
 	return nil
 }
 
 // loadDest loads the table that leads to the destination. Somebody may have opened that the moment it was closed.
 func (e *Engine) loadDest() (err error) {
 	for deadline := time.Now().Add(grabLimit); ; time.Sleep(fencePause) {
-		err = e.mapper.Load(e.start.Definition.DM, dm.Linear(e.dest.geometry.Size, e.dest.Number()))
+		err = e.layer.Load(e.dest.Path(), e.dest.Number())
 		if !dm.IsBusy(err) || time.Now().After(deadline) {
-			return dm.Error("load a table that leads to "+e.dest.Path()+" into", e.start.Definition.DM, err)
+			return err
 		}
 	}
 }
@@ -166,7 +163,7 @@ func (e *Engine) loadDest() (err error) {
 // checkHandover looks for what would make the handover fail or lose data, before anything is done.
 func (e *Engine) checkHandover() error {
 	def, device := &e.start.Definition, e.Device()
-	l, err := dm.Find(e.mapper, def.DM)
+	l, err := e.layer.Find()
 	if err != nil {
 		return err
 	}
@@ -174,7 +171,7 @@ func (e *Engine) checkHandover() error {
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "look at", Object: device, Cause: err}
 	}
-	if l == nil || !l.IsOf(e.Mark()) || !l.LeadsTo(st.Rdev) || l.Suspended || l.Inactive {
+	if !e.layer.IsOurs(l) || !l.LeadsTo(st.Rdev) || l.Suspended || l.Inactive {
 		return &exit.Error{Code: exit.Other, Doing: "finish clone", Object: def.Name,
 			Cause: fmt.Errorf("the device-mapper device %s is not as it was laid over %s, or somebody has suspended it", def.DM, device),
 			Next:  "`dmsetup info " + def.DM + "` and `dmsetup table " + def.DM + "` show it; `ublk-clone restart " + def.Name + "` lays one that is missing, and resumes it."}
@@ -200,13 +197,13 @@ func (e *Engine) checkHandover() error {
 
 // settleFinish is 1: from here on the metadata, too, say that the destination stands alone.
 func (e *Engine) settleFinish(ctx context.Context) error {
-	if err := e.committer.Save(ctx); err != nil {
+	if err := e.session.committer.Save(ctx); err != nil {
 		return explain.Metadata("commit to", e.start.Definition.Metadata, err)
 	}
 	if !e.meta.store.Superblock().Complete {
 		return explain.Metadata("commit to", e.start.Definition.Metadata, errors.New("they do not say that all is hydrated"))
 	}
-	e.closeUse()
+	e.session.closeUse()
 	return nil
 }
 
@@ -220,38 +217,20 @@ func (e *Engine) settleFinish(ctx context.Context) error {
 // If somebody else has the destination and keeps it, the daemon ends as by a death, with the layer resumed: users wait at
 // the block device, and recover says for whom.
 func (e *Engine) takeBack() {
-	if err := e.leadBack(); err != nil { // a
+	if err := e.layer.LeadBack(e.dest.Number()); err != nil { // a
 		guard.Fatal(err)
 	}
 	err := e.retakeDest() // b
 	if err == nil {
 		if e.dest.sample.Stop() {
-			e.dest.sample.Resume(e.committer.Kick)
+			e.dest.sample.Resume(e.session.committer.Kick)
 		}
 		err = e.reopenGates() // c
 	}
-	name := e.start.Definition.DM
-	err = errors.Join(err, dm.Error("resume", name, e.mapper.Resume(name))) // d
+	err = errors.Join(err, e.layer.Resume()) // d
 	if err != nil {
 		guard.Fatal(fmt.Errorf("go back to %s: %w", e.Device(), err))
 	}
-}
-
-// leadBack gives up an inactive table. A live one that leads to the destination is there only if its resume has failed half-way:
-// it is exchanged for one that leads to the block device, whose requests are held.
-func (e *Engine) leadBack() error {
-	name := e.start.Definition.DM
-	if err := e.mapper.Clear(name); err != nil {
-		return dm.Error("clear", name, err)
-	}
-	l, err := dm.Find(e.mapper, name)
-	if err != nil || l == nil || !l.LeadsTo(e.dest.Number()) {
-		return err
-	}
-	if err = e.loadLayer(); err == nil {
-		err = dm.Error("resume", name, e.mapper.Resume(name))
-	}
-	return err
 }
 
 // retakeDest opens the destination again if it was closed.
@@ -274,11 +253,11 @@ func (e *Engine) reopenGates() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
 	defer cancel()
-	return e.orderAll(ctx, dataplane.Order{Dest: dest})
+	return e.lanes.orderAll(ctx, dataplane.Order{Dest: dest})
 }
 
 // Finish says that taking down is 6 to 10: what only an unfinished clone needs goes.
 func (e *Engine) Finish(keepMetadata bool) {
-	e.end.finished, e.end.keepMetadata = true, keepMetadata
+	e.ending.finished, e.ending.keepMetadata = true, keepMetadata
 	e.happened.Add(control.EventFinished, e.start.Definition.FinishedText())
 }

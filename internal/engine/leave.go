@@ -2,14 +2,11 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // A daemon leaves its device to the next one only if it can: a backend that does not answer would keep it from ending, and
@@ -38,10 +35,10 @@ func (e *Engine) Drain(limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	began := time.Now()
-	err := dataplane.OrderAll(ctx, dataplane.Order{Rest: true}, []*dataplane.Backend{e.background.Backend}) // 1
+	err := dataplane.OrderAll(ctx, dataplane.Order{Rest: true}, []*dataplane.Backend{e.lanes.background.Backend}) // 1
 	if err != nil {
-		err = fmt.Errorf("%d background copies have not ended", e.background.Status().InFlight)
-	} else if err = e.commitWithin(ctx); err == nil { // 2
+		err = fmt.Errorf("%d background copies have not ended", e.lanes.background.Status().InFlight)
+	} else if err = e.session.commitWithin(ctx); err == nil { // 2
 		err = e.holdUsers(ctx)
 	}
 	if err == nil {
@@ -62,36 +59,13 @@ func (e *Engine) GoOn() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lookPause)
 	defer cancel()
-	b := e.background.Backend
+	b := e.lanes.background.Backend
 	_ = dataplane.OrderAll(ctx, dataplane.Order{Dest: b.Dest}, []*dataplane.Backend{b}) // it obeys in its next round
-}
-
-// commitWithin is 2. What fails has been acted on, and keeps nobody from leaving: the live map has all marks.
-func (e *Engine) commitWithin(ctx context.Context) error {
-	ended := make(chan error, 1)
-	guard.Go("commit before leaving", func() {
-		ended <- e.committer.Do(ctx, func() error {
-			err := e.core.Commit(e.committer.Dest, e.committer.Store)
-			if errors.Is(err, clone.ErrCommitPutOff) {
-				return nil // the last one does it
-			}
-			return err
-		})
-	})
-	select {
-	case err := <-ended:
-		if err != nil {
-			e.log.Warn().Err(err).Msg("commit before leaving")
-		}
-		return nil
-	case <-ctx.Done():
-		return errors.New("a commit to the destination and the metadata has not ended")
-	}
 }
 
 // holdUsers is 3 and 4.
 func (e *Engine) holdUsers(ctx context.Context) error {
-	ages := ages{since: make([]time.Time, len(e.frontends)), oldest: make([]uint64, len(e.frontends))}
+	ages := ages{since: make([]time.Time, len(e.lanes.frontends)), oldest: make([]uint64, len(e.lanes.frontends))}
 	pause := lookPause
 	for {
 		requests, age := 0, time.Duration(0)
@@ -139,7 +113,7 @@ func (a *ages) see(queue int, w dataplane.Work, now time.Time) time.Duration {
 
 // lookAtWork is how many requests are at work, and the longest that one has been seen.
 func (e *Engine) lookAtWork(ctx context.Context, a *ages) (requests int, age time.Duration, err error) {
-	for i, lane := range e.userLanes() {
+	for i, lane := range e.lanes.users() {
 		var w dataplane.Work
 		if err := dataplane.OrderAll(ctx, dataplane.Order{Look: func(found dataplane.Work) { w = found }}, []*dataplane.Backend{lane}); err != nil {
 			return 0, 0, fmt.Errorf("queue %d does not answer", i)

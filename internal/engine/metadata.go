@@ -6,16 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
-	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/metadev"
 	"github.com/ublk-clone/ublk-clone/internal/neighbours"
-	"github.com/ublk-clone/ublk-clone/internal/records"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -58,7 +55,7 @@ func (m *metadataSide) close() error {
 		return nil
 	}
 	m.erase()
-	return errors.Join(m.file.Close(), m.end.fault(10))
+	return errors.Join(m.file.Close(), m.ending.fault(10))
 }
 
 func (m *metadataSide) remove() error {
@@ -155,7 +152,7 @@ func (m *metadataSide) replace(file *blockdev.MetadataFile) {
 
 // erase is step 10 of a finish. Metadata that stay are no harm while the destination is as it is: they say that all of it is there.
 func (m *metadataSide) erase() {
-	if !m.end.finished || m.end.keepMetadata || m.file == nil {
+	if !m.ending.finished || m.ending.keepMetadata || m.file == nil {
 		return
 	}
 	if err := etc.DefaultDir().Retired(m.start.Definition.Name); err != nil {
@@ -164,39 +161,5 @@ func (m *metadataSide) erase() {
 	}
 	if err := m.file.Erase(metadata.Size(0)); err != nil {
 		m.log.Warn().Err(err).Str("metadata", m.file.Path()).Msg("they are not needed any more, and are still there")
-	}
-}
-
-// recordUse notes that the destination is about to be hydrated by these metadata. The record is a second
-// guard: a machine on which it cannot be written, as one that was started from a read-only medium to
-// rescue data, is not kept from its clone.
-func (e *Engine) recordUse(context.Context) error {
-	if e.dest.use.Id.ID == "" {
-		e.log.Info().Str("destination", e.dest.Path()).Msg("it has nothing to be known by: metadata that vanish would not be noticed")
-	}
-	if err := e.updateUse(); err != nil {
-		e.Warn("metadata that vanish would not be noticed: %v", err)
-	}
-	return nil
-}
-
-// updateUse brings the record up to date.
-func (e *Engine) updateUse() error {
-	if e.core.Complete() {
-		return e.dest.use.Forget()
-	}
-	var st control.Status
-	e.countBytes(&st)
-	sb := e.meta.store.Superblock()
-	return e.dest.use.Write(&records.Record{
-		Dest: e.dest.Path(), Birth: e.dest.Birth(), Source: e.start.Definition.Source, Metadata: e.start.Definition.Metadata,
-		UUID: sb.UUID.String(), Session: sb.Session, Size: e.dest.geometry.Size, Hydrated: st.Bytes.Hydrated, Written: time.Now().UTC(),
-	})
-}
-
-// closeUse is updateUse when the clone is up or ends: an error costs nothing but the guard's precision.
-func (e *Engine) closeUse() {
-	if err := e.updateUse(); err != nil {
-		e.log.Warn().Err(err).Msg("bring the record of the destination up to date")
 	}
 }

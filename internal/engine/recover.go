@@ -16,7 +16,7 @@ import (
 
 // KeepDevice says whether taking down leaves the block device with its users waiting, for another daemon to
 // recover: so it is at a planned restart, and when a recovery fails.
-func (e *Engine) KeepDevice(keep bool) { e.end.keep = keep }
+func (e *Engine) KeepDevice(keep bool) { e.ending.keep = keep }
 
 // takeOverDevice finds the device that a dead daemon has left. It is not touched before startDevice.
 func (e *Engine) takeOverDevice() (err error) {
@@ -45,9 +45,9 @@ func (e *Engine) MayReplace(dir control.Dir) error {
 
 // stopDevice ends the service of the block device.
 func (e *Engine) stopDevice() error {
-	defer e.endCaution()
-	if !e.end.keep {
-		return errors.Join(e.dev.Stop(drainLimit), e.end.fault(6))
+	defer e.caution.end()
+	if !e.ending.keep {
+		return errors.Join(e.dev.Stop(drainLimit), e.ending.fault(6))
 	}
 	if err := e.dev.Leave(drainLimit); err != nil {
 		// Requests are at work on a backend that does not answer. The device lives on as after a death; what
@@ -58,11 +58,11 @@ func (e *Engine) stopDevice() error {
 }
 
 func (e *Engine) deleteDevice() error {
-	if e.end.keep {
+	if e.ending.keep {
 		return nil
 	}
-	if e.end.forced { // its users keep the number, and are not waited for
+	if e.ending.forced { // its users keep the number, and are not waited for
 		return e.dev.DeleteLater(deleteLimit)
 	}
-	return errors.Join(e.dev.Delete(deleteLimit), e.end.fault(9))
+	return errors.Join(e.dev.Delete(deleteLimit), e.ending.fault(9))
 }

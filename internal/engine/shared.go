@@ -15,14 +15,14 @@ import (
 // happens. Only the daemon's goroutine, which runs the steps and takes them back, changes it.
 type shared struct {
 	start    definition.Start // the metadata completes the size of regions
-	end      ending
+	ending   ending
 	log      zerolog.Logger
 	happened *events.Log
 	warnings []string // for the user, of the start
 }
 
 func newShared(st definition.Start, log zerolog.Logger) *shared {
-	return &shared{start: st, end: ending{keep: st.Recover}, log: log, happened: events.NewLog(st.Definition.Name, log)}
+	return &shared{start: st, ending: ending{keep: st.Recover}, log: log, happened: events.NewLog(st.Definition.Name, log)}
 }
 
 // Warn notes what the user should know, for the log and the status. During the start only.
@@ -50,6 +50,7 @@ func (s *shared) tolerance() blockdev.Tolerance {
 // ending says how the steps are to be taken back.
 type ending struct {
 	keep         bool // the block device stays, with its users waiting
+	handedOver   bool // by `finish`: the layer leads to the destination
 	forced       bool // by `del --force`: the device goes from under its users
 	finished     bool // for good: what only an unfinished clone needs goes, too
 	keepMetadata bool // all the same

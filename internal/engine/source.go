@@ -427,17 +427,9 @@ func sourceRefused(path string, err error) error {
 		Next: "Nothing was changed. It is another device, or its contents have changed: bring back the one that was cloned."}
 }
 
-// sourceAway says why the clone lacks its source, nil if it does not.
-func (e *Engine) sourceAway() error {
-	if e.core.Complete() {
-		return nil
-	}
-	return e.source.Away()
-}
-
 // Retry takes back a source that has come back, and forgets what failed. With an error nothing has changed.
 func (e *Engine) Retry(ctx context.Context) error {
-	if !e.core.Complete() {
+	if !e.lanes.core.Complete() {
 		if err := e.source.find(); err != nil {
 			return err
 		}
@@ -445,6 +437,6 @@ func (e *Engine) Retry(ctx context.Context) error {
 	if err := control.Still(ctx); err != nil {
 		return err
 	}
-	e.background.Resume()
+	e.lanes.background.Resume()
 	return nil
 }

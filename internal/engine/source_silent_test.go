@@ -73,17 +73,17 @@ func TestSilentSource(t *testing.T) {
 	dir := t.TempDir()
 	p := newPartsOfSectors(t, dir)
 	e := p.engine
-	e.core = p.core
-	e.background = &dataplane.Background{Hydrator: p.background.hydrator, Backend: p.background.backend.Backend}
-	e.frontends = []*dataplane.Frontend{{Backend: p.users[0].backend.Backend}}
+	e.lanes.core = p.core
+	e.lanes.background = &dataplane.Background{Hydrator: p.background.hydrator, Backend: p.background.backend.Backend}
+	e.lanes.frontends = []*dataplane.Frontend{{Backend: p.users[0].backend.Backend}}
 	e.settings.mu.now.SourceTimeout = 1
-	r := &e.background.Backend.Reading[0]
+	r := &e.lanes.background.Backend.Reading[0]
 	r.From.Store(e.source.Now.Load())
 	r.Since.Store(1)
 	for dataplane.Clock() < int64(1100*time.Millisecond) {
 		time.Sleep(10 * time.Millisecond)
 	}
-	e.watchAnswers()
+	e.lanes.watchAnswers()
 	why := e.source.Away()
 	if why == nil || classify(&dataplane.SideError{Err: why}, e.dest.Device) != clone.Away {
 		t.Fatalf("away for %v", why)
@@ -91,13 +91,13 @@ func TestSilentSource(t *testing.T) {
 	if err := p.users[0].do(clone.OpRead, 0, partsRegion, false); err == nil {
 		t.Error("a read of a silent source has succeeded")
 	}
-	e.watchAnswers()
+	e.lanes.watchAnswers()
 	if e.source.Away() == nil {
 		t.Error("a read that was refused counts as an answer")
 	}
 	r.Since.Store(0)
 	r.From.Store(nil)
-	e.watchAnswers()
+	e.lanes.watchAnswers()
 	if why := e.source.Away(); why != nil {
 		t.Errorf("after the answer: %v", why)
 	}
@@ -108,13 +108,13 @@ func TestSilentSource(t *testing.T) {
 	r.From.Store(e.source.Now.Load())
 	r.Since.Store(1)
 	p.users[0].backend.Answered.Store(0)
-	e.watchAnswers()
+	e.lanes.watchAnswers()
 	if why := e.source.Away(); why != nil {
 		t.Errorf("without a limit: %v", why)
 	}
 	r.Since.Store(0)
 	r.From.Store(nil)
-	e.core = nil
+	e.lanes.core = nil
 	p.must(p.close())
 }
 

@@ -39,6 +39,32 @@ func (m *metadataSide) standIn(cause error) error {
 	return nil
 }
 
+// fillAlone takes over the live map alone. What of it is durable is not known.
+func (l *liveMap) fillAlone(regions *bitmap.Map) error {
+	l.uncommitted = bitmap.NewDelta(regions.NrPages(), 0)
+	l.SetState(uint8(max(clone.ReadOnly, clone.Mode(l.State().Mode))), false)
+	return l.mapOf(regions)
+}
+
+// mapOf fills a map whose memory holds the live map's pages.
+func (l *liveMap) mapOf(regions *bitmap.Map) error {
+	for page := range regions.NrPages() {
+		if l.Full(page) {
+			regions.LoadFull(page)
+		}
+	}
+	err := l.Used(func(page uint64) error {
+		if l.Full(page) {
+			return nil
+		}
+		return regions.Recover(page, nil, nil)
+	})
+	if err != nil {
+		return err
+	}
+	return l.recoverZeros(regions, nil)
+}
+
 // detached says why the metadata are not read or written; nil: they are.
 func (m *metadataSide) detached() error {
 	m.mu.Lock()
@@ -50,30 +76,4 @@ func (m *metadataSide) setDetached(cause error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mu.detached = cause
-}
-
-// fillFromLive takes over the live map alone. What of it is durable is not known.
-func (e *Engine) fillFromLive(regions *bitmap.Map) error {
-	e.live.uncommitted = bitmap.NewDelta(regions.NrPages(), 0)
-	e.live.SetState(uint8(max(clone.ReadOnly, clone.Mode(e.live.State().Mode))), false)
-	return e.mapOfLive(regions)
-}
-
-// mapOfLive fills a map whose memory holds the live map's pages.
-func (e *Engine) mapOfLive(regions *bitmap.Map) error {
-	for page := range regions.NrPages() {
-		if e.live.Full(page) {
-			regions.LoadFull(page)
-		}
-	}
-	err := e.live.Used(func(page uint64) error {
-		if e.live.Full(page) {
-			return nil
-		}
-		return regions.Recover(page, nil, nil)
-	})
-	if err != nil {
-		return err
-	}
-	return e.recoverZeros(regions, nil)
 }

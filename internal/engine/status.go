@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"syscall"
-	"time"
 
-	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
@@ -22,13 +20,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// tellCore lets the core know the settings.
-func (e *Engine) tellCore(s definition.Settings) {
-	e.core.SetReadThrough(s.ReadThrough)
-	e.core.SetDiscardPassdown(e.dest.passdown(s))
-	e.core.SetSpareZeros(e.dest.spares(s))
-}
-
 // Configure makes a change of the settings, or refuses it as a whole, and writes it down. It does not wait longer for
 // the metadata than ctx: the next superblock that is written has the change.
 func (e *Engine) Configure(ctx context.Context, c definition.Change) error {
@@ -37,13 +28,13 @@ func (e *Engine) Configure(ctx context.Context, c definition.Change) error {
 			Next: "Nothing was changed."}
 	}
 	different := e.settings.change(c, func(s definition.Settings) {
-		e.tellCore(s)
-		e.background.Configure(s.ForHydrator())
+		e.lanes.tellCore(s)
+		e.lanes.background.Configure(s.ForHydrator())
 	})
 	if different {
 		e.happened.Add(control.EventSettings, c.String())
 	}
-	err := e.committer.Save(ctx)
+	err := e.session.committer.Save(ctx)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return &exit.Error{Code: exit.Timeout, Doing: "write the settings down in", Object: e.start.Definition.Metadata, Cause: errors.New("the metadata does not answer"),
@@ -59,31 +50,21 @@ func (e *Engine) Events() *events.Log { return e.happened }
 
 // condition is what the watcher compares.
 func (e *Engine) condition() events.Condition {
-	return events.Condition{Mode: e.core.Mode(), FlushLost: e.core.FlushLost(), Complete: e.core.Complete(), Hydration: e.background.Status(), Away: e.sourceAway()}
+	return events.Condition{Mode: e.lanes.core.Mode(), FlushLost: e.lanes.core.FlushLost(), Complete: e.lanes.core.Complete(), Hydration: e.lanes.background.Status(), Away: e.lanes.sourceAway()}
 }
 
 // look is the watcher's, every second at least.
 func (e *Engine) look() events.Condition {
 	e.source.letGo()
-	e.watchAnswers()
+	e.lanes.watchAnswers()
 	e.dest.lookShorter()
 	return e.condition()
 }
 
-// requestFailed is told of every request that the core could not serve, on the queue's thread. Its own refusals
-// are no news.
-func (e *Engine) requestFailed(r *clone.Request, err error) {
-	if side, ok := dataplane.SideOf(err); ok {
-		now := time.Now()
-		e.failures.Add(side, r.Off, err, now)
-		e.happened.DeviceError(now, side, r.Off, err)
-	}
-}
-
 // Status fills in what the engine knows. It changes nothing.
 func (e *Engine) Status(st *control.Status) {
-	sb, h, geo := e.meta.store.Superblock(), e.background.Status(), e.core.Geometry()
-	st.UUID, st.Mode = sb.UUID.String(), e.core.Mode().String()
+	sb, h, geo := e.meta.store.Superblock(), e.lanes.background.Status(), e.lanes.core.Geometry()
+	st.UUID, st.Mode = sb.UUID.String(), e.lanes.core.Mode().String()
 	st.Size, st.RegionSize = geo.Size(), geo.RegionSize()
 	e.countBytes(st)
 	st.Regions.Hydrating = h.InFlight
@@ -97,59 +78,49 @@ func (e *Engine) Status(st *control.Status) {
 	if st.State == control.StateStalled {
 		st.StalledBy = e.stalledBy(h).String()
 	}
-	st.Rate, st.LastRate, st.ActiveSecs = e.sampler.Rates()
-	st.ActiveSecs += int64(e.base.ActiveSeconds)
+	st.Rate, st.LastRate, st.ActiveSecs = e.session.sampler.Rates()
+	st.ActiveSecs += int64(e.session.counters.ActiveSeconds)
 	st.ETA = rate.ETA(st.State, st.Bytes.Remaining, st.Rate)
-	st.Starts = int64(e.base.Starts)
+	st.Starts = int64(e.session.counters.Starts)
 	st.Settings = e.settings.get()
 	st.Settings.DiscardPassdown = e.dest.passdown(st.Settings)
 	st.LastEvent = e.happened.LastSeq()
 	st.MetadataBlocks = e.metadataBlocks()
-	st.Failed = e.failures.List()
+	st.Failed = e.lanes.failures.List()
 	st.Warnings = slices.Concat(e.dest.geometry.Warnings, e.dest.Warnings(), e.warnings)
 	if d := e.source.Device(); d != nil {
 		st.Warnings = append(st.Warnings, d.Warnings()...)
 	}
-	if why := e.sourceAway(); why != nil && !dataplane.IsRenamed(why) {
+	if why := e.lanes.sourceAway(); why != nil && !dataplane.IsRenamed(why) {
 		st.Warnings = append(st.Warnings, "going on without the source: "+why.Error())
 	}
-	e.lookAtLayer(st)
+	st.Warnings = append(st.Warnings, e.layer.Warnings()...)
 	st.ZeroCopy = e.dev.Info().ZeroCopy()
-	for _, f := range e.frontends {
+	for _, f := range e.lanes.frontends {
 		st.Queues = append(st.Queues, control.QueueStatus{Requests: f.Served()})
 	}
 }
 
-// progress is the sampler's: the bytes that have left state Source, and whether hydration is active.
-func (e *Engine) progress() (total int64, active bool) {
-	regions, state := e.core.Regions(), e.background.Status().State
-	total = int64(regions.NrHydrated()+regions.NrZero()) * e.core.Geometry().RegionSize()
-	return total, state == hydrate.Hydrating || state == hydrate.Yielding
-}
-
 // countBytes: the counters come from different moments, and none may say more than there is.
 func (e *Engine) countBytes(st *control.Status) {
-	regions, geo, lanes := e.core.Regions(), e.core.Geometry(), e.core.Stats()
+	regions, geo, lanes := e.lanes.core.Regions(), e.lanes.core.Geometry(), e.lanes.core.Stats()
 	done := min(regions.NrHydrated()+regions.NrZero(), geo.Regions())
 	st.Regions.Total = geo.Regions()
 	st.Regions.Hydrated = done
-	if !e.core.Complete() { // I12: not complete before the durable plane is full
+	if !e.lanes.core.Complete() { // I12: not complete before the durable plane is full
 		st.Regions.Hydrated = min(done, geo.Regions()-1)
 	}
-	st.Bytes.Copied = int64(e.base.BytesCopied) + lanes.Copied
-	st.Bytes.Written = int64(e.base.BytesWritten) + lanes.Written
-	st.Bytes.Discarded = int64(e.base.BytesDiscarded) + lanes.Discarded
+	st.Bytes.Copied = int64(e.session.counters.BytesCopied) + lanes.Copied
+	st.Bytes.Written = int64(e.session.counters.BytesWritten) + lanes.Written
+	st.Bytes.Discarded = int64(e.session.counters.BytesDiscarded) + lanes.Discarded
 	st.Bytes.SourceRead = lanes.SourceRead
-	st.Bytes.Hydrated = min(geo.Size(), int64(done)*geo.RegionSize())
-	if last := geo.Regions() - 1; done < geo.Regions() && regions.State(last) != bitmap.Source {
-		st.Bytes.Hydrated -= int64(geo.Regions())*geo.RegionSize() - geo.Size() // the tail is shorter
-	}
+	st.Bytes.Hydrated = hydratedBytes(geo, regions)
 	st.Bytes.Remaining = geo.Size() - st.Bytes.Hydrated
 }
 
 // metadataBlocks: two superblocks, and two slots for each page of the map that has a mark.
 func (e *Engine) metadataBlocks() control.BlockCounts {
-	regions := e.core.Regions()
+	regions := e.lanes.core.Regions()
 	used := int64(2)
 	for page := range regions.NrPages() {
 		if regions.Used(page) {
@@ -162,22 +133,22 @@ func (e *Engine) metadataBlocks() control.BlockCounts {
 // explain gives the state, why it is in it and what to do.
 func (e *Engine) explain(st *control.Status, h hydrate.Status) (state, reason, action string) {
 	switch {
-	case e.core.FlushLost():
+	case e.lanes.core.FlushLost():
 		return control.StateFailed, "A flush of the destination failed: what was written since the flush before it may be lost. Hydrated regions are served, no region is marked any more, FLUSH fails.",
 			"Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."
 	case e.meta.detached() != nil:
 		return control.StateFailed, fmt.Sprintf("The metadata could not be used (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", e.meta.detached()),
 			"Bring " + e.start.Definition.Metadata + " back, then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then do not restart this machine."
-	case e.core.Mode() != clone.ReadWrite:
+	case e.lanes.core.Mode() != clone.ReadWrite:
 		return control.StateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",
 			"Repair " + e.start.Definition.Metadata + ", then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then copy what was written since the last FLUSH."
 	case e.dest.shorter.Load() != nil:
 		return control.StateFailed, fmt.Sprintf("The destination has become shorter (%v). What was behind its end is lost, and requests there fail.", *e.dest.shorter.Load()),
 			"Copy what matters off the device. A destination that was cut short cannot be made whole again from here."
-	case e.core.Complete():
+	case e.lanes.core.Complete():
 		return control.StateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` has " + e.start.Definition.Dest + " stand alone."
 	}
-	if away := e.sourceAway(); away != nil {
+	if away := e.lanes.sourceAway(); away != nil {
 		return control.StateStalled, events.StalledReason(away, h), e.awayAdvice(away, st.Name) + " No write is at risk."
 	}
 	switch h.State {
@@ -195,7 +166,7 @@ func (e *Engine) explain(st *control.Status, h hydrate.Status) (state, reason, a
 
 // stalledBy is the side that hydration waits for.
 func (e *Engine) stalledBy(h hydrate.Status) blockdev.Role {
-	if e.sourceAway() != nil {
+	if e.lanes.sourceAway() != nil {
 		return blockdev.Source
 	}
 	side, _ := dataplane.SideOf(h.LastError)

@@ -11,7 +11,7 @@ import (
 // nameForUdev comes before the device is there for others, so that the first event finds it. Without udev there is only
 // the kernel's name.
 func (e *Engine) nameForUdev(context.Context) error {
-	err := udev.Name(control.DefaultDir(), &e.start.Definition, e.Device(), e.dest.IsBlock(), e.core.Complete())
+	err := udev.Name(control.DefaultDir(), &e.start.Definition, e.Device(), e.dest.IsBlock(), e.lanes.core.Complete())
 	if err != nil {
 		e.Warn("udev was not told of the clone, which may have no name in /dev/ublk-clone: %v", err)
 	}
@@ -20,8 +20,8 @@ func (e *Engine) nameForUdev(context.Context) error {
 
 // whenHydrated is called once, when all is durably hydrated.
 func (e *Engine) whenHydrated() {
-	e.closeUse()
-	err := udev.NameDevice(control.DefaultDir(), &e.start.Definition, e.Device(), e.core.Complete())
+	e.session.closeUse()
+	err := udev.NameDevice(control.DefaultDir(), &e.start.Definition, e.Device(), e.lanes.core.Complete())
 	if err == nil {
 		err = udev.Announce(cmp.Or(e.start.Definition.LayerPath(), e.Device()))
 	}
@@ -32,7 +32,7 @@ func (e *Engine) whenHydrated() {
 
 // unnameForUdev is the end of a clone. One whose device is left to the next daemon stays named.
 func (e *Engine) unnameForUdev() error {
-	if e.end.keep {
+	if e.ending.keep {
 		return nil
 	}
 	return udev.Forget(control.DefaultDir(), &e.start.Definition)

@@ -205,7 +205,7 @@ var changesFiles = []string{"WriteFile", "Create", "Rename", "Remove", "RemoveAl
 // mayChangeFiles are the uses of them outside of internal/file, which has the one way to write a file, with the reason.
 var mayChangeFiles = map[string]string{
 	"internal/udev/udev.go WriteFile":    "uevent in sysfs",
-	"internal/engine/layer.go Symlink":   "a link in /dev, which no boot finds",
+	"internal/dm/over.go Symlink":        "a link in /dev, which no boot finds",
 	"internal/livemap/livemap.go Rename": "tmpfs: what is there ends with the machine",
 	"internal/livemap/livemap.go Remove": "tmpfs",
 	"internal/livemap/zeros.go Remove":   "tmpfs",
