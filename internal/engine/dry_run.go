@@ -24,22 +24,31 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/leftover"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/rate"
+	"github.com/ublk-clone/ublk-clone/internal/records"
 	"github.com/ublk-clone/ublk-clone/internal/steps"
 	"github.com/ublk-clone/ublk-clone/internal/text"
 	"github.com/ublk-clone/ublk-clone/metadata"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-// DryRun is the process's side of try.
+// dryRun opens the devices as a daemon does, and says what it would be. It changes nothing.
+type dryRun struct {
+	*devices
+	device *blockDevice
+	live   *liveMap
+}
+
+// DryRun is the process's side of a dry run.
 func DryRun(st definition.Start) (t *control.DryRun, err error) {
-	e := New(st, zerolog.Nop())
 	if st.Recover {
-		e.start.Fence = trialFence
+		st.Fence = trialFence
 	}
+	devices := newDevices(newShared(st, zerolog.Nop()), records.DefaultDir())
+	d := &dryRun{devices: devices, device: &blockDevice{devices: devices}, live: newLiveMap(devices)}
 	var done steps.List
-	err = done.Run(context.Background(), e.trialSteps())
+	err = done.Run(context.Background(), d.steps())
 	if err == nil {
-		t, err = e.try()
+		t, err = d.try()
 	}
 	if err := errors.Join(err, done.Stop()); err != nil {
 		return nil, err
@@ -50,16 +59,16 @@ func DryRun(st definition.Start) (t *control.DryRun, err error) {
 // trialFence is how long a dry run waits for a dead daemon's last requests.
 const trialFence = 2 * time.Second
 
-// trialSteps are those of a daemon's start that can be done without a change.
-func (e *Engine) trialSteps() []steps.Step {
-	return append(e.steps(), []steps.Step{
-		{Name: "open the driver", Do: e.openDriver, Undo: func() error { return e.control.Close() }},
-		{Name: "look at the live map", Do: e.tryLive, Undo: e.live.close},
+// steps are those of a daemon's start that can be done without a change.
+func (d *dryRun) steps() []steps.Step {
+	return append(d.devices.steps(), []steps.Step{
+		{Name: "open the driver", Do: d.device.openDriver, Undo: func() error { return d.device.control.Close() }},
+		{Name: "look at the live map", Do: d.tryLive, Undo: d.live.close},
 	}...)
 }
 
 // tryLive is openLive, that changes nothing.
-func (e *Engine) tryLive(context.Context) error {
+func (d *dryRun) tryLive(context.Context) error {
 	free, err := livemap.TryMount(livemap.Folder)
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: livemap.Folder, Cause: err}
@@ -68,14 +77,14 @@ func (e *Engine) tryLive(context.Context) error {
 	if err != nil {
 		return err
 	}
-	sb := e.meta.store.Superblock()
-	begins, err := e.live.take(&sb, boot, sb.NrRegions)
+	sb := d.meta.store.Superblock()
+	begins, err := d.live.take(&sb, boot, sb.NrRegions)
 	switch {
-	case err != nil && e.start.Force:
-		e.Warn("--force: it would go on from the last commit, and what was written after it be lost: %v", err)
-		return e.live.close()
+	case err != nil && d.start.Force:
+		d.Warn("--force: it would go on from the last commit, and what was written after it be lost: %v", err)
+		return d.live.close()
 	case err != nil:
-		return errors.Join(e.live.refuse(err), e.live.close())
+		return errors.Join(d.live.refuse(err), d.live.close())
 	}
 	need := int64(min(bitmap.PagesFor(sb.NrRegions), footprint.SettledPages)) * bitmap.PageBytes
 	if begins && free > 0 && free < need {
@@ -86,35 +95,35 @@ func (e *Engine) tryLive(context.Context) error {
 }
 
 // try finds the figures. The steps are done.
-func (e *Engine) try() (*control.DryRun, error) {
-	def, s := &e.start.Definition, e.settings.get()
-	has, err := e.tryDevice()
+func (d *dryRun) try() (*control.DryRun, error) {
+	def, s := &d.start.Definition, d.settings.get()
+	has, err := d.tryDevice()
 	if err != nil {
 		return nil, err
 	}
-	geo, err := clone.NewGeometry(e.dest.geometry.Size, def.RegionSize)
+	geo, err := clone.NewGeometry(d.dest.geometry.Size, def.RegionSize)
 	if err != nil {
 		return nil, err
 	}
-	regions, err := e.mapNow(geo.Regions())
+	regions, err := d.mapNow(geo.Regions())
 	if err != nil {
 		return nil, err
 	}
 	t := &control.DryRun{
-		Name: def.Name, New: e.meta.created, Recover: e.start.Recover,
-		Source: control.DryRunPart{Path: def.Source}, Dest: control.DryRunPart{Path: def.Dest, Size: e.dest.Size()}, Metadata: control.DryRunPart{Path: def.Metadata},
+		Name: def.Name, New: d.meta.created, Recover: d.start.Recover,
+		Source: control.DryRunPart{Path: def.Source}, Dest: control.DryRunPart{Path: def.Dest, Size: d.dest.Size()}, Metadata: control.DryRunPart{Path: def.Metadata},
 		Size: geo.Size(), RegionSize: geo.RegionSize(), Regions: geo.Regions(), MetadataBytes: metadata.Size(geo.Regions()),
 		ZeroCopy: has.AutoBufReg && has.UserCopy, Hydration: s.Hydration && s.Threshold > 0, RateCap: s.Rate,
 	}
 	t.Memory = footprint.NeedOf(def, geo.Regions(), !t.ZeroCopy)
-	if e.meta.file != nil && !e.meta.file.Created() {
-		t.Metadata.Size = e.meta.file.FoundSize()
+	if d.meta.file != nil && !d.meta.file.Created() {
+		t.Metadata.Size = d.meta.file.FoundSize()
 	}
-	if e.dest.Created() {
+	if d.dest.Created() {
 		t.Dest.Size = 0
 	}
-	t.Carries = strings.TrimPrefix(strings.TrimPrefix(e.dest.Carries(), "it carries "), "it cannot be told what it carries: ")
-	source := e.source.Device()
+	t.Carries = strings.TrimPrefix(strings.TrimPrefix(d.dest.Carries(), "it carries "), "it cannot be told what it carries: ")
+	source := d.source.Device()
 	var holes hydrate.Holes
 	if source != nil {
 		t.Source.Size, holes = source.Size(), source
@@ -123,53 +132,53 @@ func (e *Engine) try() (*control.DryRun, error) {
 	first, t.ToCopy = toCopy(geo, regions, holes)
 	t.Hydrated = hydratedBytes(geo, regions)
 	if t.ToCopy > 0 && source != nil {
-		e.measure(t, source, first)
+		d.measure(t, source, first)
 	}
-	e.dest.checkPassdown(s)
-	t.Warnings = append(t.Warnings, e.dest.geometry.Warnings...)
-	t.Warnings = append(append(t.Warnings, e.dest.Warnings()...), e.warnings...)
+	d.dest.checkPassdown(s)
+	t.Warnings = append(t.Warnings, d.dest.geometry.Warnings...)
+	t.Warnings = append(append(t.Warnings, d.dest.Warnings()...), d.warnings...)
 	if source != nil {
 		t.Warnings = append(t.Warnings, source.Warnings()...)
-	} else if why := e.source.Away(); why != nil && t.ToCopy > 0 {
+	} else if why := d.source.Away(); why != nil && t.ToCopy > 0 {
 		t.Warnings = append(t.Warnings, "it would go on without the source: "+why.Error())
 	}
 	return t, nil
 }
 
 // tryDevice says what the block device would have, or what the one has that is to be recovered.
-func (e *Engine) tryDevice() (ublk.Features, error) {
-	if !e.start.Recover {
-		has, err := ublk.Try(e.control, e.deviceOptions())
+func (d *dryRun) tryDevice() (ublk.Features, error) {
+	if !d.start.Recover {
+		has, err := ublk.Try(d.device.control, d.device.options())
 		return has, explain.Driver("add the block device", err)
 	}
-	r := leftover.Device{Control: e.control}
-	err := r.Find(&e.start.Definition)
+	r := leftover.Device{Control: d.device.control}
+	err := r.Find(&d.start.Definition)
 	return r.Info.Features, err
 }
 
 // mapNow is the region map as the next daemon would find it, in memory of its own.
-func (e *Engine) mapNow(nr uint64) (*bitmap.Map, error) {
+func (d *dryRun) mapNow(nr uint64) (*bitmap.Map, error) {
 	memory := make([]bitmap.Page, bitmap.PagesFor(nr))
 	regions := bitmap.New(nr, memory)
-	if e.meta.created {
+	if d.meta.created {
 		return regions, nil
 	}
-	if e.live.taken {
-		err := e.live.Used(func(page uint64) error { memory[page] = e.live.Pages()[page]; return nil })
+	if d.live.taken {
+		err := d.live.Used(func(page uint64) error { memory[page] = d.live.Pages()[page]; return nil })
 		if err != nil {
 			return nil, err
 		}
 		bits := make([]atomic.Uint64, (len(memory)+63)/64)
-		err = e.live.EachZero(func(page uint64) error { bits[page/64].Or(1 << (page % 64)); return nil })
+		err = d.live.EachZero(func(page uint64) error { bits[page/64].Or(1 << (page % 64)); return nil })
 		if err != nil {
 			return nil, err
 		}
 		regions.KeepZeros(bits)
 	}
-	if e.meta.detached() != nil {
-		return regions, e.live.mapOf(regions)
+	if d.meta.detached() != nil {
+		return regions, d.live.mapOf(regions)
 	}
-	return regions, e.live.fill(regions)
+	return regions, d.live.fill(regions)
 }
 
 // toCopy is how many bytes hydration will copy, and where the first of them are.
@@ -196,7 +205,7 @@ func toCopy(geo clone.Geometry, regions *bitmap.Map, holes hydrate.Holes) (first
 }
 
 // measure fills in how fast the source is, and how long copying takes.
-func (e *Engine) measure(t *control.DryRun, source *blockdev.Device, from int64) {
+func (d *dryRun) measure(t *control.DryRun, source *blockdev.Device, from int64) {
 	rate, err := rate.Read(source, from, t.Size)
 	if err != nil {
 		t.Warnings = append(t.Warnings, fmt.Sprintf("how fast the source is could not be measured: %v", err))

@@ -56,6 +56,15 @@ import (
 // in this order; users have waited, and see no error. While the layer is suspended nothing here touches a file: that may lie
 // on it (I9). What takes its time has a limit.
 
+// handover ends a clone that is complete. With a layer, its users go on with the destination.
+type handover struct {
+	*devices
+	session *session
+	lanes   *lanes
+	device  *blockDevice
+	layer   *dm.Over
+}
+
 // Limits of the handover, in which users wait.
 const (
 	letGoLimit = 10 * time.Second // for the lanes to let the destination go, when nobody has a request at work
@@ -63,22 +72,22 @@ const (
 )
 
 // Finishable refuses, with exit code 14, a clone that its destination cannot stand in for.
-func (e *Engine) Finishable() error {
-	def := &e.start.Definition
+func (h *handover) Finishable() error {
+	def := &h.start.Definition
 	refuse := func(cause error, next string) error {
 		return &exit.Error{Code: exit.Refused, Doing: "finish clone", Object: def.Name, Cause: cause, Next: next}
 	}
 	switch {
-	case e.lanes.core.Mode() != clone.ReadWrite || e.lanes.core.FlushLost() || e.meta.detached() != nil:
+	case h.lanes.core.Mode() != clone.ReadWrite || h.lanes.core.FlushLost() || h.meta.detached() != nil:
 		return refuse(errors.New("its metadata or destination have failed"), "See `ublk-clone status "+def.Name+"`.")
-	case e.dest.Shorter() != nil:
-		return refuse(e.dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
-	case e.lanes.remaining() > 0:
-		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(e.lanes.remaining()), text.Size(e.dest.geometry.Size)),
+	case h.dest.Shorter() != nil:
+		return refuse(h.dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
+	case h.lanes.remaining() > 0:
+		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(h.lanes.remaining()), text.Size(h.dest.geometry.Size)),
 			"`ublk-clone wait "+def.Name+"` returns when they are; `ublk-clone status "+def.Name+"` says what keeps them.")
-	case !e.lanes.core.Complete():
+	case !h.lanes.core.Complete():
 		return refuse(errors.New("some of it is not settled or durable in the destination yet"), "`ublk-clone wait "+def.Name+"` returns when it is.")
-	case def.DM != "" && !e.dest.IsBlock():
+	case def.DM != "" && !h.dest.IsBlock():
 		return refuse(errors.New("the destination is a file, and "+def.LayerPath()+" can lead to block devices only"),
 			"It stays with the daemon. When nobody uses it, `ublk-clone del "+def.Name+"` leaves the file, which has all of it.")
 	}
@@ -86,11 +95,11 @@ func (e *Engine) Finishable() error {
 }
 
 // HandOver is 1 to 5, where there is a layer. It takes at most about limit until users go on.
-func (e *Engine) HandOver(ctx context.Context, limit time.Duration) error {
-	if err := e.checkHandover(); err != nil {
+func (h *handover) HandOver(ctx context.Context, limit time.Duration) error {
+	if err := h.check(); err != nil {
 		return err
 	}
-	if err := e.settleFinish(ctx); err != nil { // 1
+	if err := h.settle(ctx); err != nil { // 1
 		return err
 	}
 	if err := control.Still(ctx); err != nil {
@@ -99,71 +108,71 @@ func (e *Engine) HandOver(ctx context.Context, limit time.Duration) error {
 	if err := faults.Finish(1); err != nil {
 		return err
 	}
-	name := e.start.Definition.DM
-	if err := e.layer.Suspend(limit); err != nil { // 2
+	name := h.start.Definition.DM
+	if err := h.layer.Suspend(limit); err != nil { // 2
 		return &exit.Error{Code: exit.Timeout, Doing: "suspend the device-mapper device", Object: name, Cause: err,
 			Next: "Nothing has changed: it goes on as before. Requests at work have not ended; try again when the destination answers."}
 	}
-	err := e.exchange()
+	err := h.exchange()
 	if err == nil {
-		e.ending.handedOver = true
+		h.ending.handedOver = true
 		return nil
 	}
-	e.log.Error().Err(err).Msg("the destination is not handed over: going back")
-	e.takeBack()
-	return &exit.Error{Code: exit.Dest, Doing: "hand over to the destination", Object: e.dest.Path(), Cause: err,
+	h.log.Error().Err(err).Msg("the destination is not handed over: going back")
+	h.takeBack()
+	return &exit.Error{Code: exit.Dest, Doing: "hand over to the destination", Object: h.dest.Path(), Cause: err,
 		Next: "The clone goes on as before, its users have seen no error. Try again."}
 }
 
 // exchange is 3 to 5. The layer is suspended.
-func (e *Engine) exchange() error {
+func (h *handover) exchange() error {
 	if err := faults.Finish(2); err != nil {
 		return err
 	}
-	if !e.dest.sample.Stop() {
+	if !h.dest.sample.Stop() {
 		return errors.New("it does not answer")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
 	defer cancel()
-	err := e.lanes.orderAll(ctx, dataplane.Order{}) // 3
+	err := h.lanes.orderAll(ctx, dataplane.Order{}) // 3
 	if err == nil {
-		err = e.dest.Close()
+		err = h.dest.Close()
 	}
 	if err == nil {
 		err = faults.Finish(3)
 	}
 	if err == nil {
-		err = e.loadDest() // 4
+		err = h.loadDest() // 4
 	}
 	if err == nil {
 		err = faults.Finish(4)
 	}
 	if err == nil {
-		err = e.layer.Resume() // 5
+		err = h.layer.Resume() // 5
 	}
 	if err != nil {
 		return err
 	}
 	// Users are on the destination. Whatever fails now keeps nobody from it.
 	_ = faults.Finish(5)
-	_ = e.lanes.orderAll(ctx, dataplane.Order{Refuse: dataplane.ErrHandedOver})
+	_ = h.lanes.orderAll(ctx, dataplane.Order{Refuse: dataplane.ErrHandedOver})
 	return nil
 }
 
 // loadDest loads the table that leads to the destination. Somebody may have opened that the moment it was closed.
-func (e *Engine) loadDest() (err error) {
+func (h *handover) loadDest() (err error) {
 	for deadline := time.Now().Add(grabLimit); ; time.Sleep(fencePause) {
-		err = e.layer.Load(e.dest.Path(), e.dest.Number())
+		err = h.layer.Load(h.dest.Path(), h.dest.Number())
 		if !dm.IsBusy(err) || time.Now().After(deadline) {
 			return err
 		}
 	}
 }
 
-// checkHandover looks for what would make the handover fail or lose data, before anything is done.
-func (e *Engine) checkHandover() error {
-	def, device := &e.start.Definition, e.Device()
-	l, err := e.layer.Find()
+// check looks for what would make the handover fail or lose data, before anything is done.
+func (h *handover) check() error {
+	def, device := &h.start.Definition, h.device.path()
+	l, err := h.layer.Find()
 	if err != nil {
 		return err
 	}
@@ -171,7 +180,7 @@ func (e *Engine) checkHandover() error {
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "look at", Object: device, Cause: err}
 	}
-	if !e.layer.IsOurs(l) || !l.LeadsTo(st.Rdev) || l.Suspended || l.Inactive {
+	if !h.layer.IsOurs(l) || !l.LeadsTo(st.Rdev) || l.Suspended || l.Inactive {
 		return &exit.Error{Code: exit.Other, Doing: "finish clone", Object: def.Name,
 			Cause: fmt.Errorf("the device-mapper device %s is not as it was laid over %s, or somebody has suspended it", def.DM, device),
 			Next:  "`dmsetup info " + def.DM + "` and `dmsetup table " + def.DM + "` show it; `ublk-clone restart " + def.Name + "` lays one that is missing, and resumes it."}
@@ -182,9 +191,9 @@ func (e *Engine) checkHandover() error {
 	}
 	own := blockdev.Mapped{Path: l.Path()}
 	var others []blockdev.Holder
-	for _, h := range open {
-		if !own.Is(h) {
-			others = append(others, h)
+	for _, holder := range open {
+		if !own.Is(holder) {
+			others = append(others, holder)
 		}
 	}
 	if len(others) == 0 {
@@ -195,15 +204,15 @@ func (e *Engine) checkHandover() error {
 	return busy
 }
 
-// settleFinish is 1: from here on the metadata, too, say that the destination stands alone.
-func (e *Engine) settleFinish(ctx context.Context) error {
-	if err := e.session.committer.Save(ctx); err != nil {
-		return explain.Metadata("commit to", e.start.Definition.Metadata, err)
+// settle is 1: from here on the metadata, too, say that the destination stands alone.
+func (h *handover) settle(ctx context.Context) error {
+	if err := h.session.committer.Save(ctx); err != nil {
+		return explain.Metadata("commit to", h.start.Definition.Metadata, err)
 	}
-	if !e.meta.store.Superblock().Complete {
-		return explain.Metadata("commit to", e.start.Definition.Metadata, errors.New("they do not say that all is hydrated"))
+	if !h.meta.store.Superblock().Complete {
+		return explain.Metadata("commit to", h.start.Definition.Metadata, errors.New("they do not say that all is hydrated"))
 	}
-	e.session.closeUse()
+	h.session.closeUse()
 	return nil
 }
 
@@ -216,48 +225,48 @@ func (e *Engine) settleFinish(ctx context.Context) error {
 //
 // If somebody else has the destination and keeps it, the daemon ends as by a death, with the layer resumed: users wait at
 // the block device, and recover says for whom.
-func (e *Engine) takeBack() {
-	if err := e.layer.LeadBack(e.dest.Number()); err != nil { // a
+func (h *handover) takeBack() {
+	if err := h.layer.LeadBack(h.dest.Number()); err != nil { // a
 		guard.Fatal(err)
 	}
-	err := e.retakeDest() // b
+	err := h.retakeDest() // b
 	if err == nil {
-		if e.dest.sample.Stop() {
-			e.dest.sample.Resume(e.session.committer.Kick)
+		if h.dest.sample.Stop() {
+			h.dest.sample.Resume(h.session.committer.Kick)
 		}
-		err = e.reopenGates() // c
+		err = h.reopenGates() // c
 	}
-	err = errors.Join(err, e.layer.Resume()) // d
+	err = errors.Join(err, h.layer.Resume()) // d
 	if err != nil {
-		guard.Fatal(fmt.Errorf("go back to %s: %w", e.Device(), err))
+		guard.Fatal(fmt.Errorf("go back to %s: %w", h.device.path(), err))
 	}
 }
 
 // retakeDest opens the destination again if it was closed.
-func (e *Engine) retakeDest() (err error) {
-	if e.dest.IsOpen() {
+func (h *handover) retakeDest() (err error) {
+	if h.dest.IsOpen() {
 		return nil
 	}
 	for deadline := time.Now().Add(control.RetakeLimit); ; time.Sleep(fencePause) {
-		if err = e.dest.Retake(); exit.Code(err) != exit.Busy || time.Now().After(deadline) {
+		if err = h.dest.Retake(); exit.Code(err) != exit.Busy || time.Now().After(deadline) {
 			return err
 		}
 	}
 }
 
 // reopenGates has all lanes serve through the destination's description of now.
-func (e *Engine) reopenGates() error {
-	dest, err := dataplane.NewFile(e.dest.Device)
+func (h *handover) reopenGates() error {
+	dest, err := dataplane.NewFile(h.dest.Device)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
 	defer cancel()
-	return e.lanes.orderAll(ctx, dataplane.Order{Dest: dest})
+	return h.lanes.orderAll(ctx, dataplane.Order{Dest: dest})
 }
 
 // Finish says that taking down is 6 to 10: what only an unfinished clone needs goes.
-func (e *Engine) Finish(keepMetadata bool) {
-	e.ending.finished, e.ending.keepMetadata = true, keepMetadata
-	e.happened.Add(control.EventFinished, e.start.Definition.FinishedText())
+func (h *handover) Finish(keepMetadata bool) {
+	h.ending.finished, h.ending.keepMetadata = true, keepMetadata
+	h.happened.Add(control.EventFinished, h.start.Definition.FinishedText())
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/events"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/footprint"
+	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // lanes are the core with a lane for each queue and one for the hydrator, and what is asked of all of them.
@@ -62,6 +63,9 @@ func (l *lanes) make(core *clone.Core, queues, depth int, changed func()) error 
 // leastUnit bounds from below what the ends of background copies are aligned to, in bytes.
 const leastUnit = 64 << 10
 
+// startHydration starts the hydrator's thread. The queues' threads come with the block device.
+func (l *lanes) startHydration(context.Context) error { return l.background.Start(guard.Fatal) }
+
 // tellCore lets the core know the settings.
 func (l *lanes) tellCore(s definition.Settings) {
 	l.core.SetReadThrough(s.ReadThrough)
@@ -91,8 +95,8 @@ func (l *lanes) orderAll(ctx context.Context, o dataplane.Order) error {
 	return dataplane.OrderAll(ctx, o, l.backends())
 }
 
-// alive says whether all loops have gone round since it was called last.
-func (l *lanes) alive() bool {
+// Answers says whether all loops have gone round since it was called last.
+func (l *lanes) Answers() bool {
 	alive := l.background.Alive()
 	for _, f := range l.frontends {
 		alive = f.Alive() && alive
@@ -106,6 +110,20 @@ func (l *lanes) sourceAway() error {
 		return nil
 	}
 	return l.source.Away()
+}
+
+// Retry takes back a source that has come back, and forgets what failed. With an error nothing has changed.
+func (l *lanes) Retry(ctx context.Context) error {
+	if !l.core.Complete() {
+		if err := l.source.find(); err != nil {
+			return err
+		}
+	}
+	if err := control.Still(ctx); err != nil {
+		return err
+	}
+	l.background.Resume()
+	return nil
 }
 
 // watchAnswers notices that the source has fallen silent, or has answered (I15).
@@ -139,13 +157,6 @@ func (l *lanes) atWork(device string) error {
 		cause = fmt.Errorf("%w: %d reads of the source %s wait for its answer", cause, reads, l.start.Definition.Source)
 	}
 	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: device, Cause: cause, Next: "The kernel keeps the device until they end. Make the source answer, or fail what waits (as `nbd-client -d` does), then try again."}
-}
-
-// progress is the sampler's: the bytes that have left state Source, and whether hydration is active.
-func (l *lanes) progress() (total int64, active bool) {
-	regions, state := l.core.Regions(), l.background.Status().State
-	total = int64(regions.NrHydrated()+regions.NrZero()) * l.core.Geometry().RegionSize()
-	return total, state == hydrate.Hydrating || state == hydrate.Yielding
 }
 
 // hydratedBytes is what needs no source any more. The counters come from different moments, and it is never more than there is.
@@ -200,4 +211,11 @@ func classify(err error, dest *blockdev.Device) clone.ErrorClass {
 		return clone.Full
 	}
 	return clone.Local
+}
+
+// progress is the sampler's: the bytes that have left state Source, and whether hydration is active.
+func (l *lanes) progress() (total int64, active bool) {
+	regions, state := l.core.Regions(), l.background.Status().State
+	total = int64(regions.NrHydrated()+regions.NrZero()) * l.core.Geometry().RegionSize()
+	return total, state == hydrate.Hydrating || state == hydrate.Yielding
 }

@@ -28,6 +28,8 @@ type liveMap struct {
 	uncommitted  *bitmap.Delta
 }
 
+func newLiveMap(d *devices) *liveMap { return &liveMap{shared: d.shared, meta: &d.meta} }
+
 func (l *liveMap) set(m *livemap.Map, session uint64, taken, ended bool) {
 	l.Map, l.session, l.taken, l.ended, l.uncommitted = m, session, taken, ended, nil
 }

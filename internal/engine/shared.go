@@ -25,6 +25,9 @@ func newShared(st definition.Start, log zerolog.Logger) *shared {
 	return &shared{start: st, ending: ending{keep: st.Recover}, log: log, happened: events.NewLog(st.Definition.Name, log)}
 }
 
+// Events are what has happened to the clone.
+func (s *shared) Events() *events.Log { return s.happened }
+
 // Warn notes what the user should know, for the log and the status. During the start only.
 func (s *shared) Warn(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)

@@ -426,17 +426,3 @@ func sourceRefused(path string, err error) error {
 	return &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: path, Cause: err,
 		Next: "Nothing was changed. It is another device, or its contents have changed: bring back the one that was cloned."}
 }
-
-// Retry takes back a source that has come back, and forgets what failed. With an error nothing has changed.
-func (e *Engine) Retry(ctx context.Context) error {
-	if !e.lanes.core.Complete() {
-		if err := e.source.find(); err != nil {
-			return err
-		}
-	}
-	if err := control.Still(ctx); err != nil {
-		return err
-	}
-	e.lanes.background.Resume()
-	return nil
-}

@@ -11,7 +11,7 @@ import (
 // nameForUdev comes before the device is there for others, so that the first event finds it. Without udev there is only
 // the kernel's name.
 func (e *Engine) nameForUdev(context.Context) error {
-	err := udev.Name(control.DefaultDir(), &e.start.Definition, e.Device(), e.dest.IsBlock(), e.lanes.core.Complete())
+	err := udev.Name(control.DefaultDir(), &e.start.Definition, e.device.path(), e.dest.IsBlock(), e.lanes.core.Complete())
 	if err != nil {
 		e.Warn("udev was not told of the clone, which may have no name in /dev/ublk-clone: %v", err)
 	}
@@ -21,9 +21,9 @@ func (e *Engine) nameForUdev(context.Context) error {
 // whenHydrated is called once, when all is durably hydrated.
 func (e *Engine) whenHydrated() {
 	e.session.closeUse()
-	err := udev.NameDevice(control.DefaultDir(), &e.start.Definition, e.Device(), e.lanes.core.Complete())
+	err := udev.NameDevice(control.DefaultDir(), &e.start.Definition, e.device.path(), e.lanes.core.Complete())
 	if err == nil {
-		err = udev.Announce(cmp.Or(e.start.Definition.LayerPath(), e.Device()))
+		err = udev.Announce(cmp.Or(e.start.Definition.LayerPath(), e.device.path()))
 	}
 	if err != nil {
 		e.log.Warn().Err(err).Msg("tell udev that the clone is complete")

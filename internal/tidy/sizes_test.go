@@ -38,7 +38,6 @@ var limits = sizeLimits{
 		{fields, "internal/devicetest/harness.Status"}:            21,
 		{methods, "internal/daemon.daemon"}:                       31,
 		{methods, "internal/doctor.machine"}:                      35,
-		{methods, "internal/engine.Engine"}:                       60,
 		{fields, "internal/control.DryRun"}:                       21,
 		{fields, "internal/control.Status"}:                       32,
 		{fields, "internal/daemon.daemon"}:                        17,
