@@ -322,8 +322,10 @@ func (d *daemon) currentStatus() *control.Status {
 func (d *daemon) status(now phase) control.Status {
 	def := &d.start.Definition
 	st := control.Status{
-		Name: def.Name, PID: os.Getpid(), Device: def.Device, DMName: def.DM, DMDevice: def.LayerPath(),
-		Source: def.Source, Dest: def.Dest, Metadata: def.Metadata, BadRanges: []control.BadRange{}, Queues: []control.QueueStatus{},
+		Identity: control.Identity{Name: def.Name, PID: os.Getpid(), Device: def.Device, DMName: def.DM, DMDevice: def.LayerPath()},
+		Devices:  control.Devices{Source: def.Source, Dest: def.Dest, Metadata: def.Metadata},
+		Progress: control.Progress{BadRanges: []control.BadRange{}},
+		Queues:   []control.QueueStatus{},
 	}
 	if now == phaseUp {
 		d.engine.Status(&st)

@@ -112,8 +112,11 @@ func (d *dryRun) try() (*control.DryRun, error) {
 	t := &control.DryRun{
 		Name: def.Name, New: d.meta.created, Recover: d.start.Recover,
 		Source: control.DryRunPart{Path: def.Source}, Dest: control.DryRunPart{Path: def.Dest, Size: d.dest.Size()}, Metadata: control.DryRunPart{Path: def.Metadata},
-		Size: geo.Size(), RegionSize: geo.RegionSize(), Regions: geo.Regions(), MetadataBytes: metadata.Size(geo.Regions()),
-		ZeroCopy: has.AutoBufReg && has.UserCopy, Hydration: s.Hydration && s.Threshold > 0, RateCap: s.Rate,
+		DryRunShape: control.DryRunShape{
+			Size: geo.Size(), RegionSize: geo.RegionSize(), Regions: geo.Regions(), MetadataBytes: metadata.Size(geo.Regions()),
+			ZeroCopy: has.AutoBufReg && has.UserCopy,
+		},
+		DryRunCopy: control.DryRunCopy{Hydration: s.Hydration && s.Threshold > 0, RateCap: s.Rate},
 	}
 	t.Memory = footprint.NeedOf(def, geo.Regions(), !t.ZeroCopy)
 	if d.meta.file != nil && !d.meta.file.Created() {

@@ -37,8 +37,6 @@ var limits = sizeLimits{
 		{methods, "internal/devicetest/harness.Machine"}:          64,
 		{fields, "internal/devicetest/harness.Status"}:            21,
 		{methods, "internal/doctor.machine"}:                      35,
-		{fields, "internal/control.DryRun"}:                       21,
-		{fields, "internal/control.Status"}:                       32,
 		{fields, "internal/definition.Definition"}:                19,
 		{methods, "bitmap.Map"}:                                   40,
 		{methods, "clone.Core"}:                                   61,
