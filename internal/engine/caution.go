@@ -5,12 +5,13 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // caution is that of a daemon whose predecessors have died soon after their start.
 type caution struct {
-	*shared
+	*devices.Shared
 	live    *liveMap
 	lanes   *lanes
 	careful *dataplane.Caution // nil: there is no need for it
@@ -32,7 +33,7 @@ func (c *caution) begin() {
 	if careful == nil {
 		return
 	}
-	c.log.Warn().Uint32("deaths", c.live.Deaths()-1).Msg("daemons have died soon after their start: careful, one request at a time")
+	c.Log.Warn().Uint32("deaths", c.live.Deaths()-1).Msg("daemons have died soon after their start: careful, one request at a time")
 	c.careful = careful
 	for _, f := range c.lanes.frontends {
 		f.Caution = careful

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/footprint"
@@ -19,7 +20,7 @@ import (
 
 // blockDevice is the clone's block device: a new one, or one that a dead daemon has left.
 type blockDevice struct {
-	*devices
+	*devices.Devices
 	control      *ublk.Control
 	*ublk.Device // nil: it is not added yet
 }
@@ -40,7 +41,7 @@ func (b *blockDevice) openDriver(context.Context) (err error) {
 // add makes the device, which tells how many queues the driver allows. Nothing is served before
 // startDevice.
 func (b *blockDevice) add(context.Context) (err error) {
-	if b.start.Recover {
+	if b.Wanted.Recover {
 		return b.takeOver()
 	}
 	b.Device, err = ublk.Create(b.control, b.options())
@@ -49,7 +50,7 @@ func (b *blockDevice) add(context.Context) (err error) {
 
 // options are those of a new device.
 func (b *blockDevice) options() ublk.Options {
-	def, geo := &b.start.Definition, &b.dest.geometry
+	def, geo := &b.Wanted.Definition, &b.Dest.Geometry
 	hint := max(int(min(def.RegionSize, maxHint)), geo.PhysicalBlock)
 	// Memory of users goes to the backends as it is, unless it is copied.
 	dma, copied := geo.DMAAlignment, def.Copied
@@ -75,7 +76,7 @@ const maxHint = 512 << 10
 
 // takeOver finds the device that a dead daemon has left. It is not touched before startDevice.
 func (b *blockDevice) takeOver() (err error) {
-	def := &b.start.Definition
+	def := &b.Wanted.Definition
 	if def.Mark != b.Mark() {
 		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: errors.New("these are not the metadata that its last daemon had"),
 			Next: "Nothing was written. Bring the right ones back to " + def.Metadata + "."}
@@ -84,12 +85,12 @@ func (b *blockDevice) takeOver() (err error) {
 	if err := r.Find(def); err != nil {
 		return &exit.Error{Code: exit.Code(err), Doing: "recover", Object: def.Name, Cause: err, Next: "The same `ublk-clone add` goes on where it was."}
 	}
-	b.Device, err = ublk.Recover(b.control, r.Info.ID, ublk.Options{Private: def.Mark, Tokens: dataplane.QueueOps(def.QueueDepth), RecoverTime: b.fence.left()})
+	b.Device, err = ublk.Recover(b.control, r.Info.ID, ublk.Options{Private: def.Mark, Tokens: dataplane.QueueOps(def.QueueDepth), RecoverTime: b.Fence.Left()})
 	if err != nil {
 		return explain.Driver("recover the block device", err)
 	}
 	expected := *def
-	expected.Size = b.dest.geometry.Size
+	expected.Size = b.Dest.Geometry.Size
 	return expected.Fits(b.Params().Size, b.Info().Depth)
 }
 
@@ -103,8 +104,8 @@ func (b *blockDevice) path() string {
 
 // stop ends the service of the block device.
 func (b *blockDevice) stop() error {
-	if !b.ending.keep {
-		return errors.Join(b.Stop(drainLimit), b.ending.fault(6))
+	if !b.Ending.Keep {
+		return errors.Join(b.Stop(drainLimit), b.Ending.Fault(6))
 	}
 	if err := b.Leave(drainLimit); err != nil {
 		// Requests are at work on a backend that does not answer. The device lives on as after a death; what
@@ -115,11 +116,11 @@ func (b *blockDevice) stop() error {
 }
 
 func (b *blockDevice) delete() error {
-	if b.ending.keep {
+	if b.Ending.Keep {
 		return nil
 	}
-	if b.ending.forced { // its users keep the number, and are not waited for
+	if b.Ending.Forced { // its users keep the number, and are not waited for
 		return b.DeleteLater(deleteLimit)
 	}
-	return errors.Join(b.Delete(deleteLimit), b.ending.fault(9))
+	return errors.Join(b.Delete(deleteLimit), b.Ending.Fault(9))
 }

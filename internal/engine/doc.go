@@ -1,5 +1,5 @@
-// Package engine is the clone itself: it opens source, destination and metadata, loads the region map, makes core,
-// hydrator and block device, and takes all of it down again. Package daemon runs it by its steps.
+// Package engine is the clone itself: it has its devices opened (package devices), loads the region map, makes core, hydrator
+// and block device, and takes all of it down again. Package daemon runs it by its steps.
 //
 // It has these parts. Each knows those below it and is given what else it needs; Engine makes them and runs their steps.
 //
@@ -13,12 +13,7 @@
 //	 lanes       lanes.go memory.go      core, hydrator and queues, and their buffers
 //	 blockDevice device.go               the driver's side
 //	 liveMap     live.go standin.go      the region map's memory, and what a dead daemon has left in it
-//	 devices     devices.go fence.go     the three devices: opened, locked, matched
-//	   metadataSide  metadata.go
-//	   sourceSide    source.go             also taken back when it has come back
-//	   destSide      dest.go
-//	   settings      settings.go
-//	 shared      shared.go               what the clone was started with, and how it is to end
+//	 Devices     package devices         source, destination, metadata and settings
 //
 // dryRun (dry_run.go) has devices, block device and live map of its own, and no Engine.
 //
@@ -26,12 +21,9 @@
 // destination have one each, and queues and hydrator have their threads (package dataplane). Control requests come on
 // any goroutine.
 //
-// Locks: a part has a lock of its own, named mu, if several goroutines change what is in it. settings.mu is held for a change and
-// for telling core and hydrator of it; the others are held for a copy. sourceSide.reopening is held while the source is looked
-// for; a resume waits a second for it, everybody else gives up at once. Other fields are set by the steps and not changed
-// afterwards.
+// Locks: caution.mu guards whether the live map is about to be closed. What else is changed by several goroutines is in
+// packages clone, committer and devices; other fields are set by the steps and not changed afterwards.
 //
-// Invariants: I6 (session and live map), I7 (fence), I9 (memory is taken in advance), I10 (modes), I11 (going on without source
-// or metadata), I12 (complete), I13 (nobody gives up what works before the next one is known to work), I15 (limits for a source
-// that does not answer), I17 (which zeros are not written).
+// Invariants: I6 (session and live map), I9 (memory is taken in advance), I10 (modes), I11 (going on without metadata), I12
+// (complete), I13 (nobody gives up what works before the next one is known to work), I17 (which zeros are not written).
 package engine

@@ -17,6 +17,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/footprint"
@@ -33,7 +34,7 @@ import (
 
 // dryRun opens the devices as a daemon does, and says what it would be. It changes nothing.
 type dryRun struct {
-	*devices
+	*devices.Devices
 	device *blockDevice
 	live   *liveMap
 }
@@ -43,10 +44,10 @@ func DryRun(st definition.Start) (t *control.DryRun, err error) {
 	if st.Recover {
 		st.Fence = trialFence
 	}
-	devices := newDevices(newShared(st, zerolog.Nop()), records.DefaultDir())
-	d := &dryRun{devices: devices, device: &blockDevice{devices: devices}, live: newLiveMap(devices)}
+	opened := devices.New(devices.NewShared(st, zerolog.Nop()), records.DefaultDir())
+	d := &dryRun{Devices: opened, device: &blockDevice{Devices: opened}, live: newLiveMap(opened)}
 	var done steps.List
-	err = done.Run(context.Background(), d.steps())
+	err = done.Run(context.Background(), d.trialSteps())
 	if err == nil {
 		t, err = d.try()
 	}
@@ -59,9 +60,9 @@ func DryRun(st definition.Start) (t *control.DryRun, err error) {
 // trialFence is how long a dry run waits for a dead daemon's last requests.
 const trialFence = 2 * time.Second
 
-// steps are those of a daemon's start that can be done without a change.
-func (d *dryRun) steps() []steps.Step {
-	return append(d.devices.steps(), []steps.Step{
+// trialSteps are those of a daemon's start that can be done without a change.
+func (d *dryRun) trialSteps() []steps.Step {
+	return append(d.Devices.Steps(), []steps.Step{
 		{Name: "open the driver", Do: d.device.openDriver, Undo: func() error { return d.device.control.Close() }},
 		{Name: "look at the live map", Do: d.tryLive, Undo: d.live.close},
 	}...)
@@ -77,10 +78,10 @@ func (d *dryRun) tryLive(context.Context) error {
 	if err != nil {
 		return err
 	}
-	sb := d.meta.store.Superblock()
+	sb := d.Meta.Store.Superblock()
 	begins, err := d.live.take(&sb, boot, sb.NrRegions)
 	switch {
-	case err != nil && d.start.Force:
+	case err != nil && d.Wanted.Force:
 		d.Warn("--force: it would go on from the last commit, and what was written after it be lost: %v", err)
 		return d.live.close()
 	case err != nil:
@@ -96,12 +97,12 @@ func (d *dryRun) tryLive(context.Context) error {
 
 // try finds the figures. The steps are done.
 func (d *dryRun) try() (*control.DryRun, error) {
-	def, s := &d.start.Definition, d.settings.get()
+	def, s := &d.Wanted.Definition, d.Settings.Get()
 	has, err := d.tryDevice()
 	if err != nil {
 		return nil, err
 	}
-	geo, err := clone.NewGeometry(d.dest.geometry.Size, def.RegionSize)
+	geo, err := clone.NewGeometry(d.Dest.Geometry.Size, def.RegionSize)
 	if err != nil {
 		return nil, err
 	}
@@ -110,8 +111,8 @@ func (d *dryRun) try() (*control.DryRun, error) {
 		return nil, err
 	}
 	t := &control.DryRun{
-		Name: def.Name, New: d.meta.created, Recover: d.start.Recover,
-		Source: control.DryRunPart{Path: def.Source}, Dest: control.DryRunPart{Path: def.Dest, Size: d.dest.Size()}, Metadata: control.DryRunPart{Path: def.Metadata},
+		Name: def.Name, New: d.Meta.Created, Recover: d.Wanted.Recover,
+		Source: control.DryRunPart{Path: def.Source}, Dest: control.DryRunPart{Path: def.Dest, Size: d.Dest.Size()}, Metadata: control.DryRunPart{Path: def.Metadata},
 		DryRunShape: control.DryRunShape{
 			Size: geo.Size(), RegionSize: geo.RegionSize(), Regions: geo.Regions(), MetadataBytes: metadata.Size(geo.Regions()),
 			ZeroCopy: has.AutoBufReg && has.UserCopy,
@@ -119,14 +120,14 @@ func (d *dryRun) try() (*control.DryRun, error) {
 		DryRunCopy: control.DryRunCopy{Hydration: s.Hydration && s.Threshold > 0, RateCap: s.Rate},
 	}
 	t.Memory = footprint.NeedOf(def, geo.Regions(), !t.ZeroCopy)
-	if d.meta.file != nil && !d.meta.file.Created() {
-		t.Metadata.Size = d.meta.file.FoundSize()
+	if d.Meta.File != nil && !d.Meta.File.Created() {
+		t.Metadata.Size = d.Meta.File.FoundSize()
 	}
-	if d.dest.Created() {
+	if d.Dest.Created() {
 		t.Dest.Size = 0
 	}
-	t.Carries = strings.TrimPrefix(strings.TrimPrefix(d.dest.Carries(), "it carries "), "it cannot be told what it carries: ")
-	source := d.source.Device()
+	t.Carries = strings.TrimPrefix(strings.TrimPrefix(d.Dest.Carries(), "it carries "), "it cannot be told what it carries: ")
+	source := d.Source.Device()
 	var holes hydrate.Holes
 	if source != nil {
 		t.Source.Size, holes = source.Size(), source
@@ -137,12 +138,12 @@ func (d *dryRun) try() (*control.DryRun, error) {
 	if t.ToCopy > 0 && source != nil {
 		d.measure(t, source, first)
 	}
-	d.dest.checkPassdown(s)
-	t.Warnings = append(t.Warnings, d.dest.geometry.Warnings...)
-	t.Warnings = append(append(t.Warnings, d.dest.Warnings()...), d.warnings...)
+	d.Dest.CheckPassdown(s)
+	t.Warnings = append(t.Warnings, d.Dest.Geometry.Warnings...)
+	t.Warnings = append(append(t.Warnings, d.Dest.Warnings()...), d.Warned...)
 	if source != nil {
 		t.Warnings = append(t.Warnings, source.Warnings()...)
-	} else if why := d.source.Away(); why != nil && t.ToCopy > 0 {
+	} else if why := d.Source.Away(); why != nil && t.ToCopy > 0 {
 		t.Warnings = append(t.Warnings, "it would go on without the source: "+why.Error())
 	}
 	return t, nil
@@ -150,12 +151,12 @@ func (d *dryRun) try() (*control.DryRun, error) {
 
 // tryDevice says what the block device would have, or what the one has that is to be recovered.
 func (d *dryRun) tryDevice() (ublk.Features, error) {
-	if !d.start.Recover {
+	if !d.Wanted.Recover {
 		has, err := ublk.Try(d.device.control, d.device.options())
 		return has, explain.Driver("add the block device", err)
 	}
 	r := leftover.Device{Control: d.device.control}
-	err := r.Find(&d.start.Definition)
+	err := r.Find(&d.Wanted.Definition)
 	return r.Info.Features, err
 }
 
@@ -163,7 +164,7 @@ func (d *dryRun) tryDevice() (ublk.Features, error) {
 func (d *dryRun) mapNow(nr uint64) (*bitmap.Map, error) {
 	memory := make([]bitmap.Page, bitmap.PagesFor(nr))
 	regions := bitmap.New(nr, memory)
-	if d.meta.created {
+	if d.Meta.Created {
 		return regions, nil
 	}
 	if d.live.taken {
@@ -178,7 +179,7 @@ func (d *dryRun) mapNow(nr uint64) (*bitmap.Map, error) {
 		}
 		regions.KeepZeros(bits)
 	}
-	if d.meta.detached() != nil {
+	if d.Meta.Detached() != nil {
 		return regions, d.live.mapOf(regions)
 	}
 	return regions, d.live.fill(regions)

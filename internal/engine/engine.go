@@ -13,6 +13,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/committer"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/dm"
 	"github.com/ublk-clone/ublk-clone/internal/events"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
@@ -28,33 +29,33 @@ import (
 // Engine is the clone itself: it makes the parts, and brings them up and down by its steps. What is asked of it, its parts
 // answer.
 type Engine struct {
-	*devices  // Mark, Waits, Warn, Events
-	*session  // Repair, Farewell
-	*lanes    // Retry, Answers
-	*handover // Finishable, HandOver, Finish
-	*drain    // Drain, GoOn
-	*reports  // Status
-	live      *liveMap
-	caution   *caution
-	device    *blockDevice
-	layer     *dm.Over
-	watcher   *events.Watcher
+	*devices.Devices // Mark, Waits, Warn, Events
+	*session         // Repair, Farewell
+	*lanes           // Retry, Answers
+	*handover        // Finishable, HandOver, Finish
+	*drain           // Drain, GoOn
+	*reports         // Status
+	live             *liveMap
+	caution          *caution
+	device           *blockDevice
+	layer            *dm.Over
+	watcher          *events.Watcher
 }
 
 // New makes the parts of a clone. Nothing is opened before the steps.
 func New(st definition.Start, log zerolog.Logger) *Engine {
-	d := newDevices(newShared(st, log), records.DefaultDir())
-	live, lanes, device, layer := newLiveMap(d), &lanes{devices: d}, &blockDevice{devices: d}, dm.NewOver(&d.start, d.Warn)
-	session := &session{devices: d, live: live, lanes: lanes, committer: committer.NewCommitter(log)}
+	d := devices.New(devices.NewShared(st, log), records.DefaultDir())
+	live, lanes, device, layer := newLiveMap(d), &lanes{Devices: d}, &blockDevice{Devices: d}, dm.NewOver(&d.Wanted, d.Warn)
+	session := &session{Devices: d, live: live, lanes: lanes, committer: committer.NewCommitter(log)}
 	e := &Engine{
-		devices: d, session: session, live: live, lanes: lanes, device: device, layer: layer,
-		handover: &handover{devices: d, session: session, lanes: lanes, device: device, layer: layer},
-		drain:    &drain{devices: d, session: session, lanes: lanes, device: device},
-		reports:  &reports{devices: d, session: session, lanes: lanes, device: device, layer: layer},
-		caution:  &caution{shared: d.shared, live: live, lanes: lanes},
+		Devices: d, session: session, live: live, lanes: lanes, device: device, layer: layer,
+		handover: &handover{Devices: d, session: session, lanes: lanes, device: device, layer: layer},
+		drain:    &drain{Devices: d, session: session, lanes: lanes, device: device},
+		reports:  &reports{Devices: d, session: session, lanes: lanes, device: device, layer: layer},
+		caution:  &caution{Shared: d.Shared, live: live, lanes: lanes},
 	}
-	e.watcher = events.NewWatcher(e.happened, e.look, e.whenHydrated)
-	d.source.Noticed, d.source.save = e.watcher.Kick, session.committer.Save
+	e.watcher = events.NewWatcher(e.Happened, e.look, e.whenHydrated)
+	d.Source.Noticed, d.Source.Save = e.watcher.Kick, session.committer.Save
 	return e
 }
 
@@ -69,7 +70,7 @@ func (e *Engine) Opens() []steps.Step {
 	look := steps.Step{
 		Name: "look at the device-mapper device", Do: func(context.Context) error { return e.layer.Open() }, Undo: e.layer.Close,
 	}
-	return append([]steps.Step{look}, e.steps()...)
+	return append([]steps.Step{look}, e.Devices.Steps()...)
 }
 
 // Steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then the
@@ -98,12 +99,12 @@ func (e *Engine) Top() []steps.Step {
 }
 
 func (e *Engine) layLayer() error {
-	return e.layer.Lay(dm.Base{Device: e.device.path(), Size: e.dest.geometry.Size, Clone: e.meta.store.Superblock().UUID})
+	return e.layer.Lay(dm.Base{Device: e.device.path(), Size: e.Dest.Geometry.Size, Clone: e.Meta.Store.Superblock().UUID})
 }
 
 // liftLayer leaves the layer to the next daemon with its device, and to the destination when it leads there.
 func (e *Engine) liftLayer(limit time.Duration, force bool) error {
-	if e.ending.keep || e.ending.handedOver {
+	if e.Ending.Keep || e.Ending.HandedOver {
 		return nil
 	}
 	return e.layer.Lift(limit, force)
@@ -111,7 +112,7 @@ func (e *Engine) liftLayer(limit time.Duration, force bool) error {
 
 // loadMap reads the region map and makes the core with a lane for each queue and one for the hydrator.
 func (e *Engine) loadMap(context.Context) error {
-	geo, err := clone.NewGeometry(e.dest.geometry.Size, e.start.Definition.RegionSize)
+	geo, err := clone.NewGeometry(e.Dest.Geometry.Size, e.Wanted.Definition.RegionSize)
 	if err != nil {
 		return err
 	}
@@ -135,12 +136,12 @@ func (e *Engine) loadMap(context.Context) error {
 
 // newCore makes a core that goes on where the metadata and the live map say.
 func (e *Engine) newCore(geo clone.Geometry, regions *bitmap.Map) *clone.Core {
-	sb, left := e.meta.store.Superblock(), e.live.State()
+	sb, left := e.Meta.Store.Superblock(), e.live.State()
 	return clone.New(clone.Config{
-		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted, Doubt: e.meta.detached() != nil,
+		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted, Doubt: e.Meta.Detached() != nil,
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
-		LeastZeros: e.start.Definition.LeastZeros(), Kick: e.session.committer.Kick, Event: e.changed, State: e.live.keepState,
-		Classify: func(err error) clone.ErrorClass { return classify(err, e.dest.Device) },
+		LeastZeros: e.Wanted.Definition.LeastZeros(), Kick: e.session.committer.Kick, Event: e.changed, State: e.live.keepState,
+		Classify: func(err error) clone.ErrorClass { return classify(err, e.Dest.Device) },
 		Touch:    e.live.Touch, Release: func(page uint64, p *bitmap.Page) { e.live.givePageBack(regions, page, p) },
 	})
 }
@@ -149,7 +150,7 @@ func (e *Engine) newCore(geo clone.Geometry, regions *bitmap.Map) *clone.Core {
 func (e *Engine) freeMemory() error {
 	// Reads of the source under way may fill what is abandoned.
 	abandoned := e.lanes.background != nil && e.lanes.background.Abandoned
-	return errors.Join(e.lanes.memory.free(abandoned), e.live.close(), e.ending.fault(8))
+	return errors.Join(e.lanes.memory.free(abandoned), e.live.close(), e.Ending.Fault(8))
 }
 
 // startWatcher begins with the condition as it is: what was so before is no event.
@@ -167,7 +168,7 @@ func (e *Engine) startDevice(context.Context) error {
 		return explain.Driver("start the block device", err)
 	}
 	e.caution.watch()
-	e.happened.Add(control.EventStarted, fmt.Sprintf("%s is up, %s", e.device.path(), events.ModeText(e.condition())))
+	e.Happened.Add(control.EventStarted, fmt.Sprintf("%s is up, %s", e.device.path(), events.ModeText(e.condition())))
 	return nil
 }
 
@@ -179,7 +180,7 @@ func (e *Engine) stopDevice() error {
 // Note adds to the definition what is known by now.
 func (e *Engine) Note(def *definition.Definition) {
 	def.Device, def.Mark = e.device.path(), e.Mark()
-	def.Size, def.RegionSize = e.dest.geometry.Size, e.start.Definition.RegionSize
+	def.Size, def.RegionSize = e.Dest.Geometry.Size, e.Wanted.Definition.RegionSize
 }
 
 // TryStop stops the device if nobody uses it, or with force from under its users. The layer goes first, and comes back
@@ -193,7 +194,7 @@ func (e *Engine) TryStop(ctx context.Context, force bool) error {
 		return err
 	}
 	if force {
-		e.ending.forced = true
+		e.Ending.Forced = true
 		return explain.Driver("stop the block device", stop())
 	}
 	err := holders.StopUnused(ctx, e.device.control, e.device.Info().ID, stop)
@@ -206,15 +207,15 @@ func (e *Engine) TryStop(ctx context.Context, force bool) error {
 }
 
 // WarmUp takes the memory that the steps will need.
-func (e *Engine) WarmUp() error { return e.lanes.memory.warmUp(&e.start.Definition) }
+func (e *Engine) WarmUp() error { return e.lanes.memory.warmUp(&e.Wanted.Definition) }
 
 // KeepDevice says whether taking down leaves the block device with its users waiting, for another daemon to
 // recover: so it is at a planned restart, and when a recovery fails.
-func (e *Engine) KeepDevice(keep bool) { e.ending.keep = keep }
+func (e *Engine) KeepDevice(keep bool) { e.Ending.Keep = keep }
 
 // MayReplace is the look before a daemon is replaced.
 func (e *Engine) MayReplace(dir control.Dir) error {
-	return preflight.MayReplace(dir, &e.start.Definition)
+	return preflight.MayReplace(dir, &e.Wanted.Definition)
 }
 
 // Device is the path of the block device, empty before it is added.
@@ -222,8 +223,33 @@ func (e *Engine) Device() string { return e.device.path() }
 
 // look is the watcher's, every second at least.
 func (e *Engine) look() events.Condition {
-	e.source.letGo()
+	e.Source.LetGo()
 	e.lanes.watchAnswers()
-	e.dest.lookShorter()
+	e.Dest.LookShorter()
 	return e.condition()
+}
+
+// Configure makes a change of the settings, or refuses it as a whole, and writes it down. It does not wait longer for
+// the metadata than ctx: the next superblock that is written has the change.
+func (e *Engine) Configure(ctx context.Context, c definition.Change) error {
+	if c.DiscardPassdown != nil && *c.DiscardPassdown && e.Dest.NoPassdown != "" {
+		return &exit.Error{Code: exit.Dest, Doing: "switch on discard passdown to", Object: e.Dest.Path(), Cause: errors.New(e.Dest.NoPassdown),
+			Next: "Nothing was changed."}
+	}
+	different := e.Settings.Change(c, func(s definition.Settings) {
+		e.lanes.tellCore(s)
+		e.lanes.background.Configure(s.ForHydrator())
+	})
+	if different {
+		e.Happened.Add(control.EventSettings, c.String())
+	}
+	err := e.session.committer.Save(ctx)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return &exit.Error{Code: exit.Timeout, Doing: "write the settings down in", Object: e.Wanted.Definition.Metadata, Cause: errors.New("the metadata does not answer"),
+			Next: "The change is in effect, and is written down as soon as the metadata answers."}
+	case err != nil:
+		return explain.Metadata("keep the settings in", e.Wanted.Definition.Metadata, err)
+	}
+	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/dm"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
@@ -58,7 +59,7 @@ import (
 
 // handover ends a clone that is complete. With a layer, its users go on with the destination.
 type handover struct {
-	*devices
+	*devices.Devices
 	session *session
 	lanes   *lanes
 	device  *blockDevice
@@ -69,25 +70,27 @@ type handover struct {
 const (
 	letGoLimit = 10 * time.Second // for the lanes to let the destination go, when nobody has a request at work
 	grabLimit  = 2 * time.Second  // for whoever looks at the destination, as udev does when we have closed it
+
+	openPause = 20 * time.Millisecond // between two tries to open it, or to have device-mapper open it
 )
 
 // Finishable refuses, with exit code 14, a clone that its destination cannot stand in for.
 func (h *handover) Finishable() error {
-	def := &h.start.Definition
+	def := &h.Wanted.Definition
 	refuse := func(cause error, next string) error {
 		return &exit.Error{Code: exit.Refused, Doing: "finish clone", Object: def.Name, Cause: cause, Next: next}
 	}
 	switch {
-	case h.lanes.core.Mode() != clone.ReadWrite || h.lanes.core.FlushLost() || h.meta.detached() != nil:
+	case h.lanes.core.Mode() != clone.ReadWrite || h.lanes.core.FlushLost() || h.Meta.Detached() != nil:
 		return refuse(errors.New("its metadata or destination have failed"), "See `ublk-clone status "+def.Name+"`.")
-	case h.dest.Shorter() != nil:
-		return refuse(h.dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
+	case h.Dest.Shorter() != nil:
+		return refuse(h.Dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
 	case h.lanes.remaining() > 0:
-		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(h.lanes.remaining()), text.Size(h.dest.geometry.Size)),
+		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(h.lanes.remaining()), text.Size(h.Dest.Geometry.Size)),
 			"`ublk-clone wait "+def.Name+"` returns when they are; `ublk-clone status "+def.Name+"` says what keeps them.")
 	case !h.lanes.core.Complete():
 		return refuse(errors.New("some of it is not settled or durable in the destination yet"), "`ublk-clone wait "+def.Name+"` returns when it is.")
-	case def.DM != "" && !h.dest.IsBlock():
+	case def.DM != "" && !h.Dest.IsBlock():
 		return refuse(errors.New("the destination is a file, and "+def.LayerPath()+" can lead to block devices only"),
 			"It stays with the daemon. When nobody uses it, `ublk-clone del "+def.Name+"` leaves the file, which has all of it.")
 	}
@@ -108,19 +111,19 @@ func (h *handover) HandOver(ctx context.Context, limit time.Duration) error {
 	if err := faults.Finish(1); err != nil {
 		return err
 	}
-	name := h.start.Definition.DM
+	name := h.Wanted.Definition.DM
 	if err := h.layer.Suspend(limit); err != nil { // 2
 		return &exit.Error{Code: exit.Timeout, Doing: "suspend the device-mapper device", Object: name, Cause: err,
 			Next: "Nothing has changed: it goes on as before. Requests at work have not ended; try again when the destination answers."}
 	}
 	err := h.exchange()
 	if err == nil {
-		h.ending.handedOver = true
+		h.Ending.HandedOver = true
 		return nil
 	}
-	h.log.Error().Err(err).Msg("the destination is not handed over: going back")
+	h.Log.Error().Err(err).Msg("the destination is not handed over: going back")
 	h.takeBack()
-	return &exit.Error{Code: exit.Dest, Doing: "hand over to the destination", Object: h.dest.Path(), Cause: err,
+	return &exit.Error{Code: exit.Dest, Doing: "hand over to the destination", Object: h.Dest.Path(), Cause: err,
 		Next: "The clone goes on as before, its users have seen no error. Try again."}
 }
 
@@ -129,14 +132,14 @@ func (h *handover) exchange() error {
 	if err := faults.Finish(2); err != nil {
 		return err
 	}
-	if !h.dest.sample.Stop() {
+	if !h.Dest.Sample.Stop() {
 		return errors.New("it does not answer")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
 	defer cancel()
 	err := h.lanes.orderAll(ctx, dataplane.Order{}) // 3
 	if err == nil {
-		err = h.dest.Close()
+		err = h.Dest.Close()
 	}
 	if err == nil {
 		err = faults.Finish(3)
@@ -161,8 +164,8 @@ func (h *handover) exchange() error {
 
 // loadDest loads the table that leads to the destination. Somebody may have opened that the moment it was closed.
 func (h *handover) loadDest() (err error) {
-	for deadline := time.Now().Add(grabLimit); ; time.Sleep(fencePause) {
-		err = h.layer.Load(h.dest.Path(), h.dest.Number())
+	for deadline := time.Now().Add(grabLimit); ; time.Sleep(openPause) {
+		err = h.layer.Load(h.Dest.Path(), h.Dest.Number())
 		if !dm.IsBusy(err) || time.Now().After(deadline) {
 			return err
 		}
@@ -171,7 +174,7 @@ func (h *handover) loadDest() (err error) {
 
 // check looks for what would make the handover fail or lose data, before anything is done.
 func (h *handover) check() error {
-	def, device := &h.start.Definition, h.device.path()
+	def, device := &h.Wanted.Definition, h.device.path()
 	l, err := h.layer.Find()
 	if err != nil {
 		return err
@@ -207,10 +210,10 @@ func (h *handover) check() error {
 // settle is 1: from here on the metadata, too, say that the destination stands alone.
 func (h *handover) settle(ctx context.Context) error {
 	if err := h.session.committer.Save(ctx); err != nil {
-		return explain.Metadata("commit to", h.start.Definition.Metadata, err)
+		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, err)
 	}
-	if !h.meta.store.Superblock().Complete {
-		return explain.Metadata("commit to", h.start.Definition.Metadata, errors.New("they do not say that all is hydrated"))
+	if !h.Meta.Store.Superblock().Complete {
+		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, errors.New("they do not say that all is hydrated"))
 	}
 	h.session.closeUse()
 	return nil
@@ -226,13 +229,13 @@ func (h *handover) settle(ctx context.Context) error {
 // If somebody else has the destination and keeps it, the daemon ends as by a death, with the layer resumed: users wait at
 // the block device, and recover says for whom.
 func (h *handover) takeBack() {
-	if err := h.layer.LeadBack(h.dest.Number()); err != nil { // a
+	if err := h.layer.LeadBack(h.Dest.Number()); err != nil { // a
 		guard.Fatal(err)
 	}
 	err := h.retakeDest() // b
 	if err == nil {
-		if h.dest.sample.Stop() {
-			h.dest.sample.Resume(h.session.committer.Kick)
+		if h.Dest.Sample.Stop() {
+			h.Dest.Sample.Resume(h.session.committer.Kick)
 		}
 		err = h.reopenGates() // c
 	}
@@ -244,11 +247,11 @@ func (h *handover) takeBack() {
 
 // retakeDest opens the destination again if it was closed.
 func (h *handover) retakeDest() (err error) {
-	if h.dest.IsOpen() {
+	if h.Dest.IsOpen() {
 		return nil
 	}
-	for deadline := time.Now().Add(control.RetakeLimit); ; time.Sleep(fencePause) {
-		if err = h.dest.Retake(); exit.Code(err) != exit.Busy || time.Now().After(deadline) {
+	for deadline := time.Now().Add(control.RetakeLimit); ; time.Sleep(openPause) {
+		if err = h.Dest.Retake(); exit.Code(err) != exit.Busy || time.Now().After(deadline) {
 			return err
 		}
 	}
@@ -256,7 +259,7 @@ func (h *handover) retakeDest() (err error) {
 
 // reopenGates has all lanes serve through the destination's description of now.
 func (h *handover) reopenGates() error {
-	dest, err := dataplane.NewFile(h.dest.Device)
+	dest, err := dataplane.NewFile(h.Dest.Device)
 	if err != nil {
 		return err
 	}
@@ -267,6 +270,6 @@ func (h *handover) reopenGates() error {
 
 // Finish says that taking down is 6 to 10: what only an unfinished clone needs goes.
 func (h *handover) Finish(keepMetadata bool) {
-	h.ending.finished, h.ending.keepMetadata = true, keepMetadata
-	h.happened.Add(control.EventFinished, h.start.Definition.FinishedText())
+	h.Ending.Finished, h.Ending.KeepMetadata = true, keepMetadata
+	h.Happened.Add(control.EventFinished, h.Wanted.Definition.FinishedText())
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/events"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/footprint"
@@ -23,7 +24,7 @@ import (
 
 // lanes are the core with a lane for each queue and one for the hydrator, and what is asked of all of them.
 type lanes struct {
-	*devices
+	*devices.Devices
 	core       *clone.Core
 	background *dataplane.Background
 	frontends  []*dataplane.Frontend
@@ -34,28 +35,28 @@ type lanes struct {
 // make makes the lanes of a core. changed is told of what may be news.
 func (l *lanes) make(core *clone.Core, queues, depth int, changed func()) error {
 	l.core = core
-	l.dest.DropCache()
-	dest, err := dataplane.NewFile(l.dest.Device)
+	l.Dest.DropCache()
+	dest, err := dataplane.NewFile(l.Dest.Device)
 	if err != nil {
 		return err
 	}
-	if l.dest.SparesZeros() != blockdev.ZerosUnknown {
-		dest.Unit = min(max(l.dest.DiscardUnit(), leastUnit), definition.DefaultBatchBytes)
+	if l.Dest.SparesZeros() != blockdev.ZerosUnknown {
+		dest.Unit = min(max(l.Dest.DiscardUnit(), leastUnit), definition.DefaultBatchBytes)
 	}
 	for range queues {
 		buffers, err := l.memory.buffers(footprint.QueueBuffers(core.Geometry().RegionSize(), depth))
 		if err != nil {
 			return err
 		}
-		l.frontends = append(l.frontends, dataplane.NewFrontend(core, &l.source.Source, dest, queues, depth, buffers, l.log, l.requestFailed, l.requestRefused))
+		l.frontends = append(l.frontends, dataplane.NewFrontend(core, &l.Source.Source, dest, queues, depth, buffers, l.Log, l.requestFailed, l.requestRefused))
 	}
 	buffers, err := l.memory.buffers(footprint.HydratorBuffers, definition.DefaultBatchBytes)
 	if err != nil {
 		return err
 	}
-	s := l.settings.get()
-	l.dest.checkPassdown(s)
-	l.background = dataplane.NewBackground(core, &l.source.Source, dest, buffers, s.ForHydrator(), changed)
+	s := l.Settings.Get()
+	l.Dest.CheckPassdown(s)
+	l.background = dataplane.NewBackground(core, &l.Source.Source, dest, buffers, s.ForHydrator(), changed)
 	l.tellCore(s)
 	return nil
 }
@@ -69,8 +70,23 @@ func (l *lanes) startHydration(context.Context) error { return l.background.Star
 // tellCore lets the core know the settings.
 func (l *lanes) tellCore(s definition.Settings) {
 	l.core.SetReadThrough(s.ReadThrough)
-	l.core.SetDiscardPassdown(l.dest.passdown(s))
-	l.core.SetSpareZeros(l.dest.spares(s))
+	l.core.SetDiscardPassdown(l.Dest.Passdown(s))
+	l.core.SetSpareZeros(l.spares(s))
+}
+
+// spares says which zeros are not written where the destination reads as zeros. If it keeps them only until a part of their
+// unit is written, regions must be of whole units.
+func (l *lanes) spares(s definition.Settings) clone.Spare {
+	unit := l.Dest.DiscardUnit()
+	switch zeros := l.Dest.SparesZeros(); {
+	case !s.DiscardPassdown || zeros == blockdev.ZerosUnknown:
+		return clone.SpareNothing
+	case zeros == blockdev.ZerosSteady:
+		return clone.SpareAll
+	case unit > 0 && l.Wanted.Definition.RegionSize%unit == 0:
+		return clone.SpareDiscarded
+	}
+	return clone.SpareNothing
 }
 
 // backends are those of all lanes.
@@ -109,13 +125,13 @@ func (l *lanes) sourceAway() error {
 	if l.core.Complete() {
 		return nil
 	}
-	return l.source.Away()
+	return l.Source.Away()
 }
 
 // Retry takes back a source that has come back, and forgets what failed. With an error nothing has changed.
 func (l *lanes) Retry(ctx context.Context) error {
 	if !l.core.Complete() {
-		if err := l.source.find(); err != nil {
+		if err := l.Source.Find(); err != nil {
 			return err
 		}
 	}
@@ -128,9 +144,9 @@ func (l *lanes) Retry(ctx context.Context) error {
 
 // watchAnswers notices that the source has fallen silent, or has answered (I15).
 func (l *lanes) watchAnswers() {
-	silent, again := l.source.WatchAnswers(l.backends(), time.Duration(l.settings.get().SourceTimeout)*time.Second)
+	silent, again := l.Source.WatchAnswers(l.backends(), time.Duration(l.Settings.Get().SourceTimeout)*time.Second)
 	if silent != nil {
-		l.log.Warn().Err(silent).Msg("the source does not answer")
+		l.Log.Warn().Err(silent).Msg("the source does not answer")
 	}
 	if again {
 		l.background.Resume()
@@ -153,8 +169,8 @@ func (l *lanes) atWork(device string) error {
 		}
 	}
 	cause := fmt.Errorf("%d requests of former users have not ended", n)
-	if reads := l.source.UsersWaiting(l.backends()); reads > 0 {
-		cause = fmt.Errorf("%w: %d reads of the source %s wait for its answer", cause, reads, l.start.Definition.Source)
+	if reads := l.Source.UsersWaiting(l.backends()); reads > 0 {
+		cause = fmt.Errorf("%w: %d reads of the source %s wait for its answer", cause, reads, l.Wanted.Definition.Source)
 	}
 	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: device, Cause: cause, Next: "The kernel keeps the device until they end. Make the source answer, or fail what waits (as `nbd-client -d` does), then try again."}
 }
@@ -180,13 +196,13 @@ func (l *lanes) requestFailed(r *clone.Request, err error) {
 	if side, ok := dataplane.SideOf(err); ok {
 		now := time.Now()
 		l.failures.Add(side, r.Off, err, now)
-		l.happened.DeviceError(now, side, r.Off, err)
+		l.Happened.DeviceError(now, side, r.Off, err)
 	}
 }
 
 // requestRefused tells of a condemned request.
 func (l *lanes) requestRefused(r *clone.Request) {
-	l.happened.Add(control.EventRequestRefused, fmt.Sprintf("%v of %d bytes at byte %d is answered with an error: %d daemons have died of it", r.Op, r.Len, r.Off, dataplane.CondemnedAfter))
+	l.Happened.Add(control.EventRequestRefused, fmt.Sprintf("%v of %d bytes at byte %d is answered with an error: %d daemons have died of it", r.Op, r.Len, r.Off, dataplane.CondemnedAfter))
 }
 
 // classify says what an error of I/O means to the core. What a buffered destination writes late may be reported as a want of

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
@@ -22,7 +23,7 @@ import (
 
 // drain brings everything to rest.
 type drain struct {
-	*devices
+	*devices.Devices
 	session *session
 	lanes   *lanes
 	device  *blockDevice
@@ -53,8 +54,8 @@ func (d *drain) Drain(limit time.Duration) error {
 		return nil
 	}
 	d.GoOn()
-	if n := d.source.Reading(); n > 0 {
-		err = fmt.Errorf("%w; %d reads of the source %s are in flight", err, n, d.start.Definition.Source)
+	if n := d.Source.Reading(); n > 0 {
+		err = fmt.Errorf("%w; %d reads of the source %s are in flight", err, n, d.Wanted.Definition.Source)
 	}
 	return &exit.Error{Code: exit.Timeout, Doing: "leave", Object: d.device.path(), Cause: fmt.Errorf("%w after %s", err, time.Since(began).Round(time.Second)),
 		Next: "The daemon goes on serving. Try again when the device that does not answer does."}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/footprint"
@@ -18,8 +19,8 @@ import (
 
 // liveMap is the region map's memory, and what a dead daemon of the same session has left in it (I6).
 type liveMap struct {
-	*shared
-	meta *metadataSide
+	*devices.Shared
+	meta *devices.MetadataSide
 
 	*livemap.Map        // nil: it is not open
 	session      uint64 // that the map belongs to
@@ -28,7 +29,7 @@ type liveMap struct {
 	uncommitted  *bitmap.Delta
 }
 
-func newLiveMap(d *devices) *liveMap { return &liveMap{shared: d.shared, meta: &d.meta} }
+func newLiveMap(d *devices.Devices) *liveMap { return &liveMap{Shared: d.Shared, meta: &d.Meta} }
 
 func (l *liveMap) set(m *livemap.Map, session uint64, taken, ended bool) {
 	l.Map, l.session, l.taken, l.ended, l.uncommitted = m, session, taken, ended, nil
@@ -43,15 +44,15 @@ func (l *liveMap) open(nr uint64) error {
 	if err != nil {
 		return err
 	}
-	sb := l.meta.store.Superblock()
+	sb := l.meta.Store.Superblock()
 	begins, err := l.take(&sb, boot, nr)
 	switch {
 	case err == nil && begins:
 		return l.begin(&sb, boot, nr)
 	case err == nil:
 		return nil
-	case l.start.Force:
-		l.log.Warn().Err(err).Msg("--force: going on from the last commit; what was written after it may be lost")
+	case l.Wanted.Force:
+		l.Log.Warn().Err(err).Msg("--force: going on from the last commit; what was written after it may be lost")
 		return errors.Join(l.close(), l.begin(&sb, boot, nr))
 	}
 	return l.refuse(err)
@@ -75,7 +76,7 @@ func (l *liveMap) take(sb *metadata.Superblock, boot metadata.UUID, nr uint64) (
 	switch {
 	case m.Identity() != want:
 		return false, fmt.Errorf("they are of session %d, its live map is of session %d", sb.Session, m.Identity().Session)
-	case l.start.Force && m.State().FlushLost: // nobody can tell which of its marks are true
+	case l.Wanted.Force && m.State().FlushLost: // nobody can tell which of its marks are true
 		return false, errors.New("a flush of the destination has failed under the last daemon")
 	}
 	return false, nil
@@ -84,13 +85,13 @@ func (l *liveMap) take(sb *metadata.Superblock, boot metadata.UUID, nr uint64) (
 // refuse: going on would silently lose acknowledged writes.
 func (l *liveMap) refuse(cause error) error {
 	force := "--force"
-	if l.start.Recover {
-		force = "`ublk-clone recover " + l.start.Definition.Name + " --force`"
+	if l.Wanted.Recover {
+		force = "`ublk-clone recover " + l.Wanted.Definition.Name + " --force`"
 	}
 	if errors.Is(cause, livemap.ErrVersion) {
 		return explain.LiveMap("use", cause)
 	}
-	return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: l.start.Definition.Metadata, Cause: cause,
+	return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: l.Wanted.Definition.Metadata, Cause: cause,
 		Next: "Nothing was written. If the file system on the clone can take a power cut, " + force + " goes on from the last commit."}
 }
 
@@ -101,7 +102,7 @@ func (l *liveMap) begin(sb *metadata.Superblock, boot metadata.UUID, nr uint64) 
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "make the live map in", Object: livemap.Folder, Cause: err, Next: "It takes memory: free some."}
 	}
-	m.SetMetadata(l.start.Definition.Metadata)
+	m.SetMetadata(l.Wanted.Definition.Metadata)
 	l.set(m, id.Session, false, true)
 	return nil
 }
@@ -110,7 +111,7 @@ func (l *liveMap) begin(sb *metadata.Superblock, boot metadata.UUID, nr uint64) 
 func (l *liveMap) newMap(nr uint64) *bitmap.Map {
 	regions := bitmap.New(nr, l.Pages())
 	if err := l.KeepZeros(); err != nil { // a map of a former version; this costs memory, no more
-		l.log.Warn().Err(err).Msg("pages of the region map that are zero throughout will take memory")
+		l.Log.Warn().Err(err).Msg("pages of the region map that are zero throughout will take memory")
 	}
 	if bits := l.Zeros(); bits != nil {
 		regions.KeepZeros(bits)
@@ -122,7 +123,7 @@ func (l *liveMap) newMap(nr uint64) *bitmap.Map {
 // not committed yet.
 func (l *liveMap) fill(regions *bitmap.Map) error {
 	load := func(page uint64, img *bitmap.Page) error {
-		if regions.FullImage(page, img) && !l.start.DryRun { // takes no memory
+		if regions.FullImage(page, img) && !l.Wanted.DryRun { // takes no memory
 			l.SetFull(page)
 		}
 		return regions.Load(page, img)
@@ -156,15 +157,15 @@ func (l *liveMap) fill(regions *bitmap.Map) error {
 func (l *liveMap) load(fn func(page uint64, img *bitmap.Page) error) error {
 	var err error
 	if l.taken {
-		err = l.meta.store.LoadKnown(l.State().Commit, fn)
+		err = l.meta.Store.LoadKnown(l.State().Commit, fn)
 	} else {
-		err = l.meta.store.Load(fn)
+		err = l.meta.Store.Load(fn)
 	}
 	switch {
 	case errors.Is(err, metadata.ErrOlder):
 		return l.refuse(fmt.Errorf("they are older than its live map: %w", err))
 	case err != nil:
-		return explain.Metadata("load the region map from", l.start.Definition.Metadata, err)
+		return explain.Metadata("load the region map from", l.Wanted.Definition.Metadata, err)
 	}
 	return nil
 }
@@ -203,7 +204,7 @@ func (l *liveMap) givePageBack(regions *bitmap.Map, page uint64, p *bitmap.Page)
 		l.SetFull(page) // before its memory says nothing any more (I9)
 	}
 	if err := sys.GiveBack(p); err != nil {
-		l.log.Debug().Err(err).Msg("a page of the region map stays in memory")
+		l.Log.Debug().Err(err).Msg("a page of the region map stays in memory")
 	}
 }
 
@@ -212,8 +213,8 @@ func (l *liveMap) close() (err error) {
 	if l.Map == nil {
 		return nil
 	}
-	l.happened.KeepIn(nil)
-	if l.ended || l.ending.finished {
+	l.Happened.KeepIn(nil)
+	if l.ended || l.Ending.Finished {
 		err = l.Remove()
 	}
 	err = errors.Join(err, l.Close())

@@ -17,14 +17,14 @@ import (
 func (s *session) Repair(ctx context.Context) error {
 	switch {
 	case s.lanes.core.FlushLost():
-		return &exit.Error{Code: exit.Dest, Doing: "resume", Object: s.start.Definition.Name,
+		return &exit.Error{Code: exit.Dest, Doing: "resume", Object: s.Wanted.Definition.Name,
 			Cause: errors.New("a flush of the destination has failed, and nobody can tell what of the writes before it is lost"),
 			Next:  "Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."}
 	case s.lanes.core.Mode() == clone.ReadWrite:
 		return nil
 	}
 	if err := s.committer.Do(ctx, s.repairMetadata); err != nil {
-		return &exit.Error{Code: exit.Metadata, Doing: "resume with the metadata", Object: s.start.Definition.Metadata, Cause: err,
+		return &exit.Error{Code: exit.Metadata, Doing: "resume with the metadata", Object: s.Wanted.Definition.Metadata, Cause: err,
 			Next: "The mode is as it was, and nothing is lost while the daemon or its machine lives. Repair them, then `ublk-clone resume` again."}
 	}
 	return nil
@@ -33,11 +33,11 @@ func (s *session) Repair(ctx context.Context) error {
 // repairForced is the repair that --force asks for: it is the explicit word, too. Without it the marks that a failed
 // commit has left in the metadata would be taken for durable.
 func (s *session) repairForced(ctx context.Context) error {
-	if !s.start.Force || s.meta.detached() != nil || s.lanes.core.Mode() != clone.ReadOnly || s.lanes.core.FlushLost() {
+	if !s.Wanted.Force || s.Meta.Detached() != nil || s.lanes.core.Mode() != clone.ReadOnly || s.lanes.core.FlushLost() {
 		return nil
 	}
 	if err := s.committer.Do(ctx, s.repairMetadata); err != nil {
-		return explain.Metadata("repair", s.start.Definition.Metadata, err)
+		return explain.Metadata("repair", s.Wanted.Definition.Metadata, err)
 	}
 	return nil
 }
@@ -52,23 +52,23 @@ func (s *session) repairForced(ctx context.Context) error {
 // The live map has mode ro until the core has changed its own, which is the end of step 3: whoever dies before is
 // recovered in ro, with all that is not known to be durable to be written again.
 func (s *session) repairMetadata() error {
-	meta, err := s.meta.reopen(s.dest.Device, s.source.Device()) // 1
+	meta, err := s.Meta.Reopen(s.Dest.Device, s.Source.Device()) // 1
 	if err != nil {
 		return err
 	}
-	if err := s.meta.store.Reopen(meta, s.live.State().Commit, s.known); err != nil { // 2
-		if meta != s.meta.file {
+	if err := s.Meta.Store.Reopen(meta, s.live.State().Commit, s.known); err != nil { // 2
+		if meta != s.Meta.File {
 			err = errors.Join(err, meta.Close())
 		}
 		return err
 	}
-	s.meta.replace(meta)
+	s.Meta.Replace(meta)
 	err = putOff(func() error { return s.lanes.core.Repair(s.committer.Dest, s.committer.Store, s.recordRepair) }) // 3
 	if err != nil {
 		return err
 	}
-	s.meta.setDetached(nil)
-	s.log.Info().Msg("the metadata are repaired: all marks are committed")
+	s.Meta.SetDetached(nil)
+	s.Log.Info().Msg("the metadata are repaired: all marks are committed")
 	return nil
 }
 

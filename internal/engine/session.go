@@ -10,6 +10,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/committer"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/host"
@@ -24,7 +25,7 @@ import (
 // session is the time from the loading of the region map to the clean mark: what is written to the metadata while the clone
 // is served. A recovery goes on with the session of the dead daemon.
 type session struct {
-	*devices
+	*devices.Devices
 	live      *liveMap
 	lanes     *lanes
 	committer *committer.Committer
@@ -38,9 +39,9 @@ func (s *session) readMap(nr uint64) (*bitmap.Map, error) {
 	if err := s.live.open(nr); err != nil {
 		return nil, err
 	}
-	s.happened.KeepIn(s.live.Map)
+	s.Happened.KeepIn(s.live.Map)
 	regions := s.live.newMap(nr)
-	if s.meta.detached() != nil {
+	if s.Meta.Detached() != nil {
 		return regions, s.live.fillAlone(regions)
 	}
 	if err := s.live.fill(regions); err != nil {
@@ -50,7 +51,7 @@ func (s *session) readMap(nr uint64) (*bitmap.Map, error) {
 		return s.mapInstead(nr, err)
 	}
 	if !s.live.taken { // else it knows, and the metadata went by that
-		s.live.SetCommit(s.meta.store.CommitSequence())
+		s.live.SetCommit(s.Meta.Store.CommitSequence())
 	}
 	s.live.SetLoaded()
 	if s.live.taken {
@@ -63,7 +64,7 @@ func (s *session) readMap(nr uint64) (*bitmap.Map, error) {
 
 // mapInstead is the map when the live map stands in for metadata that have failed because of cause.
 func (s *session) mapInstead(nr uint64, cause error) (*bitmap.Map, error) {
-	if err := s.meta.standIn(cause); err != nil {
+	if err := s.Meta.StandIn(cause); err != nil {
 		return nil, err
 	}
 	regions := s.live.newMap(nr) // with what could be read, which was in it before
@@ -77,24 +78,24 @@ func (s *session) begin(context.Context) error {
 	if !s.live.taken { // else readMap has done it, or the live map stands in
 		// If this fails the superblock may say all the same that the session has begun, and the next daemon asks for its
 		// live map. (What a failed start has created is removed, and the map with it.)
-		s.live.ended = s.meta.created
+		s.live.ended = s.Meta.Created
 		if err := s.open(); err != nil {
 			return err
 		}
 	}
 	s.live.ended = false
 	if why := s.trouble(); why != "" {
-		s.Warn("%s `ublk-clone status %s` says what to do.", why, s.start.Definition.Name)
+		s.Warn("%s `ublk-clone status %s` says what to do.", why, s.Wanted.Definition.Name)
 	}
-	s.counters = s.meta.store.Superblock().Counters
+	s.counters = s.Meta.Store.Superblock().Counters
 	c := s.committer
-	c.Core, c.Dest, c.Store, c.Refresh, c.Update = s.lanes.core, flusher{s.dest.Device}, mapStore{s.meta.store, s.live.Map}, s.refresh, s.update
-	c.Sample = &s.dest.sample
+	c.Core, c.Dest, c.Store, c.Refresh, c.Update = s.lanes.core, flusher{s.Dest.Device}, mapStore{s.Meta.Store, s.live.Map}, s.refresh, s.update
+	c.Sample = &s.Dest.Sample
 	c.Complete, c.Mode = s.lanes.core.Complete(), s.lanes.core.Mode()
 	guard.Go("committer", c.Run)
 	s.sampler.Start(s.lanes.progress)
-	usable := func() bool { return s.meta.detached() == nil && s.lanes.core.Mode() == clone.ReadWrite }
-	s.dest.sample.Start(s.lanes.core, s.dest.Device, s.dest.geometry.Size, usable, s.committer.Kick)
+	usable := func() bool { return s.Meta.Detached() == nil && s.lanes.core.Mode() == clone.ReadWrite }
+	s.Dest.Sample.Start(s.lanes.core, s.Dest.Device, s.Dest.Geometry.Size, usable, s.committer.Kick)
 	return nil
 }
 
@@ -122,27 +123,27 @@ func (s *session) open() error {
 		sb.Clean, sb.MachineID, sb.BootID = false, machine, boot
 		sb.Session = s.live.session
 		sb.Counters.Starts++
-		if s.start.Recover {
+		if s.Wanted.Recover {
 			sb.Counters.Recoveries++
 		}
-		s.source.completePrint(sb)
-		sb.Source.Path, sb.Dest.Path = identity.ShortPath(s.start.Definition.Source), identity.ShortPath(s.dest.Path())
-		sb.Settings = s.settings.get().ToMetadata()
-		sb.DestMark = identity.DestMark(s.dest.Device, s.live.session)
-		sb.DestSample = s.dest.sample.Known(sb.Session)
+		s.Source.CompletePrint(sb)
+		sb.Source.Path, sb.Dest.Path = identity.ShortPath(s.Wanted.Definition.Source), identity.ShortPath(s.Dest.Path())
+		sb.Settings = s.Settings.Get().ToMetadata()
+		sb.DestMark = identity.DestMark(s.Dest.Device, s.live.session)
+		sb.DestSample = s.Dest.Sample.Known(sb.Session)
 		return nil
 	})
 	if err != nil {
-		return explain.Metadata("write", s.start.Definition.Metadata, err)
+		return explain.Metadata("write", s.Wanted.Definition.Metadata, err)
 	}
 	return nil
 }
 
 // update changes the superblock, and the live map's copy of it. That is for a session that goes on.
 func (s *session) update(change func(*metadata.Superblock) error) error {
-	err := s.meta.store.Update(change)
-	if err == nil && !s.meta.store.Superblock().Clean {
-		s.live.SetSuperblock(s.meta.store.Copy())
+	err := s.Meta.Store.Update(change)
+	if err == nil && !s.Meta.Store.Superblock().Clean {
+		s.live.SetSuperblock(s.Meta.Store.Copy())
 	}
 	return err
 }
@@ -178,9 +179,9 @@ func (s *session) refresh(sb *metadata.Superblock) error {
 	sb.Mode = max(sb.Mode, metadata.Mode(s.lanes.core.Mode()))
 	sb.DestFlushFailed = sb.DestFlushFailed || s.lanes.core.FlushLost()
 	sb.Complete = sb.Complete || s.lanes.core.Complete()
-	s.source.putPrint(sb)
-	sb.Settings = s.settings.get().ToMetadata()
-	sb.DestSample = s.dest.sample.Known(sb.Session)
+	s.Source.PutPrint(sb)
+	sb.Settings = s.Settings.Get().ToMetadata()
+	sb.DestSample = s.Dest.Sample.Known(sb.Session)
 	return nil
 }
 
@@ -199,7 +200,7 @@ func (s *session) commitWithin(ctx context.Context) error {
 	select {
 	case err := <-ended:
 		if err != nil {
-			s.log.Warn().Err(err).Msg("commit before leaving")
+			s.Log.Warn().Err(err).Msg("commit before leaving")
 		}
 		return nil
 	case <-ctx.Done():
@@ -210,14 +211,14 @@ func (s *session) commitWithin(ctx context.Context) error {
 // end is the last commit and, if all of it succeeded, the clean mark. Nobody marks any more.
 func (s *session) end() error {
 	s.sampler.Stop()
-	s.dest.sample.Stop()
+	s.Dest.Sample.Stop()
 	s.committer.Stop()
 	known := s.trouble()
 	err := s.lanes.core.Commit(s.committer.Dest, s.committer.Store)
 	if err == nil {
-		exact := !s.ending.keep && s.dest.sample.Last()
+		exact := !s.Ending.Keep && s.Dest.Sample.Last()
 		err = s.update(func(sb *metadata.Superblock) error {
-			sb.Clean = !s.ending.keep // the session goes on with the next daemon
+			sb.Clean = !s.Ending.Keep // the session goes on with the next daemon
 			err := s.refresh(sb)
 			if exact {
 				sb.DestSample.ExactAt = metadata.ThisUpdate
@@ -232,13 +233,13 @@ func (s *session) end() error {
 		return nil
 	}
 	if err != nil { // the live map stays: it has what is not committed
-		return explain.Metadata("commit to", s.start.Definition.Metadata, fmt.Errorf("no clean mark is set: %w", err))
+		return explain.Metadata("commit to", s.Wanted.Definition.Metadata, fmt.Errorf("no clean mark is set: %w", err))
 	}
-	s.live.ended = !s.ending.keep
+	s.live.ended = !s.Ending.Keep
 	if s.live.ended {
 		s.live.SetLife(livemap.LifeEnded)
 	}
-	return s.ending.fault(7)
+	return s.Ending.Fault(7)
 }
 
 // toldBefore says that a session cannot end with a clean mark for a reason that was told when the metadata failed: there are

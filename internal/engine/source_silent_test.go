@@ -76,40 +76,40 @@ func TestSilentSource(t *testing.T) {
 	e.lanes.core = p.core
 	e.lanes.background = &dataplane.Background{Hydrator: p.background.hydrator, Backend: p.background.backend.Backend}
 	e.lanes.frontends = []*dataplane.Frontend{{Backend: p.users[0].backend.Backend}}
-	e.settings.mu.now.SourceTimeout = 1
+	e.Settings.Set(definition.Settings{SourceTimeout: 1})
 	r := &e.lanes.background.Backend.Reading[0]
-	r.From.Store(e.source.Now.Load())
+	r.From.Store(e.Source.Now.Load())
 	r.Since.Store(1)
 	for dataplane.Clock() < int64(1100*time.Millisecond) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	e.lanes.watchAnswers()
-	why := e.source.Away()
-	if why == nil || classify(&dataplane.SideError{Err: why}, e.dest.Device) != clone.Away {
+	why := e.Source.Away()
+	if why == nil || classify(&dataplane.SideError{Err: why}, e.Dest.Device) != clone.Away {
 		t.Fatalf("away for %v", why)
 	}
 	if err := p.users[0].do(clone.OpRead, 0, partsRegion, false); err == nil {
 		t.Error("a read of a silent source has succeeded")
 	}
 	e.lanes.watchAnswers()
-	if e.source.Away() == nil {
+	if e.Source.Away() == nil {
 		t.Error("a read that was refused counts as an answer")
 	}
 	r.Since.Store(0)
 	r.From.Store(nil)
 	e.lanes.watchAnswers()
-	if why := e.source.Away(); why != nil {
+	if why := e.Source.Away(); why != nil {
 		t.Errorf("after the answer: %v", why)
 	}
 	if err := p.users[0].do(clone.OpRead, 0, partsRegion, false); err != nil {
 		t.Errorf("a read after the answer: %v", err)
 	}
-	e.settings.mu.now.SourceTimeout = 0
-	r.From.Store(e.source.Now.Load())
+	e.Settings.Set(definition.Settings{SourceTimeout: 0})
+	r.From.Store(e.Source.Now.Load())
 	r.Since.Store(1)
 	p.users[0].backend.Answered.Store(0)
 	e.lanes.watchAnswers()
-	if why := e.source.Away(); why != nil {
+	if why := e.Source.Away(); why != nil {
 		t.Errorf("without a limit: %v", why)
 	}
 	r.Since.Store(0)

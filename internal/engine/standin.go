@@ -3,7 +3,6 @@ package engine
 import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
-	"github.com/ublk-clone/ublk-clone/internal/metadev"
 )
 
 // The live map stands in for metadata that a recovery cannot read or write (I11): the device goes on in mode ro. Why
@@ -22,22 +21,6 @@ import (
 //     page is written anew (repairMetadata), so that it does not matter what it holds.
 //  5. Metadata that can be read and make no sense are treated alike, and it is said: what they hold is in the live
 //     map. Those of another clone, another session or a newer version are refused: they have an owner.
-
-// standIn makes the live map stand in for metadata that cannot be used because of cause, or gives back cause.
-func (m *metadataSide) standIn(cause error) error {
-	if !m.start.Recover {
-		return cause
-	}
-	store, err := metadev.FromLiveMap(m.start.Definition.Mark)
-	if err != nil {
-		m.log.Warn().Err(err).Msg("the live map cannot stand in for the metadata")
-		return cause
-	}
-	m.store = store
-	m.setDetached(cause)
-	m.Warn("the metadata %s cannot be used: %v. The live map stands in for them, read-only", m.start.Definition.Metadata, cause)
-	return nil
-}
 
 // fillAlone takes over the live map alone. What of it is durable is not known.
 func (l *liveMap) fillAlone(regions *bitmap.Map) error {
@@ -63,17 +46,4 @@ func (l *liveMap) mapOf(regions *bitmap.Map) error {
 		return err
 	}
 	return l.recoverZeros(regions, nil)
-}
-
-// detached says why the metadata are not read or written; nil: they are.
-func (m *metadataSide) detached() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.mu.detached
-}
-
-func (m *metadataSide) setDetached(cause error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.mu.detached = cause
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/dm"
 	"github.com/ublk-clone/ublk-clone/internal/events"
 	"github.com/ublk-clone/ublk-clone/internal/rate"
@@ -19,7 +20,7 @@ import (
 
 // reports say how the clone is. They change nothing.
 type reports struct {
-	*devices
+	*devices.Devices
 	session *session
 	lanes   *lanes
 	device  *blockDevice
@@ -33,7 +34,7 @@ func (r *reports) condition() events.Condition {
 
 // Status fills in what the engine knows. It changes nothing.
 func (r *reports) Status(st *control.Status) {
-	sb, h, geo := r.meta.store.Superblock(), r.lanes.background.Status(), r.lanes.core.Geometry()
+	sb, h, geo := r.Meta.Store.Superblock(), r.lanes.background.Status(), r.lanes.core.Geometry()
 	st.UUID, st.Mode = sb.UUID.String(), r.lanes.core.Mode().String()
 	st.Size, st.RegionSize = geo.Size(), geo.RegionSize()
 	r.countBytes(st)
@@ -42,7 +43,7 @@ func (r *reports) Status(st *control.Status) {
 		st.BadRanges = append(st.BadRanges, control.BadRange{Offset: geo.Start(b.First), Length: geo.Start(b.End) - geo.Start(b.First), Attempts: b.Attempts})
 	}
 	st.State, st.Reason, st.Action = r.explain(st, h)
-	if st.State == control.StateFailed && r.dest.shorter.Load() != nil {
+	if st.State == control.StateFailed && r.Dest.CutShort() != nil {
 		st.StalledBy = blockdev.Dest.String()
 	}
 	if st.State == control.StateStalled {
@@ -52,13 +53,13 @@ func (r *reports) Status(st *control.Status) {
 	st.ActiveSecs += int64(r.session.counters.ActiveSeconds)
 	st.ETA = rate.ETA(st.State, st.Bytes.Remaining, st.Rate)
 	st.Starts = int64(r.session.counters.Starts)
-	st.Settings = r.settings.get()
-	st.Settings.DiscardPassdown = r.dest.passdown(st.Settings)
-	st.LastEvent = r.happened.LastSeq()
+	st.Settings = r.Settings.Get()
+	st.Settings.DiscardPassdown = r.Dest.Passdown(st.Settings)
+	st.LastEvent = r.Happened.LastSeq()
 	st.MetadataBlocks = r.metadataBlocks()
 	st.Failed = r.lanes.failures.List()
-	st.Warnings = slices.Concat(r.dest.geometry.Warnings, r.dest.Warnings(), r.warnings)
-	if d := r.source.Device(); d != nil {
+	st.Warnings = slices.Concat(r.Dest.Geometry.Warnings, r.Dest.Warnings(), r.Warned)
+	if d := r.Source.Device(); d != nil {
 		st.Warnings = append(st.Warnings, d.Warnings()...)
 	}
 	if why := r.lanes.sourceAway(); why != nil && !dataplane.IsRenamed(why) {
@@ -106,17 +107,17 @@ func (r *reports) explain(st *control.Status, h hydrate.Status) (state, reason, 
 	case r.lanes.core.FlushLost():
 		return control.StateFailed, "A flush of the destination failed: what was written since the flush before it may be lost. Hydrated regions are served, no region is marked any more, FLUSH fails.",
 			"Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."
-	case r.meta.detached() != nil:
-		return control.StateFailed, fmt.Sprintf("The metadata could not be used (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", r.meta.detached()),
-			"Bring " + r.start.Definition.Metadata + " back, then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then do not restart this machine."
+	case r.Meta.Detached() != nil:
+		return control.StateFailed, fmt.Sprintf("The metadata could not be used (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", r.Meta.Detached()),
+			"Bring " + r.Wanted.Definition.Metadata + " back, then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then do not restart this machine."
 	case r.lanes.core.Mode() != clone.ReadWrite:
 		return control.StateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",
-			"Repair " + r.start.Definition.Metadata + ", then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then copy what was written since the last FLUSH."
-	case r.dest.shorter.Load() != nil:
-		return control.StateFailed, fmt.Sprintf("The destination has become shorter (%v). What was behind its end is lost, and requests there fail.", *r.dest.shorter.Load()),
+			"Repair " + r.Wanted.Definition.Metadata + ", then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then copy what was written since the last FLUSH."
+	case r.Dest.CutShort() != nil:
+		return control.StateFailed, fmt.Sprintf("The destination has become shorter (%v). What was behind its end is lost, and requests there fail.", r.Dest.CutShort()),
 			"Copy what matters off the device. A destination that was cut short cannot be made whole again from here."
 	case r.lanes.core.Complete():
-		return control.StateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` has " + r.start.Definition.Dest + " stand alone."
+		return control.StateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` has " + r.Wanted.Definition.Dest + " stand alone."
 	}
 	if away := r.lanes.sourceAway(); away != nil {
 		return control.StateStalled, events.StalledReason(away, h), r.awayAdvice(away, st.Name) + " No write is at risk."
@@ -145,9 +146,9 @@ func (r *reports) stalledBy(h hydrate.Status) blockdev.Role {
 
 // advice says what to do about copies that fail.
 func (r *reports) advice(h hydrate.Status) string {
-	def := &r.start.Definition
+	def := &r.Wanted.Definition
 	switch {
-	case h.LastError != nil && classify(h.LastError, r.dest.Device) == clone.Full:
+	case h.LastError != nil && classify(h.LastError, r.Dest.Device) == clone.Full:
 		return "Make room for " + def.Dest
 	case r.stalledBy(h) == blockdev.Dest:
 		return "Repair " + def.Dest
@@ -157,14 +158,14 @@ func (r *reports) advice(h hydrate.Status) string {
 
 // awayAdvice says what to do about a source that is away.
 func (r *reports) awayAdvice(away error, name string) string {
-	path, resume := r.start.Definition.Source, "`ublk-clone resume "+name+"`"
+	path, resume := r.Wanted.Definition.Source, "`ublk-clone resume "+name+"`"
 	switch {
 	case dataplane.IsRenamed(away):
 		return resume + " goes on with the file that is open. It is there until this daemon ends: do not restart the clone before it is hydrated."
 	case errors.Is(away, blockdev.ErrChanged):
 		return "Put the former contents of " + path + " back, then " + resume + ", which compares samples of it."
 	}
-	if errors.Is(away, syscall.ETIMEDOUT) && r.source.Device() != nil {
+	if errors.Is(away, syscall.ETIMEDOUT) && r.Source.Device() != nil {
 		return "Nothing, if it comes back by itself; else make " + path + " answer, or fail what waits."
 	}
 	return "Bring " + path + " back, then " + resume + "."

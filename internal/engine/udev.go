@@ -11,7 +11,7 @@ import (
 // nameForUdev comes before the device is there for others, so that the first event finds it. Without udev there is only
 // the kernel's name.
 func (e *Engine) nameForUdev(context.Context) error {
-	err := udev.Name(control.DefaultDir(), &e.start.Definition, e.device.path(), e.dest.IsBlock(), e.lanes.core.Complete())
+	err := udev.Name(control.DefaultDir(), &e.Wanted.Definition, e.device.path(), e.Dest.IsBlock(), e.lanes.core.Complete())
 	if err != nil {
 		e.Warn("udev was not told of the clone, which may have no name in /dev/ublk-clone: %v", err)
 	}
@@ -21,19 +21,19 @@ func (e *Engine) nameForUdev(context.Context) error {
 // whenHydrated is called once, when all is durably hydrated.
 func (e *Engine) whenHydrated() {
 	e.session.closeUse()
-	err := udev.NameDevice(control.DefaultDir(), &e.start.Definition, e.device.path(), e.lanes.core.Complete())
+	err := udev.NameDevice(control.DefaultDir(), &e.Wanted.Definition, e.device.path(), e.lanes.core.Complete())
 	if err == nil {
-		err = udev.Announce(cmp.Or(e.start.Definition.LayerPath(), e.device.path()))
+		err = udev.Announce(cmp.Or(e.Wanted.Definition.LayerPath(), e.device.path()))
 	}
 	if err != nil {
-		e.log.Warn().Err(err).Msg("tell udev that the clone is complete")
+		e.Log.Warn().Err(err).Msg("tell udev that the clone is complete")
 	}
 }
 
 // unnameForUdev is the end of a clone. One whose device is left to the next daemon stays named.
 func (e *Engine) unnameForUdev() error {
-	if e.ending.keep {
+	if e.Ending.Keep {
 		return nil
 	}
-	return udev.Forget(control.DefaultDir(), &e.start.Definition)
+	return udev.Forget(control.DefaultDir(), &e.Wanted.Definition)
 }

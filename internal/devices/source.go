@@ -1,4 +1,4 @@
-package engine
+package devices
 
 import (
 	"context"
@@ -29,14 +29,14 @@ import (
 // At every open it is looked at whether it is the one of before. An add refuses another one, or one in use. A recovery has
 // users who wait, and goes on without it.
 
-// sourceSide is the clone's source: opened, missed, taken back.
-type sourceSide struct {
-	*shared
+// SourceSide is the clone's source: opened, missed, taken back.
+type SourceSide struct {
+	*Shared
 	dataplane.Source
-	fence *fence
-	meta  *metadataSide
-	dest  *destSide
-	save  func(context.Context) error // writes the superblock
+	fence *Fence
+	meta  *MetadataSide
+	dest  *DestSide
+	Save  func(context.Context) error // writes the superblock
 
 	print     identity.SourcePrint // of the source at the start, if it was there
 	busySince time.Time            // when it was found locked, in a recovery
@@ -53,13 +53,13 @@ type sourceSide struct {
 }
 
 // open opens the source, or finds that the clone does without.
-func (s *sourceSide) open(beside []*blockdev.Device) error {
+func (s *SourceSide) open(beside []*blockdev.Device) error {
 	err := s.meta.find()
-	if s.meta.found != nil && s.meta.found.Complete {
+	if s.meta.Found != nil && s.meta.Found.Complete {
 		return s.use(nil, dataplane.ErrNoSource)
 	}
 	open := s.openPath
-	if s.start.Recover {
+	if s.Wanted.Recover {
 		open = s.openInTime
 	}
 	d, errOpen := open(beside...)
@@ -67,22 +67,22 @@ func (s *sourceSide) open(beside []*blockdev.Device) error {
 		return s.use(d, nil)
 	}
 	switch {
-	case s.start.Recover && exit.Code(errOpen) == exit.Busy && s.mayBeBusy():
+	case s.Wanted.Recover && exit.Code(errOpen) == exit.Busy && s.mayBeBusy():
 		return errOpen
-	case s.start.Recover && err == nil:
-	case !blockdev.Away(errOpen) || s.start.Create || errors.Is(err, metadata.ErrEmpty):
+	case s.Wanted.Recover && err == nil:
+	case !blockdev.Away(errOpen) || s.Wanted.Create || errors.Is(err, metadata.ErrEmpty):
 		return errOpen
 	case err != nil:
-		return explain.Metadata("open", s.start.Definition.Metadata, err)
+		return explain.Metadata("open", s.Wanted.Definition.Metadata, err)
 	}
 	return s.use(nil, errOpen)
 }
 
-func (s *sourceSide) openPath(others ...*blockdev.Device) (*blockdev.Device, error) {
-	if err := neighbours.Refuse(&s.start, blockdev.Source, s.Warn); err != nil {
+func (s *SourceSide) openPath(others ...*blockdev.Device) (*blockdev.Device, error) {
+	if err := neighbours.Refuse(&s.Wanted, blockdev.Source, s.Warn); err != nil {
 		return nil, err
 	}
-	def := &s.start.Definition
+	def := &s.Wanted.Definition
 	return blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: s.accepts(), Others: others, Tolerate: s.tolerance()})
 }
 
@@ -91,17 +91,17 @@ func (s *sourceSide) openPath(others ...*blockdev.Device) (*blockdev.Device, err
 const sourceBusyLimit = 5 * time.Second
 
 // mayBeBusy says whether to wait for the source.
-func (s *sourceSide) mayBeBusy() bool {
+func (s *SourceSide) mayBeBusy() bool {
 	if s.busySince.IsZero() {
 		s.busySince = time.Now()
-		s.busyLimit = min(sourceBusyLimit, s.fence.left()/2)
+		s.busyLimit = min(sourceBusyLimit, s.fence.Left()/2)
 	}
 	return time.Since(s.busySince) < s.busyLimit
 }
 
 // openInTime opens the source and sees that it answers, within answerLimit.
-func (s *sourceSide) openInTime(others ...*blockdev.Device) (*blockdev.Device, error) {
-	return inTime(s.start.Definition.Source, func() (*blockdev.Device, error) {
+func (s *SourceSide) openInTime(others ...*blockdev.Device) (*blockdev.Device, error) {
+	return inTime(s.Wanted.Definition.Source, func() (*blockdev.Device, error) {
 		d, err := s.openPath(others...)
 		if err == nil {
 			if err = d.Answers(); err != nil {
@@ -137,7 +137,7 @@ func inTime(path string, open func() (*blockdev.Device, error)) (*blockdev.Devic
 }
 
 // use makes d, or the want of one, what is read from now on.
-func (s *sourceSide) use(d *blockdev.Device, why error) error {
+func (s *SourceSide) use(d *blockdev.Device, why error) error {
 	o, err := dataplane.NewOpenSource(d, why)
 	if err != nil {
 		return errors.Join(err, d.Close())
@@ -148,28 +148,28 @@ func (s *sourceSide) use(d *blockdev.Device, why error) error {
 
 // known is what the metadata say of the source: as it is now, or what they said before where it is away. It is away, too,
 // when it cannot be read, and for a recovery, which nobody has asked whether it may have changed, when it is not what it was.
-func (s *sourceSide) known() (identity.SourcePrint, error) {
+func (s *SourceSide) known() (identity.SourcePrint, error) {
 	d := s.Source.Device()
 	if d == nil {
-		return identity.PrintOf(s.meta.found), nil
+		return identity.PrintOf(s.meta.Found), nil
 	}
-	print, err := identity.PrintSource(d, s.meta.found)
-	if err == nil && s.meta.found != nil && s.start.Recover {
-		if err = s.meta.found.MatchUsedSource(print.Superblock()); err != nil {
+	print, err := identity.PrintSource(d, s.meta.Found)
+	if err == nil && s.meta.Found != nil && s.Wanted.Recover {
+		if err = s.meta.Found.MatchUsedSource(print.Superblock()); err != nil {
 			err = &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: d.Path(), Cause: fmt.Errorf("%w: %w", blockdev.ErrChanged, err)}
 		}
 	}
-	if err == nil || s.meta.found == nil || !blockdev.Away(err) && !s.start.Recover {
+	if err == nil || s.meta.Found == nil || !blockdev.Away(err) && !s.Wanted.Recover {
 		s.print = print
 		return print, err
 	}
-	s.log.Warn().Err(err).Msg("going on without the source")
-	return identity.PrintOf(s.meta.found), s.use(nil, err)
+	s.Log.Warn().Err(err).Msg("going on without the source")
+	return identity.PrintOf(s.meta.Found), s.use(nil, err)
 }
 
-// completePrint keeps what the source is like now, which was found to be the right one: metadata of a former release have not
+// CompletePrint keeps what the source is like now, which was found to be the right one: metadata of a former release have not
 // all of it, and its inode may have changed while nobody used it.
-func (s *sourceSide) completePrint(sb *metadata.Superblock) {
+func (s *SourceSide) CompletePrint(sb *metadata.Superblock) {
 	if s.Source.Device() != nil && s.print.Pieces.Known() > 0 {
 		s.print.Put(sb)
 	}
@@ -177,19 +177,19 @@ func (s *sourceSide) completePrint(sb *metadata.Superblock) {
 
 // notePrint keeps what the source that was taken back is like now, for the next start to find it so. Nobody waits for it:
 // metadata that hang would keep a source away that is there.
-func (s *sourceSide) notePrint(print identity.SourcePrint) {
+func (s *SourceSide) notePrint(print identity.SourcePrint) {
 	s.mu.Lock()
 	s.mu.print = &print
 	s.mu.Unlock()
 	guard.Go("note the source", func() {
-		if err := s.save(context.Background()); err != nil {
-			s.log.Warn().Err(err).Msg("the metadata do not know the times of the source as it was taken back")
+		if err := s.Save(context.Background()); err != nil {
+			s.Log.Warn().Err(err).Msg("the metadata do not know the times of the source as it was taken back")
 		}
 	})
 }
 
-// putPrint has sb say what the source that was taken back is like.
-func (s *sourceSide) putPrint(sb *metadata.Superblock) {
+// PutPrint has sb say what the source that was taken back is like.
+func (s *SourceSide) PutPrint(sb *metadata.Superblock) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p := s.mu.print; p != nil {
@@ -212,10 +212,10 @@ func tryLockFor(mu *sync.Mutex, limit time.Duration) bool {
 	return true
 }
 
-// letGo looks at the source, and gives up one that was removed. Its description is dead for ever, and keeps what is left of
+// LetGo looks at the source, and gives up one that was removed. Its description is dead for ever, and keeps what is left of
 // the device in the kernel, which may be in the way of its coming back. One that has changed stays open: it may be that
 // nobody else has its bytes any more.
-func (s *sourceSide) letGo() {
+func (s *SourceSide) LetGo() {
 	if !s.reopening.TryLock() {
 		return
 	}
@@ -227,20 +227,20 @@ func (s *sourceSide) letGo() {
 	case d.Gone():
 		why := &exit.Error{Code: exit.Source, Doing: "read the source", Object: d.Path(), Cause: errRemoved}
 		if err := s.use(nil, why); err == nil {
-			s.log.Warn().Err(why).Msg("going on without the source")
+			s.Log.Warn().Err(why).Msg("going on without the source")
 		}
 	default:
 		if err := o.Notice(d.Changed()); err != nil {
-			s.log.Debug().Err(err).Msg("the source has changed")
+			s.Log.Debug().Err(err).Msg("the source has changed")
 		}
 	}
 }
 
-// find sees to it that the source is open and the right one: the description that is open, if it works, or
+// Find sees to it that the source is open and the right one: the description that is open, if it works, or
 // else a new one. What cannot be read and is still the device that its path leads to stays: there is no other.
-func (s *sourceSide) find() error {
+func (s *SourceSide) Find() error {
 	if !tryLockFor(&s.reopening, letGoTime) {
-		return &exit.Error{Code: exit.Busy, Doing: "look for the source", Object: s.start.Definition.Source, Cause: errors.New("another resume does so"), Next: "Try again."}
+		return &exit.Error{Code: exit.Busy, Doing: "look for the source", Object: s.Wanted.Definition.Source, Cause: errors.New("another resume does so"), Next: "Try again."}
 	}
 	defer s.reopening.Unlock()
 	if found, err := s.works(); found || err != nil {
@@ -253,7 +253,7 @@ func (s *sourceSide) find() error {
 	if err := s.use(d, nil); err != nil {
 		return err
 	}
-	s.happened.Add(control.EventSource, d.Path()+" was opened again")
+	s.Happened.Add(control.EventSource, d.Path()+" was opened again")
 	return nil
 }
 
@@ -284,11 +284,11 @@ func (l *sourceLook) end() {
 }
 
 // openAgain opens what the source's path leads to now, within answerLimit.
-func (s *sourceSide) openAgain() (*blockdev.Device, error) {
-	if err := s.lookAtPath.begin(s.start.Definition.Source); err != nil {
+func (s *SourceSide) openAgain() (*blockdev.Device, error) {
+	if err := s.lookAtPath.begin(s.Wanted.Definition.Source); err != nil {
 		return nil, err
 	}
-	return inTime(s.start.Definition.Source, func() (*blockdev.Device, error) {
+	return inTime(s.Wanted.Definition.Source, func() (*blockdev.Device, error) {
 		defer s.lookAtPath.end() // before anybody who hears of the result looks again
 		d, err := s.openPath(s.dest.Device)
 		if err == nil {
@@ -311,7 +311,7 @@ const answerLimit = 4 * time.Second
 
 // works says whether what is open is to stay; an error says that it is another source by now. A device that hangs
 // keeps its reader for as long as it likes.
-func (s *sourceSide) works() (bool, error) {
+func (s *SourceSide) works() (bool, error) {
 	o := s.Source.Take()
 	if o.Device == nil {
 		o.Done()
@@ -362,7 +362,7 @@ func (s *sourceSide) works() (bool, error) {
 
 // lookAgain reads samples of what is open. If something was noticed of it, there is another description of the device in its
 // place, which is taken as it is now.
-func (s *sourceSide) lookAgain(o *dataplane.OpenSource) (again *blockdev.Device, err error) {
+func (s *SourceSide) lookAgain(o *dataplane.OpenSource) (again *blockdev.Device, err error) {
 	if o.Refusal(true) == nil {
 		_, err := s.same(o.Device)
 		return nil, err
@@ -377,20 +377,20 @@ func (s *sourceSide) lookAgain(o *dataplane.OpenSource) (again *blockdev.Device,
 }
 
 // useAgain makes d, whose content was found to be the right one, what is read from now on.
-func (s *sourceSide) useAgain(d *blockdev.Device) error {
+func (s *SourceSide) useAgain(d *blockdev.Device) error {
 	why := s.Source.Away()
 	if err := s.use(d, nil); err != nil {
 		return err
 	}
-	s.happened.Add(control.EventSource, fmt.Sprintf("%s is used again, as samples of its content are those of before (%v)", d.Path(), why))
+	s.Happened.Add(control.EventSource, fmt.Sprintf("%s is used again, as samples of its content are those of before (%v)", d.Path(), why))
 	return nil
 }
 
 // match says in which way d, just opened, is not the source.
-func (s *sourceSide) match(d *blockdev.Device) error {
-	geo, err := blockdev.Match(d, s.dest.Device, s.dest.geometry.Size, true)
-	if err == nil && geo.LogicalBlock != s.dest.geometry.LogicalBlock {
-		err = fmt.Errorf("%w: its logical blocks are of %d bytes, the clone's of %d", metadata.ErrMismatch, d.LogicalBlock(), s.dest.geometry.LogicalBlock)
+func (s *SourceSide) match(d *blockdev.Device) error {
+	geo, err := blockdev.Match(d, s.dest.Device, s.dest.Geometry.Size, true)
+	if err == nil && geo.LogicalBlock != s.dest.Geometry.LogicalBlock {
+		err = fmt.Errorf("%w: its logical blocks are of %d bytes, the clone's of %d", metadata.ErrMismatch, d.LogicalBlock(), s.dest.Geometry.LogicalBlock)
 	}
 	if err != nil {
 		return err
@@ -399,9 +399,9 @@ func (s *sourceSide) match(d *blockdev.Device) error {
 	if err != nil {
 		return err
 	}
-	sb := s.meta.store.Superblock()
+	sb := s.meta.Store.Superblock()
 	if err := sb.MatchUsedSource(print.Superblock()); err != nil {
-		s.log.Warn().Err(err).Msg("the source is taken back although its times have changed, as samples of its content are those of before")
+		s.Log.Warn().Err(err).Msg("the source is taken back although its times have changed, as samples of its content are those of before")
 		s.notePrint(print)
 	}
 	return nil
@@ -409,8 +409,8 @@ func (s *sourceSide) match(d *blockdev.Device) error {
 
 // same says in which way the content of d is not that of the source which the metadata know. Its times do not count:
 // whoever asks was told that it is the right one.
-func (s *sourceSide) same(d *blockdev.Device) (identity.SourcePrint, error) {
-	sb := s.meta.store.Superblock()
+func (s *SourceSide) same(d *blockdev.Device) (identity.SourcePrint, error) {
+	sb := s.meta.Store.Superblock()
 	print, err := identity.PrintSource(d, &sb)
 	if err != nil {
 		return print, err

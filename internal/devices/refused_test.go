@@ -1,4 +1,4 @@
-package engine
+package devices
 
 import (
 	"bytes"
@@ -138,9 +138,9 @@ func TestRefusedMetadata(t *testing.T) {
 				t.Fatal(err)
 			}
 			damaged := fmt.Sprintf("copy %d", n)
-			err := f.open(plain, func(d *devices) error {
-				if len(d.warnings) == 0 || !strings.Contains(d.warnings[0], damaged) {
-					return fmt.Errorf("warnings %q", d.warnings)
+			err := f.open(plain, func(d *Devices) error {
+				if len(d.Warned) == 0 || !strings.Contains(d.Warned[0], damaged) {
+					return fmt.Errorf("warnings %q", d.Warned)
 				}
 				return nil
 			})

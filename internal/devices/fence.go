@@ -1,4 +1,4 @@
-package engine
+package devices
 
 import (
 	"cmp"
@@ -10,9 +10,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// fence is what a recovery waits for: the last requests of the dead daemon.
-type fence struct {
-	*shared
+// Fence is what a recovery waits for: the last requests of the dead daemon.
+type Fence struct {
+	*Shared
 	until    time.Time
 	waitsFor atomic.Pointer[error] // nil: nothing is waited for
 }
@@ -21,17 +21,17 @@ type fence struct {
 const fencePause = 20 * time.Millisecond
 
 // waits is what the start waits for now.
-func (f *fence) waits() error {
+func (f *Fence) waits() error {
 	if err := f.waitsFor.Load(); err != nil {
 		return *err
 	}
 	return nil
 }
 
-// left is how long the recovery may wait yet.
-func (f *fence) left() time.Duration {
+// Left is how long the recovery may wait yet.
+func (f *Fence) Left() time.Duration {
 	if f.until.IsZero() {
-		f.until = time.Now().Add(cmp.Or(f.start.Fence, control.FenceLimit))
+		f.until = time.Now().Add(cmp.Or(f.Wanted.Fence, control.FenceLimit))
 	}
 	return max(time.Until(f.until), fencePause)
 }
@@ -39,13 +39,13 @@ func (f *fence) left() time.Duration {
 // behind opens a device with its lock. In a recovery it waits for the lock: the dead daemon's description, and
 // with it the lock, is there until the last request that went through it has ended, so that none of its writes
 // can land after a write of ours (I7).
-func (f *fence) behind(open func(context.Context) error) func(context.Context) error {
-	if !f.start.Recover {
+func (f *Fence) behind(open func(context.Context) error) func(context.Context) error {
+	if !f.Wanted.Recover {
 		return open
 	}
 	return func(ctx context.Context) error {
 		defer f.waitsFor.Store(nil)
-		timer := time.NewTimer(f.left())
+		timer := time.NewTimer(f.Left())
 		defer timer.Stop()
 		for {
 			err := open(ctx)
@@ -53,7 +53,7 @@ func (f *fence) behind(open func(context.Context) error) func(context.Context) e
 				return err
 			}
 			if f.waitsFor.Swap(&err) == nil {
-				f.log.Info().Err(err).Msg("waiting for the last requests of the dead daemon")
+				f.Log.Info().Err(err).Msg("waiting for the last requests of the dead daemon")
 			}
 			select {
 			case <-ctx.Done():
