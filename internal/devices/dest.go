@@ -13,7 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/text"
 )
 
-// DestSide is the clone's destination, and what is known and recorded of it.
+// DestSide is the clone's destination, and what is known and recorded of it. The steps open it and set its fields; the watcher
+// looks whether it has become shorter, which any goroutine may ask.
 type DestSide struct {
 	*Shared
 	*blockdev.Device
@@ -22,7 +23,7 @@ type DestSide struct {
 	Records    records.Dir
 	Use        records.Use
 	Sample     identity.DestSample
-	shorter    atomic.Pointer[error] // it is, since it was opened. The watcher looks
+	shorter    atomic.Pointer[error] // it is, since it was opened
 }
 
 // open creates a destination file that is missing, with its space. beside are the devices of the clone that are open.

@@ -23,7 +23,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// Devices are the three devices of a clone: opened, locked, and found to belong together.
+// Devices are the three devices of a clone, opened, locked, and found to belong together, and the settings, which the metadata
+// keeps.
 type Devices struct {
 	*Shared
 	Fence    Fence

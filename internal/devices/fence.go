@@ -10,7 +10,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// Fence is what a recovery waits for: the last requests of the dead daemon.
+// Fence is what a recovery waits for: the last requests of the dead daemon. The steps wait; any goroutine may ask for what.
 type Fence struct {
 	*Shared
 	until    time.Time

@@ -17,6 +17,8 @@ import (
 )
 
 // MetadataSide is the clone's metadata: the file or device, and the store in it. The superblock says who the clone is.
+// The steps open it; while the clone is served only the committer's goroutine changes it. Any goroutine may ask Detached, and
+// the store for what it shows.
 type MetadataSide struct {
 	*Shared
 	File    *blockdev.MetadataFile // nil: it could not be opened. Changed by the committer's goroutine
@@ -179,7 +181,8 @@ func (m *MetadataSide) Replace(file *blockdev.MetadataFile) {
 	}
 }
 
-// erase is step 10 of a finish. Metadata that stay are no harm while the destination is as it is: they say that all of it is there.
+// erase is step 10 of a finish (internal/engine/finish.go). Metadata that stay are no harm while the destination is as it is:
+// they say that all of it is there.
 func (m *MetadataSide) erase() {
 	if !m.Ending.Finished || m.Ending.KeepMetadata || m.File == nil {
 		return

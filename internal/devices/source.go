@@ -29,7 +29,8 @@ import (
 // At every open it is looked at whether it is the one of before. An add refuses another one, or one in use. A recovery has
 // users who wait, and goes on without it.
 
-// SourceSide is the clone's source: opened, missed, taken back.
+// SourceSide is the clone's source: opened, missed, taken back. The steps open it; later any goroutine may call Find, LetGo and
+// PutPrint, and what dataplane.Source has for all.
 type SourceSide struct {
 	*Shared
 	dataplane.Source
@@ -42,7 +43,7 @@ type SourceSide struct {
 	busySince time.Time            // when it was found locked, in a recovery
 	busyLimit time.Duration
 
-	reopening  sync.Mutex // one caller of find at a time
+	reopening  sync.Mutex // one caller of Find at a time
 	lookAtOpen sourceLook // at the source that is open
 	lookAtPath sourceLook // at what the source's path leads to
 

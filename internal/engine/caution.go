@@ -9,7 +9,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// caution is that of a daemon whose predecessors have died soon after their start.
+// caution is that of a daemon whose predecessors have died soon after their start (dataplane.Caution). It begins and ends with
+// the block device; a timer ends it when the daemon has lived for a while.
 type caution struct {
 	*devices.Shared
 	live    *liveMap

@@ -18,7 +18,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-// blockDevice is the clone's block device: a new one, or one that a dead daemon has left.
+// blockDevice is the clone's block device: a new one, or one that a dead daemon has left. The daemon's goroutine makes it, starts
+// it and takes it down.
 type blockDevice struct {
 	*devices.Devices
 	control      *ublk.Control

@@ -57,7 +57,7 @@ import (
 // in this order; users have waited, and see no error. While the layer is suspended nothing here touches a file: that may lie
 // on it (I9). What takes its time has a limit.
 
-// handover ends a clone that is complete. With a layer, its users go on with the destination.
+// handover ends a clone that is complete. With a layer, its users go on with the destination. It runs on the daemon's goroutine.
 type handover struct {
 	*devices.Devices
 	session *session

@@ -22,7 +22,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// lanes are the core with a lane for each queue and one for the hydrator, and what is asked of all of them.
+// lanes are the core with a lane for each queue and one for the hydrator, and what is asked of all of them. A step makes them;
+// afterwards any goroutine may ask.
 type lanes struct {
 	*devices.Devices
 	core       *clone.Core

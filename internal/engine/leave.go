@@ -21,7 +21,7 @@ import (
 //
 // If that does not succeed within a limit all goes on as it was. When it does, only what takes no time is left.
 
-// drain brings everything to rest.
+// drain brings everything to rest. It runs on the daemon's goroutine.
 type drain struct {
 	*devices.Devices
 	session *session

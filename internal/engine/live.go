@@ -17,7 +17,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// liveMap is the region map's memory, and what a dead daemon of the same session has left in it (I6).
+// liveMap is the region map's memory, and what a dead daemon of the same session has left in it (I6). The steps open, fill and
+// close it; core, committer and caution note in it what the next daemon is to know.
 type liveMap struct {
 	*devices.Shared
 	meta *devices.MetadataSide

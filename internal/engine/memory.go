@@ -11,7 +11,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// memory is that of the copy buffers.
+// memory is that of the copy buffers. The daemon's goroutine takes it and gives it back.
 type memory struct {
 	mapped []*sys.Mapping
 	spare  []*sys.Mapping // of these, what was taken in advance

@@ -23,7 +23,8 @@ import (
 )
 
 // session is the time from the loading of the region map to the clean mark: what is written to the metadata while the clone
-// is served. A recovery goes on with the session of the dead daemon.
+// is served. A recovery goes on with the session of the dead daemon. The steps begin and end it; in between only the committer's
+// goroutine writes to the metadata.
 type session struct {
 	*devices.Devices
 	live      *liveMap

@@ -18,7 +18,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// reports say how the clone is. They change nothing.
+// reports say how the clone is. They change nothing, and any goroutine may ask.
 type reports struct {
 	*devices.Devices
 	session *session
