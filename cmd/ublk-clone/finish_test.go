@@ -53,7 +53,7 @@ func TestFinishDefinition(t *testing.T) {
 				}
 				return control.Answer{Error: control.ToWire(c.finish)}
 			}
-			return control.Answer{Status: &control.Status{Name: "data", State: c.state}}
+			return control.Answer{Status: &control.Status{Identity: control.Identity{Name: "data"}, Condition: control.Condition{State: c.state}}}
 		})
 		if err != nil {
 			t.Fatal(err)

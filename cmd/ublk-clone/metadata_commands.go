@@ -8,7 +8,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
-	"github.com/ublk-clone/ublk-clone/internal/engine"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/text"
@@ -40,7 +40,7 @@ func (p *program) metadataCreate(c *cli.Context) error {
 	if err := def.Check(); err != nil {
 		return err
 	}
-	return engine.CreateMetadata(c.Context, definition.Start{Definition: def, Create: true, Force: c.Bool("force")})
+	return devices.CreateMetadata(c.Context, definition.Start{Definition: def, Create: true, Force: c.Bool("force")})
 }
 
 // examine opens metadata to read them.

@@ -37,22 +37,28 @@ func sampleClones() []control.Status {
 	left := int64(24*60 + 20)
 	return []control.Status{
 		{
-			Name: "pgdata", UUID: "7c0ffee0-0000-4000-8000-000000000001", Device: "/dev/ublkb0", PID: 4711,
-			State: control.StateHydrating, Reason: "copying in the background.", Mode: "rw",
-			Source: "/dev/sdb", Dest: "/dev/nvme1n1", Metadata: "/var/lib/pg.meta", Size: 500 << 30, RegionSize: 4096,
-			Bytes:   control.ByteCounts{Hydrated: 231404830720, Copied: 200 << 30, Written: 15 << 30, Discarded: 231404830720 - 215<<30, Remaining: 500<<30 - 231404830720},
-			Regions: control.Regions{Hydrated: 56495320, Total: 131072000, Hydrating: 512}, Rate: 212 << 20, LastRate: 212 << 20, ETA: &left,
-			BadRanges: []control.BadRange{}, ActiveSecs: 1000, Starts: 1,
+			Identity:  control.Identity{Name: "pgdata", UUID: "7c0ffee0-0000-4000-8000-000000000001", Device: "/dev/ublkb0", PID: 4711},
+			Condition: control.Condition{State: control.StateHydrating, Reason: "copying in the background.", Mode: "rw"},
+			Devices:   control.Devices{Source: "/dev/sdb", Dest: "/dev/nvme1n1", Metadata: "/var/lib/pg.meta", Size: 500 << 30, RegionSize: 4096},
+			Progress: control.Progress{
+				Bytes:   control.ByteCounts{Hydrated: 231404830720, Copied: 200 << 30, Written: 15 << 30, Discarded: 231404830720 - 215<<30, Remaining: 500<<30 - 231404830720},
+				Regions: control.Regions{Hydrated: 56495320, Total: 131072000, Hydrating: 512}, Rate: 212 << 20, LastRate: 212 << 20, ETA: &left,
+				BadRanges: []control.BadRange{}, ActiveSecs: 1000, Starts: 1,
+			},
 			Settings: definition.Settings{Hydration: true, ReadThrough: true, MinRate: 1 << 20, Threshold: 1024, Batch: 256, Retries: 6}, MetadataBlocks: control.BlockCounts{Used: 40, Total: 8200},
 		},
 		{
-			Name: "root", UUID: "3f1c9a00-0000-4000-8000-000000000002", Device: "/dev/ublkb1", PID: 4712,
-			State: control.StateStalled, Reason: "6 reads of the source failed (Input/output error at 7.6 GiB). The device keeps serving what is hydrated; reads of the other 8.3 % fail with EIO.",
-			Action: "Bring /dev/nbd0 back, then `ublk-clone resume root`. No write is at risk.", Mode: "rw",
-			Source: "/dev/nbd0", Dest: "/dev/vdb", Metadata: "/var/lib/root.meta", Size: 20 << 30, RegionSize: 64 << 10,
-			Bytes:   control.ByteCounts{Hydrated: 19692493635, Copied: 9771050598, Written: 2147483648, Discarded: 7773959389, Remaining: 1782342845},
-			Regions: control.Regions{Hydrated: 300483, Total: 327680}, LastRate: 88 << 20,
-			BadRanges: []control.BadRange{{Offset: 8160437862, Length: 65536, Attempts: 6}}, ActiveSecs: 208, Starts: 2,
+			Identity: control.Identity{Name: "root", UUID: "3f1c9a00-0000-4000-8000-000000000002", Device: "/dev/ublkb1", PID: 4712},
+			Condition: control.Condition{
+				State: control.StateStalled, Reason: "6 reads of the source failed (Input/output error at 7.6 GiB). The device keeps serving what is hydrated; reads of the other 8.3 % fail with EIO.",
+				Action: "Bring /dev/nbd0 back, then `ublk-clone resume root`. No write is at risk.", Mode: "rw",
+			},
+			Devices: control.Devices{Source: "/dev/nbd0", Dest: "/dev/vdb", Metadata: "/var/lib/root.meta", Size: 20 << 30, RegionSize: 64 << 10},
+			Progress: control.Progress{
+				Bytes:   control.ByteCounts{Hydrated: 19692493635, Copied: 9771050598, Written: 2147483648, Discarded: 7773959389, Remaining: 1782342845},
+				Regions: control.Regions{Hydrated: 300483, Total: 327680}, LastRate: 88 << 20,
+				BadRanges: []control.BadRange{{Offset: 8160437862, Length: 65536, Attempts: 6}}, ActiveSecs: 208, Starts: 2,
+			},
 			Settings: definition.Settings{Hydration: false, DiscardPassdown: true, Rate: 50 << 20, Threshold: 64, Batch: 16, Retries: 3}, LastEvent: 7, MetadataBlocks: control.BlockCounts{Used: 3, Total: 24},
 			Warnings: []string{"the source /dev/nbd0 is not locked (--source-shared): nobody may mount or write it"},
 		},
@@ -83,7 +89,8 @@ func TestGoldenOutput(t *testing.T) {
 }
 
 func TestHundredPercentMeansAll(t *testing.T) {
-	s := control.Status{State: control.StateHydrating, Size: 1 << 40, Bytes: control.ByteCounts{Hydrated: 1<<40 - 4096, Remaining: 4096}}
+	s := control.Status{Condition: control.Condition{State: control.StateHydrating}, Devices: control.Devices{Size: 1 << 40}}
+	s.Bytes = control.ByteCounts{Hydrated: 1<<40 - 4096, Remaining: 4096}
 	if got := s.DoneText(""); got != "99.9%" {
 		t.Errorf("all but 4096 bytes: %s", got)
 	}

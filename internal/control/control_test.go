@@ -43,7 +43,7 @@ func echo(_ context.Context, req Request) Answer {
 	if req.Verb == VerbStop {
 		return Answer{Error: ToWire(&exit.Error{Code: exit.Busy, Doing: "delete", Object: "c", Cause: errors.New("mounted on /mnt"), Next: "umount /mnt"})}
 	}
-	return Answer{Status: &Status{Name: req.Verb}}
+	return Answer{Status: &Status{Identity: Identity{Name: req.Verb}}}
 }
 
 func TestAskAndAnswer(t *testing.T) {

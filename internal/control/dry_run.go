@@ -22,22 +22,29 @@ type DryRun struct {
 	Dest     DryRunPart `json:"dest"`
 	Metadata DryRunPart `json:"metadata"`
 	Carries  string     `json:"dest_carries"` // what blkid finds on the destination, "" for nothing
+	DryRunShape
+	DryRunCopy
+	Warnings []string `json:"warnings,omitempty"`
+}
 
+// DryRunShape is what the clone would be like and take.
+type DryRunShape struct {
 	Size          int64          `json:"size"`
 	RegionSize    int64          `json:"region_size"`
 	Regions       uint64         `json:"regions"`
 	MetadataBytes int64          `json:"metadata_bytes"` // that they need, sparse
 	Memory        footprint.Need `json:"memory"`
 	ZeroCopy      bool           `json:"zero_copy"`
+}
 
+// DryRunCopy is what hydration would have to do.
+type DryRunCopy struct {
 	Hydrated   int64  `json:"hydrated"` // already
 	ToCopy     int64  `json:"to_copy"`  // the rest but holes of the source
 	Hydration  bool   `json:"hydration"`
 	SourceRate *int64 `json:"source_rate"` // bytes a second, as measured; null where it is not known
 	RateCap    int64  `json:"rate_cap"`    // 0 = none
 	Seconds    *int64 `json:"seconds"`     // that copying takes at the lower of the two; null where that is not known
-
-	Warnings []string `json:"warnings,omitempty"`
 }
 
 // DryRunPart is one of the three. Size is 0 for one that would be made, or is away.

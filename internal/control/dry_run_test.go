@@ -13,8 +13,8 @@ func TestTrialText(t *testing.T) {
 	rate, seconds := int64(100<<20), int64(200)
 	full := DryRun{
 		Name: "c", Source: DryRunPart{Path: "/dev/sdb", Size: 20 << 30}, Dest: DryRunPart{Path: "/dev/sdc", Size: 25 << 30}, Metadata: DryRunPart{Path: "/var/lib/c.meta", Size: 0}, New: true,
-		Size: 20 << 30, RegionSize: 4096, Regions: 5 << 20, MetadataBytes: 2 << 20, Memory: footprint.Need{Start: 56 << 20, Most: 57 << 20}, ZeroCopy: true,
-		ToCopy: 15 << 30, Hydration: true, SourceRate: &rate, RateCap: 80 << 20, Seconds: &seconds, Warnings: []string{strings.Repeat("word ", 30)},
+		DryRunShape: DryRunShape{Size: 20 << 30, RegionSize: 4096, Regions: 5 << 20, MetadataBytes: 2 << 20, Memory: footprint.Need{Start: 56 << 20, Most: 57 << 20}, ZeroCopy: true},
+		DryRunCopy:  DryRunCopy{ToCopy: 15 << 30, Hydration: true, SourceRate: &rate, RateCap: 80 << 20, Seconds: &seconds}, Warnings: []string{strings.Repeat("word ", 30)},
 	}
 	for _, c := range []struct {
 		change func(*DryRun)

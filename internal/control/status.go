@@ -40,37 +40,12 @@ const (
 	StateSilent     = "silent" // its daemon lives and does not answer
 )
 
-// Status is one clone. Sizes are bytes, rates bytes a second.
+// Status is one clone. Sizes are bytes, rates bytes a second. In JSON the groups are one object.
 type Status struct {
-	Name   string `json:"name"`
-	UUID   string `json:"uuid"`
-	Device string `json:"device"`
-	// The device-mapper device over it, where there is one: users are to have that open.
-	DMName   string `json:"dm_name,omitempty"`
-	DMDevice string `json:"dm_device,omitempty"`
-	PID      int    `json:"pid"`
-
-	State  string `json:"state"`
-	Reason string `json:"reason"`           // why it is in this state, and whether data is at risk
-	Action string `json:"action,omitempty"` // what to do about it
-	Mode   string `json:"mode"`             // of the metadata: rw, ro, Fail
-	// StalledBy is the side that a stalled clone waits for: source, destination.
-	StalledBy string `json:"stalled_by,omitempty"`
-
-	Source     string `json:"source"`
-	Dest       string `json:"dest"`
-	Metadata   string `json:"metadata"`
-	Size       int64  `json:"size"`
-	RegionSize int64  `json:"region_size"`
-
-	Bytes      ByteCounts `json:"bytes"`
-	Regions    Regions    `json:"regions"`
-	Rate       int64      `json:"rate"`
-	LastRate   int64      `json:"last_rate"`   // when it was last copying
-	ETA        *int64     `json:"eta_seconds"` // null where it is not known
-	BadRanges  []BadRange `json:"bad_ranges"`
-	ActiveSecs int64      `json:"active_seconds"`
-	Starts     int64      `json:"starts"`
+	Identity
+	Condition
+	Devices
+	Progress
 
 	Settings       definition.Settings `json:"settings"`        // in effect
 	MetadataBlocks BlockCounts         `json:"metadata_blocks"` // of 4 KiB
@@ -81,6 +56,48 @@ type Status struct {
 	LastEvent      uint64              `json:"last_event"` // sequence number; 0: none yet
 
 	Holders []blockdev.Holder `json:"holders,omitempty"` // who has the device of a dead daemon open
+}
+
+// Identity is what a clone is called.
+type Identity struct {
+	Name   string `json:"name"`
+	UUID   string `json:"uuid"`
+	Device string `json:"device"`
+	// The device-mapper device over it, where there is one: users are to have that open.
+	DMName   string `json:"dm_name,omitempty"`
+	DMDevice string `json:"dm_device,omitempty"`
+	PID      int    `json:"pid"`
+}
+
+// Condition is how a clone is.
+type Condition struct {
+	State  string `json:"state"`
+	Reason string `json:"reason"`           // why it is in this state, and whether data is at risk
+	Action string `json:"action,omitempty"` // what to do about it
+	Mode   string `json:"mode"`             // of the metadata: rw, ro, Fail
+	// StalledBy is the side that a stalled clone waits for: source, destination.
+	StalledBy string `json:"stalled_by,omitempty"`
+}
+
+// Devices are what a clone consists of.
+type Devices struct {
+	Source     string `json:"source"`
+	Dest       string `json:"dest"`
+	Metadata   string `json:"metadata"`
+	Size       int64  `json:"size"`
+	RegionSize int64  `json:"region_size"`
+}
+
+// Progress is how far hydration is.
+type Progress struct {
+	Bytes      ByteCounts `json:"bytes"`
+	Regions    Regions    `json:"regions"`
+	Rate       int64      `json:"rate"`
+	LastRate   int64      `json:"last_rate"`   // when it was last copying
+	ETA        *int64     `json:"eta_seconds"` // null where it is not known
+	BadRanges  []BadRange `json:"bad_ranges"`
+	ActiveSecs int64      `json:"active_seconds"`
+	Starts     int64      `json:"starts"`
 }
 
 // Serves says whether there is a daemon that serves the clone: no other knows its figures.

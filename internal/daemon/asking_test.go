@@ -50,7 +50,7 @@ func TestStopEndsWithItsClient(t *testing.T) {
 func TestLeaveEndsWithItsClient(t *testing.T) {
 	e := &stopEngine{fakeEngine: newFakeEngine()}
 	d := New("", definition.Start{Definition: definition.Definition{Name: "c"}}, e, zerolog.Nop())
-	d.enter(phaseUp)
+	d.life.enter(phaseUp)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	left := make(chan control.Answer, 1)
 	go func() { left <- d.answer(ctx, control.Request{Verb: control.VerbLeave}) }()
@@ -113,7 +113,7 @@ func liveDaemon(t *testing.T) (*stopEngine, *daemon, control.Dir) {
 	}
 	d.server = s
 	go s.Serve()
-	d.enter(phaseUp)
+	d.life.enter(phaseUp)
 	signals, ended := make(chan os.Signal, 1), make(chan error, 1)
 	go func() { ended <- d.live(signals) }()
 	t.Cleanup(func() {
@@ -159,7 +159,7 @@ func TestStatusBesideChangesThatHang(t *testing.T) {
 	for range 2 * control.MaxPolls {
 		waiting = append(waiting, testkit.SendRequest(t, dir, control.Request{Verb: control.VerbEvents, After: &zero, WaitMS: 60_000}))
 	}
-	for len(d.changing) < control.MaxChanges {
+	for len(d.life.changing) < control.MaxChanges {
 		time.Sleep(time.Millisecond)
 	}
 	quick("full")
@@ -169,7 +169,7 @@ func TestStatusBesideChangesThatHang(t *testing.T) {
 	for _, conn := range waiting {
 		conn.Close()
 	}
-	testkit.Settled(t, "changes that wait", 0, func() int { return len(d.changing) })
+	testkit.Settled(t, "changes that wait", 0, func() int { return len(d.life.changing) })
 	free.Store(true)
 	if _, err := dir.Ask("c", control.Request{Verb: control.VerbPause}, time.Minute); err != nil {
 		t.Errorf("a change afterwards: %v", err)
@@ -182,13 +182,13 @@ func TestStopEndsChanges(t *testing.T) {
 	e := &stopEngine{fakeEngine: newFakeEngine()}
 	e.configuring = func(ctx context.Context) error { <-ctx.Done(); return control.Still(ctx) }
 	d := New("", definition.Start{Definition: definition.Definition{Name: "c"}}, e, zerolog.Nop())
-	d.enter(phaseUp)
+	d.life.enter(phaseUp)
 	changed := make(chan control.Answer)
 	go func() { changed <- d.answer(context.Background(), control.Request{Verb: control.VerbPause}) }()
-	for len(d.changing) == 0 {
+	for len(d.life.changing) == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	d.enter(phaseStopping)
+	d.life.enter(phaseStopping)
 	if ans := <-changed; ans.Error == nil || ans.Error.Code != exit.Busy {
 		t.Errorf("the change is answered with %+v", ans.Error)
 	}

@@ -99,7 +99,7 @@ func FuzzControl(f *testing.F) {
 	f.Fuzz(func(t *testing.T, line []byte) {
 		e := newFakeEngine()
 		d := New("", definition.Start{Definition: definition.Definition{Name: "c"}}, e, zerolog.Nop())
-		d.enter(phaseUp)
+		d.life.enter(phaseUp)
 		go func() { // the daemon's own goroutine: somebody has the device open
 			for r := range d.stops {
 				r.reply <- notFree

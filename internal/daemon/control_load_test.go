@@ -197,7 +197,7 @@ func TestPhases(t *testing.T) {
 		{phaseStarting, control.StateRecovering, []string{"no error", "process 12"}},
 		{phaseStopping, control.StateStopping, []string{"end"}},
 	} {
-		d.enter(p.phase)
+		d.life.enter(p.phase)
 		st := d.answer(t.Context(), control.Request{Verb: control.VerbStatus}).Status
 		for _, text := range p.says {
 			if st.State != p.state || !strings.Contains(st.Reason, text) {
@@ -221,7 +221,7 @@ func TestPhases(t *testing.T) {
 // TestOneStopWaits: a second one does not take a connection for as long as the first waits.
 func TestOneStopWaits(t *testing.T) {
 	d := New("", definition.Start{Definition: definition.Definition{Name: "c"}}, newFakeEngine(), zerolog.Nop())
-	d.enter(phaseUp)
+	d.life.enter(phaseUp)
 	first := make(chan control.Answer)
 	go func() { first <- d.answer(t.Context(), control.Request{Verb: control.VerbStop, WaitMS: 1000}) }()
 	r := <-d.stops
@@ -239,7 +239,7 @@ func TestSignalEndsAStopThatWaits(t *testing.T) {
 	e := newFakeEngine()
 	e.path, e.busy = t.TempDir(), notFree
 	d := New("", definition.Start{Definition: definition.Definition{Name: "c"}}, e, zerolog.Nop())
-	d.enter(phaseUp)
+	d.life.enter(phaseUp)
 	signals, ended, stopped := make(chan os.Signal, 1), make(chan error), make(chan control.Answer)
 	go func() { ended <- d.live(signals) }()
 	go func() { stopped <- d.answer(t.Context(), control.Request{Verb: control.VerbStop, WaitMS: 3600 * 1000}) }()

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -97,29 +96,15 @@ type daemon struct {
 	stopping chan struct{}
 	manager  *Manager // nil: none
 	stay     bool     // SIGTERM is not obeyed: the machine goes down, and the device is in use
-	logged   bool     // standard error is the log that the name has
-	foundLog bool     // a dead daemon has left it, and this one is not up yet
-	keep     bool     // taking down leaves the block device, and the definition for who recovers it
-
-	// changing has a place for each request that changes something, and changes counts them: the engine is taken
-	// down when none is left.
-	changing chan struct{}
-	changes  sync.WaitGroup
-
-	// mu is held, for reading, while a status is made, which waits for nothing.
-	mu struct {
-		sync.RWMutex
-		phase phase
-		// serving ends with phaseUp, by endServing: so do the changes under way.
-		serving    context.Context
-		endServing context.CancelCauseFunc
-	}
+	named    namedLog
+	keep     bool // taking down leaves the block device, and the definition for who recovers it
+	life     *life
 }
 
 func New(dir control.Dir, st definition.Start, e Engine, log zerolog.Logger) *daemon {
 	return &daemon{
 		dir: dir, start: st, engine: e, log: log, stops: make(chan stopRequest), stopping: make(chan struct{}, 1),
-		changing: make(chan struct{}, control.MaxChanges), keep: st.Recover,
+		keep: st.Recover, life: newLife(st.Definition.Name, log),
 	}
 }
 
@@ -147,11 +132,17 @@ func (d *daemon) list() []steps.Step {
 			Do: func(context.Context) error {
 				err := d.takeName()
 				if err == nil {
-					d.ownLog()
+					d.named.own(d.dir, def.Name, d.log)
 				}
 				return err
 			},
-			Undo: func() error { return errors.Join(d.forgetLog(), d.lock.Release()) },
+			Undo: func() error {
+				var err error
+				if !d.keep {
+					err = d.named.forget(d.dir, def.Name)
+				}
+				return errors.Join(err, d.lock.Release())
+			},
 		},
 		{Name: "clear up after a dead daemon", Do: func(context.Context) error { return d.clearUp(def.Name) }},
 		{
@@ -186,9 +177,7 @@ func (d *daemon) list() []steps.Step {
 			d.engine.Note(&whole)
 			whole.Unit = d.manager.name()
 			err := d.storeAgain(&whole)
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			*def = whole
+			d.life.show(func() { *def = whole })
 			return err
 		},
 	})
@@ -196,8 +185,8 @@ func (d *daemon) list() []steps.Step {
 	return append(list,
 		steps.Step{
 			Name: "serve control requests",
-			Do:   func(context.Context) error { d.enter(phaseUp); return nil },
-			Undo: func() error { d.enter(phaseStopping); return nil },
+			Do:   func(context.Context) error { d.life.enter(phaseUp); return nil },
+			Undo: func() error { d.life.enter(phaseStopping); return nil },
 		})
 }
 
@@ -210,9 +199,7 @@ func (d *daemon) writeMark() error {
 	}
 	whole.Mark = d.engine.Mark()
 	err := d.storeAgain(&whole)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.start.Definition = whole
+	d.life.show(func() { d.start.Definition = whole })
 	return err
 }
 
@@ -225,25 +212,6 @@ func (d *daemon) storeAgain(def *definition.Definition) error {
 		err = nil
 	}
 	return err
-}
-
-// enter begins a phase. Behind phaseUp it waits for the changes under way, which it has ended.
-func (d *daemon) enter(p phase) {
-	d.mu.Lock()
-	if !d.mu.phase.leadsTo(p) {
-		d.log.Error().Uint8("from", uint8(d.mu.phase)).Uint8("to", uint8(p)).Msg("a phase that cannot follow")
-	}
-	d.mu.phase = p
-	if d.mu.endServing != nil {
-		d.mu.endServing(d.notUp())
-	}
-	if p == phaseUp {
-		d.mu.serving, d.mu.endServing = context.WithCancelCause(context.Background())
-	}
-	d.mu.Unlock()
-	if p != phaseUp {
-		d.changes.Wait()
-	}
 }
 
 // clearUp holds the name's lock: whoever wrote a definition that is there is dead.
@@ -280,7 +248,7 @@ func (d *daemon) run(ready func(device string, err error)) error {
 	}
 	d.log.Info().Str("device", d.engine.Device()).Msg("clone is up")
 	d.keepDevice(false)
-	d.foundLog = false
+	d.named.found = false
 	if d.manager != nil {
 		close(up)
 		guard.Go("watchdog", func() { d.manager.feed(d.engine.Answers, ended) })
@@ -315,36 +283,10 @@ func (d *daemon) answer(ctx context.Context, req control.Request) control.Answer
 	case control.VerbStatus:
 		return control.Answer{Status: d.currentStatus()}
 	}
-	return control.Answer{Error: control.ToWire(d.change(ctx, req))}
+	return control.Answer{Error: control.ToWire(d.life.change(ctx, func(ctx context.Context) error { return d.carryOut(ctx, req) }))}
 }
 
-// change carries out a request that changes the clone, and may wait for its devices: as long as the clone is up and the
-// client is there.
-func (d *daemon) change(ctx context.Context, req control.Request) error {
-	select {
-	case d.changing <- struct{}{}:
-		defer func() { <-d.changing }()
-	default:
-		return &exit.Error{Code: exit.Busy, Doing: "change clone", Object: d.start.Definition.Name,
-			Cause: fmt.Errorf("%d other commands wait for it", control.MaxChanges), Next: "See `ublk-clone status " + d.start.Definition.Name + "` for what they wait for."}
-	}
-	d.mu.RLock()
-	serving, up := d.mu.serving, d.mu.phase == phaseUp
-	if up {
-		d.changes.Add(1)
-		defer d.changes.Done()
-	}
-	d.mu.RUnlock()
-	if !up {
-		return d.notUp()
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(serving, guard.Wrap("end a change", func() { cancel(context.Cause(serving)) }))()
-	return d.carryOut(ctx, req)
-}
-
-// carryOut is the change itself.
+// carryOut is a change, while the clone is up.
 func (d *daemon) carryOut(ctx context.Context, req control.Request) error {
 	if err := control.Still(ctx); err != nil {
 		return err
@@ -370,39 +312,33 @@ func (d *daemon) carryOut(ctx context.Context, req control.Request) error {
 		Next: "The daemon may be older than this program."}
 }
 
-// notUp is the answer to what needs the clone, which is not there yet or any more.
-func (d *daemon) notUp() error {
-	return &exit.Error{Code: exit.Busy, Doing: "ask clone", Object: d.start.Definition.Name, Cause: errors.New("it is starting or stopping"),
-		Next: "See `ublk-clone status " + d.start.Definition.Name + "`, then try again."}
-}
-
-// currentStatus is the status of now.
+// currentStatus is what the commands print, of now.
 func (d *daemon) currentStatus() *control.Status {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	st := d.status()
+	var st control.Status
+	d.life.during(func(now phase) { st = d.status(now) })
 	return &st
 }
 
-// status is what the commands print. d.mu is held.
-func (d *daemon) status() control.Status {
+func (d *daemon) status(now phase) control.Status {
 	def := &d.start.Definition
 	st := control.Status{
-		Name: def.Name, PID: os.Getpid(), Device: def.Device, DMName: def.DM, DMDevice: def.LayerPath(),
-		Source: def.Source, Dest: def.Dest, Metadata: def.Metadata, BadRanges: []control.BadRange{}, Queues: []control.QueueStatus{},
+		Identity: control.Identity{Name: def.Name, PID: os.Getpid(), Device: def.Device, DMName: def.DM, DMDevice: def.LayerPath()},
+		Devices:  control.Devices{Source: def.Source, Dest: def.Dest, Metadata: def.Metadata},
+		Progress: control.Progress{BadRanges: []control.BadRange{}},
+		Queues:   []control.QueueStatus{},
 	}
-	if d.mu.phase == phaseUp {
+	if now == phaseUp {
 		d.engine.Status(&st)
 	} else {
 		st.RegionSize, st.Size = def.RegionSize, def.Size
-		st.State, st.Reason, st.Action = d.explainPhase()
+		st.State, st.Reason, st.Action = d.explainPhase(now)
 	}
 	return st
 }
 
 // explainPhase is the state of a clone that is not up.
-func (d *daemon) explainPhase() (state, reason, action string) {
-	switch d.mu.phase {
+func (d *daemon) explainPhase(now phase) (state, reason, action string) {
+	switch now {
 	case phaseStopping:
 		return control.StateStopping, "Its daemon is about to end.", ""
 	case phaseFinishing:

@@ -5,7 +5,7 @@
 //	prepare.go     settings of the process
 //	daemon.go      the steps, and requests while the clone is up
 //	stop.go        how it ends: with its clone, or for the next daemon
-//	life.go        what a clone can be, and what leads from one to the other
+//	life.go        what a clone can be, and what leads from one to the other; requests that rely on the phase
 //	succession.go  taking over from another daemon
 //	manager.go     systemd: status line and watchdog
 //	log.go         the log, for which nobody waits
@@ -14,7 +14,7 @@
 // The clone itself is an Engine, an interface: this package knows neither metadata nor regions.
 //
 // Threads: one goroutine runs the steps, waits for signals and stop requests, and stops the clone. Each control
-// connection has one, and so do the log, the status line and the watchdog. daemon.mu is held for reading while a status
+// connection has one, and so do the log, the status line and the watchdog. life.mu is held for reading while a status
 // is made, which waits for nothing.
 //
 // Invariants: I13 (a daemon leaves only if it can).

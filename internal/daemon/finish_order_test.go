@@ -28,13 +28,13 @@ func TestFinishOrder(t *testing.T) {
 		e := newFakeEngine()
 		e.unfinished, e.busy = c.unfinished, c.busy
 		d := New(control.Dir(t.TempDir()), definition.Start{Definition: definition.Definition{Name: "c", DM: c.dm, Dest: "/dev/d"}}, e, zerolog.Nop())
-		d.enter(phaseUp)
+		d.life.enter(phaseUp)
 		err := d.finish(&stopRequest{verb: control.VerbFinish, keepMetadata: true, wait: time.Second}, nil)
 		if (err == nil) != c.finished || e.handed != c.handed || e.finished != c.finished {
 			t.Errorf("%s: %v, handed over %d times, finished %t", c.name, err, e.handed, e.finished)
 		}
-		if up := d.mu.phase == phaseUp; up == c.finished {
-			t.Errorf("%s: phase %d", c.name, d.mu.phase)
+		if up := d.life.mu.phase == phaseUp; up == c.finished {
+			t.Errorf("%s: phase %d", c.name, d.life.mu.phase)
 		}
 		if def, err := d.dir.Load("c"); c.handed > 0 && (err != nil || !def.KeepMetadata) {
 			t.Errorf("%s: the definition does not say that the metadata stay: %+v, %v", c.name, def, err)

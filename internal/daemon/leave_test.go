@@ -23,7 +23,7 @@ func TestLeaveThatHangs(t *testing.T) {
 	e := newFakeEngine()
 	e.hangs = &exit.Error{Code: exit.Timeout, Doing: "leave", Object: e.path, Cause: errors.New("3 reads of the source are in flight")}
 	d := New("", definition.Start{Definition: definition.Definition{Name: "c"}}, e, zerolog.Nop())
-	d.enter(phaseUp)
+	d.life.enter(phaseUp)
 	signals, ended := make(chan os.Signal, 1), make(chan error, 1)
 	go func() { ended <- d.live(signals) }()
 	signals <- syscall.SIGTERM

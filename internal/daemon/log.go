@@ -1,15 +1,20 @@
 package daemon
 
 import (
+	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/term"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
 // logQueue is how many lines wait for a slow standard error before lines are
@@ -94,4 +99,50 @@ func (b *boundedFile) Write(p []byte) (int, error) {
 		}
 	}
 	return b.file.Write(p)
+}
+
+// The log is the holder's of the name, who alone removes it: the loser of two starts has written to the winner's at most.
+// Nobody empties it at a start, because what a dead daemon has said last is what one wants to read.
+
+// namedLog is the log of a daemon that was started with one, as a file of its name.
+type namedLog struct {
+	is    bool // standard error is that
+	found bool // a dead daemon has left it, and this one is not up yet
+}
+
+// own sees to it that the log of a daemon that was started with one is the file that the name has. A daemon of that name
+// that ended meanwhile may have removed the one that was opened for this.
+func (n *namedLog) own(dir control.Dir, name string, log zerolog.Logger) {
+	n.is = isLog(os.Stderr, dir.LogPath(name))
+	if !n.is {
+		return
+	}
+	_, err := dir.Load(name)
+	n.found = err == nil // of a daemon that has died
+	f, err := os.OpenFile(dir.LogPath(name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		log.Warn().Err(err).Msg("open the log")
+		return
+	}
+	defer f.Close()
+	for fd := 1; fd <= 2; fd++ {
+		if err := sys.ReplaceBy(fd, int(f.Fd())); err != nil {
+			log.Warn().Err(err).Msg("open the log")
+		}
+	}
+}
+
+// isLog says whether a file was opened by that path, which may be another's by now, or nobody's.
+func isLog(f *os.File, path string) bool {
+	to, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	return err == nil && strings.TrimSuffix(to, " (deleted)") == path
+}
+
+// forget removes the log when the clone has ended, or a start has failed that found no dead daemon. The name is still
+// locked.
+func (n *namedLog) forget(dir control.Dir, name string) error {
+	if !n.is || n.found {
+		return nil
+	}
+	return file.Remove(dir.LogPath(name))
 }

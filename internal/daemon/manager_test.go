@@ -45,7 +45,7 @@ func TestReadyWithStatus(t *testing.T) {
 	if got := next(); !strings.HasPrefix(got, "STATUS=Starting") {
 		t.Errorf("first: %q", got)
 	}
-	d.enter(phaseUp)
+	d.life.enter(phaseUp)
 	close(ready)
 	if got := next(); !strings.HasPrefix(got, "READY=1\nSTATUS=") || strings.Contains(got, "Starting") {
 		t.Errorf("when it is ready: %q", got)

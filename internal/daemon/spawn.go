@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"strings"
 	"syscall"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/process"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
@@ -221,44 +219,4 @@ func readStart(r io.Reader) (definition.Start, error) {
 		return st, &exit.Error{Code: exit.Usage, Doing: "read the definition from standard input", Cause: err, Next: "Use `ublk-clone add`."}
 	}
 	return st, nil
-}
-
-// The log is the holder's of the name, who alone removes it: the loser of two starts has written to the winner's at most.
-// Nobody empties it at a start, because what a dead daemon has said last is what one wants to read.
-
-// ownLog sees to it that the log of a daemon that was started with one is the file that the name has. A daemon of that name
-// that ended meanwhile may have removed the one that was opened for this.
-func (d *daemon) ownLog() {
-	d.logged = isLog(os.Stderr, d.dir.LogPath(d.start.Definition.Name))
-	if !d.logged {
-		return
-	}
-	_, err := d.dir.Load(d.start.Definition.Name)
-	d.foundLog = err == nil // of a daemon that has died
-	f, err := os.OpenFile(d.dir.LogPath(d.start.Definition.Name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
-	if err != nil {
-		d.log.Warn().Err(err).Msg("open the log")
-		return
-	}
-	defer f.Close()
-	for fd := 1; fd <= 2; fd++ {
-		if err := sys.ReplaceBy(fd, int(f.Fd())); err != nil {
-			d.log.Warn().Err(err).Msg("open the log")
-		}
-	}
-}
-
-// isLog says whether a file was opened by that path, which may be another's by now, or nobody's.
-func isLog(f *os.File, path string) bool {
-	to, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
-	return err == nil && strings.TrimSuffix(to, " (deleted)") == path
-}
-
-// forgetLog removes the log when the clone has ended, or a start has failed that found no dead daemon. The name is still
-// locked.
-func (d *daemon) forgetLog() error {
-	if !d.logged || d.keep || d.foundLog {
-		return nil
-	}
-	return file.Remove(d.dir.LogPath(d.start.Definition.Name))
 }

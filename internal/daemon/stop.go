@@ -115,7 +115,7 @@ func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
 	if err := d.engine.Finishable(); err != nil {
 		return err
 	}
-	d.enter(phaseFinishing)
+	d.life.enter(phaseFinishing)
 	def := &d.start.Definition
 	def.KeepMetadata = r.keepMetadata // for whoever finds the daemon dead
 	err := d.dir.Store(def)
@@ -127,7 +127,7 @@ func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
 		err = d.free(r, signals)
 	}
 	if err != nil {
-		d.enter(phaseUp)
+		d.life.enter(phaseUp)
 		return err
 	}
 	def.Finished = true
@@ -149,7 +149,7 @@ func (d *daemon) free(r *stopRequest, signals chan os.Signal) error {
 	for {
 		var err error
 		if !r.force {
-			err = d.unheld()
+			err = unheld(d.engine.Device(), d.start.Definition.Mark)
 		}
 		if err == nil {
 			err = control.Still(r.ctx)
@@ -174,15 +174,15 @@ func (d *daemon) tryStop(force bool) error {
 }
 
 // unheld fails with exit code 5 if somebody has the block device open.
-func (d *daemon) unheld() error {
-	open, err := holders.Of(d.engine.Device(), d.start.Definition.Mark)
+func unheld(device string, mark uint64) error {
+	open, err := holders.Of(device, mark)
 	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "look for users of", Object: d.engine.Device(), Cause: err}
+		return &exit.Error{Code: exit.Other, Doing: "look for users of", Object: device, Cause: err}
 	}
 	if len(open) == 0 {
 		return nil
 	}
-	return holders.Busy(d.engine.Device(), open)
+	return holders.Busy(device, open)
 }
 
 // takeDown takes every step back. Whatever goes wrong now, the clone ends.
@@ -209,7 +209,7 @@ func (d *daemon) keepDevice(keep bool) {
 // leave connections to other commands.
 func (d *daemon) answerStop(ctx context.Context, req control.Request) control.Answer {
 	wait := time.Duration(req.WaitMS) * time.Millisecond
-	if err := d.awaitUp(ctx, wait); err != nil { // for a finish that is under way, too
+	if err := d.life.awaitUp(ctx, wait); err != nil { // for a finish that is under way, too
 		return control.Answer{Error: control.ToWire(err)}
 	}
 	select {
@@ -229,22 +229,4 @@ func (d *daemon) answerStop(ctx context.Context, req control.Request) control.An
 		return control.Answer{Error: control.ToWire(err), Sent: r.sent}
 	}
 	return control.Answer{Warnings: d.engine.Farewell(), Sent: r.sent}
-}
-
-// awaitUp waits for the end of the start, at most limit. With an error the clone is not up.
-func (d *daemon) awaitUp(ctx context.Context, limit time.Duration) error {
-	for deadline := time.Now().Add(limit); ; {
-		d.mu.RLock()
-		now := d.mu.phase
-		d.mu.RUnlock()
-		switch {
-		case now == phaseUp:
-			return nil
-		case now != phaseStarting || time.Now().After(deadline):
-			return d.notUp()
-		}
-		if err := control.PauseWith(ctx, control.HolderPause); err != nil {
-			return err
-		}
-	}
 }

@@ -114,11 +114,11 @@ func Taken(name string, l *Layer) error {
 		Next: "Nothing was changed. Use another name for --dm, or remove it with `dmsetup remove " + name + "` if it is not needed."}
 }
 
-// UdevLimit is how long udev may take to make a link.
-const UdevLimit = 2 * time.Second
+// udevLimit is how long udev may take to make a link.
+const udevLimit = 2 * time.Second
 
-// LinkTo is what a link in /dev/mapper says.
-func LinkTo(l *Layer) string { return "../" + filepath.Base(l.Path()) }
+// linkTo is what a link in /dev/mapper says.
+func linkTo(l *Layer) string { return "../" + filepath.Base(l.Path()) }
 
 // RemoveLimit is how long whoever looks at a new device, as udev does, may keep it open.
 const RemoveLimit = 2 * time.Second
@@ -147,7 +147,7 @@ func Remove(dm *sys.DM, l *Layer, deferred bool, limit time.Duration) error {
 func unlink(l *Layer, mayBeThere bool) error {
 	link := filepath.Join(definition.MapperFolder, l.Name)
 	to, err := os.Readlink(link)
-	if err != nil || to != LinkTo(l) {
+	if err != nil || to != linkTo(l) {
 		return nil
 	}
 	if _, err := os.Stat(link); err == nil && !mayBeThere {

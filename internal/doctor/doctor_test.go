@@ -196,9 +196,9 @@ func TestDoctorFindsEach(t *testing.T) {
 		{"metadata there", func(h *healthy) { h.record(); h.put("meta", "") }, "", exit.OK, ""},
 		{"no blkid", func(h *healthy) { h.program = func(string) (string, error) { return "", exec.ErrNotFound } }, "blkid problem", exit.Other, "util-linux"},
 		{"no machine id", func(h *healthy) { h.remove("etc/machine-id") }, "machine-id warning", exit.OK, "systemd-machine-id-setup"},
-		{"a dead clone", func(h *healthy) { h.has(control.Status{Name: "a", State: control.StateDead, Action: "recover a"}) }, "clones problem", exit.NoAnswer, "recover a"},
+		{"a dead clone", func(h *healthy) { h.has(control.Condition{State: control.StateDead, Action: "recover a"}) }, "clones problem", exit.NoAnswer, "recover a"},
 		{"a clone in mode ro", func(h *healthy) {
-			h.has(control.Status{Name: "a", State: control.StateStalled, Mode: "ro", Action: "mend"})
+			h.has(control.Condition{State: control.StateStalled, Mode: "ro", Action: "mend"})
 		}, "clones warning", exit.OK, "mend"},
 		{"a device that is left", func(h *healthy) {
 			h.orphans = func() ([]definition.Definition, error) { return []definition.Definition{{Device: "/dev/ublkb3"}}, nil }
@@ -246,7 +246,11 @@ func TestDoctorFindsEach(t *testing.T) {
 	}
 }
 
-func (h *healthy) has(s control.Status) {
+// has has a clone in a condition.
+func (h *healthy) has(c control.Condition) { h.hasStatus(control.Status{Condition: c}) }
+
+func (h *healthy) hasStatus(s control.Status) {
+	s.Name = "a"
 	h.clones = func() ([]control.Status, error) { return []control.Status{s}, nil }
 }
 
@@ -255,7 +259,7 @@ func (h *healthy) scsiDisk(mode string) {
 	h.put("dev/sdx", "")
 	h.put("sys/class/block/sdx/queue/write_cache", mode)
 	h.put("sys/class/block/sdx/device/scsi_disk/0:0:0:0/cache_type", "write back")
-	h.has(control.Status{Name: "a", State: control.StateHydrating, Mode: "rw", Dest: "/dev/sdx"})
+	h.hasStatus(control.Status{Condition: control.Condition{State: control.StateHydrating, Mode: "rw"}, Devices: control.Devices{Dest: "/dev/sdx"}})
 }
 
 func TestKernelVersions(t *testing.T) {

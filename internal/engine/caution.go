@@ -1,63 +1,72 @@
 package engine
 
 import (
-	"fmt"
+	"sync"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/clone"
-	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// beginCaution is before the first request.
-func (e *Engine) beginCaution() {
-	c := dataplane.NewCaution(e.live.Map, func() {
-		for _, f := range e.frontends {
+// caution is that of a daemon whose predecessors have died soon after their start (dataplane.Caution). It begins and ends with
+// the block device; a timer ends it when the daemon has lived for a while.
+type caution struct {
+	*devices.Shared
+	live    *liveMap
+	lanes   *lanes
+	careful *dataplane.Caution // nil: there is no need for it
+	life    *time.Timer        // its end
+
+	mu struct {
+		sync.Mutex
+		ended bool // the live map is about to be closed
+	}
+}
+
+// begin is before the first request.
+func (c *caution) begin() {
+	careful := dataplane.NewCaution(c.live.Map, func() {
+		for _, f := range c.lanes.frontends {
 			f.Wake()
 		}
 	})
-	if c == nil {
+	if careful == nil {
 		return
 	}
-	e.log.Warn().Uint32("deaths", e.live.Deaths()-1).Msg("daemons have died soon after their start: careful, one request at a time")
-	e.caution = c
-	for _, f := range e.frontends {
-		f.Caution = c
+	c.Log.Warn().Uint32("deaths", c.live.Deaths()-1).Msg("daemons have died soon after their start: careful, one request at a time")
+	c.careful = careful
+	for _, f := range c.lanes.frontends {
+		f.Caution = careful
 	}
 }
 
-// watchLife ends caution when the daemon has served for a while.
-func (e *Engine) watchLife() {
-	live, c := e.live.Map, e.caution
-	e.life = time.AfterFunc(dataplane.Soon, func() {
+// watch ends caution when the daemon has served for a while.
+func (c *caution) watch() {
+	live, careful := c.live.Map, c.careful
+	c.life = time.AfterFunc(dataplane.Soon, func() {
 		defer guard.Guard("first seconds", guard.Fatal)
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		if e.mu.ended {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.mu.ended {
 			return
 		}
 		live.SetDeaths(0)
-		if c != nil {
-			c.Survived()
+		if careful != nil {
+			careful.Survived()
 		}
 	})
 }
 
-// endCaution is the end of a daemon in order: the next one begins without suspicion, as it may be another program.
-func (e *Engine) endCaution() {
-	if e.life != nil {
-		e.life.Stop()
+// end is the end of a daemon in order: the next one begins without suspicion, as it may be another program.
+func (c *caution) end() {
+	if c.life != nil {
+		c.life.Stop()
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.mu.ended = true
-	e.live.SetDeaths(0)
-	e.live.ClearSuspect()
-	e.live.SetBlames(nil)
-}
-
-// requestRefused tells of a condemned request.
-func (e *Engine) requestRefused(r *clone.Request) {
-	e.happened.Add(control.EventRequestRefused, fmt.Sprintf("%v of %d bytes at byte %d is answered with an error: %d daemons have died of it", r.Op, r.Len, r.Off, dataplane.CondemnedAfter))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.ended = true
+	c.live.SetDeaths(0)
+	c.live.ClearSuspect()
+	c.live.SetBlames(nil)
 }

@@ -1,25 +1,29 @@
-// Package engine is the clone itself: it opens source, destination and metadata, loads the region map, makes core,
-// hydrator and block device, and takes all of it down again. Package daemon runs it by its steps.
+// Package engine is the clone itself: it has its devices opened (package devices), loads the region map, makes core, hydrator
+// and block device, and takes all of it down again. Package daemon runs it by its steps.
 //
-//	devices     metadata.go source.go neighbours.go   open, lock and match the three devices
-//	session     session.go live.go standin.go         superblock, live map, marks of a dead daemon
-//	            repair.go                             metadata that failed and came back
-//	memory      memory.go                             buffers, and what is locked
-//	data path   engine.go lanes.go caution.go         core, lanes, block device
-//	layer       layer.go                              the device-mapper device over it
-//	ends        finish.go leave.go recover.go         hand over, leave to the next daemon, take over
-//	reports     status.go udev.go dry_run.go          what others are told
+// It has these parts. Each knows those below it and is given what else it needs; Engine makes them and runs their steps.
+//
+//	Engine       engine.go udev.go       the steps, in order
+//	 reports     status.go               how the clone is
+//	 handover    finish.go               its users go on with the destination
+//	 drain       leave.go                all comes to rest, for the next daemon
+//	 caution     caution.go              after deaths in a row
+//	 session     session.go repair.go    what is written to the metadata while the clone is served
+//	             use.go
+//	 lanes       lanes.go memory.go      core, hydrator and queues, and their buffers
+//	 blockDevice device.go               the driver's side
+//	 liveMap     live.go standin.go      the region map's memory, and what a dead daemon has left in it
+//	 Devices     package devices         source, destination, metadata and settings
+//
+// dryRun (dry_run.go) has devices, block device and live map of its own, and no Engine.
 //
 // Threads: steps run on the daemon's goroutine. The committer, the watcher, the sampler and the sample of the
 // destination have one each, and queues and hydrator have their threads (package dataplane). Control requests come on
 // any goroutine.
 //
-// Locks: Engine.mu guards the settings, the print of a source that came back, why the live map stands in for the
-// metadata, and whether the live map is about to be closed. It is held for a change and for telling core and hydrator
-// of it. Engine.reopening is held while the source is looked for; a resume waits a second for it, everybody else gives
-// up at once.
+// Locks: caution.mu guards whether the live map is about to be closed. What else is changed by several goroutines is in
+// packages clone, committer and devices; other fields are set by the steps and not changed afterwards.
 //
-// Invariants: I6 (session and live map), I7 (fence), I9 (memory is taken in advance; no device lies on the clone), I10
-// (modes), I11 (going on without source or metadata), I12 (complete), I13 (nobody gives up what works before the next
-// one is known to work), I15 (limits for a source that does not answer), I17 (which zeros are not written).
+// Invariants: I6 (session and live map), I9 (memory is taken in advance), I10 (modes), I11 (going on without metadata), I12
+// (complete), I13 (nobody gives up what works before the next one is known to work), I17 (which zeros are not written).
 package engine

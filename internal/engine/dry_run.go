@@ -17,6 +17,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/footprint"
@@ -24,22 +25,31 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/leftover"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/rate"
+	"github.com/ublk-clone/ublk-clone/internal/records"
 	"github.com/ublk-clone/ublk-clone/internal/steps"
 	"github.com/ublk-clone/ublk-clone/internal/text"
 	"github.com/ublk-clone/ublk-clone/metadata"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-// DryRun is the process's side of try.
+// dryRun opens the devices as a daemon does, and says what it would be. It changes nothing.
+type dryRun struct {
+	*devices.Devices
+	device *blockDevice
+	live   *liveMap
+}
+
+// DryRun is the process's side of a dry run.
 func DryRun(st definition.Start) (t *control.DryRun, err error) {
-	e := New(st, zerolog.Nop())
 	if st.Recover {
-		e.start.Fence = trialFence
+		st.Fence = trialFence
 	}
+	opened := devices.New(devices.NewShared(st, zerolog.Nop()), records.DefaultDir())
+	d := &dryRun{Devices: opened, device: &blockDevice{Devices: opened}, live: newLiveMap(opened)}
 	var done steps.List
-	err = done.Run(context.Background(), e.trialSteps())
+	err = done.Run(context.Background(), d.trialSteps())
 	if err == nil {
-		t, err = e.try()
+		t, err = d.try()
 	}
 	if err := errors.Join(err, done.Stop()); err != nil {
 		return nil, err
@@ -51,15 +61,15 @@ func DryRun(st definition.Start) (t *control.DryRun, err error) {
 const trialFence = 2 * time.Second
 
 // trialSteps are those of a daemon's start that can be done without a change.
-func (e *Engine) trialSteps() []steps.Step {
-	return append(e.openSteps(), []steps.Step{
-		{Name: "open the driver", Do: e.openDriver, Undo: func() error { return e.control.Close() }},
-		{Name: "look at the live map", Do: e.tryLive, Undo: e.closeLive},
+func (d *dryRun) trialSteps() []steps.Step {
+	return append(d.Devices.Steps(), []steps.Step{
+		{Name: "open the driver", Do: d.device.openDriver, Undo: func() error { return d.device.control.Close() }},
+		{Name: "look at the live map", Do: d.tryLive, Undo: d.live.close},
 	}...)
 }
 
 // tryLive is openLive, that changes nothing.
-func (e *Engine) tryLive(context.Context) error {
+func (d *dryRun) tryLive(context.Context) error {
 	free, err := livemap.TryMount(livemap.Folder)
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: livemap.Folder, Cause: err}
@@ -68,14 +78,14 @@ func (e *Engine) tryLive(context.Context) error {
 	if err != nil {
 		return err
 	}
-	sb := e.store.Superblock()
-	begins, err := e.takeLive(&sb, boot, sb.NrRegions)
+	sb := d.Meta.Store.Superblock()
+	begins, err := d.live.take(&sb, boot, sb.NrRegions)
 	switch {
-	case err != nil && e.start.Force:
-		e.Warn("--force: it would go on from the last commit, and what was written after it be lost: %v", err)
-		return e.closeLive()
+	case err != nil && d.Wanted.Force:
+		d.Warn("--force: it would go on from the last commit, and what was written after it be lost: %v", err)
+		return d.live.close()
 	case err != nil:
-		return errors.Join(e.refuseLive(err), e.closeLive())
+		return errors.Join(d.live.refuse(err), d.live.close())
 	}
 	need := int64(min(bitmap.PagesFor(sb.NrRegions), footprint.SettledPages)) * bitmap.PageBytes
 	if begins && free > 0 && free < need {
@@ -86,35 +96,38 @@ func (e *Engine) tryLive(context.Context) error {
 }
 
 // try finds the figures. The steps are done.
-func (e *Engine) try() (*control.DryRun, error) {
-	def, s := &e.start.Definition, e.settings()
-	has, err := e.tryDevice()
+func (d *dryRun) try() (*control.DryRun, error) {
+	def, s := &d.Wanted.Definition, d.Settings.Get()
+	has, err := d.tryDevice()
 	if err != nil {
 		return nil, err
 	}
-	geo, err := clone.NewGeometry(e.geometry.Size, def.RegionSize)
+	geo, err := clone.NewGeometry(d.Dest.Geometry.Size, def.RegionSize)
 	if err != nil {
 		return nil, err
 	}
-	regions, err := e.mapNow(geo.Regions())
+	regions, err := d.mapNow(geo.Regions())
 	if err != nil {
 		return nil, err
 	}
 	t := &control.DryRun{
-		Name: def.Name, New: e.created, Recover: e.start.Recover,
-		Source: control.DryRunPart{Path: def.Source}, Dest: control.DryRunPart{Path: def.Dest, Size: e.dest.Size()}, Metadata: control.DryRunPart{Path: def.Metadata},
-		Size: geo.Size(), RegionSize: geo.RegionSize(), Regions: geo.Regions(), MetadataBytes: metadata.Size(geo.Regions()),
-		ZeroCopy: has.AutoBufReg && has.UserCopy, Hydration: s.Hydration && s.Threshold > 0, RateCap: s.Rate,
+		Name: def.Name, New: d.Meta.Created, Recover: d.Wanted.Recover,
+		Source: control.DryRunPart{Path: def.Source}, Dest: control.DryRunPart{Path: def.Dest, Size: d.Dest.Size()}, Metadata: control.DryRunPart{Path: def.Metadata},
+		DryRunShape: control.DryRunShape{
+			Size: geo.Size(), RegionSize: geo.RegionSize(), Regions: geo.Regions(), MetadataBytes: metadata.Size(geo.Regions()),
+			ZeroCopy: has.AutoBufReg && has.UserCopy,
+		},
+		DryRunCopy: control.DryRunCopy{Hydration: s.Hydration && s.Threshold > 0, RateCap: s.Rate},
 	}
 	t.Memory = footprint.NeedOf(def, geo.Regions(), !t.ZeroCopy)
-	if e.meta != nil && !e.meta.Created() {
-		t.Metadata.Size = e.meta.FoundSize()
+	if d.Meta.File != nil && !d.Meta.File.Created() {
+		t.Metadata.Size = d.Meta.File.FoundSize()
 	}
-	if e.dest.Created() {
+	if d.Dest.Created() {
 		t.Dest.Size = 0
 	}
-	t.Carries = strings.TrimPrefix(strings.TrimPrefix(e.dest.Carries(), "it carries "), "it cannot be told what it carries: ")
-	source := e.source.Device()
+	t.Carries = strings.TrimPrefix(strings.TrimPrefix(d.Dest.Carries(), "it carries "), "it cannot be told what it carries: ")
+	source := d.Source.Device()
 	var holes hydrate.Holes
 	if source != nil {
 		t.Source.Size, holes = source.Size(), source
@@ -123,53 +136,53 @@ func (e *Engine) try() (*control.DryRun, error) {
 	first, t.ToCopy = toCopy(geo, regions, holes)
 	t.Hydrated = hydratedBytes(geo, regions)
 	if t.ToCopy > 0 && source != nil {
-		e.measure(t, source, first)
+		d.measure(t, source, first)
 	}
-	e.checkPassdown(s)
-	t.Warnings = append(t.Warnings, e.geometry.Warnings...)
-	t.Warnings = append(append(t.Warnings, e.dest.Warnings()...), e.warnings...)
+	d.Dest.CheckPassdown(s)
+	t.Warnings = append(t.Warnings, d.Dest.Geometry.Warnings...)
+	t.Warnings = append(append(t.Warnings, d.Dest.Warnings()...), d.Warned...)
 	if source != nil {
 		t.Warnings = append(t.Warnings, source.Warnings()...)
-	} else if why := e.source.Away(); why != nil && t.ToCopy > 0 {
+	} else if why := d.Source.Away(); why != nil && t.ToCopy > 0 {
 		t.Warnings = append(t.Warnings, "it would go on without the source: "+why.Error())
 	}
 	return t, nil
 }
 
 // tryDevice says what the block device would have, or what the one has that is to be recovered.
-func (e *Engine) tryDevice() (ublk.Features, error) {
-	if !e.start.Recover {
-		has, err := ublk.Try(e.control, e.deviceOptions())
+func (d *dryRun) tryDevice() (ublk.Features, error) {
+	if !d.Wanted.Recover {
+		has, err := ublk.Try(d.device.control, d.device.options())
 		return has, explain.Driver("add the block device", err)
 	}
-	r := leftover.Device{Control: e.control}
-	err := r.Find(&e.start.Definition)
+	r := leftover.Device{Control: d.device.control}
+	err := r.Find(&d.Wanted.Definition)
 	return r.Info.Features, err
 }
 
 // mapNow is the region map as the next daemon would find it, in memory of its own.
-func (e *Engine) mapNow(nr uint64) (*bitmap.Map, error) {
+func (d *dryRun) mapNow(nr uint64) (*bitmap.Map, error) {
 	memory := make([]bitmap.Page, bitmap.PagesFor(nr))
 	regions := bitmap.New(nr, memory)
-	if e.created {
+	if d.Meta.Created {
 		return regions, nil
 	}
-	if e.live.taken {
-		err := e.live.Used(func(page uint64) error { memory[page] = e.live.Pages()[page]; return nil })
+	if d.live.taken {
+		err := d.live.Used(func(page uint64) error { memory[page] = d.live.Pages()[page]; return nil })
 		if err != nil {
 			return nil, err
 		}
 		bits := make([]atomic.Uint64, (len(memory)+63)/64)
-		err = e.live.EachZero(func(page uint64) error { bits[page/64].Or(1 << (page % 64)); return nil })
+		err = d.live.EachZero(func(page uint64) error { bits[page/64].Or(1 << (page % 64)); return nil })
 		if err != nil {
 			return nil, err
 		}
 		regions.KeepZeros(bits)
 	}
-	if e.detached() != nil {
-		return regions, e.mapOfLive(regions)
+	if d.Meta.Detached() != nil {
+		return regions, d.live.mapOf(regions)
 	}
-	return regions, e.fillMap(regions)
+	return regions, d.live.fill(regions)
 }
 
 // toCopy is how many bytes hydration will copy, and where the first of them are.
@@ -195,19 +208,8 @@ func toCopy(geo clone.Geometry, regions *bitmap.Map, holes hydrate.Holes) (first
 	return max(0, first), bytes
 }
 
-// hydratedBytes is what needs no source any more.
-func hydratedBytes(geo clone.Geometry, regions *bitmap.Map) int64 {
-	last := geo.Regions() - 1
-	tail := geo.Regions()*uint64(geo.RegionSize()) - uint64(geo.Size())
-	bytes := (regions.NrHydrated() + regions.NrZero()) * uint64(geo.RegionSize())
-	if regions.State(last) != bitmap.Source {
-		bytes -= tail // it is shorter
-	}
-	return int64(bytes)
-}
-
 // measure fills in how fast the source is, and how long copying takes.
-func (e *Engine) measure(t *control.DryRun, source *blockdev.Device, from int64) {
+func (d *dryRun) measure(t *control.DryRun, source *blockdev.Device, from int64) {
 	rate, err := rate.Read(source, from, t.Size)
 	if err != nil {
 		t.Warnings = append(t.Warnings, fmt.Sprintf("how fast the source is could not be measured: %v", err))

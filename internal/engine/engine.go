@@ -4,227 +4,129 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
-	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/committer"
 	"github.com/ublk-clone/ublk-clone/internal/control"
-	"github.com/ublk-clone/ublk-clone/internal/dataplane"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/dm"
 	"github.com/ublk-clone/ublk-clone/internal/events"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
-	"github.com/ublk-clone/ublk-clone/internal/footprint"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/holders"
-	"github.com/ublk-clone/ublk-clone/internal/identity"
+	"github.com/ublk-clone/ublk-clone/internal/preflight"
 	"github.com/ublk-clone/ublk-clone/internal/records"
 	"github.com/ublk-clone/ublk-clone/internal/steps"
-	"github.com/ublk-clone/ublk-clone/internal/sys"
-	"github.com/ublk-clone/ublk-clone/metadata"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-// Limits of what a stop waits for.
-const (
-	drainLimit    = 60 * time.Second // requests in flight on slow backends
-	deleteLimit   = 10 * time.Second // the last user of ublkbN and ublkcN to let go
-	teardownLimit = 2 * drainLimit   // of one undo step
-)
-
-// Engine is the clone itself: devices, region map, core, hydrator, committer and block device. Its
-// fields are set by the steps and not changed afterwards, but for what mu guards.
+// Engine is the clone itself: it makes the parts, and brings them up and down by its steps. What is asked of it, its parts
+// answer.
 type Engine struct {
-	start   definition.Start
-	log     zerolog.Logger
-	records records.Dir
-
-	meta       *blockdev.MetadataFile // nil: they could not be opened. Changed by the committer's goroutine
-	source     dataplane.Source
-	print      identity.SourcePrint // of the source at the start, if it was there
-	dest       *blockdev.Device
-	found      *metadata.Superblock // nil: there were no metadata before this start
-	geometry   blockdev.Geometry
-	use        records.Use
-	warnings   []string // for the user, of the start
-	noPassdown string   // why discards cannot be passed down
-	store      *metadata.Store
-	created    bool // the metadata, by this start
-	base       metadata.Counters
-
-	mapper       *sys.DM // nil: nothing lies over the block device
-	handedOver   bool    // by `finish`: that leads to the destination
-	forced       bool    // by `del --force`: the device goes from under its users
-	finished     bool    // taking down is for good
-	keepMetadata bool
-	control      *ublk.Control
-	dev          *ublk.Device
-	keep         bool // taking down leaves the block device, with its users waiting
-	fence        fence
-	busySince    time.Time // when the source was found locked, in a recovery
-	busyLimit    time.Duration
-	live         liveMap
-	memory       []*sys.Mapping // of the copy buffers
-	spare        []*sys.Mapping // of these, what was taken in advance
-	core         *clone.Core
-	committer    *committer.Committer
-	background   *dataplane.Background
-	frontends    []*dataplane.Frontend
-	caution      *dataplane.Caution // nil: there is no need for it
-	life         *time.Timer        // its end
-	sampler      sampler
-	sample       identity.DestSample
-	failures     events.Failures
-	happened     *events.Log
-	watcher      *events.Watcher
-	shorter      atomic.Pointer[error] // the destination is, since it was opened. The watcher looks
-	parting      []string              // what whoever ends the clone should know, when it has ended
-
-	reopening  sync.Mutex // one caller of findSource at a time
-	lookAtOpen sourceLook // at the source that is open
-	lookAtPath sourceLook // at what the source's path leads to
-
-	mu struct {
-		sync.Mutex
-		settings definition.Settings
-		print    *identity.SourcePrint // of the source that was taken back
-		detached error                 // why the live map stands in for the metadata
-		ended    bool                  // the live map is about to be closed
-	}
+	*devices.Devices // Mark, Waits, Warn, Events
+	*session         // Repair, Farewell
+	*lanes           // Retry, Answers
+	*handover        // Finishable, HandOver, Finish
+	*drain           // Drain, GoOn
+	*reports         // Status
+	live             *liveMap
+	caution          *caution
+	device           *blockDevice
+	layer            *dm.Over
+	watcher          *events.Watcher
 }
 
+// New makes the parts of a clone. Nothing is opened before the steps.
 func New(st definition.Start, log zerolog.Logger) *Engine {
-	e := &Engine{start: st, log: log, records: records.DefaultDir(), committer: committer.NewCommitter(log), keep: st.Recover}
-	e.happened = events.NewLog(st.Definition.Name, log)
-	e.watcher = events.NewWatcher(e.happened, e.look, e.whenHydrated)
-	e.source.Noticed = e.watcher.Kick
+	d := devices.New(devices.NewShared(st, log), records.DefaultDir())
+	live, lanes, device, layer := newLiveMap(d), &lanes{Devices: d}, &blockDevice{Devices: d}, dm.NewOver(&d.Wanted, d.Warn)
+	session := &session{Devices: d, live: live, lanes: lanes, committer: committer.NewCommitter(log)}
+	e := &Engine{
+		Devices: d, session: session, live: live, lanes: lanes, device: device, layer: layer,
+		handover: &handover{Devices: d, session: session, lanes: lanes, device: device, layer: layer},
+		drain:    &drain{Devices: d, session: session, lanes: lanes, device: device},
+		reports:  &reports{Devices: d, session: session, lanes: lanes, device: device, layer: layer},
+		caution:  &caution{Shared: d.Shared, live: live, lanes: lanes},
+	}
+	e.watcher = events.NewWatcher(e.Happened, e.look, e.whenHydrated)
+	d.Source.Noticed, d.Source.Save = e.watcher.Kick, session.committer.Save
 	return e
-}
-
-// Warn notes what the user should know, for the log and the status. During the start only.
-func (e *Engine) Warn(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	e.warnings = append(e.warnings, text)
-	e.log.Warn().Msg(text)
 }
 
 // changed tells committer and watcher that something has changed. It never blocks.
 func (e *Engine) changed() {
-	e.committer.Kick()
+	e.session.committer.Kick()
 	e.watcher.Kick()
 }
 
-// keepState keeps the core's state in the live map. The core calls it in the order of the changes (clone.Config.State),
-// so that no thread brings back a mode that another one has made worse (I10).
-func (e *Engine) keepState(m clone.Mode, flushLost bool) { e.live.SetState(uint8(m), flushLost) }
-
 // Opens end with the metadata read, which says who the clone is.
 func (e *Engine) Opens() []steps.Step {
-	look := steps.Step{Name: "look at the device-mapper device", Do: e.openLayer, Undo: e.closeLayer}
-	return append([]steps.Step{look}, e.openSteps()...)
+	look := steps.Step{
+		Name: "look at the device-mapper device", Do: func(context.Context) error { return e.layer.Open() }, Undo: e.layer.Close,
+	}
+	return append([]steps.Step{look}, e.Devices.Steps()...)
 }
 
 // Steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then the
 // hydrator, then the last commit and the clean mark, then the device number, then files and locks.
 func (e *Engine) Steps() []steps.Step {
 	return []steps.Step{
-		{Name: "open the driver", Do: e.openDriver, Undo: func() error { return e.control.Close() }},
-		{Name: "add the device", Do: e.addDevice, Undo: e.deleteDevice, Limit: teardownLimit},
+		{Name: "open the driver", Do: e.device.openDriver, Undo: func() error { return e.device.control.Close() }},
+		{Name: "add the device", Do: e.device.add, Undo: e.device.delete, Limit: teardownLimit},
 		{Name: "load the region map and lock the memory", Do: e.loadMap, Undo: e.freeMemory},
-		{Name: "begin the session", Do: e.beginSession, Undo: e.endSession, Limit: teardownLimit},
-		{Name: "repair the metadata", Do: e.repairForced},
-		{Name: "record the use of the destination", Do: e.recordUse},
+		{Name: "begin the session", Do: e.session.begin, Undo: e.session.end, Limit: teardownLimit},
+		{Name: "repair the metadata", Do: e.session.repairForced},
+		{Name: "record the use of the destination", Do: e.session.recordUse},
 		{Name: "tell udev of the devices", Do: e.nameForUdev, Undo: e.unnameForUdev},
 		{Name: "watch for events", Do: e.startWatcher, Undo: func() error { e.watcher.Stop(); return nil }, Limit: teardownLimit},
-		{Name: "start hydration", Do: e.startHydration, Undo: func() error { return e.background.Stop() }, Limit: teardownLimit},
+		{Name: "start hydration", Do: e.lanes.startHydration, Undo: func() error { return e.lanes.background.Stop() }, Limit: teardownLimit},
 		{Name: "start the device", Do: e.startDevice, Undo: e.stopDevice, Limit: teardownLimit},
 	}
 }
 
 // Top is the layer.
 func (e *Engine) Top() []steps.Step {
-	return []steps.Step{{Name: "lay the device-mapper device", Do: e.layLayer, Undo: func() error { return e.liftLayer(dm.RemoveLimit, false) }}}
+	return []steps.Step{{
+		Name: "lay the device-mapper device", Do: func(context.Context) error { return e.layLayer() },
+		Undo: func() error { return e.liftLayer(dm.RemoveLimit, false) },
+	}}
 }
 
-// openSteps open and lock the three devices and see that they belong together.
-func (e *Engine) openSteps() []steps.Step {
-	return []steps.Step{
-		{Name: "open the metadata", Do: e.behindFence(e.openMeta), Undo: e.closeMeta, Revert: e.removeMeta},
-		{Name: "open the source", Do: e.behindFence(e.openSource), Undo: func() error { e.source.Close(); return nil }, Limit: teardownLimit},
-		{Name: "open the destination", Do: e.behindFence(e.openDest), Undo: func() error { return e.dest.Close() }, Revert: func() error { return e.dest.Remove() }},
-		{Name: "read the metadata", Do: e.openStore, Revert: e.revertStore},
+func (e *Engine) layLayer() error {
+	return e.layer.Lay(dm.Base{Device: e.device.path(), Size: e.Dest.Geometry.Size, Clone: e.Meta.Store.Superblock().UUID})
+}
+
+// liftLayer leaves the layer to the next daemon with its device, and to the destination when it leads there.
+func (e *Engine) liftLayer(limit time.Duration, force bool) error {
+	if e.Ending.Keep || e.Ending.HandedOver {
+		return nil
 	}
+	return e.layer.Lift(limit, force)
 }
-
-// openDriver comes before the map is read, which may take long.
-func (e *Engine) openDriver(context.Context) (err error) {
-	e.control, err = ublk.OpenControl()
-	return explain.Driver("open the ublk driver", err)
-}
-
-// addDevice makes the device, which tells how many queues the driver allows. Nothing is served before
-// startDevice.
-func (e *Engine) addDevice(context.Context) (err error) {
-	if e.start.Recover {
-		return e.takeOverDevice()
-	}
-	e.dev, err = ublk.Create(e.control, e.deviceOptions())
-	return explain.Driver("add the block device", err)
-}
-
-// deviceOptions are those of a new device.
-func (e *Engine) deviceOptions() ublk.Options {
-	def, geo := &e.start.Definition, &e.geometry
-	hint := max(int(min(def.RegionSize, maxHint)), geo.PhysicalBlock)
-	// Memory of users goes to the backends as it is, unless it is copied.
-	dma, copied := geo.DMAAlignment, def.Copied
-	if dma >= os.Getpagesize() {
-		dma, copied = 0, true
-	}
-	return ublk.Options{
-		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: e.Mark(), Recoverable: true, Copy: copied,
-		Tokens: dataplane.QueueOps(def.QueueDepth),
-		Params: ublk.Params{
-			Size: geo.Size, LogicalBlockSize: geo.LogicalBlock, PhysicalBlockSize: geo.PhysicalBlock, IOMin: hint, IOOpt: hint,
-			MaxIO: footprint.MaxIO, DMAAlignment: dma,
-			// Passdown or not: a discard of a part of a region does nothing, so nobody is to be told that
-			// it might (dm-clone shows the destination's granularity and ignores such discards).
-			DiscardGranularity: def.RegionSize, MaxDiscard: clone.MaxSpan, MaxWriteZeroes: clone.MaxSpan,
-			VolatileCache: true, FUA: true,
-		},
-	}
-}
-
-// maxHint bounds io_min and io_opt, in bytes: the page cache reads ahead twice io_opt.
-const maxHint = 512 << 10
-
-// Mark is what the driver keeps for us, to know the device by: the beginning of the clone's UUID.
-func (e *Engine) Mark() uint64 { return e.store.Superblock().UUID.Mark() }
 
 // loadMap reads the region map and makes the core with a lane for each queue and one for the hydrator.
 func (e *Engine) loadMap(context.Context) error {
-	geo, err := clone.NewGeometry(e.geometry.Size, e.start.Definition.RegionSize)
+	geo, err := clone.NewGeometry(e.Dest.Geometry.Size, e.Wanted.Definition.RegionSize)
 	if err != nil {
 		return err
 	}
-	regions, err := e.readMap(geo.Regions())
+	regions, err := e.session.readMap(geo.Regions())
 	if err == nil {
-		err = e.settlePages(regions.NrPages(), func(page uint64) bool { return regions.Full(page) || regions.AllZero(page) })
+		err = e.live.settle(regions.NrPages(), func(page uint64) bool { return regions.Full(page) || regions.AllZero(page) })
 	}
 	if err == nil {
-		err = e.makeCore(geo, regions)
+		info := e.device.Info()
+		err = e.lanes.make(e.newCore(geo, regions), info.Queues, info.Depth, e.changed)
 	}
 	if err == nil {
-		err = e.lockMemory()
+		lockMemory(e.Warn)
+		err = e.live.Unlock()
 	}
 	if err != nil {
 		return errors.Join(err, e.freeMemory())
@@ -232,91 +134,23 @@ func (e *Engine) loadMap(context.Context) error {
 	return nil
 }
 
-func (e *Engine) makeCore(geo clone.Geometry, regions *bitmap.Map) error {
-	sb, left := e.store.Superblock(), e.live.State()
-	e.core = clone.New(clone.Config{
-		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted, Doubt: e.detached() != nil,
+// newCore makes a core that goes on where the metadata and the live map say.
+func (e *Engine) newCore(geo clone.Geometry, regions *bitmap.Map) *clone.Core {
+	sb, left := e.Meta.Store.Superblock(), e.live.State()
+	return clone.New(clone.Config{
+		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted, Doubt: e.Meta.Detached() != nil,
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
-		LeastZeros: e.start.Definition.LeastZeros(), Kick: e.committer.Kick, Event: e.changed, State: e.keepState, Classify: e.classify, Touch: e.live.Touch, Release: e.givePageBack,
+		LeastZeros: e.Wanted.Definition.LeastZeros(), Kick: e.session.committer.Kick, Event: e.changed, State: e.live.keepState,
+		Classify: func(err error) clone.ErrorClass { return classify(err, e.Dest.Device) },
+		Touch:    e.live.Touch, Release: func(page uint64, p *bitmap.Page) { e.live.givePageBack(regions, page, p) },
 	})
-	e.dest.DropCache()
-	dest, err := dataplane.NewFile(e.dest)
-	if err != nil {
-		return err
-	}
-	if e.dest.SparesZeros() != blockdev.ZerosUnknown {
-		dest.Unit = min(max(e.dest.DiscardUnit(), leastUnit), definition.DefaultBatchBytes)
-	}
-	depth, queues := e.dev.Info().Depth, e.dev.Info().Queues
-	for range queues {
-		buffers, err := e.buffers(footprint.QueueBuffers(geo.RegionSize(), depth))
-		if err != nil {
-			return err
-		}
-		e.frontends = append(e.frontends, dataplane.NewFrontend(e.core, &e.source, dest, queues, depth, buffers, e.log, e.requestFailed, e.requestRefused))
-	}
-	buffers, err := e.buffers(footprint.HydratorBuffers, definition.DefaultBatchBytes)
-	if err != nil {
-		return err
-	}
-	s := e.settings()
-	e.checkPassdown(s)
-	e.background = dataplane.NewBackground(e.core, &e.source, dest, buffers, s.ForHydrator(), e.changed)
-	e.tellCore(s)
-	return nil
 }
 
-// leastUnit bounds from below what the ends of background copies are aligned to, in bytes.
-const leastUnit = 64 << 10
-
-func (e *Engine) buffers(n int, size int64) ([][]byte, error) {
-	m, err := e.allocate(int64(n) * size)
-	if err != nil {
-		return nil, err
-	}
-	buffers := make([][]byte, n)
-	for i := range buffers {
-		from, to := int64(i)*size, int64(i+1)*size
-		buffers[i] = m.Bytes()[from:to:to]
-	}
-	return buffers, nil
-}
-
-// allocate gives memory that was taken in advance, or maps some. freeMemory gives it back.
-func (e *Engine) allocate(size int64) (*sys.Mapping, error) {
-	for i, m := range e.spare {
-		if int64(len(m.Bytes())) == size {
-			e.spare = slices.Delete(e.spare, i, i+1)
-			return m, nil
-		}
-	}
-	m, err := sys.Map(int(size), true)
-	if err != nil {
-		return nil, fmt.Errorf("allocate: %w", err)
-	}
-	e.memory = append(e.memory, m)
-	return m, nil
-}
-
-// givePageBack is of a page of the region map that nobody looks at any more.
-func (e *Engine) givePageBack(page uint64, p *bitmap.Page) {
-	if e.core.Regions().Full(page) { // else it is zero throughout, and noted so
-		e.live.SetFull(page) // before its memory says nothing any more (I9)
-	}
-	if err := sys.GiveBack(p); err != nil {
-		e.log.Debug().Err(err).Msg("a page of the region map stays in memory")
-	}
-}
-
-func (e *Engine) freeMemory() (err error) {
-	if e.background != nil && e.background.Abandoned {
-		e.memory = nil // reads of the source under way may fill it yet: it goes with the process
-	}
-	for _, m := range e.memory {
-		err = errors.Join(err, m.Close())
-	}
-	e.memory = nil
-	return errors.Join(err, e.closeLive(), e.faultIfFinished(8))
+// freeMemory gives back what the map and the lanes have.
+func (e *Engine) freeMemory() error {
+	// Reads of the source under way may fill what is abandoned.
+	abandoned := e.lanes.background != nil && e.lanes.background.Abandoned
+	return errors.Join(e.lanes.memory.free(abandoned), e.live.close(), e.Ending.Fault(8))
 }
 
 // startWatcher begins with the condition as it is: what was so before is no event.
@@ -326,53 +160,96 @@ func (e *Engine) startWatcher(context.Context) error {
 	return nil
 }
 
-func (e *Engine) startHydration(context.Context) error { return e.background.Start(guard.Fatal) }
-
 func (e *Engine) startDevice(context.Context) error {
-	e.beginCaution()
-	err := e.dev.Start(func(q *ublk.Queue) ublk.Target { return e.frontends[q.Index()].Attach(q) })
+	e.caution.begin()
+	err := e.device.Start(func(q *ublk.Queue) ublk.Target { return e.lanes.frontends[q.Index()].Attach(q) })
 	if err != nil {
-		e.endCaution()
+		e.caution.end()
 		return explain.Driver("start the block device", err)
 	}
-	e.watchLife()
-	e.happened.Add(control.EventStarted, fmt.Sprintf("%s is up, %s", e.Device(), events.ModeText(e.condition())))
+	e.caution.watch()
+	e.Happened.Add(control.EventStarted, fmt.Sprintf("%s is up, %s", e.device.path(), events.ModeText(e.condition())))
 	return nil
 }
 
-// Device is the path of the block device, empty before it is added.
-func (e *Engine) Device() string {
-	if e.dev == nil {
-		return ""
-	}
-	return e.dev.BlockPath()
+func (e *Engine) stopDevice() error {
+	defer e.caution.end()
+	return e.device.stop()
 }
 
 // Note adds to the definition what is known by now.
 func (e *Engine) Note(def *definition.Definition) {
-	def.Device, def.Mark = e.Device(), e.Mark()
-	def.Size, def.RegionSize = e.geometry.Size, e.start.Definition.RegionSize
+	def.Device, def.Mark = e.device.path(), e.Mark()
+	def.Size, def.RegionSize = e.Dest.Geometry.Size, e.Wanted.Definition.RegionSize
 }
 
 // TryStop stops the device if nobody uses it, or with force from under its users. The layer goes first, and comes back
 // if the device stays.
 func (e *Engine) TryStop(ctx context.Context, force bool) error {
-	stop := func() error { return e.dev.Stop(drainLimit) }
-	if err := e.atWork(); err != nil {
+	stop := func() error { return e.device.Stop(drainLimit) }
+	if err := e.lanes.atWork(e.device.path()); err != nil {
 		return err
 	}
 	if err := e.liftLayer(0, force); err != nil {
 		return err
 	}
 	if force {
-		e.forced = true
+		e.Ending.Forced = true
 		return explain.Driver("stop the block device", stop())
 	}
-	err := holders.StopUnused(ctx, e.control, e.dev.Info().ID, stop)
+	err := holders.StopUnused(ctx, e.device.control, e.device.Info().ID, stop)
 	if exit.Code(err) == exit.Busy {
-		if err := e.layLayer(ctx); err != nil {
+		if err := e.layLayer(); err != nil {
 			return err
 		}
 	}
 	return err
+}
+
+// WarmUp takes the memory that the steps will need.
+func (e *Engine) WarmUp() error { return e.lanes.memory.warmUp(&e.Wanted.Definition) }
+
+// KeepDevice says whether taking down leaves the block device with its users waiting, for another daemon to
+// recover: so it is at a planned restart, and when a recovery fails.
+func (e *Engine) KeepDevice(keep bool) { e.Ending.Keep = keep }
+
+// MayReplace is the look before a daemon is replaced.
+func (e *Engine) MayReplace(dir control.Dir) error {
+	return preflight.MayReplace(dir, &e.Wanted.Definition)
+}
+
+// Device is the path of the block device, empty before it is added.
+func (e *Engine) Device() string { return e.device.path() }
+
+// look is the watcher's, every second at least.
+func (e *Engine) look() events.Condition {
+	e.Source.LetGo()
+	e.lanes.watchAnswers()
+	e.Dest.LookShorter()
+	return e.condition()
+}
+
+// Configure makes a change of the settings, or refuses it as a whole, and writes it down. It does not wait longer for
+// the metadata than ctx: the next superblock that is written has the change.
+func (e *Engine) Configure(ctx context.Context, c definition.Change) error {
+	if c.DiscardPassdown != nil && *c.DiscardPassdown && e.Dest.NoPassdown != "" {
+		return &exit.Error{Code: exit.Dest, Doing: "switch on discard passdown to", Object: e.Dest.Path(), Cause: errors.New(e.Dest.NoPassdown),
+			Next: "Nothing was changed."}
+	}
+	different := e.Settings.Change(c, func(s definition.Settings) {
+		e.lanes.tellCore(s)
+		e.lanes.background.Configure(s.ForHydrator())
+	})
+	if different {
+		e.Happened.Add(control.EventSettings, c.String())
+	}
+	err := e.session.committer.Save(ctx)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return &exit.Error{Code: exit.Timeout, Doing: "write the settings down in", Object: e.Wanted.Definition.Metadata, Cause: errors.New("the metadata does not answer"),
+			Next: "The change is in effect, and is written down as soon as the metadata answers."}
+	case err != nil:
+		return explain.Metadata("keep the settings in", e.Wanted.Definition.Metadata, err)
+	}
+	return nil
 }

@@ -20,7 +20,6 @@ func TestErrorClasses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dest.Close()
-	e := &Engine{dest: dest}
 	full := clone.Full
 	if !dest.Direct() {
 		full = clone.Local
@@ -45,7 +44,7 @@ func TestErrorClasses(t *testing.T) {
 		{on(blockdev.Dest, syscall.EDQUOT), full, syscall.ENOSPC},
 		{clone.ErrReadOnly, clone.Local, syscall.EIO},
 	} {
-		if got := e.classify(c.err); got != c.want {
+		if got := classify(c.err, dest); got != c.want {
 			t.Errorf("%v: class %d, want %d", c.err, got, c.want)
 		}
 		if got := dataplane.ForUser(c.err); got != c.user {

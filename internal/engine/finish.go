@@ -10,8 +10,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/dm"
-	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/faults"
@@ -19,7 +19,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/holders"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/internal/text"
-	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
 // A complete clone is handed over to its destination. Where a layer lies over the block device its users go on while that is
@@ -58,31 +57,40 @@ import (
 // in this order; users have waited, and see no error. While the layer is suspended nothing here touches a file: that may lie
 // on it (I9). What takes its time has a limit.
 
+// handover ends a clone that is complete. With a layer, its users go on with the destination. It runs on the daemon's goroutine.
+type handover struct {
+	*devices.Devices
+	session *session
+	lanes   *lanes
+	device  *blockDevice
+	layer   *dm.Over
+}
+
 // Limits of the handover, in which users wait.
 const (
 	letGoLimit = 10 * time.Second // for the lanes to let the destination go, when nobody has a request at work
 	grabLimit  = 2 * time.Second  // for whoever looks at the destination, as udev does when we have closed it
+
+	openPause = 20 * time.Millisecond // between two tries to open it, or to have device-mapper open it
 )
 
 // Finishable refuses, with exit code 14, a clone that its destination cannot stand in for.
-func (e *Engine) Finishable() error {
-	def := &e.start.Definition
+func (h *handover) Finishable() error {
+	def := &h.Wanted.Definition
 	refuse := func(cause error, next string) error {
 		return &exit.Error{Code: exit.Refused, Doing: "finish clone", Object: def.Name, Cause: cause, Next: next}
 	}
-	var st control.Status
-	e.countBytes(&st)
 	switch {
-	case e.core.Mode() != clone.ReadWrite || e.core.FlushLost() || e.detached() != nil:
+	case h.lanes.core.Mode() != clone.ReadWrite || h.lanes.core.FlushLost() || h.Meta.Detached() != nil:
 		return refuse(errors.New("its metadata or destination have failed"), "See `ublk-clone status "+def.Name+"`.")
-	case e.dest.Shorter() != nil:
-		return refuse(e.dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
-	case st.Bytes.Remaining > 0:
-		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(st.Bytes.Remaining), text.Size(e.geometry.Size)),
+	case h.Dest.Shorter() != nil:
+		return refuse(h.Dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
+	case h.lanes.remaining() > 0:
+		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(h.lanes.remaining()), text.Size(h.Dest.Geometry.Size)),
 			"`ublk-clone wait "+def.Name+"` returns when they are; `ublk-clone status "+def.Name+"` says what keeps them.")
-	case !e.core.Complete():
+	case !h.lanes.core.Complete():
 		return refuse(errors.New("some of it is not settled or durable in the destination yet"), "`ublk-clone wait "+def.Name+"` returns when it is.")
-	case def.DM != "" && !e.dest.IsBlock():
+	case def.DM != "" && !h.Dest.IsBlock():
 		return refuse(errors.New("the destination is a file, and "+def.LayerPath()+" can lead to block devices only"),
 			"It stays with the daemon. When nobody uses it, `ublk-clone del "+def.Name+"` leaves the file, which has all of it.")
 	}
@@ -90,11 +98,11 @@ func (e *Engine) Finishable() error {
 }
 
 // HandOver is 1 to 5, where there is a layer. It takes at most about limit until users go on.
-func (e *Engine) HandOver(ctx context.Context, limit time.Duration) error {
-	if err := e.checkHandover(); err != nil {
+func (h *handover) HandOver(ctx context.Context, limit time.Duration) error {
+	if err := h.check(); err != nil {
 		return err
 	}
-	if err := e.settleFinish(ctx); err != nil { // 1
+	if err := h.settle(ctx); err != nil { // 1
 		return err
 	}
 	if err := control.Still(ctx); err != nil {
@@ -103,72 +111,71 @@ func (e *Engine) HandOver(ctx context.Context, limit time.Duration) error {
 	if err := faults.Finish(1); err != nil {
 		return err
 	}
-	name := e.start.Definition.DM
-	if err := e.mapper.Suspend(name, limit); err != nil { // 2
+	name := h.Wanted.Definition.DM
+	if err := h.layer.Suspend(limit); err != nil { // 2
 		return &exit.Error{Code: exit.Timeout, Doing: "suspend the device-mapper device", Object: name, Cause: err,
 			Next: "Nothing has changed: it goes on as before. Requests at work have not ended; try again when the destination answers."}
 	}
-	err := e.exchange()
+	err := h.exchange()
 	if err == nil {
-		e.handedOver = true
+		h.Ending.HandedOver = true
 		return nil
 	}
-	e.log.Error().Err(err).Msg("the destination is not handed over: going back")
-	e.takeBack()
-	return &exit.Error{Code: exit.Dest, Doing: "hand over to the destination", Object: e.dest.Path(), Cause: err,
+	h.Log.Error().Err(err).Msg("the destination is not handed over: going back")
+	h.takeBack()
+	return &exit.Error{Code: exit.Dest, Doing: "hand over to the destination", Object: h.Dest.Path(), Cause: err,
 		Next: "The clone goes on as before, its users have seen no error. Try again."}
 }
 
 // exchange is 3 to 5. The layer is suspended.
-func (e *Engine) exchange() error {
-	name := e.start.Definition.DM
+func (h *handover) exchange() error {
 	if err := faults.Finish(2); err != nil {
 		return err
 	}
-	if !e.sample.Stop() {
+	if !h.Dest.Sample.Stop() {
 		return errors.New("it does not answer")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
 	defer cancel()
-	err := e.orderAll(ctx, dataplane.Order{}) // 3
+	err := h.lanes.orderAll(ctx, dataplane.Order{}) // 3
 	if err == nil {
-		err = e.dest.Close()
+		err = h.Dest.Close()
 	}
 	if err == nil {
 		err = faults.Finish(3)
 	}
 	if err == nil {
-		err = e.loadDest() // 4
+		err = h.loadDest() // 4
 	}
 	if err == nil {
 		err = faults.Finish(4)
 	}
 	if err == nil {
-		err = dm.Error("resume", name, e.mapper.Resume(name)) // 5
+		err = h.layer.Resume() // 5
 	}
 	if err != nil {
 		return err
 	}
 	// Users are on the destination. Whatever fails now keeps nobody from it.
 	_ = faults.Finish(5)
-	_ = e.orderAll(ctx, dataplane.Order{Refuse: dataplane.ErrHandedOver})
+	_ = h.lanes.orderAll(ctx, dataplane.Order{Refuse: dataplane.ErrHandedOver})
 	return nil
 }
 
 // loadDest loads the table that leads to the destination. Somebody may have opened that the moment it was closed.
-func (e *Engine) loadDest() (err error) {
-	for deadline := time.Now().Add(grabLimit); ; time.Sleep(fencePause) {
-		err = e.mapper.Load(e.start.Definition.DM, dm.Linear(e.geometry.Size, e.dest.Number()))
+func (h *handover) loadDest() (err error) {
+	for deadline := time.Now().Add(grabLimit); ; time.Sleep(openPause) {
+		err = h.layer.Load(h.Dest.Path(), h.Dest.Number())
 		if !dm.IsBusy(err) || time.Now().After(deadline) {
-			return dm.Error("load a table that leads to "+e.dest.Path()+" into", e.start.Definition.DM, err)
+			return err
 		}
 	}
 }
 
-// checkHandover looks for what would make the handover fail or lose data, before anything is done.
-func (e *Engine) checkHandover() error {
-	def, device := &e.start.Definition, e.Device()
-	l, err := dm.Find(e.mapper, def.DM)
+// check looks for what would make the handover fail or lose data, before anything is done.
+func (h *handover) check() error {
+	def, device := &h.Wanted.Definition, h.device.path()
+	l, err := h.layer.Find()
 	if err != nil {
 		return err
 	}
@@ -176,7 +183,7 @@ func (e *Engine) checkHandover() error {
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "look at", Object: device, Cause: err}
 	}
-	if l == nil || !l.IsOf(e.Mark()) || !l.LeadsTo(st.Rdev) || l.Suspended || l.Inactive {
+	if !h.layer.IsOurs(l) || !l.LeadsTo(st.Rdev) || l.Suspended || l.Inactive {
 		return &exit.Error{Code: exit.Other, Doing: "finish clone", Object: def.Name,
 			Cause: fmt.Errorf("the device-mapper device %s is not as it was laid over %s, or somebody has suspended it", def.DM, device),
 			Next:  "`dmsetup info " + def.DM + "` and `dmsetup table " + def.DM + "` show it; `ublk-clone restart " + def.Name + "` lays one that is missing, and resumes it."}
@@ -187,9 +194,9 @@ func (e *Engine) checkHandover() error {
 	}
 	own := blockdev.Mapped{Path: l.Path()}
 	var others []blockdev.Holder
-	for _, h := range open {
-		if !own.Is(h) {
-			others = append(others, h)
+	for _, holder := range open {
+		if !own.Is(holder) {
+			others = append(others, holder)
 		}
 	}
 	if len(others) == 0 {
@@ -200,15 +207,15 @@ func (e *Engine) checkHandover() error {
 	return busy
 }
 
-// settleFinish is 1: from here on the metadata, too, say that the destination stands alone.
-func (e *Engine) settleFinish(ctx context.Context) error {
-	if err := e.committer.Save(ctx); err != nil {
-		return explain.Metadata("commit to", e.start.Definition.Metadata, err)
+// settle is 1: from here on the metadata, too, say that the destination stands alone.
+func (h *handover) settle(ctx context.Context) error {
+	if err := h.session.committer.Save(ctx); err != nil {
+		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, err)
 	}
-	if !e.store.Superblock().Complete {
-		return explain.Metadata("commit to", e.start.Definition.Metadata, errors.New("they do not say that all is hydrated"))
+	if !h.Meta.Store.Superblock().Complete {
+		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, errors.New("they do not say that all is hydrated"))
 	}
-	e.closeUse()
+	h.session.closeUse()
 	return nil
 }
 
@@ -221,88 +228,48 @@ func (e *Engine) settleFinish(ctx context.Context) error {
 //
 // If somebody else has the destination and keeps it, the daemon ends as by a death, with the layer resumed: users wait at
 // the block device, and recover says for whom.
-func (e *Engine) takeBack() {
-	if err := e.leadBack(); err != nil { // a
+func (h *handover) takeBack() {
+	if err := h.layer.LeadBack(h.Dest.Number()); err != nil { // a
 		guard.Fatal(err)
 	}
-	err := e.retakeDest() // b
+	err := h.retakeDest() // b
 	if err == nil {
-		if e.sample.Stop() {
-			e.sample.Resume(e.committer.Kick)
+		if h.Dest.Sample.Stop() {
+			h.Dest.Sample.Resume(h.session.committer.Kick)
 		}
-		err = e.reopenGates() // c
+		err = h.reopenGates() // c
 	}
-	name := e.start.Definition.DM
-	err = errors.Join(err, dm.Error("resume", name, e.mapper.Resume(name))) // d
+	err = errors.Join(err, h.layer.Resume()) // d
 	if err != nil {
-		guard.Fatal(fmt.Errorf("go back to %s: %w", e.Device(), err))
+		guard.Fatal(fmt.Errorf("go back to %s: %w", h.device.path(), err))
 	}
-}
-
-// leadBack gives up an inactive table. A live one that leads to the destination is there only if its resume has failed half-way:
-// it is exchanged for one that leads to the block device, whose requests are held.
-func (e *Engine) leadBack() error {
-	name := e.start.Definition.DM
-	if err := e.mapper.Clear(name); err != nil {
-		return dm.Error("clear", name, err)
-	}
-	l, err := dm.Find(e.mapper, name)
-	if err != nil || l == nil || !l.LeadsTo(e.dest.Number()) {
-		return err
-	}
-	if err = e.loadLayer(); err == nil {
-		err = dm.Error("resume", name, e.mapper.Resume(name))
-	}
-	return err
 }
 
 // retakeDest opens the destination again if it was closed.
-func (e *Engine) retakeDest() (err error) {
-	if e.dest.IsOpen() {
+func (h *handover) retakeDest() (err error) {
+	if h.Dest.IsOpen() {
 		return nil
 	}
-	for deadline := time.Now().Add(control.RetakeLimit); ; time.Sleep(fencePause) {
-		if err = e.dest.Retake(); exit.Code(err) != exit.Busy || time.Now().After(deadline) {
+	for deadline := time.Now().Add(control.RetakeLimit); ; time.Sleep(openPause) {
+		if err = h.Dest.Retake(); exit.Code(err) != exit.Busy || time.Now().After(deadline) {
 			return err
 		}
 	}
 }
 
 // reopenGates has all lanes serve through the destination's description of now.
-func (e *Engine) reopenGates() error {
-	dest, err := dataplane.NewFile(e.dest)
+func (h *handover) reopenGates() error {
+	dest, err := dataplane.NewFile(h.Dest.Device)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), letGoLimit)
 	defer cancel()
-	return e.orderAll(ctx, dataplane.Order{Dest: dest})
+	return h.lanes.orderAll(ctx, dataplane.Order{Dest: dest})
 }
 
 // Finish says that taking down is 6 to 10: what only an unfinished clone needs goes.
-func (e *Engine) Finish(keepMetadata bool) {
-	e.finished, e.keepMetadata = true, keepMetadata
-	e.happened.Add(control.EventFinished, e.start.Definition.FinishedText())
-}
-
-// faultIfFinished is faults.Finish of steps that every end of a daemon has.
-func (e *Engine) faultIfFinished(k int) error {
-	if !e.finished {
-		return nil
-	}
-	return faults.Finish(k)
-}
-
-// eraseMeta is 10. Metadata that stay are no harm while the destination is as it is: they say that all of it is there.
-func (e *Engine) eraseMeta() {
-	if !e.finished || e.keepMetadata || e.meta == nil {
-		return
-	}
-	if err := etc.DefaultDir().Retired(e.start.Definition.Name); err != nil {
-		e.log.Warn().Err(err).Str("metadata", e.meta.Path()).Msg("the metadata is kept: it keeps the next boot from cloning anew")
-		return
-	}
-	if err := e.meta.Erase(metadata.Size(0)); err != nil {
-		e.log.Warn().Err(err).Str("metadata", e.meta.Path()).Msg("they are not needed any more, and are still there")
-	}
+func (h *handover) Finish(keepMetadata bool) {
+	h.Ending.Finished, h.Ending.KeepMetadata = true, keepMetadata
+	h.Happened.Add(control.EventFinished, h.Wanted.Definition.FinishedText())
 }

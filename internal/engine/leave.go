@@ -2,14 +2,12 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
 // A daemon leaves its device to the next one only if it can: a backend that does not answer would keep it from ending, and
@@ -23,6 +21,14 @@ import (
 //
 // If that does not succeed within a limit all goes on as it was. When it does, only what takes no time is left.
 
+// drain brings everything to rest. It runs on the daemon's goroutine.
+type drain struct {
+	*devices.Devices
+	session *session
+	lanes   *lanes
+	device  *blockDevice
+}
+
 const (
 	// holdLimit is how long users may wait in vain.
 	holdLimit = 500 * time.Millisecond
@@ -34,70 +40,47 @@ const (
 )
 
 // Drain brings everything to rest. With an error all has gone on.
-func (e *Engine) Drain(limit time.Duration) error {
+func (d *drain) Drain(limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	began := time.Now()
-	err := dataplane.OrderAll(ctx, dataplane.Order{Rest: true}, []*dataplane.Backend{e.background.Backend}) // 1
+	err := dataplane.OrderAll(ctx, dataplane.Order{Rest: true}, []*dataplane.Backend{d.lanes.background.Backend}) // 1
 	if err != nil {
-		err = fmt.Errorf("%d background copies have not ended", e.background.Status().InFlight)
-	} else if err = e.commitWithin(ctx); err == nil { // 2
-		err = e.holdUsers(ctx)
+		err = fmt.Errorf("%d background copies have not ended", d.lanes.background.Status().InFlight)
+	} else if err = d.session.commitWithin(ctx); err == nil { // 2
+		err = d.holdUsers(ctx)
 	}
 	if err == nil {
 		return nil
 	}
-	e.GoOn()
-	if n := e.source.Reading(); n > 0 {
-		err = fmt.Errorf("%w; %d reads of the source %s are in flight", err, n, e.start.Definition.Source)
+	d.GoOn()
+	if n := d.Source.Reading(); n > 0 {
+		err = fmt.Errorf("%w; %d reads of the source %s are in flight", err, n, d.Wanted.Definition.Source)
 	}
-	return &exit.Error{Code: exit.Timeout, Doing: "leave", Object: e.Device(), Cause: fmt.Errorf("%w after %s", err, time.Since(began).Round(time.Second)),
+	return &exit.Error{Code: exit.Timeout, Doing: "leave", Object: d.device.path(), Cause: fmt.Errorf("%w after %s", err, time.Since(began).Round(time.Second)),
 		Next: "The daemon goes on serving. Try again when the device that does not answer does."}
 }
 
 // GoOn takes a drain back.
-func (e *Engine) GoOn() {
-	if e.dev != nil {
-		e.dev.Release()
+func (d *drain) GoOn() {
+	if d.device.Device != nil {
+		d.device.Release()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lookPause)
 	defer cancel()
-	b := e.background.Backend
+	b := d.lanes.background.Backend
 	_ = dataplane.OrderAll(ctx, dataplane.Order{Dest: b.Dest}, []*dataplane.Backend{b}) // it obeys in its next round
 }
 
-// commitWithin is 2. What fails has been acted on, and keeps nobody from leaving: the live map has all marks.
-func (e *Engine) commitWithin(ctx context.Context) error {
-	ended := make(chan error, 1)
-	guard.Go("commit before leaving", func() {
-		ended <- e.committer.Do(ctx, func() error {
-			err := e.core.Commit(e.committer.Dest, e.committer.Store)
-			if errors.Is(err, clone.ErrCommitPutOff) {
-				return nil // the last one does it
-			}
-			return err
-		})
-	})
-	select {
-	case err := <-ended:
-		if err != nil {
-			e.log.Warn().Err(err).Msg("commit before leaving")
-		}
-		return nil
-	case <-ctx.Done():
-		return errors.New("a commit to the destination and the metadata has not ended")
-	}
-}
-
 // holdUsers is 3 and 4.
-func (e *Engine) holdUsers(ctx context.Context) error {
-	ages := ages{since: make([]time.Time, len(e.frontends)), oldest: make([]uint64, len(e.frontends))}
+func (d *drain) holdUsers(ctx context.Context) error {
+	ages := ages{since: make([]time.Time, len(d.lanes.frontends)), oldest: make([]uint64, len(d.lanes.frontends))}
 	pause := lookPause
 	for {
 		requests, age := 0, time.Duration(0)
 		for look := 0; ; look++ { // the first sees every request for the first time
 			var err error
-			if requests, age, err = e.lookAtWork(ctx, &ages); err != nil {
+			if requests, age, err = d.lookAtWork(ctx, &ages); err != nil {
 				return err
 			}
 			if look > 0 && age == 0 || age >= longAtWork {
@@ -107,7 +90,7 @@ func (e *Engine) holdUsers(ctx context.Context) error {
 		}
 		err := fmt.Errorf("%d requests of users have not ended, one for %s", requests, age.Round(100*time.Millisecond))
 		if age < longAtWork {
-			if err = e.dev.Hold(holdLimit); err == nil {
+			if err = d.device.Hold(holdLimit); err == nil {
 				return nil
 			}
 			pause = holdPause
@@ -138,8 +121,8 @@ func (a *ages) see(queue int, w dataplane.Work, now time.Time) time.Duration {
 }
 
 // lookAtWork is how many requests are at work, and the longest that one has been seen.
-func (e *Engine) lookAtWork(ctx context.Context, a *ages) (requests int, age time.Duration, err error) {
-	for i, lane := range e.userLanes() {
+func (d *drain) lookAtWork(ctx context.Context, a *ages) (requests int, age time.Duration, err error) {
+	for i, lane := range d.lanes.users() {
 		var w dataplane.Work
 		if err := dataplane.OrderAll(ctx, dataplane.Order{Look: func(found dataplane.Work) { w = found }}, []*dataplane.Backend{lane}); err != nil {
 			return 0, 0, fmt.Errorf("queue %d does not answer", i)

@@ -28,10 +28,10 @@ func TestLiveMapKeepsTheWorstMode(t *testing.T) {
 	e.live.Map = live
 	core := func() *clone.Core {
 		return clone.New(clone.Config{
-			Geometry: geo, Map: bitmap.New(1, make([]bitmap.Page, 1)), Kick: func() {}, Event: e.changed, State: e.keepState,
+			Geometry: geo, Map: bitmap.New(1, make([]bitmap.Page, 1)), Kick: func() {}, Event: e.changed, State: e.live.keepState,
 		})
 	}
-	e.core = core()
+	e.lanes.core = core()
 	live.SetState(uint8(clone.ReadOnly), false) // another thread's, since this one has looked at the core
 	e.changed()
 	if m := clone.Mode(live.State().Mode); m != clone.ReadOnly {
@@ -39,13 +39,13 @@ func TestLiveMapKeepsTheWorstMode(t *testing.T) {
 	}
 	for round := range 10_000 {
 		live.SetState(uint8(clone.ReadWrite), false)
-		e.core = core()
+		e.lanes.core = core()
 		var wg sync.WaitGroup
 		wg.Go(e.changed) // a lane tells of something else, as hydration that is complete
-		wg.Go(func() { e.core.SetMode(clone.ReadOnly) })
+		wg.Go(func() { e.lanes.core.SetMode(clone.ReadOnly) })
 		wg.Wait()
 		if m := clone.Mode(live.State().Mode); m != clone.ReadOnly {
-			t.Fatalf("round %d: the live map has mode %v, the core %v", round, m, e.core.Mode())
+			t.Fatalf("round %d: the live map has mode %v, the core %v", round, m, e.lanes.core.Mode())
 		}
 	}
 }

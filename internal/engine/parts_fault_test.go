@@ -161,7 +161,7 @@ func (p *parts) complete(a allowed) error {
 		p.background.hydrator.Resume()
 		p.committer.Kick()
 	}
-	b, err := os.ReadFile(p.engine.dest.Path())
+	b, err := os.ReadFile(p.engine.Dest.Path())
 	if err != nil {
 		return err
 	}

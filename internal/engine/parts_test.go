@@ -208,12 +208,12 @@ func newParts(t *testing.T, dir string, plan *faultPlan) *parts {
 		RegionSize: partsRegion, Queues: 1, QueueDepth: 2,
 	}
 	p.engine = New(definition.Start{Definition: def, Create: true}, zerolog.Nop())
-	p.engine.records = records.Dir(t.TempDir())
-	p.must(p.steps.Run(context.Background(), p.engine.openSteps()))
-	p.dest, p.bad = p.wrap(p.engine.dest.File()), p.open(def.Source, unix.O_PATH)
+	p.engine.Dest.Records = records.Dir(t.TempDir())
+	p.must(p.steps.Run(context.Background(), p.engine.Devices.Steps()))
+	p.dest, p.bad = p.wrap(p.engine.Dest.File()), p.open(def.Source, unix.O_PATH)
 	p.badSource.Replace(&dataplane.OpenSource{File: p.bad, Idle: make(chan struct{}, 1)})
 	plan.heal() // the start may fail as a whole: that is the steps' test
-	store, _, err := metadata.Open(failingMeta{p.engine.meta, plan})
+	store, _, err := metadata.Open(failingMeta{p.engine.Meta.File, plan})
 	p.must(err)
 	p.must(store.Update(func(sb *metadata.Superblock) error { sb.Clean = false; return nil }))
 	p.makeCore(store)
@@ -290,7 +290,7 @@ func (p *parts) Flush() error {
 	if p.plan.fails("flush destination to commit") {
 		return unix.EIO
 	}
-	return flusher{p.engine.dest}.Flush()
+	return flusher{p.engine.Dest.Device}.Flush()
 }
 
 func (p *parts) newLane(buffers int) *partLane {
@@ -299,7 +299,7 @@ func (p *parts) newLane(buffers int) *partLane {
 		parts: p, data: p.allocate(4 * partsRegion), work: make(chan struct{}, 1), answer: make(chan error, 1),
 		quit: make(chan struct{}), left: make(chan error, 1),
 	}
-	good, bad := dataplane.NewBackend(&p.engine.source, p.dest, 2*buffers, 1), dataplane.NewBackend(&p.badSource, p.bad, 0, 1)
+	good, bad := dataplane.NewBackend(&p.engine.Source.Source, p.dest, 2*buffers, 1), dataplane.NewBackend(&p.badSource, p.bad, 0, 1)
 	good.Users = memoryOf(l.data)
 	bad.Users, bad.Reading = good.Users, good.Reading
 	l.backend = &failingBackend{Backend: good, bad: bad, plan: p.plan}

@@ -8,24 +8,23 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
-	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
 // Repair is the explicit word that the metadata can be written again (I10). It does nothing in mode rw.
-func (e *Engine) Repair(ctx context.Context) error {
+func (s *session) Repair(ctx context.Context) error {
 	switch {
-	case e.core.FlushLost():
-		return &exit.Error{Code: exit.Dest, Doing: "resume", Object: e.start.Definition.Name,
+	case s.lanes.core.FlushLost():
+		return &exit.Error{Code: exit.Dest, Doing: "resume", Object: s.Wanted.Definition.Name,
 			Cause: errors.New("a flush of the destination has failed, and nobody can tell what of the writes before it is lost"),
 			Next:  "Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."}
-	case e.core.Mode() == clone.ReadWrite:
+	case s.lanes.core.Mode() == clone.ReadWrite:
 		return nil
 	}
-	if err := e.committer.Do(ctx, e.repairMetadata); err != nil {
-		return &exit.Error{Code: exit.Metadata, Doing: "resume with the metadata", Object: e.start.Definition.Metadata, Cause: err,
+	if err := s.committer.Do(ctx, s.repairMetadata); err != nil {
+		return &exit.Error{Code: exit.Metadata, Doing: "resume with the metadata", Object: s.Wanted.Definition.Metadata, Cause: err,
 			Next: "The mode is as it was, and nothing is lost while the daemon or its machine lives. Repair them, then `ublk-clone resume` again."}
 	}
 	return nil
@@ -33,12 +32,12 @@ func (e *Engine) Repair(ctx context.Context) error {
 
 // repairForced is the repair that --force asks for: it is the explicit word, too. Without it the marks that a failed
 // commit has left in the metadata would be taken for durable.
-func (e *Engine) repairForced(ctx context.Context) error {
-	if !e.start.Force || e.detached() != nil || e.core.Mode() != clone.ReadOnly || e.core.FlushLost() {
+func (s *session) repairForced(ctx context.Context) error {
+	if !s.Wanted.Force || s.Meta.Detached() != nil || s.lanes.core.Mode() != clone.ReadOnly || s.lanes.core.FlushLost() {
 		return nil
 	}
-	if err := e.committer.Do(ctx, e.repairMetadata); err != nil {
-		return explain.Metadata("repair", e.start.Definition.Metadata, err)
+	if err := s.committer.Do(ctx, s.repairMetadata); err != nil {
+		return explain.Metadata("repair", s.Wanted.Definition.Metadata, err)
 	}
 	return nil
 }
@@ -52,63 +51,30 @@ func (e *Engine) repairForced(ctx context.Context) error {
 //
 // The live map has mode ro until the core has changed its own, which is the end of step 3: whoever dies before is
 // recovered in ro, with all that is not known to be durable to be written again.
-func (e *Engine) repairMetadata() error {
-	meta, err := e.reopenMeta() // 1
+func (s *session) repairMetadata() error {
+	meta, err := s.Meta.Reopen(s.Dest.Device, s.Source.Device()) // 1
 	if err != nil {
 		return err
 	}
-	if err := e.store.Reopen(meta, e.live.State().Commit, e.known); err != nil { // 2
-		if meta != e.meta {
+	if err := s.Meta.Store.Reopen(meta, s.live.State().Commit, s.known); err != nil { // 2
+		if meta != s.Meta.File {
 			err = errors.Join(err, meta.Close())
 		}
 		return err
 	}
-	e.useMeta(meta)
-	err = e.putOff(func() error { return e.core.Repair(e.committer.Dest, e.committer.Store, e.recordRepair) }) // 3
+	s.Meta.Replace(meta)
+	err = putOff(func() error { return s.lanes.core.Repair(s.committer.Dest, s.committer.Store, s.recordRepair) }) // 3
 	if err != nil {
 		return err
 	}
-	e.setDetached(nil)
-	e.log.Info().Msg("the metadata are repaired: all marks are committed")
+	s.Meta.SetDetached(nil)
+	s.Log.Info().Msg("the metadata are repaired: all marks are committed")
 	return nil
 }
 
-// useMeta takes a device in place of the one that had failed, which is closed.
-func (e *Engine) useMeta(meta *blockdev.MetadataFile) {
-	old := e.meta
-	e.meta = meta
-	if old == nil || old == meta {
-		return
-	}
-	if err := old.Close(); err != nil { // it has gone, and says so once more
-		e.log.Info().Err(err).Msg("close the metadata that had failed")
-	}
-}
-
-// reopenMeta gives the device that the metadata's path names: the one that is open if it is that.
-func (e *Engine) reopenMeta() (*blockdev.MetadataFile, error) {
-	others := []*blockdev.Device{e.dest}
-	if d := e.source.Device(); d != nil {
-		others = append(others, d)
-	}
-	d, err := blockdev.Open(blockdev.Metadata, e.start.Definition.Metadata, blockdev.Options{Others: others})
-	if err == nil {
-		var meta *blockdev.MetadataFile
-		if meta, err = blockdev.NewMetadataFile(d); err == nil {
-			return meta, nil
-		}
-		err = errors.Join(err, d.Close())
-	}
-	if e.meta == nil {
-		return nil, err
-	}
-	e.log.Debug().Err(err).Msg("the metadata that are open are used again")
-	return e.meta, nil // held by us; or gone, and then about to be seen to fail
-}
-
 // known refuses an image of a page with marks that the region map has not: it is not of these metadata.
-func (e *Engine) known(page uint64, img *bitmap.Page) error {
-	if e.core.Regions().Holds(page, img) {
+func (s *session) known(page uint64, img *bitmap.Page) error {
+	if s.lanes.core.Regions().Holds(page, img) {
 		return nil
 	}
 	return fmt.Errorf("%w: page %d has marks that this clone has never made", metadata.ErrMismatch, page)
@@ -121,7 +87,7 @@ const (
 )
 
 // putOff does try again as long as it is clone.ErrCommitPutOff.
-func (e *Engine) putOff(try func() error) error {
+func putOff(try func() error) error {
 	for begin := time.Now(); ; time.Sleep(putOffPause) {
 		err := try()
 		if !errors.Is(err, clone.ErrCommitPutOff) || time.Since(begin) > putOffLimit {
@@ -131,9 +97,9 @@ func (e *Engine) putOff(try func() error) error {
 }
 
 // recordRepair writes down that the mode is rw.
-func (e *Engine) recordRepair() error {
-	return e.updateStore(func(sb *metadata.Superblock) error {
-		err := e.refresh(sb)
+func (s *session) recordRepair() error {
+	return s.update(func(sb *metadata.Superblock) error {
+		err := s.refresh(sb)
 		sb.Mode = metadata.ModeReadWrite
 		return err
 	})

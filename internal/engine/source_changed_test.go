@@ -66,7 +66,7 @@ func changeUnderHydration(t *testing.T, change func(string, []byte) error, after
 	p.readRegions(first)
 	p.must(<-changed)
 	p.readRegions(first)
-	if p.core.Regions().NrHydrated() < p.core.Geometry().Regions() && p.engine.source.Away() == nil {
+	if p.core.Regions().NrHydrated() < p.core.Geometry().Regions() && p.engine.Source.Away() == nil {
 		t.Error("the change was not noticed")
 	}
 	p.hydratedAs(first)
@@ -105,7 +105,7 @@ func (p *parts) hydratedAs(want []byte) {
 			hydrated = append(hydrated, r)
 		}
 	}
-	got, err := os.ReadFile(p.engine.dest.Path())
+	got, err := os.ReadFile(p.engine.Dest.Path())
 	p.must(err)
 	for _, r := range hydrated {
 		lo := int64(r) * partsRegion

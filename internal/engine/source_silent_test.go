@@ -73,48 +73,48 @@ func TestSilentSource(t *testing.T) {
 	dir := t.TempDir()
 	p := newPartsOfSectors(t, dir)
 	e := p.engine
-	e.core = p.core
-	e.background = &dataplane.Background{Hydrator: p.background.hydrator, Backend: p.background.backend.Backend}
-	e.frontends = []*dataplane.Frontend{{Backend: p.users[0].backend.Backend}}
-	e.mu.settings.SourceTimeout = 1
-	r := &e.background.Backend.Reading[0]
-	r.From.Store(e.source.Now.Load())
+	e.lanes.core = p.core
+	e.lanes.background = &dataplane.Background{Hydrator: p.background.hydrator, Backend: p.background.backend.Backend}
+	e.lanes.frontends = []*dataplane.Frontend{{Backend: p.users[0].backend.Backend}}
+	e.Settings.Set(definition.Settings{SourceTimeout: 1})
+	r := &e.lanes.background.Backend.Reading[0]
+	r.From.Store(e.Source.Now.Load())
 	r.Since.Store(1)
 	for dataplane.Clock() < int64(1100*time.Millisecond) {
 		time.Sleep(10 * time.Millisecond)
 	}
-	e.watchAnswers()
-	why := e.source.Away()
-	if why == nil || e.classify(&dataplane.SideError{Err: why}) != clone.Away {
+	e.lanes.watchAnswers()
+	why := e.Source.Away()
+	if why == nil || classify(&dataplane.SideError{Err: why}, e.Dest.Device) != clone.Away {
 		t.Fatalf("away for %v", why)
 	}
 	if err := p.users[0].do(clone.OpRead, 0, partsRegion, false); err == nil {
 		t.Error("a read of a silent source has succeeded")
 	}
-	e.watchAnswers()
-	if e.source.Away() == nil {
+	e.lanes.watchAnswers()
+	if e.Source.Away() == nil {
 		t.Error("a read that was refused counts as an answer")
 	}
 	r.Since.Store(0)
 	r.From.Store(nil)
-	e.watchAnswers()
-	if why := e.source.Away(); why != nil {
+	e.lanes.watchAnswers()
+	if why := e.Source.Away(); why != nil {
 		t.Errorf("after the answer: %v", why)
 	}
 	if err := p.users[0].do(clone.OpRead, 0, partsRegion, false); err != nil {
 		t.Errorf("a read after the answer: %v", err)
 	}
-	e.mu.settings.SourceTimeout = 0
-	r.From.Store(e.source.Now.Load())
+	e.Settings.Set(definition.Settings{SourceTimeout: 0})
+	r.From.Store(e.Source.Now.Load())
 	r.Since.Store(1)
 	p.users[0].backend.Answered.Store(0)
-	e.watchAnswers()
-	if why := e.source.Away(); why != nil {
+	e.lanes.watchAnswers()
+	if why := e.Source.Away(); why != nil {
 		t.Errorf("without a limit: %v", why)
 	}
 	r.Since.Store(0)
 	r.From.Store(nil)
-	e.core = nil
+	e.lanes.core = nil
 	p.must(p.close())
 }
 

@@ -3,7 +3,6 @@ package engine
 import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
-	"github.com/ublk-clone/ublk-clone/internal/metadev"
 )
 
 // The live map stands in for metadata that a recovery cannot read or write (I11): the device goes on in mode ro. Why
@@ -23,38 +22,22 @@ import (
 //  5. Metadata that can be read and make no sense are treated alike, and it is said: what they hold is in the live
 //     map. Those of another clone, another session or a newer version are refused: they have an owner.
 
-// standIn makes the live map stand in for metadata that cannot be used because of cause, or gives back cause.
-func (e *Engine) standIn(cause error) error {
-	if !e.start.Recover {
-		return cause
-	}
-	store, err := metadev.FromLiveMap(e.start.Definition.Mark)
-	if err != nil {
-		e.log.Warn().Err(err).Msg("the live map cannot stand in for the metadata")
-		return cause
-	}
-	e.store = store
-	e.setDetached(cause)
-	e.Warn("the metadata %s cannot be used: %v. The live map stands in for them, read-only", e.start.Definition.Metadata, cause)
-	return nil
+// fillAlone takes over the live map alone. What of it is durable is not known.
+func (l *liveMap) fillAlone(regions *bitmap.Map) error {
+	l.uncommitted = bitmap.NewDelta(regions.NrPages(), 0)
+	l.SetState(uint8(max(clone.ReadOnly, clone.Mode(l.State().Mode))), false)
+	return l.mapOf(regions)
 }
 
-// fillFromLive takes over the live map alone. What of it is durable is not known.
-func (e *Engine) fillFromLive(regions *bitmap.Map) error {
-	e.live.uncommitted = bitmap.NewDelta(regions.NrPages(), 0)
-	e.live.SetState(uint8(max(clone.ReadOnly, clone.Mode(e.live.State().Mode))), false)
-	return e.mapOfLive(regions)
-}
-
-// mapOfLive fills a map whose memory holds the live map's pages.
-func (e *Engine) mapOfLive(regions *bitmap.Map) error {
+// mapOf fills a map whose memory holds the live map's pages.
+func (l *liveMap) mapOf(regions *bitmap.Map) error {
 	for page := range regions.NrPages() {
-		if e.live.Full(page) {
+		if l.Full(page) {
 			regions.LoadFull(page)
 		}
 	}
-	err := e.live.Used(func(page uint64) error {
-		if e.live.Full(page) {
+	err := l.Used(func(page uint64) error {
+		if l.Full(page) {
 			return nil
 		}
 		return regions.Recover(page, nil, nil)
@@ -62,18 +45,5 @@ func (e *Engine) mapOfLive(regions *bitmap.Map) error {
 	if err != nil {
 		return err
 	}
-	return e.recoverZeros(regions, nil)
-}
-
-// detached says why the metadata are not read or written; nil: they are.
-func (e *Engine) detached() error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.mu.detached
-}
-
-func (e *Engine) setDetached(cause error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.mu.detached = cause
+	return l.recoverZeros(regions, nil)
 }

@@ -1,197 +1,97 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"syscall"
-	"time"
 
-	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
-	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/devices"
+	"github.com/ublk-clone/ublk-clone/internal/dm"
 	"github.com/ublk-clone/ublk-clone/internal/events"
-	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/explain"
-	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/rate"
-	"github.com/ublk-clone/ublk-clone/internal/text"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-func (e *Engine) settings() definition.Settings {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.mu.settings
+// reports say how the clone is. They change nothing, and any goroutine may ask.
+type reports struct {
+	*devices.Devices
+	session *session
+	lanes   *lanes
+	device  *blockDevice
+	layer   *dm.Over
 }
-
-// tellCore lets the core know the settings.
-func (e *Engine) tellCore(s definition.Settings) {
-	e.core.SetReadThrough(s.ReadThrough)
-	e.core.SetDiscardPassdown(e.passdown(s))
-	e.core.SetSpareZeros(e.spares(s))
-}
-
-// spares says which zeros are not written where the destination reads as zeros. If it keeps them only until a part of their
-// unit is written, regions must be of whole units.
-func (e *Engine) spares(s definition.Settings) clone.Spare {
-	unit := e.dest.DiscardUnit()
-	switch zeros := e.dest.SparesZeros(); {
-	case !s.DiscardPassdown || zeros == blockdev.ZerosUnknown:
-		return clone.SpareNothing
-	case zeros == blockdev.ZerosSteady:
-		return clone.SpareAll
-	case unit > 0 && e.start.Definition.RegionSize%unit == 0:
-		return clone.SpareDiscarded
-	}
-	return clone.SpareNothing
-}
-
-// passdown says whether discards are passed down: if that is wanted and possible.
-func (e *Engine) passdown(s definition.Settings) bool { return s.DiscardPassdown && e.noPassdown == "" }
-
-// checkPassdown finds, as dm-clone does, whether the destination can discard whole regions; if not, it is
-// no failure.
-func (e *Engine) checkPassdown(s definition.Settings) {
-	limit, region := e.dest.MaxDiscard(), e.start.Definition.RegionSize
-	switch {
-	case limit == 0:
-		e.noPassdown = "the destination cannot discard"
-	case limit < region:
-		e.noPassdown = fmt.Sprintf("the destination discards at most %s at a time, a region has %s", text.Size(limit), text.Size(region))
-	}
-	if s.DiscardPassdown && e.noPassdown != "" {
-		e.Warn("discards are not passed down: %s", e.noPassdown)
-	}
-}
-
-// Configure makes a change of the settings, or refuses it as a whole, and writes it down. It does not wait longer for
-// the metadata than ctx: the next superblock that is written has the change.
-func (e *Engine) Configure(ctx context.Context, c definition.Change) error {
-	if c.DiscardPassdown != nil && *c.DiscardPassdown && e.noPassdown != "" {
-		return &exit.Error{Code: exit.Dest, Doing: "switch on discard passdown to", Object: e.dest.Path(), Cause: errors.New(e.noPassdown),
-			Next: "Nothing was changed."}
-	}
-	e.mu.Lock()
-	was := e.mu.settings
-	c.Apply(&e.mu.settings)
-	different := e.mu.settings != was
-	e.tellCore(e.mu.settings)
-	e.background.Configure(e.mu.settings.ForHydrator())
-	e.mu.Unlock()
-	if different {
-		e.happened.Add(control.EventSettings, c.String())
-	}
-	err := e.committer.Save(ctx)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return &exit.Error{Code: exit.Timeout, Doing: "write the settings down in", Object: e.start.Definition.Metadata, Cause: errors.New("the metadata does not answer"),
-			Next: "The change is in effect, and is written down as soon as the metadata answers."}
-	case err != nil:
-		return explain.Metadata("keep the settings in", e.start.Definition.Metadata, err)
-	}
-	return nil
-}
-
-// Events are what has happened to the clone.
-func (e *Engine) Events() *events.Log { return e.happened }
 
 // condition is what the watcher compares.
-func (e *Engine) condition() events.Condition {
-	return events.Condition{Mode: e.core.Mode(), FlushLost: e.core.FlushLost(), Complete: e.core.Complete(), Hydration: e.background.Status(), Away: e.sourceAway()}
-}
-
-// look is the watcher's, every second at least.
-func (e *Engine) look() events.Condition {
-	e.letGo()
-	e.watchAnswers()
-	if err := e.dest.Shorter(); err == nil {
-		e.shorter.Store(nil)
-	} else if e.shorter.Swap(&err) == nil {
-		e.happened.Add(control.EventDestError, err.Error())
-	}
-	return e.condition()
-}
-
-// requestFailed is told of every request that the core could not serve, on the queue's thread. Its own refusals
-// are no news.
-func (e *Engine) requestFailed(r *clone.Request, err error) {
-	if side, ok := dataplane.SideOf(err); ok {
-		now := time.Now()
-		e.failures.Add(side, r.Off, err, now)
-		e.happened.DeviceError(now, side, r.Off, err)
-	}
+func (r *reports) condition() events.Condition {
+	return events.Condition{Mode: r.lanes.core.Mode(), FlushLost: r.lanes.core.FlushLost(), Complete: r.lanes.core.Complete(), Hydration: r.lanes.background.Status(), Away: r.lanes.sourceAway()}
 }
 
 // Status fills in what the engine knows. It changes nothing.
-func (e *Engine) Status(st *control.Status) {
-	sb, h, geo := e.store.Superblock(), e.background.Status(), e.core.Geometry()
-	st.UUID, st.Mode = sb.UUID.String(), e.core.Mode().String()
+func (r *reports) Status(st *control.Status) {
+	sb, h, geo := r.Meta.Store.Superblock(), r.lanes.background.Status(), r.lanes.core.Geometry()
+	st.UUID, st.Mode = sb.UUID.String(), r.lanes.core.Mode().String()
 	st.Size, st.RegionSize = geo.Size(), geo.RegionSize()
-	e.countBytes(st)
+	r.countBytes(st)
 	st.Regions.Hydrating = h.InFlight
 	for _, b := range h.Bad {
 		st.BadRanges = append(st.BadRanges, control.BadRange{Offset: geo.Start(b.First), Length: geo.Start(b.End) - geo.Start(b.First), Attempts: b.Attempts})
 	}
-	st.State, st.Reason, st.Action = e.explain(st, h)
-	if st.State == control.StateFailed && e.shorter.Load() != nil {
+	st.State, st.Reason, st.Action = r.explain(st, h)
+	if st.State == control.StateFailed && r.Dest.CutShort() != nil {
 		st.StalledBy = blockdev.Dest.String()
 	}
 	if st.State == control.StateStalled {
-		st.StalledBy = e.stalledBy(h).String()
+		st.StalledBy = r.stalledBy(h).String()
 	}
-	st.Rate, st.LastRate, st.ActiveSecs = e.sampler.rates()
-	st.ActiveSecs += int64(e.base.ActiveSeconds)
+	st.Rate, st.LastRate, st.ActiveSecs = r.session.sampler.Rates()
+	st.ActiveSecs += int64(r.session.counters.ActiveSeconds)
 	st.ETA = rate.ETA(st.State, st.Bytes.Remaining, st.Rate)
-	st.Starts = int64(e.base.Starts)
-	st.Settings = e.settings()
-	st.Settings.DiscardPassdown = e.passdown(st.Settings)
-	st.LastEvent = e.happened.LastSeq()
-	st.MetadataBlocks = e.metadataBlocks()
-	st.Failed = e.failures.List()
-	st.Warnings = slices.Concat(e.geometry.Warnings, e.dest.Warnings(), e.warnings)
-	if d := e.source.Device(); d != nil {
+	st.Starts = int64(r.session.counters.Starts)
+	st.Settings = r.Settings.Get()
+	st.Settings.DiscardPassdown = r.Dest.Passdown(st.Settings)
+	st.LastEvent = r.Happened.LastSeq()
+	st.MetadataBlocks = r.metadataBlocks()
+	st.Failed = r.lanes.failures.List()
+	st.Warnings = slices.Concat(r.Dest.Geometry.Warnings, r.Dest.Warnings(), r.Warned)
+	if d := r.Source.Device(); d != nil {
 		st.Warnings = append(st.Warnings, d.Warnings()...)
 	}
-	if why := e.sourceAway(); why != nil && !dataplane.IsRenamed(why) {
+	if why := r.lanes.sourceAway(); why != nil && !dataplane.IsRenamed(why) {
 		st.Warnings = append(st.Warnings, "going on without the source: "+why.Error())
 	}
-	e.lookAtLayer(st)
-	st.ZeroCopy = e.dev.Info().ZeroCopy()
-	for _, f := range e.frontends {
+	st.Warnings = append(st.Warnings, r.layer.Warnings()...)
+	st.ZeroCopy = r.device.Info().ZeroCopy()
+	for _, f := range r.lanes.frontends {
 		st.Queues = append(st.Queues, control.QueueStatus{Requests: f.Served()})
 	}
 }
 
 // countBytes: the counters come from different moments, and none may say more than there is.
-func (e *Engine) countBytes(st *control.Status) {
-	regions, geo, lanes := e.core.Regions(), e.core.Geometry(), e.core.Stats()
+func (r *reports) countBytes(st *control.Status) {
+	regions, geo, lanes := r.lanes.core.Regions(), r.lanes.core.Geometry(), r.lanes.core.Stats()
 	done := min(regions.NrHydrated()+regions.NrZero(), geo.Regions())
 	st.Regions.Total = geo.Regions()
 	st.Regions.Hydrated = done
-	if !e.core.Complete() { // I12: not complete before the durable plane is full
+	if !r.lanes.core.Complete() { // I12: not complete before the durable plane is full
 		st.Regions.Hydrated = min(done, geo.Regions()-1)
 	}
-	st.Bytes.Copied = int64(e.base.BytesCopied) + lanes.Copied
-	st.Bytes.Written = int64(e.base.BytesWritten) + lanes.Written
-	st.Bytes.Discarded = int64(e.base.BytesDiscarded) + lanes.Discarded
+	st.Bytes.Copied = int64(r.session.counters.BytesCopied) + lanes.Copied
+	st.Bytes.Written = int64(r.session.counters.BytesWritten) + lanes.Written
+	st.Bytes.Discarded = int64(r.session.counters.BytesDiscarded) + lanes.Discarded
 	st.Bytes.SourceRead = lanes.SourceRead
-	st.Bytes.Hydrated = min(geo.Size(), int64(done)*geo.RegionSize())
-	if last := geo.Regions() - 1; done < geo.Regions() && regions.State(last) != bitmap.Source {
-		st.Bytes.Hydrated -= int64(geo.Regions())*geo.RegionSize() - geo.Size() // the tail is shorter
-	}
+	st.Bytes.Hydrated = hydratedBytes(geo, regions)
 	st.Bytes.Remaining = geo.Size() - st.Bytes.Hydrated
 }
 
 // metadataBlocks: two superblocks, and two slots for each page of the map that has a mark.
-func (e *Engine) metadataBlocks() control.BlockCounts {
-	regions := e.core.Regions()
+func (r *reports) metadataBlocks() control.BlockCounts {
+	regions := r.lanes.core.Regions()
 	used := int64(2)
 	for page := range regions.NrPages() {
 		if regions.Used(page) {
@@ -202,25 +102,25 @@ func (e *Engine) metadataBlocks() control.BlockCounts {
 }
 
 // explain gives the state, why it is in it and what to do.
-func (e *Engine) explain(st *control.Status, h hydrate.Status) (state, reason, action string) {
+func (r *reports) explain(st *control.Status, h hydrate.Status) (state, reason, action string) {
 	switch {
-	case e.core.FlushLost():
+	case r.lanes.core.FlushLost():
 		return control.StateFailed, "A flush of the destination failed: what was written since the flush before it may be lost. Hydrated regions are served, no region is marked any more, FLUSH fails.",
 			"Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."
-	case e.detached() != nil:
-		return control.StateFailed, fmt.Sprintf("The metadata could not be used (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", e.detached()),
-			"Bring " + e.start.Definition.Metadata + " back, then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then do not restart this machine."
-	case e.core.Mode() != clone.ReadWrite:
+	case r.Meta.Detached() != nil:
+		return control.StateFailed, fmt.Sprintf("The metadata could not be used (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", r.Meta.Detached()),
+			"Bring " + r.Wanted.Definition.Metadata + " back, then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then do not restart this machine."
+	case r.lanes.core.Mode() != clone.ReadWrite:
 		return control.StateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",
-			"Repair " + e.start.Definition.Metadata + ", then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then copy what was written since the last FLUSH."
-	case e.shorter.Load() != nil:
-		return control.StateFailed, fmt.Sprintf("The destination has become shorter (%v). What was behind its end is lost, and requests there fail.", *e.shorter.Load()),
+			"Repair " + r.Wanted.Definition.Metadata + ", then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then copy what was written since the last FLUSH."
+	case r.Dest.CutShort() != nil:
+		return control.StateFailed, fmt.Sprintf("The destination has become shorter (%v). What was behind its end is lost, and requests there fail.", r.Dest.CutShort()),
 			"Copy what matters off the device. A destination that was cut short cannot be made whole again from here."
-	case e.core.Complete():
-		return control.StateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` has " + e.start.Definition.Dest + " stand alone."
+	case r.lanes.core.Complete():
+		return control.StateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` has " + r.Wanted.Definition.Dest + " stand alone."
 	}
-	if away := e.sourceAway(); away != nil {
-		return control.StateStalled, events.StalledReason(away, h), e.awayAdvice(away, st.Name) + " No write is at risk."
+	if away := r.lanes.sourceAway(); away != nil {
+		return control.StateStalled, events.StalledReason(away, h), r.awayAdvice(away, st.Name) + " No write is at risk."
 	}
 	switch h.State {
 	case hydrate.Paused:
@@ -228,7 +128,7 @@ func (e *Engine) explain(st *control.Status, h hydrate.Status) (state, reason, a
 	case hydrate.Yielding:
 		return control.StateYielding, "Background hydration makes way for requests in flight.", ""
 	case hydrate.Stalled:
-		return control.StateStalled, events.StalledReason(nil, h), e.advice(h) + ", then `ublk-clone resume " + st.Name + "`. No write is at risk."
+		return control.StateStalled, events.StalledReason(nil, h), r.advice(h) + ", then `ublk-clone resume " + st.Name + "`. No write is at risk."
 	case hydrate.Done:
 		return control.StateHydrating, "Everything is copied; the last commit is under way.", ""
 	}
@@ -236,8 +136,8 @@ func (e *Engine) explain(st *control.Status, h hydrate.Status) (state, reason, a
 }
 
 // stalledBy is the side that hydration waits for.
-func (e *Engine) stalledBy(h hydrate.Status) blockdev.Role {
-	if e.sourceAway() != nil {
+func (r *reports) stalledBy(h hydrate.Status) blockdev.Role {
+	if r.lanes.sourceAway() != nil {
 		return blockdev.Source
 	}
 	side, _ := dataplane.SideOf(h.LastError)
@@ -245,91 +145,28 @@ func (e *Engine) stalledBy(h hydrate.Status) blockdev.Role {
 }
 
 // advice says what to do about copies that fail.
-func (e *Engine) advice(h hydrate.Status) string {
-	def := &e.start.Definition
+func (r *reports) advice(h hydrate.Status) string {
+	def := &r.Wanted.Definition
 	switch {
-	case h.LastError != nil && e.classify(h.LastError) == clone.Full:
+	case h.LastError != nil && classify(h.LastError, r.Dest.Device) == clone.Full:
 		return "Make room for " + def.Dest
-	case e.stalledBy(h) == blockdev.Dest:
+	case r.stalledBy(h) == blockdev.Dest:
 		return "Repair " + def.Dest
 	}
 	return "Repair " + def.Source + " or bring it back"
 }
 
 // awayAdvice says what to do about a source that is away.
-func (e *Engine) awayAdvice(away error, name string) string {
-	path, resume := e.start.Definition.Source, "`ublk-clone resume "+name+"`"
+func (r *reports) awayAdvice(away error, name string) string {
+	path, resume := r.Wanted.Definition.Source, "`ublk-clone resume "+name+"`"
 	switch {
 	case dataplane.IsRenamed(away):
 		return resume + " goes on with the file that is open. It is there until this daemon ends: do not restart the clone before it is hydrated."
 	case errors.Is(away, blockdev.ErrChanged):
 		return "Put the former contents of " + path + " back, then " + resume + ", which compares samples of it."
 	}
-	if errors.Is(away, syscall.ETIMEDOUT) && e.source.Device() != nil {
+	if errors.Is(away, syscall.ETIMEDOUT) && r.Source.Device() != nil {
 		return "Nothing, if it comes back by itself; else make " + path + " answer, or fail what waits."
 	}
 	return "Bring " + path + " back, then " + resume + "."
-}
-
-// sampler takes the rate of hydration once a second.
-type sampler struct {
-	engine *Engine
-	quit   chan struct{}
-	left   chan struct{}
-
-	mu struct {
-		sync.Mutex
-		meter   rate.Meter
-		rate    int64
-		seconds uint64 // in which hydration was active
-	}
-}
-
-func (s *sampler) start(e *Engine) {
-	s.engine, s.quit, s.left = e, make(chan struct{}), make(chan struct{})
-	guard.Go("sampler", s.run)
-}
-
-func (s *sampler) stop() {
-	close(s.quit)
-	<-s.left
-}
-
-func (s *sampler) run() {
-	defer close(s.left)
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		s.sample(time.Now())
-		select {
-		case <-tick.C:
-		case <-s.quit:
-			return
-		}
-	}
-}
-
-// sample counts the bytes that have left state Source.
-func (s *sampler) sample(now time.Time) {
-	regions := s.engine.core.Regions()
-	total := int64(regions.NrHydrated()+regions.NrZero()) * s.engine.core.Geometry().RegionSize()
-	state := s.engine.background.Status().State
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.rate = s.mu.meter.Add(now, total)
-	if state == hydrate.Hydrating || state == hydrate.Yielding {
-		s.mu.seconds++
-	}
-}
-
-func (s *sampler) rates() (rate, last, active int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.mu.rate, s.mu.meter.Last, int64(s.mu.seconds)
-}
-
-func (s *sampler) active() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.mu.seconds
 }

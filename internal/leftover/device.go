@@ -220,7 +220,12 @@ func forget(d control.Dir, def *definition.Definition) error {
 
 // Silent is the status of a clone whose daemon does not answer, with err.
 func (l Folders) Silent(name string, err error) control.Status {
-	st := control.Status{Name: name, State: control.StateSilent, Reason: err.Error() + ".", Action: exit.Next(err), BadRanges: []control.BadRange{}, Queues: []control.QueueStatus{}}
+	st := control.Status{
+		Identity:  control.Identity{Name: name},
+		Condition: control.Condition{State: control.StateSilent, Reason: err.Error() + ".", Action: exit.Next(err)},
+		Progress:  control.Progress{BadRanges: []control.BadRange{}},
+		Queues:    []control.QueueStatus{},
+	}
 	def, loadErr := l.Dir.Load(name)
 	if loadErr != nil {
 		return st

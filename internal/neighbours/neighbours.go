@@ -9,7 +9,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// Device is a device of another clone.
+// Device is a device of a clone.
 type Device struct {
 	Clone  string
 	Role   blockdev.Role
@@ -19,14 +19,14 @@ type Device struct {
 	Place  blockdev.Place
 }
 
-// LookAround bounds what is asked of paths: one may lie on a server, or on a clone, that does not answer.
-const LookAround = 3 * time.Second
+// lookAround bounds what is asked of paths: one may lie on a server, or on a clone, that does not answer.
+const lookAround = 3 * time.Second
 
 // settleLimit is how long another clone may take to start before its devices count as used.
 const settleLimit = 10 * time.Second
 
-// Devices of a definition, by role.
-func Devices(d *definition.Definition) []Device {
+// devices are those of a definition, by role.
+func devices(d *definition.Definition) []Device {
 	return []Device{
 		{Clone: d.Name, Role: blockdev.Source, Path: d.Source, shared: d.SourceShared},
 		{Clone: d.Name, Role: blockdev.Dest, Path: d.Dest},
@@ -34,8 +34,8 @@ func Devices(d *definition.Definition) []Device {
 	}
 }
 
-// Of are the devices of all clones but one.
-func Of(d control.Dir, name string) (all []Device, err error) {
+// ofOthers are the devices of all clones but one.
+func ofOthers(d control.Dir, name string) (all []Device, err error) {
 	names, err := d.Names()
 	if err != nil {
 		return nil, err
@@ -49,17 +49,17 @@ func Of(d control.Dir, name string) (all []Device, err error) {
 			continue
 		}
 		alive := d.Alive(other)
-		for _, n := range Devices(def) {
+		for _, n := range devices(def) {
 			n.Alive = alive
 			all = append(all, n)
 		}
 	}
-	return Located(all, LookAround), nil
+	return located(all, lookAround), nil
 }
 
-// Gives says that another clone, which starts at the same time as this one, has failed. Of two that want the same only the
+// gives says that another clone, which starts at the same time as this one, has failed. Of two that want the same only the
 // one whose name comes first waits for that, so that not both are refused.
-func Gives(d control.Dir, way, to string) bool {
+func gives(d control.Dir, way, to string) bool {
 	for deadline := time.Now().Add(settleLimit); way > to; time.Sleep(control.HolderPause) {
 		def, err := d.Load(way)
 		if err != nil || !d.Alive(way) {
@@ -72,8 +72,8 @@ func Gives(d control.Dir, way, to string) bool {
 	return false
 }
 
-// Located are those of which it is known where they lie, within the limit.
-func Located(all []Device, limit time.Duration) (known []Device) {
+// located are those of which it is known where they lie, within the limit.
+func located(all []Device, limit time.Duration) (known []Device) {
 	found := make(chan Device, len(all))
 	for _, n := range all {
 		guard.Go("look for "+n.Path, func() {
@@ -96,8 +96,8 @@ func Located(all []Device, limit time.Duration) (known []Device) {
 	return known
 }
 
-// MayShare says that both only read, and say so where a device would be locked; files are not.
-func (n Device) MayShare(other Device) bool {
+// mayShare says that both only read, and say so where a device would be locked; files are not.
+func (n Device) mayShare(other Device) bool {
 	if n.Role != blockdev.Source || other.Role != blockdev.Source {
 		return false
 	}

@@ -45,7 +45,7 @@ func EchoVerb(_ context.Context, req control.Request) control.Answer {
 	if req.Verb == control.VerbStop {
 		return control.Answer{Error: control.ToWire(&exit.Error{Code: exit.Busy, Doing: "delete", Object: "c", Cause: errors.New("mounted on /mnt"), Next: "umount /mnt"})}
 	}
-	return control.Answer{Status: &control.Status{Name: req.Verb}}
+	return control.Answer{Status: &control.Status{Identity: control.Identity{Name: req.Verb}}}
 }
 
 // Settled waits until a count is back to what it was.

@@ -35,7 +35,7 @@ var allowed = map[string]struct {
 	"hydrate":                     {imports: []string{"bitmap", "clone"}},
 	"ublk":                        {imports: []string{"internal/guard", "ublk/uring"}, syscalls: true},
 	"ublk/uring":                  {syscalls: true},
-	"cmd/ublk-clone":              {imports: []string{"internal/blockdev", "internal/control", "internal/daemon", "internal/definition", "internal/doctor", "internal/engine", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/holders", "internal/leftover", "internal/livemap", "internal/preflight", "internal/process", "internal/records", "internal/succession", "internal/sys", "internal/systemd", "internal/text", "internal/udev", "metadata"}},
+	"cmd/ublk-clone":              {imports: []string{"internal/blockdev", "internal/control", "internal/daemon", "internal/definition", "internal/devices", "internal/doctor", "internal/engine", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/holders", "internal/leftover", "internal/livemap", "internal/preflight", "internal/process", "internal/records", "internal/succession", "internal/sys", "internal/systemd", "internal/text", "internal/udev", "metadata"}},
 	"internal/bench":              {},
 	"internal/bench/report":       {imports: []string{"internal/bench"}},
 	"internal/blockdev":           {imports: []string{"internal/exit", "internal/file", "internal/guard", "internal/sys"}},
@@ -44,10 +44,11 @@ var allowed = map[string]struct {
 	"internal/daemon":             {imports: []string{"internal/control", "internal/definition", "internal/events", "internal/exit", "internal/file", "internal/guard", "internal/holders", "internal/leftover", "internal/process", "internal/steps", "internal/sys", "internal/systemd"}},
 	"internal/dataplane":          {imports: []string{"clone", "hydrate", "internal/blockdev", "internal/faults", "internal/guard", "internal/livemap", "ublk", "ublk/uring"}},
 	"internal/definition":         {imports: []string{"hydrate", "internal/exit", "internal/text", "metadata"}},
+	"internal/devices":            {imports: []string{"internal/blockdev", "internal/control", "internal/dataplane", "internal/definition", "internal/etc", "internal/events", "internal/exit", "internal/explain", "internal/faults", "internal/guard", "internal/host", "internal/identity", "internal/metadev", "internal/neighbours", "internal/records", "internal/steps", "internal/text", "metadata"}},
 	"internal/devicetest":         {},
 	"internal/dm":                 {imports: []string{"internal/definition", "internal/exit", "internal/file", "internal/sys", "metadata"}},
 	"internal/doctor":             {imports: []string{"internal/control", "internal/definition", "internal/etc", "internal/exit", "internal/footprint", "internal/guard", "internal/leftover", "internal/livemap", "internal/records", "internal/sys", "internal/text", "ublk", "ublk/uring"}},
-	"internal/engine":             {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/committer", "internal/control", "internal/dataplane", "internal/definition", "internal/dm", "internal/etc", "internal/events", "internal/exit", "internal/explain", "internal/faults", "internal/file", "internal/footprint", "internal/guard", "internal/holders", "internal/host", "internal/identity", "internal/leftover", "internal/livemap", "internal/metadev", "internal/neighbours", "internal/preflight", "internal/process", "internal/rate", "internal/records", "internal/steps", "internal/sys", "internal/text", "internal/udev", "metadata", "ublk"}},
+	"internal/engine":             {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/committer", "internal/control", "internal/dataplane", "internal/definition", "internal/devices", "internal/dm", "internal/events", "internal/exit", "internal/explain", "internal/faults", "internal/footprint", "internal/guard", "internal/holders", "internal/host", "internal/identity", "internal/leftover", "internal/livemap", "internal/metadev", "internal/preflight", "internal/process", "internal/rate", "internal/records", "internal/steps", "internal/sys", "internal/text", "internal/udev", "metadata", "ublk"}},
 	"internal/etc":                {imports: []string{"internal/definition", "internal/exit", "internal/file", "internal/sys", "internal/text"}},
 	"internal/events":             {imports: []string{"clone", "hydrate", "internal/blockdev", "internal/control", "internal/dataplane", "internal/livemap"}},
 	"internal/exit":               {},
@@ -63,7 +64,7 @@ var allowed = map[string]struct {
 	"internal/leftover":           {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/dm", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/holders", "internal/host", "internal/livemap", "internal/metadev", "internal/sys", "internal/udev", "metadata", "ublk"}},
 	"internal/livemap":            {imports: []string{"bitmap", "internal/sys"}},
 	"internal/metadev":            {imports: []string{"internal/blockdev", "internal/explain", "internal/guard", "internal/host", "internal/livemap", "metadata"}},
-	"internal/neighbours":         {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/guard"}},
+	"internal/neighbours":         {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/exit", "internal/guard", "internal/sys"}},
 	"internal/preflight":          {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/host", "internal/identity", "internal/livemap", "internal/metadev", "internal/process", "internal/sys", "metadata", "ublk"}},
 	"internal/process":            {imports: []string{"internal/control", "internal/definition", "internal/exit", "internal/guard", "internal/livemap", "internal/sys"}},
 	"internal/rate":               {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/guard", "internal/sys"}},
@@ -88,7 +89,7 @@ var allowed = map[string]struct {
 // errnoOnly may name errors of the kernel (package syscall or x/sys/unix) and call nothing.
 // internal/faults, which only tests have built in, kills its own process.
 var errnoOnly = []string{
-	"cmd/ublk-clone", "internal/blockdev", "internal/control", "internal/daemon", "internal/dataplane", "internal/dm", "internal/doctor",
+	"cmd/ublk-clone", "internal/blockdev", "internal/control", "internal/daemon", "internal/dataplane", "internal/devices", "internal/dm", "internal/doctor",
 	"internal/engine", "internal/events", "internal/faults", "internal/holders", "internal/leftover",
 }
 
@@ -205,7 +206,7 @@ var changesFiles = []string{"WriteFile", "Create", "Rename", "Remove", "RemoveAl
 // mayChangeFiles are the uses of them outside of internal/file, which has the one way to write a file, with the reason.
 var mayChangeFiles = map[string]string{
 	"internal/udev/udev.go WriteFile":    "uevent in sysfs",
-	"internal/engine/layer.go Symlink":   "a link in /dev, which no boot finds",
+	"internal/dm/over.go Symlink":        "a link in /dev, which no boot finds",
 	"internal/livemap/livemap.go Rename": "tmpfs: what is there ends with the machine",
 	"internal/livemap/livemap.go Remove": "tmpfs",
 	"internal/livemap/zeros.go Remove":   "tmpfs",

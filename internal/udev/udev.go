@@ -12,33 +12,56 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
-// UdevFile is of the kernel's name of a device.
-func UdevFile(d control.Dir, kernel string) string { return filepath.Join(string(d), kernel+".udev") }
+// udevFile is of the kernel's name of a device.
+func udevFile(d control.Dir, kernel string) string { return filepath.Join(string(d), kernel+".udev") }
 
-// KernelName is the kernel's name of the device that path leads to.
-func KernelName(path string) string {
+// kernelName is the kernel's name of the device that path leads to.
+func kernelName(path string) string {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
 	}
 	return filepath.Base(path)
 }
 
-// DestUdevFile is not the file of a block device of ours, which may be the destination of another clone.
-func DestUdevFile(d control.Dir, dest string) string {
-	return filepath.Join(string(d), "dest-"+KernelName(dest)+".udev")
+// destUdevFile is not the file of a block device of ours, which may be the destination of another clone.
+func destUdevFile(d control.Dir, dest string) string {
+	return filepath.Join(string(d), "dest-"+kernelName(dest)+".udev")
 }
 
-// LayerUdevFile is of the name of a layer, which is known before the kernel's.
-func LayerUdevFile(d control.Dir, name string) string {
+// layerUdevFile is of the name of a layer, which is known before the kernel's.
+func layerUdevFile(d control.Dir, name string) string {
 	return filepath.Join(string(d), "layer-"+name+".udev")
 }
 
-// Tell replaces the file as a whole: udev may read it at any moment.
-func Tell(path, lines string) error { return file.Replace(path, []byte(lines+"\n"), 0o600) }
+// Name tells of a clone's devices: of its block device, its layer, and its destination, if that is one of the machine's. The
+// destination is looked at again when a daemon closes it.
+func Name(d control.Dir, def *definition.Definition, device string, destIsBlock, complete bool) error {
+	err := NameDevice(d, def, device, complete)
+	if destIsBlock {
+		err = errors.Join(err, tell(destUdevFile(d, def.Dest), destLines(def)))
+	}
+	return err
+}
+
+// NameDevice tells of the block device and of the layer over it. What a layer hides is never searched: the layer is.
+func NameDevice(d control.Dir, def *definition.Definition, device string, complete bool) error {
+	path, name := udevFile(d, kernelName(device)), nameLine(def)
+	top := name
+	if complete {
+		top += "\nUBLK_CLONE_COMPLETE=1"
+	}
+	if def.DM == "" {
+		return tell(path, top)
+	}
+	return errors.Join(tell(path, name), tell(layerUdevFile(d, def.DM), top))
+}
+
+// tell replaces the file as a whole: udev may read it at any moment.
+func tell(path, lines string) error { return file.Replace(path, []byte(lines+"\n"), 0o600) }
 
 // Announce has the kernel tell of a device and of its partitions again.
 func Announce(path string) error {
-	disk := "/sys/class/block/" + KernelName(path)
+	disk := "/sys/class/block/" + kernelName(path)
 	err := os.WriteFile(disk+"/uevent", []byte("change"), 0)
 	parts, _ := filepath.Glob(disk + "/*/partition") // the pattern is right
 	for _, part := range parts {
@@ -58,7 +81,7 @@ func Forget(d control.Dir, def *definition.Definition) (err error) {
 			continue
 		}
 		first, _, _ := strings.Cut(string(said), "\n")
-		if errRead == nil && (first == NameLine(def) || string(said) == DestLines(def)+"\n") {
+		if errRead == nil && (first == nameLine(def) || string(said) == destLines(def)+"\n") {
 			errRead = file.Remove(path)
 		}
 		err = errors.Join(err, errRead)
@@ -66,11 +89,11 @@ func Forget(d control.Dir, def *definition.Definition) (err error) {
 	return err
 }
 
-// NameLine is the first line of what udev is told of the block device, or of the layer over it.
-func NameLine(def *definition.Definition) string { return "UBLK_CLONE_NAME=" + def.Name }
+// nameLine is the first line of what udev is told of the block device, or of the layer over it.
+func nameLine(def *definition.Definition) string { return "UBLK_CLONE_NAME=" + def.Name }
 
-// DestLines are what udev is told of the destination: the name that the definition has for it stays.
-func DestLines(def *definition.Definition) string {
+// destLines are what udev is told of the destination: the name that the definition has for it stays.
+func destLines(def *definition.Definition) string {
 	lines := "UBLK_CLONE_DEST=" + def.Name
 	if link, ok := strings.CutPrefix(def.Dest, "/dev/"); ok && strings.Contains(link, "/") {
 		lines += "\nUBLK_CLONE_LINK=" + link

@@ -20,7 +20,7 @@ func TestForgetUdevTogether(t *testing.T) {
 		var all sync.WaitGroup
 		for i := range 20 {
 			def := &definition.Definition{Name: fmt.Sprintf("c%d", i), Dest: fmt.Sprintf("/dev/zz%d", i)}
-			if err := Tell(DestUdevFile(dir, def.Dest), DestLines(def)); err != nil {
+			if err := tell(destUdevFile(dir, def.Dest), destLines(def)); err != nil {
 				t.Fatal(err)
 			}
 			all.Go(func() {
@@ -37,9 +37,9 @@ func TestForgetUdevTogether(t *testing.T) {
 func TestForgetUdev(t *testing.T) {
 	dir := control.Dir(t.TempDir())
 	def := &definition.Definition{Name: "a", Dest: "/dev/disk/by-id/gone", DM: "layer"} // which led to sdy
-	files := []string{UdevFile(dir, "ublkb7"), LayerUdevFile(dir, "layer"), DestUdevFile(dir, "/dev/sdy")}
-	for i, lines := range []string{NameLine(def), NameLine(def) + "\nUBLK_CLONE_COMPLETE=1", DestLines(def)} {
-		if err := Tell(files[i], lines); err != nil {
+	files := []string{udevFile(dir, "ublkb7"), layerUdevFile(dir, "layer"), destUdevFile(dir, "/dev/sdy")}
+	for i, lines := range []string{nameLine(def), nameLine(def) + "\nUBLK_CLONE_COMPLETE=1", destLines(def)} {
+		if err := tell(files[i], lines); err != nil {
 			t.Fatal(err)
 		}
 	}

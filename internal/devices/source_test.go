@@ -1,4 +1,4 @@
-package engine
+package devices
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ type sourceBench struct {
 	t       *testing.T
 	def     definition.Definition
 	records records.Dir
-	engine  *Engine
+	devices *Devices
 	steps   steps.List
 }
 
@@ -56,9 +56,9 @@ func (b *sourceBench) put(path string, fill byte) {
 }
 
 func (b *sourceBench) open(create bool) error {
-	b.engine = New(definition.Start{Definition: b.def, Create: create}, zerolog.Nop())
-	b.engine.records = b.records
-	return b.steps.Run(context.Background(), b.engine.openSteps())
+	b.devices = New(NewShared(definition.Start{Definition: b.def, Create: create}, zerolog.Nop()), b.records)
+	b.devices.Source.Save = func(context.Context) error { return nil }
+	return b.steps.Run(context.Background(), b.devices.Steps())
 }
 
 func (b *sourceBench) close() {
@@ -81,11 +81,11 @@ func TestOpenStepsWithoutSource(t *testing.T) {
 		t.Errorf("create without a source: %v", err)
 	}
 	b.must(b.open(false))
-	if d, why := b.engine.source.Device(), b.engine.source.Away(); d != nil || !errors.Is(why, os.ErrNotExist) {
+	if d, why := b.devices.Source.Device(), b.devices.Source.Away(); d != nil || !errors.Is(why, os.ErrNotExist) {
 		t.Errorf("source %v, away for %v", d, why)
 	}
-	if b.engine.geometry.Size != 1<<20 || b.engine.store == nil {
-		t.Errorf("geometry %+v", b.engine.geometry)
+	if b.devices.Dest.Geometry.Size != 1<<20 || b.devices.Meta.Store == nil {
+		t.Errorf("geometry %+v", b.devices.Dest.Geometry)
 	}
 	b.close()
 
@@ -95,7 +95,7 @@ func TestOpenStepsWithoutSource(t *testing.T) {
 	}
 	b.move(".away", "")
 	b.must(b.open(false))
-	if b.engine.source.Device() == nil {
+	if b.devices.Source.Device() == nil {
 		t.Error("the source was not opened")
 	}
 	b.close()
@@ -114,12 +114,12 @@ func TestOpenStepsWithoutSource(t *testing.T) {
 func TestOpenStepsComplete(t *testing.T) {
 	b := newSourceBench(t)
 	b.must(b.open(false))
-	b.must(b.engine.store.Update(func(sb *metadata.Superblock) error { sb.Complete = true; return nil }))
+	b.must(b.devices.Meta.Store.Update(func(sb *metadata.Superblock) error { sb.Complete = true; return nil }))
 	b.close()
 	b.must(os.Remove(b.def.Source))
 	for range 2 { // missing, then another file
 		b.must(b.open(false))
-		if b.engine.source.Device() != nil {
+		if b.devices.Source.Device() != nil {
 			t.Error("the source is open")
 		}
 		b.close()
@@ -133,40 +133,40 @@ func TestFindSource(t *testing.T) {
 	b.move("", ".away")
 	b.must(b.open(false))
 	defer b.close()
-	e := b.engine
-	if err := e.findSource(); exit.Code(err) != exit.Source || !errors.Is(err, os.ErrNotExist) {
+	s := &b.devices.Source
+	if err := s.Find(); exit.Code(err) != exit.Source || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("there is none: %v", err)
 	}
 	b.put(b.def.Source, 'x')
-	if err := e.findSource(); exit.Code(err) != exit.Source || !errors.Is(err, metadata.ErrMismatch) {
+	if err := s.Find(); exit.Code(err) != exit.Source || !errors.Is(err, metadata.ErrMismatch) {
 		t.Errorf("another file: %v", err)
 	}
 	b.must(os.Truncate(b.def.Source, 4096))
-	if err := e.findSource(); exit.Code(err) != exit.Source {
+	if err := s.Find(); exit.Code(err) != exit.Source {
 		t.Errorf("a short file: %v", err)
 	}
-	if e.source.Device() != nil {
+	if s.Device() != nil {
 		t.Fatal("another source was taken")
 	}
 	b.move(".away", "")
-	b.must(e.findSource())
-	first := e.source.Device()
-	if first == nil || e.source.Away() != nil {
+	b.must(s.Find())
+	first := s.Device()
+	if first == nil || s.Away() != nil {
 		t.Fatal("the source was not taken back")
 	}
-	b.must(e.findSource())
-	if e.source.Device() != first {
+	b.must(s.Find())
+	if s.Device() != first {
 		t.Error("a source that works was exchanged")
 	}
-	if got := e.happened.LastSeq(); got != 1 {
+	if got := b.devices.Happened.LastSeq(); got != 1 {
 		t.Errorf("%d events, want one", got)
 	}
-	e.reopening.Lock()
-	if err := e.findSource(); exit.Code(err) != exit.Busy {
+	s.reopening.Lock()
+	if err := s.Find(); exit.Code(err) != exit.Busy {
 		t.Errorf("beside another: %v", err)
 	}
-	time.AfterFunc(letGoTime/4, e.reopening.Unlock) // as letGo, whom nobody has asked
-	if err := e.findSource(); err != nil {
+	time.AfterFunc(letGoTime/4, s.reopening.Unlock) // as letGo, whom nobody has asked
+	if err := s.Find(); err != nil {
 		t.Errorf("beside one that is soon done: %v", err)
 	}
 }
@@ -177,21 +177,21 @@ func TestOneLookAtASource(t *testing.T) {
 	b := newSourceBench(t)
 	b.must(b.open(false))
 	defer b.close()
-	e := b.engine
-	b.must(e.lookAtPath.begin(b.def.Source)) // as openAgain, which waits
-	if d, err := e.openAgain(); exit.Code(err) != exit.Busy || d != nil || !strings.Contains(err.Error(), "still waits") {
+	s := &b.devices.Source
+	b.must(s.lookAtPath.begin(b.def.Source)) // as openAgain, which waits
+	if d, err := s.openAgain(); exit.Code(err) != exit.Busy || d != nil || !strings.Contains(err.Error(), "still waits") {
 		t.Errorf("beside a look at the path: %v, %v", d, err)
 	}
-	e.lookAtPath.end()
-	b.must(e.lookAtOpen.begin(b.def.Source))          // as works
-	if found, err := e.works(); found || err != nil { // a file is opened again by its path
+	s.lookAtPath.end()
+	b.must(s.lookAtOpen.begin(b.def.Source))          // as works
+	if found, err := s.works(); found || err != nil { // a file is opened again by its path
 		t.Errorf("beside a look at the open source: %t, %v", found, err)
 	}
-	e.lookAtOpen.end()
-	if found, err := e.works(); !found || err != nil {
+	s.lookAtOpen.end()
+	if found, err := s.works(); !found || err != nil {
 		t.Errorf("afterwards: %t, %v", found, err)
 	}
-	d, err := e.openAgain()
+	d, err := s.openAgain()
 	b.must(err)
 	b.must(d.Close())
 }

@@ -1,4 +1,4 @@
-package engine
+package neighbours
 
 import (
 	"errors"
@@ -6,49 +6,49 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/neighbours"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// refuseNeighbours refuses a device of this clone that shares bytes with one of another clone, or lies on the clone itself
-// (I9).
-func (e *Engine) refuseNeighbours(role blockdev.Role) error {
-	mine := neighbours.Devices(&e.start.Definition)[role]
-	here := neighbours.Located([]neighbours.Device{mine}, neighbours.LookAround)
+// Refuse refuses a device that a clone is started with if it shares bytes with one of another clone, or lies on the clone
+// itself (I9). warn is told of what force overrides.
+func Refuse(st *definition.Start, role blockdev.Role, warn func(format string, args ...any)) error {
+	mine := devices(&st.Definition)[role]
+	here := located([]Device{mine}, lookAround)
 	if len(here) == 0 { // opening it will say why
 		return nil
 	}
 	mine = here[0]
-	if err := e.refuseItself(mine); err != nil {
+	if err := refuseItself(st, mine); err != nil {
 		return err
 	}
-	if e.start.Replace { // the former daemon had them a moment ago
+	if st.Replace { // the former daemon had them a moment ago
 		return nil
 	}
-	others, err := neighbours.Of(control.DefaultDir(), e.start.Definition.Name)
+	others, err := ofOthers(control.DefaultDir(), st.Definition.Name)
 	if err != nil {
 		return err
 	}
 	for _, other := range others {
-		if err := e.refuseNeighbour(mine, other); err != nil {
+		if err := refuseOne(st, mine, other, warn); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (e *Engine) refuseNeighbour(mine, other neighbours.Device) error {
+func refuseOne(st *definition.Start, mine, other Device, warn func(format string, args ...any)) error {
 	node := mine.Place.Shares(other.Place)
 	switch {
-	case node == "", mine.MayShare(other):
+	case node == "", mine.mayShare(other):
 		return nil
-	case !other.Alive && (e.start.Recover || mine.Role == blockdev.Source && other.Role == blockdev.Source):
+	case !other.Alive && (st.Recover || mine.Role == blockdev.Source && other.Role == blockdev.Source):
 		return nil // it opens nothing by itself, and will be refused
-	case other.Alive && neighbours.Gives(control.DefaultDir(), other.Clone, mine.Clone):
+	case other.Alive && gives(control.DefaultDir(), other.Clone, mine.Clone):
 		return nil
-	case !other.Alive && e.start.Force:
-		e.Warn("clone %s, whose daemon is dead, has %s as its %s (--force)", other.Clone, other.Path, other.Role)
+	case !other.Alive && st.Force:
+		warn("clone %s, whose daemon is dead, has %s as its %s (--force)", other.Clone, other.Path, other.Role)
 		return nil
 	}
 	err := &exit.Error{Code: exit.Busy, Doing: "open the " + mine.Role.String(), Object: mine.Path}
@@ -69,26 +69,15 @@ func (e *Engine) refuseNeighbour(mine, other neighbours.Device) error {
 }
 
 // refuseItself: what the clone needs to serve its device cannot lie on that device, which waits.
-func (e *Engine) refuseItself(mine neighbours.Device) error {
-	def := &e.start.Definition
-	if !e.start.Recover || def.Device == "" {
+func refuseItself(st *definition.Start, mine Device) error {
+	def := &st.Definition
+	if !st.Recover || def.Device == "" {
 		return nil
 	}
-	st, err := sys.StatPath(def.Device)
-	if err != nil || !mine.Place.On(st.Rdev) {
+	device, err := sys.StatPath(def.Device)
+	if err != nil || !mine.Place.On(device.Rdev) {
 		return nil
 	}
 	return &exit.Error{Code: exit.Refused, Doing: "open the " + mine.Role.String(), Object: mine.Path,
 		Cause: errors.New("it lies on " + def.Device + ", the clone itself"), Next: "Lead the path back to where it led when the clone was added."}
-}
-
-// tolerance of others that use the devices: see blockdev.Tolerance.
-func (e *Engine) tolerance() blockdev.Tolerance {
-	switch {
-	case e.start.Replace, e.start.Force:
-		return blockdev.TolerateEveryone
-	case e.start.Recover:
-		return blockdev.TolerateIdle
-	}
-	return blockdev.TolerateNobody
 }

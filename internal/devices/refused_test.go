@@ -1,4 +1,4 @@
-package engine
+package devices
 
 import (
 	"bytes"
@@ -138,9 +138,9 @@ func TestRefusedMetadata(t *testing.T) {
 				t.Fatal(err)
 			}
 			damaged := fmt.Sprintf("copy %d", n)
-			err := f.open(plain, func(e *Engine) error {
-				if len(e.warnings) == 0 || !strings.Contains(e.warnings[0], damaged) {
-					return fmt.Errorf("warnings %q", e.warnings)
+			err := f.open(plain, func(d *Devices) error {
+				if len(d.Warned) == 0 || !strings.Contains(d.Warned[0], damaged) {
+					return fmt.Errorf("warnings %q", d.Warned)
 				}
 				return nil
 			})

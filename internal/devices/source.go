@@ -1,4 +1,4 @@
-package engine
+package devices
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/identity"
-	"github.com/ublk-clone/ublk-clone/internal/metadev"
+	"github.com/ublk-clone/ublk-clone/internal/neighbours"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -29,58 +29,62 @@ import (
 // At every open it is looked at whether it is the one of before. An add refuses another one, or one in use. A recovery has
 // users who wait, and goes on without it.
 
-// openSource opens the source, or finds that the clone does without.
-func (e *Engine) openSource(context.Context) error {
-	err := e.findMetadata()
-	if e.found != nil && e.found.Complete {
-		return e.useSource(nil, dataplane.ErrNoSource)
+// SourceSide is the clone's source: opened, missed, taken back. The steps open it; later any goroutine may call Find, LetGo and
+// PutPrint, and what dataplane.Source has for all.
+type SourceSide struct {
+	*Shared
+	dataplane.Source
+	fence *Fence
+	meta  *MetadataSide
+	dest  *DestSide
+	Save  func(context.Context) error // writes the superblock
+
+	print     identity.SourcePrint // of the source at the start, if it was there
+	busySince time.Time            // when it was found locked, in a recovery
+	busyLimit time.Duration
+
+	reopening  sync.Mutex // one caller of Find at a time
+	lookAtOpen sourceLook // at the source that is open
+	lookAtPath sourceLook // at what the source's path leads to
+
+	mu struct {
+		sync.Mutex
+		print *identity.SourcePrint // of the source that was taken back
 	}
-	open := e.openSourcePath
-	if e.start.Recover {
-		open = e.openSourceInTime
+}
+
+// open opens the source, or finds that the clone does without.
+func (s *SourceSide) open(beside []*blockdev.Device) error {
+	err := s.meta.find()
+	if s.meta.Found != nil && s.meta.Found.Complete {
+		return s.use(nil, dataplane.ErrNoSource)
 	}
-	d, errOpen := open(e.beside()...)
+	open := s.openPath
+	if s.Wanted.Recover {
+		open = s.openInTime
+	}
+	d, errOpen := open(beside...)
 	if errOpen == nil {
-		return e.useSource(d, nil)
+		return s.use(d, nil)
 	}
 	switch {
-	case e.start.Recover && exit.Code(errOpen) == exit.Busy && e.mayBeBusy():
+	case s.Wanted.Recover && exit.Code(errOpen) == exit.Busy && s.mayBeBusy():
 		return errOpen
-	case e.start.Recover && err == nil:
-	case !blockdev.Away(errOpen) || e.start.Create || errors.Is(err, metadata.ErrEmpty):
+	case s.Wanted.Recover && err == nil:
+	case !blockdev.Away(errOpen) || s.Wanted.Create || errors.Is(err, metadata.ErrEmpty):
 		return errOpen
 	case err != nil:
-		return explain.Metadata("open", e.start.Definition.Metadata, err)
+		return explain.Metadata("open", s.Wanted.Definition.Metadata, err)
 	}
-	return e.useSource(nil, errOpen)
+	return s.use(nil, errOpen)
 }
 
-// findMetadata looks for metadata that were there before this start, or what stands in for them.
-func (e *Engine) findMetadata() error {
-	if e.start.Create {
-		return nil
-	}
-	store, err := e.store, e.detached()
-	if err == nil {
-		store, _, err = metadata.Open(e.meta)
-		if err != nil && e.start.Recover && metadev.Unreadable(err) {
-			store, err = metadev.FromLiveMap(e.start.Definition.Mark)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	sb := store.Superblock()
-	e.found = &sb
-	return nil
-}
-
-func (e *Engine) openSourcePath(others ...*blockdev.Device) (*blockdev.Device, error) {
-	if err := e.refuseNeighbours(blockdev.Source); err != nil {
+func (s *SourceSide) openPath(others ...*blockdev.Device) (*blockdev.Device, error) {
+	if err := neighbours.Refuse(&s.Wanted, blockdev.Source, s.Warn); err != nil {
 		return nil, err
 	}
-	def := &e.start.Definition
-	return blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: e.accepts(), Others: others, Tolerate: e.tolerance()})
+	def := &s.Wanted.Definition
+	return blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: s.accepts(), Others: others, Tolerate: s.tolerance()})
 }
 
 // sourceBusyLimit is how long a recovery waits for a source that is locked, as by the last reads of the dead daemon. It may do
@@ -88,18 +92,18 @@ func (e *Engine) openSourcePath(others ...*blockdev.Device) (*blockdev.Device, e
 const sourceBusyLimit = 5 * time.Second
 
 // mayBeBusy says whether to wait for the source.
-func (e *Engine) mayBeBusy() bool {
-	if e.busySince.IsZero() {
-		e.busySince = time.Now()
-		e.busyLimit = min(sourceBusyLimit, e.fenceTime()/2)
+func (s *SourceSide) mayBeBusy() bool {
+	if s.busySince.IsZero() {
+		s.busySince = time.Now()
+		s.busyLimit = min(sourceBusyLimit, s.fence.Left()/2)
 	}
-	return time.Since(e.busySince) < e.busyLimit
+	return time.Since(s.busySince) < s.busyLimit
 }
 
-// openSourceInTime opens the source and sees that it answers, within answerLimit.
-func (e *Engine) openSourceInTime(others ...*blockdev.Device) (*blockdev.Device, error) {
-	return e.inTime(func() (*blockdev.Device, error) {
-		d, err := e.openSourcePath(others...)
+// openInTime opens the source and sees that it answers, within answerLimit.
+func (s *SourceSide) openInTime(others ...*blockdev.Device) (*blockdev.Device, error) {
+	return inTime(s.Wanted.Definition.Source, func() (*blockdev.Device, error) {
+		d, err := s.openPath(others...)
 		if err == nil {
 			if err = d.Answers(); err != nil {
 				err = errors.Join(err, d.Close())
@@ -110,7 +114,7 @@ func (e *Engine) openSourceInTime(others ...*blockdev.Device) (*blockdev.Device,
 }
 
 // inTime gives what open does, if it ends within answerLimit. What it opens later is closed.
-func (e *Engine) inTime(open func() (*blockdev.Device, error)) (*blockdev.Device, error) {
+func inTime(path string, open func() (*blockdev.Device, error)) (*blockdev.Device, error) {
 	type opened struct {
 		device *blockdev.Device
 		err    error
@@ -129,68 +133,69 @@ func (e *Engine) inTime(open func() (*blockdev.Device, error)) (*blockdev.Device
 				o.device.Close() // nobody waits for it any more
 			}
 		})
-		return nil, silentError(e.start.Definition.Source)
+		return nil, silentError(path)
 	}
 }
 
-// useSource makes d, or the want of one, what is read from now on.
-func (e *Engine) useSource(d *blockdev.Device, why error) error {
+// use makes d, or the want of one, what is read from now on.
+func (s *SourceSide) use(d *blockdev.Device, why error) error {
 	o, err := dataplane.NewOpenSource(d, why)
 	if err != nil {
 		return errors.Join(err, d.Close())
 	}
-	e.source.Replace(o)
+	s.Source.Replace(o)
 	return nil
 }
 
-// knownSource is what the metadata say of the source: as it is now, or what they said before where it is away. It is away, too,
+// known is what the metadata say of the source: as it is now, or what they said before where it is away. It is away, too,
 // when it cannot be read, and for a recovery, which nobody has asked whether it may have changed, when it is not what it was.
-func (e *Engine) knownSource() (identity.SourcePrint, error) {
-	d := e.source.Device()
+func (s *SourceSide) known() (identity.SourcePrint, error) {
+	d := s.Source.Device()
 	if d == nil {
-		return identity.PrintOf(e.found), nil
+		return identity.PrintOf(s.meta.Found), nil
 	}
-	print, err := identity.PrintSource(d, e.found)
-	if err == nil && e.found != nil && e.start.Recover {
-		if err = e.found.MatchUsedSource(print.Superblock()); err != nil {
+	print, err := identity.PrintSource(d, s.meta.Found)
+	if err == nil && s.meta.Found != nil && s.Wanted.Recover {
+		if err = s.meta.Found.MatchUsedSource(print.Superblock()); err != nil {
 			err = &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: d.Path(), Cause: fmt.Errorf("%w: %w", blockdev.ErrChanged, err)}
 		}
 	}
-	if err == nil || e.found == nil || !blockdev.Away(err) && !e.start.Recover {
-		e.print = print
+	if err == nil || s.meta.Found == nil || !blockdev.Away(err) && !s.Wanted.Recover {
+		s.print = print
 		return print, err
 	}
-	e.log.Warn().Err(err).Msg("going on without the source")
-	return identity.PrintOf(e.found), e.useSource(nil, err)
+	s.Log.Warn().Err(err).Msg("going on without the source")
+	return identity.PrintOf(s.meta.Found), s.use(nil, err)
 }
 
-// completePrint keeps what the source is like now, which was found to be the right one: metadata of a former release have not
+// CompletePrint keeps what the source is like now, which was found to be the right one: metadata of a former release have not
 // all of it, and its inode may have changed while nobody used it.
-func (e *Engine) completePrint(sb *metadata.Superblock) {
-	if e.source.Device() != nil && e.print.Pieces.Known() > 0 {
-		e.print.Put(sb)
+func (s *SourceSide) CompletePrint(sb *metadata.Superblock) {
+	if s.Source.Device() != nil && s.print.Pieces.Known() > 0 {
+		s.print.Put(sb)
 	}
 }
 
 // notePrint keeps what the source that was taken back is like now, for the next start to find it so. Nobody waits for it:
 // metadata that hang would keep a source away that is there.
-func (e *Engine) notePrint(print identity.SourcePrint) {
-	e.mu.Lock()
-	e.mu.print = &print
-	e.mu.Unlock()
+func (s *SourceSide) notePrint(print identity.SourcePrint) {
+	s.mu.Lock()
+	s.mu.print = &print
+	s.mu.Unlock()
 	guard.Go("note the source", func() {
-		if err := e.committer.Save(context.Background()); err != nil {
-			e.log.Warn().Err(err).Msg("the metadata do not know the times of the source as it was taken back")
+		if err := s.Save(context.Background()); err != nil {
+			s.Log.Warn().Err(err).Msg("the metadata do not know the times of the source as it was taken back")
 		}
 	})
 }
 
-// sourceAway says why the clone lacks its source, nil if it does not.
-func (e *Engine) sourceAway() error {
-	if e.core.Complete() {
-		return nil
+// PutPrint has sb say what the source that was taken back is like.
+func (s *SourceSide) PutPrint(sb *metadata.Superblock) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.mu.print; p != nil {
+		p.Put(sb)
 	}
-	return e.source.Away()
 }
 
 // errRemoved: the kernel has removed the block device under its users.
@@ -208,62 +213,48 @@ func tryLockFor(mu *sync.Mutex, limit time.Duration) bool {
 	return true
 }
 
-// letGo looks at the source, and gives up one that was removed. Its description is dead for ever, and keeps what is left of
+// LetGo looks at the source, and gives up one that was removed. Its description is dead for ever, and keeps what is left of
 // the device in the kernel, which may be in the way of its coming back. One that has changed stays open: it may be that
 // nobody else has its bytes any more.
-func (e *Engine) letGo() {
-	if !e.reopening.TryLock() {
+func (s *SourceSide) LetGo() {
+	if !s.reopening.TryLock() {
 		return
 	}
-	defer e.reopening.Unlock()
-	o := e.source.Take()
+	defer s.reopening.Unlock()
+	o := s.Source.Take()
 	defer o.Done()
 	switch d := o.Device; {
 	case d == nil:
 	case d.Gone():
 		why := &exit.Error{Code: exit.Source, Doing: "read the source", Object: d.Path(), Cause: errRemoved}
-		if err := e.useSource(nil, why); err == nil {
-			e.log.Warn().Err(why).Msg("going on without the source")
+		if err := s.use(nil, why); err == nil {
+			s.Log.Warn().Err(why).Msg("going on without the source")
 		}
 	default:
 		if err := o.Notice(d.Changed()); err != nil {
-			e.log.Debug().Err(err).Msg("the source has changed")
+			s.Log.Debug().Err(err).Msg("the source has changed")
 		}
 	}
 }
 
-// Retry takes back a source that has come back, and forgets what failed. With an error nothing has changed.
-func (e *Engine) Retry(ctx context.Context) error {
-	if !e.core.Complete() {
-		if err := e.findSource(); err != nil {
-			return err
-		}
-	}
-	if err := control.Still(ctx); err != nil {
-		return err
-	}
-	e.background.Resume()
-	return nil
-}
-
-// findSource sees to it that the source is open and the right one: the description that is open, if it works, or
+// Find sees to it that the source is open and the right one: the description that is open, if it works, or
 // else a new one. What cannot be read and is still the device that its path leads to stays: there is no other.
-func (e *Engine) findSource() error {
-	if !tryLockFor(&e.reopening, letGoTime) {
-		return &exit.Error{Code: exit.Busy, Doing: "look for the source", Object: e.start.Definition.Source, Cause: errors.New("another resume does so"), Next: "Try again."}
+func (s *SourceSide) Find() error {
+	if !tryLockFor(&s.reopening, letGoTime) {
+		return &exit.Error{Code: exit.Busy, Doing: "look for the source", Object: s.Wanted.Definition.Source, Cause: errors.New("another resume does so"), Next: "Try again."}
 	}
-	defer e.reopening.Unlock()
-	if found, err := e.works(); found || err != nil {
+	defer s.reopening.Unlock()
+	if found, err := s.works(); found || err != nil {
 		return err
 	}
-	d, err := e.openAgain()
+	d, err := s.openAgain()
 	if err != nil {
 		return err
 	}
-	if err := e.useSource(d, nil); err != nil {
+	if err := s.use(d, nil); err != nil {
 		return err
 	}
-	e.happened.Add(control.EventSource, d.Path()+" was opened again")
+	s.Happened.Add(control.EventSource, d.Path()+" was opened again")
 	return nil
 }
 
@@ -294,15 +285,15 @@ func (l *sourceLook) end() {
 }
 
 // openAgain opens what the source's path leads to now, within answerLimit.
-func (e *Engine) openAgain() (*blockdev.Device, error) {
-	if err := e.lookAtPath.begin(e.start.Definition.Source); err != nil {
+func (s *SourceSide) openAgain() (*blockdev.Device, error) {
+	if err := s.lookAtPath.begin(s.Wanted.Definition.Source); err != nil {
 		return nil, err
 	}
-	return e.inTime(func() (*blockdev.Device, error) {
-		defer e.lookAtPath.end() // before anybody who hears of the result looks again
-		d, err := e.openSourcePath(e.dest)
+	return inTime(s.Wanted.Definition.Source, func() (*blockdev.Device, error) {
+		defer s.lookAtPath.end() // before anybody who hears of the result looks again
+		d, err := s.openPath(s.dest.Device)
 		if err == nil {
-			if err = e.matchSource(d); err != nil {
+			if err = s.match(d); err != nil {
 				err = errors.Join(sourceRefused(d.Path(), err), d.Close())
 			}
 		}
@@ -321,13 +312,13 @@ const answerLimit = 4 * time.Second
 
 // works says whether what is open is to stay; an error says that it is another source by now. A device that hangs
 // keeps its reader for as long as it likes.
-func (e *Engine) works() (bool, error) {
-	o := e.source.Take()
+func (s *SourceSide) works() (bool, error) {
+	o := s.Source.Take()
 	if o.Device == nil {
 		o.Done()
 		return false, nil
 	}
-	if busy := e.lookAtOpen.begin(o.Device.Path()); busy != nil {
+	if busy := s.lookAtOpen.begin(o.Device.Path()); busy != nil {
 		current := o.Device.Current()
 		o.Done()
 		if current {
@@ -342,8 +333,8 @@ func (e *Engine) works() (bool, error) {
 	result := make(chan found, 1)
 	guard.Go("look at the source", func() {
 		defer o.Done()
-		again, err := e.lookAgain(o)
-		e.lookAtOpen.end()
+		again, err := s.lookAgain(o)
+		s.lookAtOpen.end()
 		result <- found{again, err}
 	})
 	var f found
@@ -359,7 +350,7 @@ func (e *Engine) works() (bool, error) {
 	}
 	switch noticed := o.Refusal(true) != nil; {
 	case f.again != nil:
-		return true, e.useAgain(f.again)
+		return true, s.useAgain(f.again)
 	case f.err == nil:
 		return true, nil
 	case noticed && !o.Device.IsBlock():
@@ -372,55 +363,55 @@ func (e *Engine) works() (bool, error) {
 
 // lookAgain reads samples of what is open. If something was noticed of it, there is another description of the device in its
 // place, which is taken as it is now.
-func (e *Engine) lookAgain(o *dataplane.OpenSource) (again *blockdev.Device, err error) {
+func (s *SourceSide) lookAgain(o *dataplane.OpenSource) (again *blockdev.Device, err error) {
 	if o.Refusal(true) == nil {
-		_, err := e.sameSource(o.Device)
+		_, err := s.same(o.Device)
 		return nil, err
 	}
 	if again, err = o.Device.Again(); err != nil {
 		return nil, err
 	}
-	if err := e.matchSource(again); err != nil {
+	if err := s.match(again); err != nil {
 		return nil, errors.Join(err, again.Close())
 	}
 	return again, nil
 }
 
 // useAgain makes d, whose content was found to be the right one, what is read from now on.
-func (e *Engine) useAgain(d *blockdev.Device) error {
-	why := e.source.Away()
-	if err := e.useSource(d, nil); err != nil {
+func (s *SourceSide) useAgain(d *blockdev.Device) error {
+	why := s.Source.Away()
+	if err := s.use(d, nil); err != nil {
 		return err
 	}
-	e.happened.Add(control.EventSource, fmt.Sprintf("%s is used again, as samples of its content are those of before (%v)", d.Path(), why))
+	s.Happened.Add(control.EventSource, fmt.Sprintf("%s is used again, as samples of its content are those of before (%v)", d.Path(), why))
 	return nil
 }
 
-// matchSource says in which way d, just opened, is not the source.
-func (e *Engine) matchSource(d *blockdev.Device) error {
-	geo, err := blockdev.Match(d, e.dest, e.geometry.Size, true)
-	if err == nil && geo.LogicalBlock != e.geometry.LogicalBlock {
-		err = fmt.Errorf("%w: its logical blocks are of %d bytes, the clone's of %d", metadata.ErrMismatch, d.LogicalBlock(), e.geometry.LogicalBlock)
+// match says in which way d, just opened, is not the source.
+func (s *SourceSide) match(d *blockdev.Device) error {
+	geo, err := blockdev.Match(d, s.dest.Device, s.dest.Geometry.Size, true)
+	if err == nil && geo.LogicalBlock != s.dest.Geometry.LogicalBlock {
+		err = fmt.Errorf("%w: its logical blocks are of %d bytes, the clone's of %d", metadata.ErrMismatch, d.LogicalBlock(), s.dest.Geometry.LogicalBlock)
 	}
 	if err != nil {
 		return err
 	}
-	print, err := e.sameSource(d)
+	print, err := s.same(d)
 	if err != nil {
 		return err
 	}
-	sb := e.store.Superblock()
+	sb := s.meta.Store.Superblock()
 	if err := sb.MatchUsedSource(print.Superblock()); err != nil {
-		e.log.Warn().Err(err).Msg("the source is taken back although its times have changed, as samples of its content are those of before")
-		e.notePrint(print)
+		s.Log.Warn().Err(err).Msg("the source is taken back although its times have changed, as samples of its content are those of before")
+		s.notePrint(print)
 	}
 	return nil
 }
 
-// sameSource says in which way the content of d is not that of the source which the metadata know. Its times do not count:
+// same says in which way the content of d is not that of the source which the metadata know. Its times do not count:
 // whoever asks was told that it is the right one.
-func (e *Engine) sameSource(d *blockdev.Device) (identity.SourcePrint, error) {
-	sb := e.store.Superblock()
+func (s *SourceSide) same(d *blockdev.Device) (identity.SourcePrint, error) {
+	sb := s.meta.Store.Superblock()
 	print, err := identity.PrintSource(d, &sb)
 	if err != nil {
 		return print, err

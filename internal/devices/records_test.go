@@ -1,4 +1,4 @@
-package engine
+package devices
 
 import (
 	"context"
@@ -68,7 +68,7 @@ func (f *files) make(path string, size int64) string {
 
 // open does what a daemon's start does before it asks for the driver, and undoes it with after in between. Before that it
 // is tried: a dry run says the same.
-func (f *files) open(change func(*definition.Start), after func(*Engine) error) error {
+func (f *files) open(change func(*definition.Start), after func(*Devices) error) error {
 	f.t.Helper()
 	st := definition.Start{Definition: definition.Definition{Name: "c", Source: f.source, Dest: f.dest, Metadata: f.metadata, Queues: 1, QueueDepth: 1}}
 	change(&st)
@@ -81,26 +81,26 @@ func (f *files) open(change func(*definition.Start), after func(*Engine) error) 
 }
 
 // run tells the errors of the steps from others.
-func (f *files) run(st definition.Start, after func(*Engine) error) (refused, err error) {
-	e := &Engine{start: st, log: zerolog.Nop(), records: f.records}
+func (f *files) run(st definition.Start, after func(*Devices) error) (refused, err error) {
+	d := New(NewShared(st, zerolog.Nop()), f.records)
 	var done steps.List
-	if err := done.Run(context.Background(), e.openSteps()); err != nil {
+	if err := done.Run(context.Background(), d.Steps()); err != nil {
 		return err, nil
 	}
-	return nil, errors.Join(after(e), done.Stop())
+	return nil, errors.Join(after(d), done.Stop())
 }
 
 // use opens the clone, as of a session, and records it.
 func (f *files) use(session uint64, change func(*definition.Start)) error {
 	f.t.Helper()
-	return f.open(change, func(e *Engine) error {
-		err := e.store.Update(func(sb *metadata.Superblock) error {
+	return f.open(change, func(d *Devices) error {
+		err := d.Meta.Store.Update(func(sb *metadata.Superblock) error {
 			sb.Session = session
 			return nil
 		})
-		sb := e.store.Superblock()
-		return errors.Join(err, e.use.Write(&records.Record{
-			Dest: f.dest, Birth: e.dest.Birth(), Metadata: f.metadata, UUID: sb.UUID.String(), Session: sb.Session, Size: testMiB, Hydrated: testMiB / 2,
+		sb := d.Meta.Store.Superblock()
+		return errors.Join(err, d.Dest.Use.Write(&records.Record{
+			Dest: f.dest, Birth: d.Dest.Birth(), Metadata: f.metadata, UUID: sb.UUID.String(), Session: sb.Session, Size: testMiB, Hydrated: testMiB / 2,
 		}))
 	})
 }
@@ -126,7 +126,7 @@ func withForce(s *definition.Start)  { s.Force = true }
 func withOpen(s *definition.Start)   { s.Open = true }
 func withCreate(s *definition.Start) { s.Create = true }
 
-func nothing(*Engine) error { return nil }
+func nothing(*Devices) error { return nil }
 
 // Metadata that were in use and are gone are not made again without a word.
 func TestVanishedMetadata(t *testing.T) {
@@ -212,9 +212,9 @@ func TestRecordIsOfOneDestination(t *testing.T) {
 func TestFailedStartLeavesTheRecord(t *testing.T) {
 	f := newFiles(t)
 	failed := errors.New("failed")
-	fails := func(e *Engine) error {
-		err := e.use.Write(&records.Record{UUID: "of the failed start"})
-		return errors.Join(err, e.revertStore(), failed)
+	fails := func(d *Devices) error {
+		err := d.Dest.Use.Write(&records.Record{UUID: "of the failed start"})
+		return errors.Join(err, d.revertStore(), failed)
 	}
 	if err := f.open(plain, fails); !errors.Is(err, failed) {
 		t.Fatal(err)

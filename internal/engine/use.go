@@ -1,0 +1,40 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/records"
+)
+
+// recordUse notes that the destination is about to be hydrated by these metadata. The record is a second
+// guard: a machine on which it cannot be written, as one that was started from a read-only medium to
+// rescue data, is not kept from its clone.
+func (s *session) recordUse(context.Context) error {
+	if s.Dest.Use.Id.ID == "" {
+		s.Log.Info().Str("destination", s.Dest.Path()).Msg("it has nothing to be known by: metadata that vanish would not be noticed")
+	}
+	if err := s.updateUse(); err != nil {
+		s.Warn("metadata that vanish would not be noticed: %v", err)
+	}
+	return nil
+}
+
+// updateUse brings the record up to date.
+func (s *session) updateUse() error {
+	if s.lanes.core.Complete() {
+		return s.Dest.Use.Forget()
+	}
+	sb := s.Meta.Store.Superblock()
+	return s.Dest.Use.Write(&records.Record{
+		Dest: s.Dest.Path(), Birth: s.Dest.Birth(), Source: s.Wanted.Definition.Source, Metadata: s.Wanted.Definition.Metadata,
+		UUID: sb.UUID.String(), Session: sb.Session, Size: s.Dest.Geometry.Size, Hydrated: hydratedBytes(s.lanes.core.Geometry(), s.lanes.core.Regions()), Written: time.Now().UTC(),
+	})
+}
+
+// closeUse is updateUse when the clone is up or ends: an error costs nothing but the guard's precision.
+func (s *session) closeUse() {
+	if err := s.updateUse(); err != nil {
+		s.Log.Warn().Err(err).Msg("bring the record of the destination up to date")
+	}
+}
