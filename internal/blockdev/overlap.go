@@ -197,7 +197,7 @@ func diskName(dir string) string {
 }
 
 // shared is the node on which two devices overlap, "" if they do not.
-func (t tree) shared(a, b *Device) string {
+func (t tree) shared(a, b node) string {
 	return shared(t.spans(a.stat, a.size), t.spans(b.stat, b.size))
 }
 
@@ -215,14 +215,14 @@ func shared(a, b []span) string {
 // apart refuses, with exit code 14 whatever the flags, a device that shares
 // bytes with one of the others, directly or through partitions, loop devices
 // and device-mapper.
-func (t tree) apart(d *Device, others []*Device) error {
+func (t tree) apart(n node, others []*Device) error {
 	for _, other := range others {
-		node := t.shared(d, other)
+		node := t.shared(n, other.node)
 		if node == "" {
 			continue
 		}
 		return &exit.Error{
-			Code: exit.Refused, Doing: fmt.Sprintf("use %s %s as the %s and", other.role, other.path, d.role), Object: d.path,
+			Code: exit.Refused, Doing: fmt.Sprintf("use %s %s as the %s and", other.role, other.path, n.role), Object: n.path,
 			Cause: errors.New("they overlap on " + node), Next: "Source, destination and metadata must be three different devices.",
 		}
 	}

@@ -35,43 +35,49 @@ const (
 	TolerateEveryone           // by force, or because the former daemon had the same neighbours a moment ago
 )
 
+// usersLimit bounds the search, which looks at paths that may lie on what does not answer.
+const usersLimit = 15 * time.Second
+
+// A program that looks at a new device, as those that assemble arrays do, has it open for writing for a moment.
+const (
+	writerPause = 100 * time.Millisecond
+	writerLooks = 20
+)
+
 // refuseUsers refuses, with exit code 5, a device that somebody else uses and must not. It is open and locked.
-func (d *Device) refuseUsers(o Options) error {
-	if o.ReadOnly || d.role == Source && o.Shared {
+func (s setup) refuseUsers() error {
+	if s.want.ReadOnly || s.role == Source && s.want.Shared {
 		return nil
 	}
-	users, err := d.usersWithin(o, usersLimit)
+	users, err := s.usersWithin(usersLimit)
 	switch {
-	case err != nil && o.Tolerate != TolerateNobody:
-		d.warn("it cannot be told who else uses the %s %s: %v", d.role, d.path, err)
+	case err != nil && s.want.Tolerate != TolerateNobody:
+		s.warn("it cannot be told who else uses the %s %s: %v", s.role, s.path, err)
 	case err != nil:
-		return failure(d.role, exit.Timeout, "look for users of", d.path, err, "A network file system or a device does not answer; --force overrides.")
+		return failure(s.role, exit.Timeout, "look for users of", s.path, err, "A network file system or a device does not answer; --force overrides.")
 	}
 	var refused, told []Holder
 	for _, h := range users {
 		table := h.Kind == "device" // that nobody has open: as a partition that nobody uses
-		if o.Tolerate == TolerateEveryone || h.idle && (table || o.Tolerate == TolerateIdle) {
+		if s.want.Tolerate == TolerateEveryone || h.idle && (table || s.want.Tolerate == TolerateIdle) {
 			told = append(told, h)
 		} else {
 			refused = append(refused, h)
 		}
 	}
 	if len(refused) > 0 {
-		return failure(d.role, exit.Busy, "open", d.path, fmt.Errorf("in use: %s", joinHolders(refused)),
+		return failure(s.role, exit.Busy, "open", s.path, fmt.Errorf("in use: %s", joinHolders(refused)),
 			"Stop whoever uses it, or detach it (`losetup -d`, `dmsetup remove`); --force overrides.")
 	}
 	if len(told) > 0 {
-		d.warn("others use the %s %s too, and may change it: %s", d.role, d.path, joinHolders(told))
+		s.warn("others use the %s %s too, and may change it: %s", s.role, s.path, joinHolders(told))
 	}
 	return nil
 }
 
-// usersLimit bounds the search, which looks at paths that may lie on what does not answer.
-const usersLimit = 15 * time.Second
-
-func (d *Device) usersWithin(o Options, limit time.Duration) ([]Holder, error) {
+func (s setup) usersWithin(limit time.Duration) ([]Holder, error) {
 	found := make(chan []Holder, 1)
-	guard.Go("search for users", func() { found <- d.users(o) })
+	guard.Go("search for users", func() { found <- s.users() })
 	select {
 	case all := <-found:
 		return all, nil
@@ -80,28 +86,22 @@ func (d *Device) usersWithin(o Options, limit time.Duration) ([]Holder, error) {
 	}
 }
 
-func (d *Device) users(o Options) []Holder {
-	all := host.rivals(d.stat, d.size)
-	all = append(all, host.exporters(d.stat, d.size)...)
-	if !d.IsBlock() {
-		return append(all, host.swapHolders(host.use(d.stat))...)
+func (s setup) users() []Holder {
+	all := host.rivals(s.stat, s.size)
+	all = append(all, host.exporters(s.stat, s.size)...)
+	if !s.IsBlock() {
+		return append(all, host.swapHolders(host.use(s.stat))...)
 	}
-	if d.role != Source && o.Tolerate == TolerateNobody {
-		all = append(all, d.lastingWriters()...)
+	if s.role != Source && s.want.Tolerate == TolerateNobody {
+		all = append(all, s.lastingWriters()...)
 	}
 	return all
 }
 
-// A program that looks at a new device, as those that assemble arrays do, has it open for writing for a moment.
-const (
-	writerPause = 100 * time.Millisecond
-	writerLooks = 20
-)
-
 // lastingWriters are those that do not go by themselves.
-func (d *Device) lastingWriters() (found []Holder) {
+func (s setup) lastingWriters() (found []Holder) {
 	for range writerLooks {
-		if found = host.writers(host.use(d.stat)); len(found) == 0 {
+		if found = host.writers(host.use(s.stat)); len(found) == 0 {
 			return nil
 		}
 		time.Sleep(writerPause)
