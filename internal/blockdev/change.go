@@ -262,7 +262,7 @@ func (t tree) filesBehind(rdev uint64, levels int) (found []behindFile) {
 			found = append(found, b)
 		}
 	}
-	if file := t.fileBehind(dir); file != nil {
+	if file := fileBehind(dir); file != nil {
 		part := number(dir, "loop", "offset") != 0 || number(dir, "loop", "sizelimit") != 0
 		found = append(found, behindFile{file: file, part: part})
 	}
@@ -270,7 +270,7 @@ func (t tree) filesBehind(rdev uint64, levels int) (found []behindFile) {
 }
 
 // fileBehind opens the file behind the loop device at dir; nil: there is none, or its name leads elsewhere by now.
-func (t tree) fileBehind(dir string) *os.File {
+func fileBehind(dir string) *os.File {
 	path := text(dir, "loop", "backing_file")
 	if path == "" {
 		return nil

@@ -49,7 +49,6 @@ var limits = sizeLimits{
 		{methods, "clone.Lane"}:                                   83,
 		{methods, "clone/clonetest.sim"}:                          72,
 		{methods, "hydrate.Hydrator"}:                             36,
-		{methods, "internal/blockdev.tree"}:                       53,
 		{methods, "internal/fakedisk.Disk"}:                       28,
 		{methods, "internal/livemap.Map"}:                         44,
 		{methods, "metadata.Store"}:                               33,
