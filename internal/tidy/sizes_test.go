@@ -50,7 +50,6 @@ var limits = sizeLimits{
 		{methods, "clone/clonetest.sim"}:                          72,
 		{methods, "hydrate.Hydrator"}:                             36,
 		{methods, "internal/fakedisk.Disk"}:                       28,
-		{methods, "internal/livemap.Map"}:                         44,
 		{methods, "metadata.Store"}:                               33,
 		{methods, "ublk.Device"}:                                  39,
 		{methods, "ublk.Queue"}:                                   34,
