@@ -36,7 +36,6 @@ var limits = sizeLimits{
 		{methods, "internal/devicetest/harness.Machine"}:          64,
 		{fields, "internal/devicetest/harness.Status"}:            21,
 		{methods, "internal/daemon.daemon"}:                       31,
-		{methods, "internal/doctor.machine"}:                      35,
 		{methods, "internal/engine.Engine"}:                       170,
 		{fields, "internal/control.DryRun"}:                       21,
 		{fields, "internal/control.Status"}:                       32,
