@@ -56,7 +56,6 @@ var limits = sizeLimits{
 		{fields, "clone/clonetest.sim"}:                           43,
 		{fields, "hydrate.Hydrator"}:                              16,
 		{fields, "metadata.Superblock"}:                           29,
-		{fields, "ublk/uring.Ring"}:                               17,
 	},
 	function: 25, share: 90,
 }
