@@ -48,7 +48,6 @@ var limits = sizeLimits{
 		{methods, "clone/clonetest.sim"}:                          72,
 		{methods, "hydrate.Hydrator"}:                             36,
 		{methods, "internal/fakedisk.Disk"}:                       28,
-		{methods, "ublk/uring.Loop"}:                              31,
 		{fields, "clone.Core"}:                                    21,
 		{fields, "clone.Lane"}:                                    18,
 		{fields, "clone.opState"}:                                 19,
