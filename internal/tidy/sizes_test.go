@@ -47,7 +47,6 @@ var limits = sizeLimits{
 		{methods, "clone.Lane"}:                                   83,
 		{methods, "clone/clonetest.sim"}:                          72,
 		{methods, "hydrate.Hydrator"}:                             36,
-		{methods, "internal/fakedisk.Disk"}:                       28,
 		{fields, "clone.Core"}:                                    21,
 		{fields, "clone.Lane"}:                                    18,
 		{fields, "clone.opState"}:                                 19,
