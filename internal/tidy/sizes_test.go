@@ -40,7 +40,6 @@ var limits = sizeLimits{
 		{fields, "internal/control.DryRun"}:                       21,
 		{fields, "internal/control.Status"}:                       32,
 		{fields, "internal/daemon.daemon"}:                        17,
-		{fields, "internal/definition.Definition"}:                19,
 		{fields, "internal/engine.Engine"}:                        46,
 		{methods, "bitmap.Map"}:                                   40,
 		{methods, "clone.Core"}:                                   61,
