@@ -33,7 +33,6 @@ var limits = sizeLimits{
 		{fileLines, "internal/blockdev/open_test.go"}:             509,
 		{fileLines, "internal/devicetest/lifecycle_fuzz_test.go"}: 539,
 		{fileLines, "metadata/crash_test.go"}:                     512,
-		{methods, "internal/devicetest/harness.Machine"}:          64,
 		{fields, "internal/devicetest/harness.Status"}:            21,
 		{methods, "internal/daemon.daemon"}:                       31,
 		{methods, "internal/engine.Engine"}:                       170,
