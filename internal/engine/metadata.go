@@ -338,9 +338,9 @@ func (e *Engine) superblock() (*metadata.Superblock, error) {
 		return nil, err
 	}
 	sb := &metadata.Superblock{
-		CreatedNs: time.Now().UnixNano(), MachineID: machine, BootID: boot,
-		RegionSize: e.start.Definition.RegionSize, DeviceSize: e.geometry.Size, LogicalBlockSize: uint32(e.geometry.LogicalBlock),
-		Dest: identity.Of(e.dest, dest),
+		CreatedNs: time.Now().UnixNano(), Host: metadata.Host{MachineID: machine, BootID: boot},
+		Geometry: metadata.Geometry{RegionSize: e.start.Definition.RegionSize, DeviceSize: e.geometry.Size, LogicalBlockSize: uint32(e.geometry.LogicalBlock)},
+		Dest:     identity.Of(e.dest, dest),
 	}
 	source.Put(sb)
 	return sb, nil

@@ -51,7 +51,6 @@ var limits = sizeLimits{
 		{fields, "clone/clonetest.Config"}:                        38,
 		{fields, "clone/clonetest.sim"}:                           43,
 		{fields, "hydrate.Hydrator"}:                              16,
-		{fields, "metadata.Superblock"}:                           29,
 	},
 	function: 25, share: 90,
 }
