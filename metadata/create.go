@@ -33,7 +33,7 @@ func Create(dev Device, sb *Superblock, opt CreateOptions) (*Store, error) {
 	if dev.Size() < size {
 		return nil, fmt.Errorf("create metadata: %w: %d bytes, need %d", ErrTooSmall, dev.Size(), size)
 	}
-	s := newStore(dev)
+	s := &Store{medium: newMedium(dev)}
 	if !opt.Force { // 1
 		if err := s.refuseContent(); err != nil {
 			return nil, fmt.Errorf("create metadata: %w", err)
@@ -45,7 +45,7 @@ func Create(dev Device, sb *Superblock, opt CreateOptions) (*Store, error) {
 	s.adopt(fresh, make([]byte, BlockSize))
 	s.loaded = true
 	s.safe = 1 // copy 0 is written first
-	if err := s.writeCopies(fresh); err != nil {
+	if err := s.copies.write(&s.medium, fresh, s.flushForUpdate); err != nil {
 		return nil, fmt.Errorf("create metadata: %w", err)
 	}
 	s.report = Report{Clean: true}
@@ -75,12 +75,12 @@ func (sb *Superblock) useFeatures() {
 
 // refuseContent fails with ErrNotEmpty if there is anything where the superblock copies
 // and the first page go.
-func (s *Store) refuseContent() error {
+func (m *medium) refuseContent() error {
 	for _, off := range []int64{copyOffset(0), copyOffset(1), slotOffset(0, 0), slotOffset(0, 1)} {
-		if err := s.dev.ReadAt(s.block, off); err != nil {
+		if err := m.dev.ReadAt(m.block, off); err != nil {
 			return fmt.Errorf("read byte %d: %w", off, err)
 		}
-		if !isZero(s.block) {
+		if !isZero(m.block) {
 			return fmt.Errorf("%w: found data at byte %d", ErrNotEmpty, off)
 		}
 	}
@@ -88,38 +88,38 @@ func (s *Store) refuseContent() error {
 }
 
 // erase makes the first size bytes of the device zero, the superblock copies first.
-func (s *Store) erase(size int64) error {
+func (m *medium) erase(size int64) error {
 	for i := range 2 { // 2
-		clear(s.block)
-		if err := s.dev.WriteAt(s.block, copyOffset(i)); err != nil {
+		clear(m.block)
+		if err := m.dev.WriteAt(m.block, copyOffset(i)); err != nil {
 			return fmt.Errorf("zero superblock copy %d: %w", i, err)
 		}
 	}
-	if err := s.dev.Flush(); err != nil {
+	if err := m.dev.Flush(); err != nil {
 		return fmt.Errorf("flush zeroed superblock: %w", err)
 	}
-	if err := chunks(s.dev, s.scratch, 0, size, s.zeroChunk); err != nil { // 3
+	if err := chunks(m.dev, m.scratch, 0, size, m.zeroChunk); err != nil { // 3
 		return err
 	}
-	if err := s.dev.Flush(); err != nil {
+	if err := m.dev.Flush(); err != nil {
 		return fmt.Errorf("flush zeroed region map: %w", err)
 	}
 	return nil
 }
 
 // zeroChunk zeroes the bytes at off, of which b is the content, unless they are zero.
-func (s *Store) zeroChunk(off int64, b []byte) error {
+func (m *medium) zeroChunk(off int64, b []byte) error {
 	if isZero(b) {
 		return nil
 	}
-	if z, ok := s.dev.(Zeroer); ok {
+	if z, ok := m.dev.(Zeroer); ok {
 		if err := z.ZeroRange(off, int64(len(b))); err != nil {
 			return fmt.Errorf("zero %d bytes at byte %d: %w", len(b), off, err)
 		}
 		return nil
 	}
 	clear(b)
-	if err := s.dev.WriteAt(b, off); err != nil {
+	if err := m.dev.WriteAt(b, off); err != nil {
 		return fmt.Errorf("write %d zero bytes at byte %d: %w", len(b), off, err)
 	}
 	return nil

@@ -46,6 +46,18 @@ func newScratch(dev Device) []byte {
 	return make([]byte, scratchBytes)
 }
 
+// medium is a device and the only buffer for I/O on it.
+type medium struct {
+	dev     Device
+	scratch []byte
+	block   []byte // its first block
+}
+
+func newMedium(dev Device) medium {
+	scratch := newScratch(dev)
+	return medium{dev: dev, scratch: scratch, block: scratch[:BlockSize:BlockSize]}
+}
+
 var zeroBlock [BlockSize]byte
 
 // isZero reports whether b is all zero.

@@ -86,6 +86,11 @@
 //
 // The mark is cleared, and that flushed, before the first WritePage; a Store insists.
 //
+// # A Store
+//
+// It is made of the device with its buffer (medium), the two copies of the superblock (copies), and a table that says of
+// each page which slot is current and which is next (slotTable). It orders commits and updates, which share the device.
+//
 // # Threads
 //
 // A Store has one lock, a leaf, held while it waits for the device. The committer and the

@@ -235,38 +235,47 @@ func (sb *Superblock) decode(b []byte, own int64) error {
 }
 
 func (sb *Superblock) decodeFields(b []byte) {
-	flags := le.Uint64(b[offFlags:])
 	*sb = Superblock{
-		Version:          le.Uint32(b[offVersion:]),
-		FeatureCompat:    le.Uint64(b[offCompat:]),
-		FeatureROCompat:  le.Uint64(b[offROCompat:]),
-		FeatureIncompat:  le.Uint64(b[offIncompat:]),
-		Sequence:         le.Uint64(b[offSequence:]),
-		UUID:             UUID(b[offUUID:]),
-		CreatedNs:        int64(le.Uint64(b[offCreated:])),
-		Clean:            flags&flagClean != 0,
-		Complete:         flags&flagComplete != 0,
-		DestFlushFailed:  flags&flagDestFlushFailed != 0,
-		Mode:             Mode(le.Uint32(b[offMode:])),
-		Session:          le.Uint64(b[offSession:]),
-		CommitSequence:   le.Uint64(b[offCommit:]),
-		MapSum:           le.Uint64(b[offMapSum:]),
-		MachineID:        UUID(b[offMachine:]),
-		BootID:           UUID(b[offBoot:]),
-		RegionSize:       int64(le.Uint64(b[offRegionSize:])),
-		DeviceSize:       int64(le.Uint64(b[offDeviceSize:])),
-		LogicalBlockSize: le.Uint32(b[offLogicalBlock:]),
-		NrRegions:        le.Uint64(b[offNrRegions:]),
-		MapOffset:        int64(le.Uint64(b[offMapOffset:])),
-		Source:           decodeIdentity(b[offSource:]),
-		Dest:             decodeIdentity(b[offDest:]),
-		Settings:         decodeSettings(b[offSettings:]),
-		Counters:         decodeCounters(b[offCounters:]),
-		DestMark:         decodeDestMark(b[offDestMark:]),
-		DestSample:       decodeDestSample(b[offDestSample:]),
+		Format: Format{
+			Version:         le.Uint32(b[offVersion:]),
+			FeatureCompat:   le.Uint64(b[offCompat:]),
+			FeatureROCompat: le.Uint64(b[offROCompat:]),
+			FeatureIncompat: le.Uint64(b[offIncompat:]),
+		},
+		Sequence:  le.Uint64(b[offSequence:]),
+		UUID:      UUID(b[offUUID:]),
+		CreatedNs: int64(le.Uint64(b[offCreated:])),
+		State:     decodeState(b),
+		Host:      Host{MachineID: UUID(b[offMachine:]), BootID: UUID(b[offBoot:])},
+		Geometry: Geometry{
+			RegionSize:       int64(le.Uint64(b[offRegionSize:])),
+			DeviceSize:       int64(le.Uint64(b[offDeviceSize:])),
+			LogicalBlockSize: le.Uint32(b[offLogicalBlock:]),
+			NrRegions:        le.Uint64(b[offNrRegions:]),
+			MapOffset:        int64(le.Uint64(b[offMapOffset:])),
+		},
+		Source:     decodeIdentity(b[offSource:]),
+		Dest:       decodeIdentity(b[offDest:]),
+		Settings:   decodeSettings(b[offSettings:]),
+		Counters:   decodeCounters(b[offCounters:]),
+		DestMark:   decodeDestMark(b[offDestMark:]),
+		DestSample: decodeDestSample(b[offDestSample:]),
 	}
 	if sb.FeatureCompat&compatSource != 0 {
 		sb.decodeSource(b)
+	}
+}
+
+func decodeState(b []byte) State {
+	flags := le.Uint64(b[offFlags:])
+	return State{
+		Clean:           flags&flagClean != 0,
+		Complete:        flags&flagComplete != 0,
+		DestFlushFailed: flags&flagDestFlushFailed != 0,
+		Mode:            Mode(le.Uint32(b[offMode:])),
+		Session:         le.Uint64(b[offSession:]),
+		CommitSequence:  le.Uint64(b[offCommit:]),
+		MapSum:          le.Uint64(b[offMapSum:]),
 	}
 }
 

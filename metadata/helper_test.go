@@ -19,17 +19,11 @@ const testPages = 3
 // a device of testPages pages of regions of 4 KiB.
 func sample() *Superblock {
 	sb := &Superblock{
-		UUID:             UUID{0x3f, 0x1c, 0x9a, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13},
-		CreatedNs:        1_700_000_000_123_456_789,
-		Complete:         true,
-		DestFlushFailed:  true,
-		Mode:             ModeReadOnly,
-		Session:          0x0102030405060708,
-		MachineID:        UUID{0xaa, 15: 0xbb},
-		BootID:           UUID{0xcc, 15: 0xdd},
-		RegionSize:       4096,
-		DeviceSize:       (testPages*bitmap.RegionsPerPage-100)*4096 - 512,
-		LogicalBlockSize: 512,
+		UUID:      UUID{0x3f, 0x1c, 0x9a, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13},
+		CreatedNs: 1_700_000_000_123_456_789,
+		State:     State{Complete: true, DestFlushFailed: true, Mode: ModeReadOnly, Session: 0x0102030405060708},
+		Host:      Host{MachineID: UUID{0xaa, 15: 0xbb}, BootID: UUID{0xcc, 15: 0xdd}},
+		Geometry:  Geometry{RegionSize: 4096, DeviceSize: (testPages*bitmap.RegionsPerPage-100)*4096 - 512, LogicalBlockSize: 512},
 		Source: Identity{Kind: KindBlock, Size: 1 << 40, ID: "naa.5000c500a1b2c3d4", ModTimeNs: -5,
 			Sample: Hash{1, 2, 31: 3}, Path: "/dev/disk/by-id/source"},
 		Dest: Identity{Kind: KindFile, Size: 1<<40 + 512, ID: "8f0c5d:1234", Path: strings.Repeat("p", MaxPathBytes)},

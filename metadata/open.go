@@ -114,7 +114,7 @@ func Open(dev Device) (*Store, Report, error) {
 	if dev.Size() == 0 { // a file that was just made
 		return nil, Report{}, fmt.Errorf("open metadata: %w", ErrEmpty)
 	}
-	s := newStore(dev)
+	s := &Store{medium: newMedium(dev)}
 	copies := readCopies(dev, s.scratch)
 	winner, warnings, err := pick(&copies)
 	if err != nil {
@@ -226,20 +226,15 @@ func (s *Store) LoadKnown(newest uint64, fn func(page uint64, img *bitmap.Page) 
 	if err := l.compare(); err != nil { // 2
 		return fmt.Errorf("load region map: %w", err)
 	}
-	if err := s.rewrite(l.bad); err != nil { // 3
-		return err
+	if !s.readOnly {
+		if err := s.rewrite(l.bad); err != nil { // 3
+			return err
+		}
 	}
 	s.sum = l.sum
 	s.committed = min(newest, l.highest)
 	s.loaded = true
 	return nil
-}
-
-// forget empties the tables.
-func (s *Store) forget() {
-	clear(s.current)
-	clear(s.flags)
-	s.undecided = 0
 }
 
 // compare is step 2, and says whether the metadata are those of which newest is the last commit.
@@ -331,17 +326,17 @@ func (s *Store) warn(format string, args ...any) {
 }
 
 // rewrite zeroes bad slots and flushes.
-func (s *Store) rewrite(bad []badSlot) error {
-	if len(bad) == 0 || s.readOnly {
+func (m *medium) rewrite(bad []badSlot) error {
+	if len(bad) == 0 {
 		return nil
 	}
-	clear(s.block)
+	clear(m.block)
 	for _, b := range bad {
-		if err := s.dev.WriteAt(s.block, slotOffset(b.page, b.slot)); err != nil {
+		if err := m.dev.WriteAt(m.block, slotOffset(b.page, b.slot)); err != nil {
 			return fmt.Errorf("rewrite page %d slot %d: %w", b.page, b.slot, err)
 		}
 	}
-	if err := s.dev.Flush(); err != nil {
+	if err := m.dev.Flush(); err != nil {
 		return fmt.Errorf("flush rewritten slots: %w", err)
 	}
 	return nil

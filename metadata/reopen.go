@@ -45,7 +45,7 @@ func Detached(block []byte) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := newStore(nowhere{})
+	s := &Store{medium: newMedium(nowhere{})}
 	s.adopt(sb, append([]byte(nil), block...))
 	return s, nil
 }
@@ -68,7 +68,7 @@ func Detached(block []byte) (*Store, error) {
 func (s *Store) Reopen(dev Device, newest uint64, seen func(page uint64, img *bitmap.Page) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := newStore(dev)
+	r := &Store{medium: newMedium(dev)}
 	if err := dev.Flush(); err != nil { // 1
 		return fmt.Errorf("reopen metadata: flush: %w", err)
 	}
@@ -88,17 +88,17 @@ func (s *Store) Reopen(dev Device, newest uint64, seen func(page uint64, img *bi
 	if err != nil {
 		return fmt.Errorf("reopen metadata: %w", err)
 	}
-	s.dev, s.scratch, s.block = dev, r.scratch, r.block
+	s.medium, s.slotTable = r.medium, r.slotTable
+	s.committed = newest
 	s.raw, s.safe, s.unsettled, s.marked = r.raw, r.safe, copies[r.safe].raw, false
 	s.sequence = max(s.sequence, r.sb.Sequence)
-	s.committed, s.sum, s.current, s.flags = newest, r.sum, r.current, r.flags
-	s.undecided, s.pending, s.loaded, s.spoiled = 0, r.pending, true, nil
+	s.loaded, s.spoiled = true, nil
 	return nil
 }
 
 // sameAs says why a superblock is not that of these metadata as they were left.
-func (s *Store) sameAs(found *Superblock, newest uint64, size int64) error {
-	old := &s.sb
+func (c *copies) sameAs(found *Superblock, newest uint64, size int64) error {
+	old := &c.sb
 	switch {
 	case found.UUID != old.UUID:
 		return fmt.Errorf("%w: UUID: found %v, expected %v", ErrMismatch, found.UUID, old.UUID)
@@ -113,7 +113,7 @@ func (s *Store) sameAs(found *Superblock, newest uint64, size int64) error {
 }
 
 // reopenPage is step 3 for a page.
-func (s *Store) reopenPage(page uint64, slots *[2]slot, newest uint64, seen func(uint64, *bitmap.Page) error) error {
+func (t *slotTable) reopenPage(page uint64, slots *[2]slot, newest uint64, seen func(uint64, *bitmap.Page) error) error {
 	for i := range slots {
 		if slots[i].valid() {
 			if err := seen(page, &slots[i].img); err != nil {
@@ -124,12 +124,12 @@ func (s *Store) reopenPage(page uint64, slots *[2]slot, newest uint64, seen func
 	current := newestKnown(slots, newest)
 	if current < 0 { // nothing to lose: an empty slot, if there is one, stays what it is
 		if slots[0].err == nil && slots[0].sequence == 0 {
-			s.setNext(page, 1)
+			t.setNext(page, 1)
 		}
 		return nil
 	}
-	s.current[page] = slots[current].sequence
-	s.sum += mix(page, s.current[page])
-	s.setNext(page, 1-current)
+	t.current[page] = slots[current].sequence
+	t.sum += mix(page, t.current[page])
+	t.setNext(page, 1-current)
 	return nil
 }

@@ -11,74 +11,21 @@ import (
 // Store is open metadata. Its methods may be called from any goroutine; but for Superblock they wait for each
 // other and block for the device's time, so no lane calls them.
 type Store struct {
-	dev      Device
-	scratch  []byte // the only I/O buffer
-	block    []byte // its first block
+	mu sync.Mutex // guards everything below, but what copies show; held across I/O
+	medium
+	copies
+	slotTable
 	readOnly bool
-
-	// shown is a copy of sb, for those who must not wait for the device. A leaf lock.
-	shown struct {
-		sync.Mutex
-		sb Superblock
-	}
-
-	mu        sync.Mutex // guards everything below; held across I/O
-	sb        Superblock // as last written with success
-	raw       []byte     // the block it came from, for bytes that we do not know
-	sequence  uint64     // last superblock sequence tried
-	safe      int        // a copy that is known to be good and flushed, once it is settled
-	unsettled []byte     // that copy as it was found, until it was written again; nil: settled
-	marked    bool       // a copy on disk has, or may have after a failed Update, the clean mark
-	loaded    bool
-	report    Report
-	committed uint64   // sequence of the last commit
-	sum       uint64   // map sum of the current slots
-	current   []uint64 // per page: sequence of the slot known to be flushed, 0 = none
-	flags     []uint8  // per page: slotNext, slotUndecided, slotPending
-	undecided uint64   // pages with slotUndecided
-	pending   []uint64 // pages with slotPending; as large as the map, so that it never grows
-	spoiled   error    // of an Update, whose failed flush may have lost pages of the commit under way; told to that once
-}
-
-// Flags of a page.
-const (
-	slotNext      = 1 << 0 // the slot to write: 0 or 1, never the current one
-	slotUndecided = 1 << 1 // that slot was written and no flush of it has succeeded
-	slotPending   = 1 << 2 // it was written, whole, since the last flush
-)
-
-func newStore(dev Device) *Store {
-	scratch := newScratch(dev)
-	return &Store{dev: dev, scratch: scratch, block: scratch[:BlockSize:BlockSize]}
+	loaded   bool
+	report   Report
+	spoiled  error // of an Update, whose failed flush may have lost pages of the commit under way; told to that once
 }
 
 // adopt takes over a valid superblock and makes the tables for its map.
 func (s *Store) adopt(sb Superblock, raw []byte) {
-	s.raw = raw
-	s.setSuperblock(sb)
-	s.marked = sb.Clean
-	s.sequence = sb.Sequence
-	s.committed = sb.CommitSequence
+	s.copies.adopt(sb, raw)
+	s.slotTable = newSlotTable(sb.CommitSequence, sb.NrRegions)
 	s.readOnly = sb.FeatureROCompat&^knownROCompat != 0
-	pages := bitmap.PagesFor(sb.NrRegions)
-	s.current = make([]uint64, pages)
-	s.flags = make([]uint8, pages)
-	s.pending = make([]uint64, 0, pages)
-}
-
-// Superblock returns a copy of the superblock as it was last written. It never waits for the device.
-func (s *Store) Superblock() Superblock {
-	s.shown.Lock()
-	defer s.shown.Unlock()
-	return s.shown.sb
-}
-
-// setSuperblock takes what was read or written. mu must be held, unless the store is new.
-func (s *Store) setSuperblock(sb Superblock) {
-	s.sb = sb
-	s.shown.Lock()
-	defer s.shown.Unlock()
-	s.shown.sb = sb
 }
 
 // Report returns what was found at open, with what Load has added.
@@ -119,10 +66,7 @@ func (s *Store) WritePage(page uint64, img *bitmap.Page) error {
 		s.abort()
 		return fmt.Errorf("write page %d slot %d: %w", page, slot, err)
 	}
-	if s.flags[page]&slotPending == 0 {
-		s.flags[page] |= slotPending
-		s.pending = append(s.pending, page)
-	}
+	s.written(page)
 	return nil
 }
 
@@ -155,14 +99,7 @@ func (s *Store) Flush() error {
 	if err := s.flush(); err != nil {
 		return fmt.Errorf("flush %d pages of commit %d: %w", n, s.committed+1, err)
 	}
-	s.committed++
-	for _, page := range s.pending {
-		s.sum += mix(page, s.committed) - mix(page, s.current[page])
-		s.current[page] = s.committed
-		s.flags[page] = s.flags[page]&slotNext ^ slotNext // the other one is next, the rest cleared
-	}
-	s.undecided -= uint64(n)
-	s.pending = s.pending[:0]
+	s.commit()
 	return nil
 }
 
@@ -194,28 +131,6 @@ func (s *Store) takeSpoiled() error {
 	return err
 }
 
-// abort gives up the commit that is under way. Its pages stay undecided: what is in the
-// slot written is not known, and the next write of the page goes there again.
-func (s *Store) abort() {
-	for _, page := range s.pending {
-		s.flags[page] &^= slotPending
-	}
-	s.pending = s.pending[:0]
-}
-
-func (s *Store) next(page uint64) int { return int(s.flags[page] & slotNext) }
-
-func (s *Store) setNext(page uint64, slot int) {
-	s.flags[page] = s.flags[page]&^slotNext | uint8(slot)
-}
-
-func (s *Store) setUndecided(page uint64) {
-	if s.flags[page]&slotUndecided == 0 {
-		s.flags[page] |= slotUndecided
-		s.undecided++
-	}
-}
-
 // Update changes the superblock: change gets a copy with the current values and the
 // result is written. Fields marked "store" are set here, with the clean mark the map sum
 // among them. change must not call the Store. If Update fails, Superblock has the old
@@ -244,7 +159,7 @@ func (s *Store) Update(change func(*Superblock) error) error {
 	if err := s.complete(&sb); err != nil {
 		return fmt.Errorf("update superblock: %w", err)
 	}
-	if err := s.writeCopies(sb); err != nil {
+	if err := s.copies.write(&s.medium, sb, s.flushForUpdate); err != nil {
 		return fmt.Errorf("update superblock: %w", err)
 	}
 	return nil
@@ -290,47 +205,5 @@ func (s *Store) setMapSum(sb *Superblock) error {
 	case !s.sb.Clean:
 		return ErrNotLoaded
 	}
-	return nil
-}
-
-// writeCopies writes sb to both copies; see Update for the steps.
-func (s *Store) writeCopies(sb Superblock) error {
-	if err := s.settle(); err != nil { // 0
-		return err
-	}
-	s.sequence = sb.Sequence // used up, whether or not it gets there
-	s.marked = s.marked || sb.Clean
-	for range 2 {
-		i := 1 - s.safe
-		copy(s.block, s.raw)
-		sb.encode(s.block, copyOffset(i))
-		if err := s.dev.WriteAt(s.block, copyOffset(i)); err != nil { // 1, 3
-			return fmt.Errorf("write superblock copy %d: %w", i, err)
-		}
-		if err := s.flushForUpdate(); err != nil { // 2, 4
-			return fmt.Errorf("flush superblock copy %d: %w", i, err)
-		}
-		s.safe = i
-	}
-	copy(s.raw, s.block)
-	s.marked = sb.Clean
-	s.setSuperblock(sb)
-	return nil
-}
-
-// settle makes the safe copy durable before the other one is touched, by writing it again as it was found. See "The
-// superblock copy that is overwritten" in the package comment.
-func (s *Store) settle() error {
-	if s.unsettled == nil {
-		return nil
-	}
-	copy(s.block, s.unsettled)
-	if err := s.dev.WriteAt(s.block, copyOffset(s.safe)); err != nil {
-		return fmt.Errorf("write superblock copy %d again: %w", s.safe, err)
-	}
-	if err := s.flushForUpdate(); err != nil {
-		return fmt.Errorf("flush superblock copy %d: %w", s.safe, err)
-	}
-	s.unsettled = nil
 	return nil
 }

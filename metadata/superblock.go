@@ -161,30 +161,14 @@ type Counters struct {
 // set by the Store and what a caller puts there is overwritten; "fixed" ones are set at
 // Create and do not change.
 type Superblock struct {
-	Version         uint32 `json:"version"`          // store
-	FeatureCompat   uint64 `json:"feature_compat"`   // store: unknown bits do no harm
-	FeatureROCompat uint64 `json:"feature_rocompat"` // store: with unknown bits, read only
-	FeatureIncompat uint64 `json:"feature_incompat"` // store: with unknown bits, not opened
-	Sequence        uint64 `json:"sequence"`         // store: of the superblock; the higher valid copy wins
-	UUID            UUID   `json:"uuid"`             // fixed; not zero
-	CreatedNs       int64  `json:"created_ns"`       // fixed; nanoseconds since 1970
+	Format
+	Sequence  uint64 `json:"sequence"`   // store: of the superblock; the higher valid copy wins
+	UUID      UUID   `json:"uuid"`       // fixed; not zero
+	CreatedNs int64  `json:"created_ns"` // fixed; nanoseconds since 1970
 
-	Clean           bool   `json:"clean"`             // stopped in order; slots match MapSum
-	Complete        bool   `json:"complete"`          // the durable H plane is full
-	DestFlushFailed bool   `json:"dest_flush_failed"` // I10
-	Mode            Mode   `json:"mode"`
-	Session         uint64 `json:"session"`         // one period from clean to clean
-	CommitSequence  uint64 `json:"commit_sequence"` // store: of the last commit when this was written
-	MapSum          uint64 `json:"map_sum"`         // store: with the clean mark, over the current slots
-
-	MachineID UUID `json:"machine_id"`
-	BootID    UUID `json:"boot_id"`
-
-	RegionSize       int64  `json:"region_size"`        // fixed; bytes, a power of two
-	DeviceSize       int64  `json:"device_size"`        // fixed; bytes
-	LogicalBlockSize uint32 `json:"logical_block_size"` // fixed; bytes
-	NrRegions        uint64 `json:"nr_regions"`         // store, fixed: from the sizes
-	MapOffset        int64  `json:"map_offset"`         // store, fixed; bytes
+	State
+	Host
+	Geometry
 
 	Source   Identity `json:"source"`
 	Dest     Identity `json:"dest"`
@@ -198,6 +182,40 @@ type Superblock struct {
 	// modification time was put back; nanoseconds since 1970; 0 where it was not recorded.
 	SourceChangeNs int64  `json:"source_change_ns"`
 	SourcePieces   Pieces `json:"source_pieces"`
+}
+
+// Format says who can read the metadata.
+type Format struct {
+	Version         uint32 `json:"version"`          // store
+	FeatureCompat   uint64 `json:"feature_compat"`   // store: unknown bits do no harm
+	FeatureROCompat uint64 `json:"feature_rocompat"` // store: with unknown bits, read only
+	FeatureIncompat uint64 `json:"feature_incompat"` // store: with unknown bits, not opened
+}
+
+// State is how the clone was when this was written.
+type State struct {
+	Clean           bool   `json:"clean"`             // stopped in order; slots match MapSum
+	Complete        bool   `json:"complete"`          // the durable H plane is full
+	DestFlushFailed bool   `json:"dest_flush_failed"` // I10
+	Mode            Mode   `json:"mode"`
+	Session         uint64 `json:"session"`         // one period from clean to clean
+	CommitSequence  uint64 `json:"commit_sequence"` // store: of the last commit when this was written
+	MapSum          uint64 `json:"map_sum"`         // store: with the clean mark, over the current slots
+}
+
+// Host says where the clone was served.
+type Host struct {
+	MachineID UUID `json:"machine_id"`
+	BootID    UUID `json:"boot_id"`
+}
+
+// Geometry is fixed: sizes and places in bytes.
+type Geometry struct {
+	RegionSize       int64  `json:"region_size"` // a power of two
+	DeviceSize       int64  `json:"device_size"`
+	LogicalBlockSize uint32 `json:"logical_block_size"`
+	NrRegions        uint64 `json:"nr_regions"` // store: from the sizes
+	MapOffset        int64  `json:"map_offset"` // store
 }
 
 // Bounds of the geometry, in bytes.

@@ -26,15 +26,15 @@ func copyQueue(t *testing.T, zeroCopy bool) (q *Queue, ublkc *os.File) {
 	if err := os.Remove(ublkc.Name()); err != nil { // it lives while it is open
 		t.Fatal(err)
 	}
-	dev := &Device{charFD: int(ublkc.Fd())}
+	dev := &kernelDevice{charFD: int(ublkc.Fd())}
 	dev.info.MaxIO, dev.info.Depth = 3<<20, copyDepth
 	dev.info.Features.AutoBufReg, dev.info.Features.UserCopy = zeroCopy, zeroCopy
-	q = &Queue{dev: dev, index: 3, descs: make([]ioDesc, copyDepth), owners: make([]owner, copyDepth)}
-	if err := q.makeBuffers(); err != nil {
+	q = &Queue{dev: dev, index: 3, descriptors: descriptors{descs: make([]ioDesc, copyDepth)}, owners: make([]owner, copyDepth)}
+	if err := q.buffers.make(q.dev, q.index); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := q.freeBuffers(); err != nil {
+		if err := q.buffers.free(); err != nil {
 			t.Error(err)
 		}
 	})

@@ -23,8 +23,10 @@ import (
 // ZeroCopy says whether the device's requests are registered.
 func (i Info) ZeroCopy() bool { return i.Features.AutoBufReg && i.Features.UserCopy }
 
-// buffers is the memory of a queue for the bytes of requests.
+// buffers is the memory of a queue for the bytes of requests, and the way to those that are registered.
 type buffers struct {
+	dev       *kernelDevice
+	queue     int
 	registers bool // as Info.ZeroCopy says
 
 	tags []byte // copied: a request's largest size for each tag
@@ -36,57 +38,57 @@ type buffers struct {
 
 const noTag = -1
 
-func (q *Queue) makeBuffers() (err error) {
-	info := &q.dev.info
-	q.buffers.registers, q.buffers.bounced = info.ZeroCopy(), noTag
-	if q.buffers.registers {
-		q.buffers.waiting = make([]uint16, 0, info.Depth)
-		q.buffers.bounce, err = uring.MapBuffer(info.MaxIO)
+func (b *buffers) make(dev *kernelDevice, queue int) (err error) {
+	info := &dev.info
+	b.dev, b.queue, b.registers, b.bounced = dev, queue, info.ZeroCopy(), noTag
+	if b.registers {
+		b.waiting = make([]uint16, 0, info.Depth)
+		b.bounce, err = uring.MapBuffer(info.MaxIO)
 	} else {
-		q.buffers.tags, err = uring.MapBuffer(info.Depth * info.MaxIO)
+		b.tags, err = uring.MapBuffer(info.Depth * info.MaxIO)
 	}
 	if err != nil {
-		return fmt.Errorf("queue %d: %w", q.index, err)
+		return fmt.Errorf("queue %d: %w", b.queue, err)
 	}
 	return nil
 }
 
-func (q *Queue) freeBuffers() error {
-	if q.buffers.bounce != nil {
-		return uring.UnmapBuffer(q.buffers.bounce)
+func (b *buffers) free() error {
+	if b.bounce != nil {
+		return uring.UnmapBuffer(b.bounce)
 	}
-	return uring.UnmapBuffer(q.buffers.tags)
+	return uring.UnmapBuffer(b.tags)
 }
 
 // slots is how many places the ring's table needs.
-func (q *Queue) slots() int {
-	if q.buffers.registers {
-		return cmp.Or(q.dev.opts.table, q.dev.info.Depth)
+func (b *buffers) slots() int {
+	if b.registers {
+		return cmp.Or(b.dev.opts.table, b.dev.info.Depth)
 	}
 	return 0
 }
 
 // place tells the driver where the bytes of tag's next request belong: in its buffer, each time the same, or in its
 // slot of the table.
-func (q *Queue) place(tag uint16) (inEntry, inCommand uint64) {
-	if q.buffers.registers {
+func (b *buffers) place(tag uint16) (inEntry, inCommand uint64) {
+	if b.registers {
 		return uint64(tag) | autoBufFallback<<16, 0
 	}
-	return 0, addressOf(q.tagBuffer(tag))
+	return 0, addressOf(b.tagBuffer(tag))
 }
 
-func (q *Queue) tagBuffer(tag uint16) []byte {
-	size := q.dev.info.MaxIO
-	return q.buffers.tags[int(tag)*size : (int(tag)+1)*size]
+func (b *buffers) tagBuffer(tag uint16) []byte {
+	size := b.dev.info.MaxIO
+	return b.tags[int(tag)*size : (int(tag)+1)*size]
 }
 
 // memory is where tag's bytes can be looked at; nil: they are registered.
-func (q *Queue) memory(tag uint16) []byte {
+func (b *buffers) memory(tag uint16) []byte {
 	switch {
-	case !q.buffers.registers:
-		return q.tagBuffer(tag)
-	case q.buffers.bounced == int(tag):
-		return q.buffers.bounce
+	case !b.registers:
+		return b.tagBuffer(tag)
+	case b.bounced == int(tag):
+		return b.bounce
 	}
 	return nil
 }
@@ -105,67 +107,67 @@ func (q *Queue) Data(tag uint16) uring.Data {
 }
 
 // Fetch copies bytes of a WRITE from its byte at on to dst.
-func (q *Queue) Fetch(tag uint16, at int64, dst []byte) error {
-	if m := q.memory(tag); m != nil {
+func (b *buffers) Fetch(tag uint16, at int64, dst []byte) error {
+	if m := b.memory(tag); m != nil {
 		copy(dst, m[at:])
 		return nil
 	}
-	return q.userCopy(unix.Pread, tag, at, dst)
+	return b.userCopy(unix.Pread, tag, at, dst)
 }
 
 // Store copies src to the bytes of a READ from its byte at on.
-func (q *Queue) Store(tag uint16, at int64, src []byte) error {
-	if m := q.memory(tag); m != nil {
+func (b *buffers) Store(tag uint16, at int64, src []byte) error {
+	if m := b.memory(tag); m != nil {
 		copy(m[at:], src)
 		return nil
 	}
-	return q.userCopy(unix.Pwrite, tag, at, src)
+	return b.userCopy(unix.Pwrite, tag, at, src)
 }
 
 // Clear zeroes n bytes of a READ from its byte at on.
-func (q *Queue) Clear(tag uint16, at, n int64) error {
-	if m := q.memory(tag); m != nil {
+func (b *buffers) Clear(tag uint16, at, n int64) error {
+	if m := b.memory(tag); m != nil {
 		clear(m[at : at+n])
 		return nil
 	}
 	zeros, err := uring.Zeros()
 	for err == nil && n > 0 {
 		part := zeros[:min(n, int64(len(zeros)))]
-		err = q.userCopy(unix.Pwrite, tag, at, part)
+		err = b.userCopy(unix.Pwrite, tag, at, part)
 		at, n = at+int64(len(part)), n-int64(len(part))
 	}
 	return err
 }
 
-// userCopy has the driver copy all of b, which must be in memory, from or to tag's request. It waits for nothing.
+// userCopy has the driver copy all of p, which must be in memory, from or to tag's request. It waits for nothing.
 // The place of a request in ublkcN is given by UBLK_IO_BUF_OFF, UBLK_TAG_OFF, UBLK_QID_OFF (ublk_cmd.h).
-func (q *Queue) userCopy(transfer func(fd int, b []byte, off int64) (int, error), tag uint16, at int64, b []byte) error {
-	place := ioBufStart + int64(q.index)<<queueOffset + int64(tag)<<tagOffset + at
-	for len(b) > 0 {
-		n, err := transfer(q.dev.charFD, b, place)
+func (b *buffers) userCopy(transfer func(fd int, b []byte, off int64) (int, error), tag uint16, at int64, p []byte) error {
+	place := ioBufStart + int64(b.queue)<<queueOffset + int64(tag)<<tagOffset + at
+	for len(p) > 0 {
+		n, err := transfer(b.dev.charFD, p, place)
 		switch {
 		case err == unix.EINTR:
 			continue
 		case err != nil:
-			return fmt.Errorf("queue %d tag %d: copy %d bytes of the request: %w", q.index, tag, len(b), err)
+			return fmt.Errorf("queue %d tag %d: copy %d bytes of the request: %w", b.queue, tag, len(p), err)
 		case n == 0:
-			return fmt.Errorf("queue %d tag %d: copy %d bytes of the request: %w", q.index, tag, len(b), io.ErrUnexpectedEOF)
+			return fmt.Errorf("queue %d tag %d: copy %d bytes of the request: %w", b.queue, tag, len(p), io.ErrUnexpectedEOF)
 		}
-		b, place = b[n:], place+int64(n)
+		p, place = p[n:], place+int64(n)
 	}
 	return nil
 }
 
 // needsBounce says whether the driver has failed to register the request's pages.
-func (q *Queue) needsBounce(d Desc) bool {
-	if !q.buffers.registers || !d.hasData() {
+func (b *buffers) needsBounce(d Desc) bool {
+	if !b.registers || !d.hasData() {
 		return false
 	}
-	return d.Flags&flagNeedRegBuf != 0 || q.dev.opts.bounce
+	return d.Flags&flagNeedRegBuf != 0 || b.dev.opts.bounce
 }
 
 // bounceIsFree says whether a request may have the bounce buffer now. Those that wait for it come first.
-func (q *Queue) bounceIsFree() bool { return q.buffers.bounced == noTag && len(q.buffers.waiting) == 0 }
+func (b *buffers) bounceIsFree() bool { return b.bounced == noTag && len(b.waiting) == 0 }
 
 // serveBounced gives the bounce buffer to tag, with the bytes of a WRITE, and the request to the target.
 func (q *Queue) serveBounced(tag uint16, d Desc) {

@@ -81,8 +81,8 @@ func newBounceQueue(t *testing.T, how answering) (*events, *scripted) {
 		t.Fatal(err)
 	}
 	info := Info{Queues: 1, Depth: bounceDepth, MaxIO: 4096, Features: Features{AutoBufReg: true, UserCopy: true}}
-	q := &Queue{dev: &Device{info: info, charFD: int(requests.Fd())}, owners: make([]owner, bounceDepth), descs: make([]ioDesc, bounceDepth)}
-	if err := q.makeBuffers(); err != nil {
+	q := &Queue{dev: &kernelDevice{info: info, charFD: int(requests.Fd())}, orders: new(orders), owners: make([]owner, bounceDepth), descriptors: descriptors{descs: make([]ioDesc, bounceDepth)}}
+	if err := q.buffers.make(q.dev, q.index); err != nil {
 		t.Fatal(err)
 	}
 	if q.loop, err = uring.NewLoop((*events)(q), uring.LoopOptions{Commands: bounceDepth}); err != nil {
@@ -92,7 +92,7 @@ func newBounceQueue(t *testing.T, how answering) (*events, *scripted) {
 		if err := q.loop.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := q.freeBuffers(); err != nil {
+		if err := q.buffers.free(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -162,7 +162,7 @@ func TestBounceWhileLeaving(t *testing.T) {
 	for tag := range uint16(bounceDepth) {
 		e.arrive(tag, OpRead)
 	}
-	e.dev.leaving.Store(true)
+	e.orders.leaving.Store(true)
 	e.Drain()
 	e.Complete(0, nil)
 	e.Drain()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -59,29 +58,34 @@ const (
 
 // Device is a device of this process. Its methods are called from one goroutine at a time.
 type Device struct {
+	kernelDevice
+	orders   orders
+	failures failures
+	queues   []*Queue // set up
+	phase    phase
+	fetching bool // the queues were told to fetch
+	online   bool // START_DEV or END_USER_RECOVERY was sent
+}
+
+// kernelDevice is the device as the driver has it: what it is like, its commands, and its node ublkcN.
+type kernelDevice struct {
 	ctl      *Control
 	opts     Options
 	info     Info
 	char     *os.File
 	charFD   int
 	affinity []unix.CPUSet // by queue, with Options.Pin
-	queues   []*Queue      // set up
-	phase    phase
-	fetching bool // the queues were told to fetch
-	online   bool // START_DEV or END_USER_RECOVERY was sent
+}
 
+// orders are what a device tells its queues, which look once a round.
+type orders struct {
 	hold    atomic.Pointer[hold] // nil: none. The queues give no new requests to their targets
 	leaving atomic.Bool          // the same, for good
 	parks   bool                 // set before: they do not end then
-
-	mu struct {
-		sync.Mutex
-		live   bool // Start has returned: from here on a queue that fails is fatal
-		failed error
-		cancel context.CancelCauseFunc // ends START_DEV
-		errs   []error                 // of giving back
-	}
 }
+
+// keepBack says that targets get no new requests.
+func (o *orders) keepBack() bool { return o.leaving.Load() || o.hold.Load() != nil }
 
 // phase of a device's life.
 type phase int
@@ -131,7 +135,7 @@ func Create(ctl *Control, o Options) (*Device, error) {
 	if o.Fatal == nil {
 		o.Fatal = guard.Fatal
 	}
-	d := &Device{ctl: ctl, opts: o}
+	d := &Device{kernelDevice: kernelDevice{ctl: ctl, opts: o}}
 	if err := d.add(); err != nil {
 		return nil, err
 	}
@@ -163,7 +167,7 @@ func (c *Control) chooseFlags(ctx context.Context, o *Options) (uint64, error) {
 }
 
 // step fails where a test wants it to.
-func (d *Device) step(name string) error {
+func (d *kernelDevice) step(name string) error {
 	if d.opts.fail == nil {
 		return nil
 	}
@@ -171,7 +175,7 @@ func (d *Device) step(name string) error {
 }
 
 // add is step 1.
-func (d *Device) add() error {
+func (d *kernelDevice) add() error {
 	if err := d.step("add"); err != nil {
 		return err
 	}
@@ -192,7 +196,7 @@ func (d *Device) add() error {
 }
 
 // compare is step 2. An old driver drops flags that it does not know and says nothing.
-func (d *Device) compare() error {
+func (d *kernelDevice) compare() error {
 	if err := d.step("compare"); err != nil {
 		return err
 	}
@@ -205,7 +209,7 @@ func (d *Device) compare() error {
 
 // openChar is step 3. The node appears a little later than the device, and udev may be the other opener that
 // it does not allow.
-func (d *Device) openChar() error {
+func (d *kernelDevice) openChar() error {
 	if err := d.step("open"); err != nil {
 		return err
 	}
@@ -228,7 +232,7 @@ func (d *Device) openChar() error {
 }
 
 // setParams is step 4.
-func (d *Device) setParams() error {
+func (d *kernelDevice) setParams() error {
 	if err := d.step("params"); err != nil {
 		return err
 	}
@@ -236,13 +240,13 @@ func (d *Device) setParams() error {
 }
 
 // Info is the device as the driver made it.
-func (d *Device) Info() Info { return d.info }
+func (d *kernelDevice) Info() Info { return d.info }
 
 // Params are the device's parameters, with defaults in place of zeros.
-func (d *Device) Params() Params { return d.opts.Params }
+func (d *kernelDevice) Params() Params { return d.opts.Params }
 
 // BlockPath is the block device, there after Start.
-func (d *Device) BlockPath() string { return BlockPath(d.info.ID) }
+func (d *kernelDevice) BlockPath() string { return BlockPath(d.info.ID) }
 
 // Stop removes the block device, answering what is outstanding, and gives back what served it:
 //
@@ -283,7 +287,7 @@ func (d *Device) Stop(timeout time.Duration) error {
 
 // dismiss makes the queues leave without the driver's doing.
 func (d *Device) dismiss() {
-	d.leaving.Store(true)
+	d.orders.leaving.Store(true)
 	d.wake()
 }
 
@@ -302,12 +306,10 @@ func (d *Device) awaitQueues(ctx context.Context, verb string) error {
 
 // closeChar closes ublkcN after the queues have left, if they do not park, and returns what went wrong in giving back.
 func (d *Device) closeChar() error {
-	if d.char != nil && !d.parks {
-		d.keep(d.char.Close())
+	if d.char != nil && !d.orders.parks {
+		d.failures.keep(d.char.Close())
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return errors.Join(d.mu.errs...)
+	return d.failures.ofGivingBack()
 }
 
 // Delete deletes a device that was stopped or never started. It waits until everybody has closed ublkbN;

@@ -46,6 +46,12 @@
 //   - A queue's goroutine ends by a shutdown, or by leaving, and in no other way: when its thread dies the driver tells nobody, and its requests fail for ever.
 //     A panic there, or a failure of its ring, ends the process (see [Options.Fatal]).
 //
+// # Parts
+//
+// A Device orders the steps above. It has the device as the driver has it (kernelDevice), its queues, what it tells them
+// (orders) and what has gone wrong in them (failures); a Queue knows all but the other queues, and not the Device. It has
+// its descriptors, its buffers, which are also the way to bytes that the driver keeps, and who owns each tag.
+//
 // # Threads
 //
 // One goroutine per queue, locked to its thread, which makes the ring, fetches, and commits: the driver takes

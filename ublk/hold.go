@@ -3,7 +3,6 @@ package ublk
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -27,7 +26,7 @@ func (d *Device) Hold(timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	h := &hold{rests: make(chan struct{}, len(d.queues))}
-	d.hold.Store(h)
+	d.orders.hold.Store(h)
 	d.wake()
 	for range d.queues {
 		select {
@@ -42,7 +41,7 @@ func (d *Device) Hold(timeout time.Duration) error {
 
 // Release ends a Hold: the targets get the requests that were kept, and new ones.
 func (d *Device) Release() {
-	d.hold.Store(nil)
+	d.orders.hold.Store(nil)
 	d.wake()
 }
 
@@ -57,8 +56,8 @@ func (d *Device) wake() {
 
 // rests looks, once a round, whether nothing is at work any more in a queue that is held.
 func (q *Queue) rests() {
-	h := q.dev.hold.Load()
-	if h == nil || h == q.held || slices.Contains(q.owners, withTarget) || !q.loop.Idle() {
+	h := q.orders.hold.Load()
+	if h == nil || h == q.held || q.busy() {
 		return
 	}
 	q.held = h
@@ -67,7 +66,7 @@ func (q *Queue) rests() {
 
 // serveKept hands over what was kept, when the hold has ended.
 func (q *Queue) serveKept() {
-	if q.nrKept == 0 || q.dev.hold.Load() != nil || q.dev.leaving.Load() {
+	if q.nrKept == 0 || q.orders.keepBack() {
 		return
 	}
 	q.nrKept = 0

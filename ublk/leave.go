@@ -35,7 +35,7 @@ func (d *Device) Leave(timeout time.Duration) error {
 	defer cancel()
 	if d.phase == phaseLive && d.info.Features.Quiesce {
 		limit := timeout
-		if d.hold.Load() != nil {
+		if d.orders.hold.Load() != nil {
 			limit = min(timeout, heldQuiesceTime)
 		}
 		// A failure changes nothing: the queues leave without, and closing ublkcN ends a quiesce left half-way.
@@ -48,8 +48,8 @@ func (d *Device) Leave(timeout time.Duration) error {
 // quit ends the queues, which answer what they have at work, and closes ublkcN. Where the driver may be sending
 // requests and cannot have its server close on it, both stay as they are.
 func (d *Device) quit(ctx context.Context) error {
-	if !d.leaving.Load() {
-		d.parks = d.online && !d.info.Features.Quiesce
+	if !d.orders.leaving.Load() {
+		d.orders.parks = d.online && !d.info.Features.Quiesce
 	}
 	d.dismiss()
 	if err := d.awaitQueues(ctx, "leave"); err != nil {

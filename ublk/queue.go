@@ -3,7 +3,6 @@ package ublk
 import (
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
 	"unsafe"
@@ -96,24 +95,33 @@ const (
 // Queue is one of a device's queues. Its methods are called on its thread, but for Index, Depth and those
 // that its Loop allows.
 type Queue struct {
-	dev    *Device
-	index  int
-	loop   *uring.Loop
-	target Target
+	dev      *kernelDevice
+	orders   *orders
+	failures *failures
+	index    int
+	loop     *uring.Loop
+	target   Target
 
-	descMap []byte   // mapping of ublkcN, written by the driver
-	descs   []ioDesc // by tag
-	buffers buffers
-	owners  []owner // by tag
-	live    int     // tags fetched that are not gone
-	nrKept  int     // tags whose owner is kept
-	held    *hold   // the one that the queue has obeyed
-	rest    rest    // when the device is left
+	descriptors
+	buffers
+	owners []owner // by tag
+	live   int     // tags fetched that are not gone
+	nrKept int     // tags whose owner is kept
+	held   *hold   // the one that the queue has obeyed
+	rest   rest    // when the device is left
+	stages
+}
 
+// stages are how a queue's thread and its device tell each other how far they are.
+type stages struct {
 	fetch   chan bool     // true: fetch and serve; false: leave
 	fetched chan struct{} // closed when the driver has been given all tags
 	parked  chan struct{} // closed when the queue is left as it is, until the process ends
 	left    chan struct{} // closed when the thread has given everything back
+}
+
+func newStages() stages {
+	return stages{fetch: make(chan bool, 1), fetched: make(chan struct{}), parked: make(chan struct{}), left: make(chan struct{})}
 }
 
 // Index is the queue's number.
@@ -134,13 +142,6 @@ func (q *Queue) Commit(tag uint16, err error) {
 	}
 	err = q.leaveBounce(tag, err)
 	q.issue(ioCommitAndFetchReq, tag, q.desc(tag).result(err))
-}
-
-// desc reads tag's descriptor. The driver wrote it before the completion that brought the request and leaves
-// it until the commit.
-func (q *Queue) desc(tag uint16) Desc {
-	d := &q.descs[tag]
-	return Desc{Op: uint8(d.opFlags & opMask), Flags: d.opFlags, Sector: d.startSector, NrSectors: d.nrSectors}
 }
 
 // issue gives tag to the driver.
@@ -170,7 +171,7 @@ func (e *events) Drain() {
 	for (*Queue)(e).nextBounce() {
 		e.target.Drain()
 	}
-	if e.dev.leaving.Load() {
+	if e.orders.leaving.Load() {
 		(*Queue)(e).leave()
 		return
 	}
@@ -192,7 +193,7 @@ func (e *events) Command(id uint32, res int32) {
 
 // request hands tag's request to the target.
 func (q *Queue) request(tag uint16) {
-	if q.dev.leaving.Load() || q.dev.hold.Load() != nil {
+	if q.orders.keepBack() {
 		q.owners[tag] = kept
 		q.nrKept++
 		return
@@ -227,16 +228,19 @@ func (q *Queue) abandoned(tag uint16) {
 	}
 }
 
+// busy says that the target has requests at work, or that backend I/O is under way.
+func (q *Queue) busy() bool { return slices.Contains(q.owners, withTarget) || !q.loop.Idle() }
+
 // leave looks whether the queue, which gives no more requests to its target, can rest.
 func (q *Queue) leave() {
 	switch {
-	case slices.Contains(q.owners, withTarget) || !q.loop.Idle():
+	case q.busy():
 	case q.rest == atWork:
 		q.rest = answered
 		q.loop.Wake()
 	case q.rest == answered:
 		q.rest = atRest
-		if q.dev.parks {
+		if q.orders.parks {
 			close(q.parked)
 		} else {
 			q.loop.Stop()
@@ -259,7 +263,10 @@ func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
 		return
 	}
 	if err := q.serve(); err != nil {
-		q.dev.queueFailed(fmt.Errorf("queue %d: %w", q.index, err))
+		err = fmt.Errorf("queue %d: %w", q.index, err)
+		if q.failures.add(err) {
+			q.dev.opts.Fatal(err)
+		}
 	}
 }
 
@@ -276,7 +283,7 @@ func (q *Queue) serve() error {
 		return err
 	}
 	close(q.fetched)
-	if err := q.mapDescriptors(); err != nil {
+	if err := q.descriptors.mmap(q.dev, q.index); err != nil {
 		return err
 	}
 	return q.loop.Run()
@@ -289,7 +296,7 @@ func (q *Queue) setUp(newTarget func(*Queue) Target) error {
 		return err
 	}
 	q.owners = make([]owner, info.Depth)
-	if err := q.makeBuffers(); err != nil {
+	if err := q.buffers.make(q.dev, q.index); err != nil {
 		return err
 	}
 	var err error
@@ -301,27 +308,6 @@ func (q *Queue) setUp(newTarget func(*Queue) Target) error {
 		return fmt.Errorf("queue %d: no target", q.index)
 	}
 	return nil
-}
-
-// mapDescriptors maps the queue's descriptors. The driver divides the offset by what the deepest possible
-// queue would need (ublk_ch_mmap, ublk_drv.c, 6.12), so that a distance by the real depth would silently map
-// queue 0.
-func (q *Queue) mapDescriptors() error {
-	depth := q.dev.info.Depth
-	offset := int64(q.index) * int64(roundToPage(maxDepth*int(unsafe.Sizeof(ioDesc{}))))
-	length := roundToPage(depth * int(unsafe.Sizeof(ioDesc{})))
-	m, err := unix.Mmap(q.dev.charFD, offset, length, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
-	if err != nil {
-		return fmt.Errorf("map descriptors: %w", err)
-	}
-	q.descMap = m
-	q.descs = unsafe.Slice((*ioDesc)(unsafe.Pointer(unsafe.SliceData(m))), depth)
-	return nil
-}
-
-func roundToPage(n int) int {
-	page := os.Getpagesize()
-	return (n + page - 1) / page * page
 }
 
 // pin keeps the thread on the CPUs that the queue serves, if that is wanted.
@@ -340,13 +326,11 @@ func (q *Queue) pin() error {
 // buffers stay if the driver has tags yet, because the loop has failed or the device is left: it may copy into
 // them until the thread has ended.
 func (q *Queue) tearDown() {
-	if q.descMap != nil {
-		q.dev.keep(unix.Munmap(q.descMap))
-	}
+	q.failures.keep(q.descriptors.munmap())
 	if q.loop != nil {
-		q.dev.keep(q.loop.Close())
+		q.failures.keep(q.loop.Close())
 	}
 	if q.live == 0 {
-		q.dev.keep(q.freeBuffers())
+		q.failures.keep(q.buffers.free())
 	}
 }

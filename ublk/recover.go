@@ -38,7 +38,7 @@ func Recover(ctl *Control, id int, o Options) (*Device, error) {
 	if o.Fatal == nil {
 		o.Fatal = guard.Fatal
 	}
-	d := &Device{ctl: ctl, opts: o, info: Info{ID: id}, phase: phaseFound}
+	d := &Device{kernelDevice: kernelDevice{ctl: ctl, opts: o, info: Info{ID: id}}, phase: phaseFound}
 	if err := d.find(); err != nil {
 		return nil, fmt.Errorf("recover device %d: %w", id, err)
 	}
@@ -61,7 +61,7 @@ func Recoverable(ctx context.Context, ctl *Control, id int, private uint64) (inf
 }
 
 // find waits for a device without server and takes over what describes it.
-func (d *Device) find() error {
+func (d *kernelDevice) find() error {
 	id := d.info.ID
 	err := d.untilFree("GET_DEV_INFO2", func(info Info) error {
 		if info.recoverable() {
@@ -79,7 +79,7 @@ func (d *Device) find() error {
 // takeOver is step 6. EINVAL of a device that can be recovered comes from drivers before 6.15 (nr_queues_ready
 // in ublk_ctrl_start_recovery, ublk_drv.c, 6.12): a recovery has begun before, and died before it fetched. The
 // driver is ready for FETCH then.
-func (d *Device) takeOver(ctx context.Context) error {
+func (d *kernelDevice) takeOver(ctx context.Context) error {
 	if err := d.step("recover"); err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (d *Device) takeOver(ctx context.Context) error {
 // dead server is gone those still have work to do, which begins at once, takes no lock and cancels whatever commands
 // it finds: the next server's, if that was as fast, and the kernel dies of it (ublk_cancel_dev in
 // ublk_quiesce_work_fn, ublk_drv.c, 6.12). Nothing tells when it is done.
-func (d *Device) settle() error {
+func (d *kernelDevice) settle() error {
 	if d.info.Features.Quiesce {
 		return nil
 	}
@@ -120,7 +120,7 @@ func (d *Device) settle() error {
 
 // untilFree does try again and again as long as it is EBUSY because of a server that is on its way out, and no
 // longer than Options.RecoverTime. A device that must not or cannot be recovered ends it.
-func (d *Device) untilFree(command string, try func(Info) error) error {
+func (d *kernelDevice) untilFree(command string, try func(Info) error) error {
 	begin := time.Now()
 	for alone := begin; ; time.Sleep(recoverPause) {
 		info, err := d.ctl.GetDevInfo(context.Background(), d.info.ID)

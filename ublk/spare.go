@@ -24,7 +24,7 @@ const (
 //
 // Both are for speed only, and anybody may change them: failures do not matter. Setting them waits for the
 // requests under way, and so is not done again by a recovery.
-func (d *Device) spareTag() {
+func (d *kernelDevice) spareTag() {
 	if !d.info.Features.UserRecovery || d.info.Features.Quiesce {
 		return
 	}
@@ -43,7 +43,7 @@ func (d *Device) spareTag() {
 }
 
 // lower sets a limit of the block device's queue to value, if it is higher.
-func (d *Device) lower(limit string, value int) {
+func (d *kernelDevice) lower(limit string, value int) {
 	path := fmt.Sprintf("/sys/block/ublkb%d/queue/%s", d.info.ID, limit)
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -42,9 +42,7 @@ func (d *Device) Start(newTarget func(q *Queue) Target) error {
 func (d *Device) start(newTarget func(q *Queue) Target) error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	d.mu.Lock()
-	d.mu.cancel = cancel
-	d.mu.Unlock()
+	d.failures.begin(cancel)
 	if err := d.queryAffinity(ctx); err != nil {
 		return err
 	}
@@ -67,11 +65,11 @@ func (d *Device) start(newTarget func(q *Queue) Target) error {
 		return err
 	}
 	d.spareTag()
-	return d.goLive()
+	return d.failures.goLive()
 }
 
 // queryAffinity asks for the CPUs of each queue, if its thread is to stay there.
-func (d *Device) queryAffinity(ctx context.Context) error {
+func (d *kernelDevice) queryAffinity(ctx context.Context) error {
 	if !d.opts.Pin {
 		return nil
 	}
@@ -90,7 +88,7 @@ func (d *Device) startQueue(index int, newTarget func(q *Queue) Target) error {
 	if err := d.step(fmt.Sprintf("queue %d", index)); err != nil {
 		return err
 	}
-	q := &Queue{dev: d, index: index, fetch: make(chan bool, 1), fetched: make(chan struct{}), parked: make(chan struct{}), left: make(chan struct{})}
+	q := &Queue{dev: &d.kernelDevice, orders: &d.orders, failures: &d.failures, index: index, stages: newStages()}
 	d.queues = append(d.queues, q)
 	ready := make(chan error, 1)
 	go q.run(newTarget, ready)
@@ -122,10 +120,8 @@ func (d *Device) fetch() error {
 			err = fmt.Errorf("queue %d ended", q.index)
 		}
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.mu.failed != nil {
-		return d.mu.failed
+	if first := d.failures.first(); first != nil {
+		return first
 	}
 	return err
 }
@@ -145,35 +141,8 @@ func (d *Device) inTime(ctx context.Context, online func(context.Context) error)
 	return err
 }
 
-func (d *Device) startDev(ctx context.Context) error { return d.ctl.StartDev(ctx, d.info.ID) }
+func (d *kernelDevice) startDev(ctx context.Context) error { return d.ctl.StartDev(ctx, d.info.ID) }
 
-func (d *Device) endRecovery(ctx context.Context) error { return d.ctl.EndRecovery(ctx, d.info.ID) }
-
-// goLive makes the failure of a queue fatal from now on; one that came before is returned.
-func (d *Device) goLive() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.mu.live = d.mu.failed == nil
-	return d.mu.failed
-}
-
-// queueFailed is called by a queue whose ring has failed.
-func (d *Device) queueFailed(err error) {
-	d.mu.Lock()
-	live := d.mu.live
-	d.mu.failed = err
-	d.mu.cancel(err)
-	d.mu.Unlock()
-	if live {
-		d.opts.Fatal(err)
-	}
-}
-
-// keep remembers an error of giving something back.
-func (d *Device) keep(err error) {
-	if err != nil {
-		d.mu.Lock()
-		d.mu.errs = append(d.mu.errs, err)
-		d.mu.Unlock()
-	}
+func (d *kernelDevice) endRecovery(ctx context.Context) error {
+	return d.ctl.EndRecovery(ctx, d.info.ID)
 }

@@ -68,7 +68,7 @@ func newDisks(s *sim) (*disks, error) {
 		d.bad[w.first+s.rng.Int64N(w.end-w.first)] = true
 	}
 	d.powerOn()
-	sb := metadata.Superblock{UUID: metadata.UUID{1}, RegionSize: cfg.RegionSize, DeviceSize: cfg.Size, LogicalBlockSize: sectorBytes}
+	sb := metadata.Superblock{UUID: metadata.UUID{1}, Geometry: metadata.Geometry{RegionSize: cfg.RegionSize, DeviceSize: cfg.Size, LogicalBlockSize: sectorBytes}}
 	_, err := metadata.Create(metaDevice{d.meta, s}, &sb, metadata.CreateOptions{})
 	return d, err
 }

@@ -15,16 +15,20 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/daemon"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/leftover"
 	"github.com/ublk-clone/ublk-clone/internal/process"
 	"github.com/ublk-clone/ublk-clone/internal/text"
 )
 
-func (p *program) add(c *cli.Context) error {
-	st, err := p.startDefined(c)
+// adder has the command add, which makes a clone or has one go on.
+type adder struct{ *program }
+
+func (a adder) add(c *cli.Context) error {
+	st, err := startDefined(a.defined, c)
 	if err != nil {
-		return p.asBefore(c, err)
+		return a.asBefore(c, err)
 	}
 	asJSON, err := form(c, "json")
 	if err != nil {
@@ -34,79 +38,79 @@ func (p *program) add(c *cli.Context) error {
 	if until != "ready" && until != "hydrated" {
 		return definition.UsageError("--wait " + until + ": ready or hydrated is possible")
 	}
-	if err := p.needRoot("add clone " + st.Definition.Name); err != nil {
+	if err := needRoot("add clone " + st.Definition.Name); err != nil {
 		return err
 	}
 	if c.Bool("dry-run") {
-		return p.dryRun(st, asJSON)
+		return a.dryRun(st, asJSON)
 	}
-	if err := p.dir.Create(); err != nil {
+	if err := a.dir.Create(); err != nil {
 		return err
 	}
-	if err := process.SameThere(p.dir, &st.Definition); err != nil {
+	if err := process.SameThere(a.dir, &st.Definition); err != nil {
 		return err
 	}
 	if c.Bool("foreground") && daemon.FindManager(zerolog.Nop()) != nil {
-		return p.serve(st)
+		return a.serve(st)
 	}
-	there, err := p.clones().Unchanged(&st.Definition)
+	there, err := a.clones().Unchanged(&st.Definition)
 	if err != nil {
 		return err
 	}
 	if !there && !st.Force {
-		if st, err = p.clones().Continued(st); err != nil {
+		if st, err = a.clones().Continued(st); err != nil {
 			return err
 		}
 	}
 	if !there {
-		p.collect()
+		a.collect()
 	}
 	switch {
 	case there:
 	case c.Bool("foreground"):
-		return p.clones().StillThere(st, p.host().RunForeground(st, ""))
+		return a.clones().StillThere(st, a.host().RunForeground(st, ""))
 	default:
 		if st.Recover {
-			_, err = p.clones().RecoverDead(st)
+			_, err = a.clones().RecoverDead(st)
 		} else {
-			_, err = daemon.Spawn(p.dir, st)
+			_, err = daemon.Spawn(a.dir, st)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	return p.added(st.Definition.Name, there, until, asJSON)
+	return a.added(st.Definition.Name, there, until, asJSON)
 }
 
 // startDefined reads the flags, those that a definition has among them.
-func (p *program) startDefined(c *cli.Context) (definition.Start, error) {
-	defined, err := p.takeDefined(c)
+func startDefined(defined etc.Dir, c *cli.Context) (definition.Start, error) {
+	path, err := takeDefined(defined, c)
 	if err != nil {
 		return definition.Start{}, err
 	}
 	st, err := startFrom(c)
-	return st, blame(defined, err)
+	return st, blame(path, err)
 }
 
 // asBefore is for a unit's clone that is there, and whose definition cannot be used by now: it goes on as it was defined, as
 // its users wait.
-func (p *program) asBefore(c *cli.Context, bad error) error {
+func (a adder) asBefore(c *cli.Context, bad error) error {
 	if !c.Bool("foreground") || daemon.FindManager(zerolog.Nop()) == nil {
 		return bad
 	}
-	there, err := p.dir.Load(c.Args().First())
-	if err == nil && !p.dir.Alive(there.Name) {
+	there, err := a.dir.Load(c.Args().First())
+	if err == nil && !a.dir.Alive(there.Name) {
 		err = leftover.Recoverable(there)
 	}
 	if err != nil {
 		return bad
 	}
-	p.warn("the clone goes on as it was defined before: %v", bad)
-	return p.serve(definition.Start{Definition: *there})
+	a.warn("the clone goes on as it was defined before: %v", bad)
+	return a.serve(definition.Start{Definition: *there})
 }
 
 // needRoot is for commands that need more than a daemon that listens.
-func (p *program) needRoot(doing string) error {
+func needRoot(doing string) error {
 	if os.Geteuid() == 0 {
 		return nil
 	}
@@ -256,11 +260,11 @@ func regionSizeFlag(c *cli.Context) (int64, error) {
 // added waits for what was asked for and prints the device.
 func (p *program) added(name string, there bool, until, asJSON string) error {
 	if until == "hydrated" {
-		if err := p.waitHydrated(name, 0, func(*control.Status) error { return nil }); err != nil {
+		if err := waitHydrated(p.dir, name, 0, func(*control.Status) error { return nil }); err != nil {
 			return err
 		}
 	}
-	st, err := p.awaitUp(name)
+	st, err := awaitUp(p.dir, name)
 	if err != nil {
 		return err
 	}
@@ -268,7 +272,7 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 		p.warn("%s", w)
 	}
 	if asJSON != "" {
-		return p.printJSON([]control.Status{*st})
+		return printJSON(p.out, []control.Status{*st})
 	}
 	note := ""
 	if there {
@@ -279,9 +283,9 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 }
 
 // awaitUp is the status of a clone that is up, or that somebody else is starting.
-func (p *program) awaitUp(name string) (*control.Status, error) {
+func awaitUp(dir control.Dir, name string) (*control.Status, error) {
 	for deadline := time.Now().Add(control.StartLimit); ; time.Sleep(pollPause) {
-		st, err := p.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
+		st, err := dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 		if err != nil || st.Serves() {
 			return st, err
 		}

@@ -38,6 +38,8 @@ SIZES are bytes; K M G T and KiB MiB GiB TiB are 1024, kB MB GB TB 1000, s is a
 EXIT CODES`
 
 func newApp(p *program) *cli.App {
+	end, restart, report, ask := ender{p}, restarter{p}, reporter{p.dir, p.left(), p.out}, asker{p.dir}
+	follow, meta := follower{p.dir, p.out}, metadataTool{p.out}
 	app := &cli.App{
 		Name:            "ublk-clone",
 		Usage:           "clone a block device onto another while it is in use",
@@ -51,12 +53,15 @@ func newApp(p *program) *cli.App {
 		Flags:           []cli.Flag{&cli.BoolFlag{Name: versionFlag, Usage: "print the version"}},
 		Action:          p.noCommand,
 		Commands: []*cli.Command{
-			p.addCommand(), p.delCommand(), p.listCommand(), p.statusCommand(), p.tableCommand(), p.messageCommand(),
-			p.recoverCommand(), p.restartCommand(), p.pruneCommand(), p.setCommand(), p.pauseCommand(), p.resumeCommand(), p.waitCommand(),
-			p.eventsCommand(), p.watchCommand(), p.finishCommand(), p.metadataCommand(), p.importCommand(), p.doctorCommand(), p.versionCommand(),
-			{Name: completeCommand, Hidden: true, Action: p.completion},
-			{Name: unitPrepareCommand, Hidden: true, Action: p.unitPrepare},
-			{Name: unitStopCommand, Hidden: true, Action: p.unitStop},
+			addCommand(adder{p}.add), delCommand(end.del), listCommand(report.list), statusCommand(report.status), tableCommand(report.table),
+			messageCommand(ask.message), recoverCommand(restart.recover), restartCommand(restart.restart), pruneCommand(end.prune),
+			setCommand(ask.set), pauseCommand(ask.simple(control.VerbPause)), resumeCommand(ask.simple(control.VerbResume)),
+			waitCommand(follow.wait), eventsCommand(follow.events), watchCommand(follow.watch), finishCommand(end.finish),
+			metadataCommand(p.noCommand, meta.create, meta.check, meta.dump), importCommand(importer{p.defined, p.out}.run),
+			doctorCommand(p.doctor), versionCommand(p.version),
+			{Name: completeCommand, Hidden: true, Action: completer{p}.run},
+			{Name: unitPrepareCommand, Hidden: true, Action: unitHooks{p}.prepare},
+			{Name: unitStopCommand, Hidden: true, Action: unitHooks{p}.stop},
 			{Name: holders.ClaimCommand, Hidden: true, Action: func(c *cli.Context) error { return holders.Serve(c.Args().First(), os.Stdin, p.out) }},
 			{Name: daemon.DaemonCommand, Hidden: true, Action: func(*cli.Context) error { return p.host().RunSpawned() }},
 		},
@@ -101,9 +106,9 @@ func timeoutFlag() cli.Flag {
 	return &cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME` for the last requests of the dead daemon (default: " + control.FenceLimit.String() + ")"}
 }
 
-func (p *program) addCommand() *cli.Command {
+func addCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: addName, Usage: "make a clone, or bring one up again", ArgsUsage: "NAME", Action: p.add,
+		Name: addName, Usage: "make a clone, or bring one up again", ArgsUsage: "NAME", Action: action,
 		Description: `Starts the daemon of clone NAME and prints the path of its block device when it
 is usable. SOURCE, DEST and METADATA are block devices or files. With empty or
 missing metadata the clone is new; DEST must then carry no file system or other
@@ -154,9 +159,9 @@ to DEST while it is in use.`,
 	}
 }
 
-func (p *program) importCommand() *cli.Command {
+func importCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "import-clonetab", Usage: "make definitions of the lines of systemd's clonetab", ArgsUsage: "[FILE]", Action: p.importClonetab,
+		Name: "import-clonetab", Usage: "make definitions of the lines of systemd's clonetab", ArgsUsage: "[FILE]", Action: action,
 		Description: `Writes /etc/ublk-clone/NAME.toml for each line of FILE (default: /etc/clonetab),
 and prints its path: "NAME SOURCE DESTINATION METADATA [region-size=BYTES]".
 Nothing is written if one cannot be. The clones are started by
@@ -165,9 +170,9 @@ Nothing is written if one cannot be. The clones are started by
 	}
 }
 
-func (p *program) delCommand() *cli.Command {
+func delCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "del", Usage: "end a clone", ArgsUsage: "NAME", Action: p.del,
+		Name: "del", Usage: "end a clone", ArgsUsage: "NAME", Action: action,
 		Description: `Commits what is hydrated, removes the block device and ends the daemon. Source,
 destination and metadata stay: the same add goes on where it was. Refused, with
 exit code 5 and a list of the users, while somebody has the device open: also
@@ -181,16 +186,16 @@ device, and all of them get errors.`,
 	}
 }
 
-func (p *program) listCommand() *cli.Command {
+func listCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "list", Aliases: []string{"ls"}, Usage: "list the clones", Action: p.list,
+		Name: "list", Aliases: []string{"ls"}, Usage: "list the clones", Action: action,
 		Flags: []cli.Flag{outputFlag("json")},
 	}
 }
 
-func (p *program) statusCommand() *cli.Command {
+func statusCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "status", Aliases: []string{"show"}, Usage: "show how a clone is", ArgsUsage: "[NAME]", Action: p.status,
+		Name: "status", Aliases: []string{"show"}, Usage: "show how a clone is", ArgsUsage: "[NAME]", Action: action,
 		Description: "Shows one clone, or lists all with details of those that need attention. It changes\nnothing. -o dm prints the line that `dmsetup status` prints for a clone target.",
 		Flags: []cli.Flag{
 			outputFlag("json, dm"),
@@ -199,32 +204,32 @@ func (p *program) statusCommand() *cli.Command {
 	}
 }
 
-func (p *program) tableCommand() *cli.Command {
+func tableCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "table", Usage: "print a clone's definition as a device-mapper table", ArgsUsage: "[NAME]", Action: p.table,
+		Name: "table", Usage: "print a clone's definition as a device-mapper table", ArgsUsage: "[NAME]", Action: action,
 		Flags: []cli.Flag{outputFlag("json (errors)")},
 	}
 }
 
-func (p *program) messageCommand() *cli.Command {
+func messageCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "message", Usage: "send a clone one of dm-clone's messages", ArgsUsage: "NAME MESSAGE", Action: p.message,
+		Name: "message", Usage: "send a clone one of dm-clone's messages", ArgsUsage: "NAME MESSAGE", Action: action,
 		Description: "Messages: " + definition.MessageList + ".\nN counts regions. A 0 before the message is ignored. Prints nothing.",
 		Flags:       []cli.Flag{outputFlag("json (errors)")},
 	}
 }
 
-func (p *program) setCommand() *cli.Command {
+func setCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "set", Usage: "change settings of a clone", ArgsUsage: "NAME KEY=VALUE...", Action: p.set,
+		Name: "set", Usage: "change settings of a clone", ArgsUsage: "NAME KEY=VALUE...", Action: action,
 		Description: "Keys: " + definition.KeyList() + ".\nAll of them are changed or none. Kept over a restart. Prints nothing.",
 		Flags:       []cli.Flag{outputFlag("json (errors)")},
 	}
 }
 
-func (p *program) recoverCommand() *cli.Command {
+func recoverCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "recover", Usage: "bring a clone back whose daemon is dead", ArgsUsage: "NAME", Action: p.recover,
+		Name: "recover", Usage: "bring a clone back whose daemon is dead", ArgsUsage: "NAME", Action: action,
 		Description: `The block device has outlived its daemon, and whoever uses it waits. A new daemon
 takes it over, with every write that was acknowledged, and answers what was
 outstanding; nobody sees an error. The same add does it too. A clone whose daemon
@@ -238,9 +243,9 @@ lives is left as it is. If the new daemon cannot serve, the device goes on waiti
 	}
 }
 
-func (p *program) restartCommand() *cli.Command {
+func restartCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "restart", Usage: "replace the daemon of a clone, as after an upgrade", ArgsUsage: "NAME", Action: p.restart,
+		Name: "restart", Usage: "replace the daemon of a clone, as after an upgrade", ArgsUsage: "NAME", Action: action,
 		Description: `A new daemon starts, that of this program, which may be another version. Then the old
 one answers what is at work, commits, and leaves the block device to it. Whoever
 uses the device waits meanwhile and sees no error. A dead daemon is replaced too,
@@ -253,9 +258,9 @@ as by recover.`,
 	}
 }
 
-func (p *program) pruneCommand() *cli.Command {
+func pruneCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "prune", Usage: "delete the block devices of clones whose daemons are dead", Action: p.prune,
+		Name: "prune", Usage: "delete the block devices of clones whose daemons are dead", Action: action,
 		Description: `Metadata, destination and the map of what was written stay: the same add goes on
 where it was. Devices of others are not touched, and those that somebody has open
 only with --force: its user gets errors then. What else killed daemons have left
@@ -269,26 +274,26 @@ that are gone, and says what is lost by that.`,
 	}
 }
 
-func (p *program) pauseCommand() *cli.Command {
+func pauseCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
 		Name: "pause", Usage: "stop background hydration", ArgsUsage: "NAME", Description: "Kept over a restart.",
-		Action: p.simple(control.VerbPause), Flags: []cli.Flag{outputFlag("json (errors)")},
+		Action: action, Flags: []cli.Flag{outputFlag("json (errors)")},
 	}
 }
 
-func (p *program) resumeCommand() *cli.Command {
+func resumeCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
 		Name: "resume", Usage: "go on with background hydration", ArgsUsage: "NAME",
 		Description: `Kept over a restart. What could not be copied is tried again. After a failure of the
 metadata it also says that they are repaired: all marks are committed, and the
 mode is rw again.`,
-		Action: p.simple(control.VerbResume), Flags: []cli.Flag{outputFlag("json (errors)")},
+		Action: action, Flags: []cli.Flag{outputFlag("json (errors)")},
 	}
 }
 
-func (p *program) waitCommand() *cli.Command {
+func waitCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "wait", Usage: "wait until a clone is hydrated or finished, or for its next event", ArgsUsage: "NAME", Action: p.wait,
+		Name: "wait", Usage: "wait until a clone is hydrated or finished, or for its next event", ArgsUsage: "NAME", Action: action,
 		Description: `For hydration: returns at once, with exit code 8, when it is
 stalled by its source, 9 by its destination. For an
 event: prints it; with --after none is missed since the status whose last_event
@@ -302,9 +307,9 @@ that was. Exit code 11 when the time is up.`,
 	}
 }
 
-func (p *program) watchCommand() *cli.Command {
+func watchCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "watch", Usage: "show hydration as it goes on", ArgsUsage: "NAME", Action: p.watch,
+		Name: "watch", Usage: "show hydration as it goes on", ArgsUsage: "NAME", Action: action,
 		Description: "Ends when the clone is hydrated. A progress bar on a terminal, lines otherwise.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "progress", Value: "auto", Usage: "`FORM`: auto, bar, plain, json or none"},
@@ -313,13 +318,13 @@ func (p *program) watchCommand() *cli.Command {
 	}
 }
 
-func (p *program) metadataCommand() *cli.Command {
+func metadataCommand(none, create, check, dump cli.ActionFunc) *cli.Command {
 	output := outputFlag("json")
 	return &cli.Command{
-		Name: "metadata", Usage: "make or examine metadata", Action: p.noCommand,
+		Name: "metadata", Usage: "make or examine metadata", Action: none,
 		Subcommands: []*cli.Command{
 			{
-				Name: "create", Usage: "make the metadata of a clone to come", ArgsUsage: "FILE|DEVICE", Action: p.metadataCreate,
+				Name: "create", Usage: "make the metadata of a clone to come", ArgsUsage: "FILE|DEVICE", Action: create,
 				Description: "`ublk-clone add` with the same source and destination uses it.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone"},
@@ -334,21 +339,21 @@ func (p *program) metadataCommand() *cli.Command {
 				},
 			},
 			{
-				Name: "check", Usage: "look for damage", ArgsUsage: "FILE|DEVICE", Action: p.metadataCheck,
+				Name: "check", Usage: "look for damage", ArgsUsage: "FILE|DEVICE", Action: check,
 				Description: "Reads all of it and writes nothing. Exit code 10 if anything is wrong, also what the\nnext add repairs, such as one of the two copies of the superblock.",
 				Flags:       []cli.Flag{output},
 			},
 			{
-				Name: "dump", Usage: "print what it says", ArgsUsage: "FILE|DEVICE", Action: p.metadataDump,
+				Name: "dump", Usage: "print what it says", ArgsUsage: "FILE|DEVICE", Action: dump,
 				Flags: []cli.Flag{output},
 			},
 		},
 	}
 }
 
-func (p *program) doctorCommand() *cli.Command {
+func doctorCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "doctor", Usage: "look what clones need of this machine, and what is wrong", Action: p.doctor,
+		Name: "doctor", Usage: "look what clones need of this machine, and what is wrong", Action: action,
 		Description: `Looks at driver, kernel, limits, permissions, memory, folders and clones, and says of
 each thing what it means and what to do. It changes nothing, and without root it
 says what it cannot see. With a problem the exit code is that of the first one;
@@ -357,9 +362,9 @@ warnings alone are 0.`,
 	}
 }
 
-func (p *program) versionCommand() *cli.Command {
+func versionCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "version", Usage: "print the version", Action: p.version,
+		Name: "version", Usage: "print the version", Action: action,
 		Flags: []cli.Flag{outputFlag("json")},
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 
@@ -15,9 +16,15 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
-// importClonetab is the command. A clone that is defined already stays as it is; one of the same name that is defined
+// importer has the command import-clonetab.
+type importer struct {
+	defined etc.Dir
+	out     io.Writer
+}
+
+// run is the command. A clone that is defined already stays as it is; one of the same name that is defined
 // otherwise is an error, found before anything is written.
-func (p *program) importClonetab(c *cli.Context) error {
+func (im importer) run(c *cli.Context) error {
 	args, err := words(c, 0, 1)
 	if err != nil {
 		return err
@@ -37,12 +44,12 @@ func (p *program) importClonetab(c *cli.Context) error {
 		if texts[i], err = t.Definition(from); err != nil {
 			return err
 		}
-		if err := p.importable(&t, texts[i], from); err != nil {
+		if err := importable(im.defined, &t, texts[i], from); err != nil {
 			return err
 		}
 	}
 	for i, t := range lines {
-		if err := p.define(t.Name, texts[i]); err != nil {
+		if err := im.define(t.Name, texts[i]); err != nil {
 			return err
 		}
 	}
@@ -51,14 +58,14 @@ func (p *program) importClonetab(c *cli.Context) error {
 
 // importable refuses a line whose clone is defined otherwise, or was finished: a boot must not clone the source over a
 // destination that stands alone.
-func (p *program) importable(t *etc.TabLine, text []byte, from string) error {
-	path := p.defined.Path(t.Name)
+func importable(defined etc.Dir, t *etc.TabLine, text []byte, from string) error {
+	path := defined.Path(t.Name)
 	there, err := os.ReadFile(path)
 	switch {
 	case err == nil && !bytes.Equal(there, text):
 		return &exit.Error{Code: exit.Exists, Doing: "import clone", Object: t.Name,
 			Cause: fmt.Errorf("%s is there and says otherwise", path), Next: "Remove or rename one of them. Nothing was imported."}
-	case err != nil && p.defined.Finished(t.Name):
+	case err != nil && defined.Finished(t.Name):
 		return &exit.Error{Code: exit.Refused, Doing: "import clone", Object: t.Name,
 			Cause: fmt.Errorf("the clone was finished, as %s says: the next boot would copy %s over %s", path+etc.FinishedSuffix, t.Source, t.Dest),
 			Next:  "Remove the line from " + from + ". If the destination is to be overwritten, remove " + path + etc.FinishedSuffix + ". Nothing was imported."}
@@ -67,9 +74,9 @@ func (p *program) importable(t *etc.TabLine, text []byte, from string) error {
 }
 
 // define writes a definition, whole or not at all, and prints its path.
-func (p *program) define(name string, text []byte) error {
-	path := p.defined.Path(name)
-	err := file.MakeFolder(string(p.defined), 0o755)
+func (im importer) define(name string, text []byte) error {
+	path := im.defined.Path(name)
+	err := file.MakeFolder(string(im.defined), 0o755)
 	if err == nil {
 		err = file.Replace(path, text, 0o644)
 	}
@@ -79,6 +86,6 @@ func (p *program) define(name string, text []byte) error {
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "write definition", Object: path, Cause: err}
 	}
-	_, err = fmt.Fprintln(p.out, path)
+	_, err = fmt.Fprintln(im.out, path)
 	return err
 }

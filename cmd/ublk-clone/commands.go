@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -51,43 +52,58 @@ func form(c *cli.Context, forms ...string) (string, error) {
 	return "", definition.UsageError(fmt.Sprintf("-o %s: %s is possible", got, strings.Join(forms, " or ")))
 }
 
-func (p *program) del(c *cli.Context) error {
-	name, err := named(c)
-	if err != nil {
-		return err
+// namedForm is both, of a command that prints JSON if anything.
+func namedForm(c *cli.Context) (name, output string, err error) {
+	if name, err = named(c); err == nil {
+		output, err = form(c, "json")
 	}
-	if _, err := form(c, "json"); err != nil {
+	return name, output, err
+}
+
+// ender has the commands that end clones and remove what is left of them.
+type ender struct{ *program }
+
+func (e ender) del(c *cli.Context) error {
+	name, _, err := namedForm(c)
+	if err != nil {
 		return err
 	}
 	wait, err := time.ParseDuration(c.String("wait"))
 	if err != nil || wait < 0 {
 		return definition.UsageError(fmt.Sprintf("--wait %s: not a time such as 10s", c.String("wait")))
 	}
-	def, err := p.dir.Load(name)
+	def, err := e.dir.Load(name)
 	if err != nil {
 		return err
 	}
-	if p.dir.Alive(name) {
-		ans, err := p.dir.Call(name, control.Request{Verb: control.VerbStop, WaitMS: wait.Milliseconds(), Force: c.Bool("force")}, wait+control.StopLimit)
+	if e.dir.Alive(name) {
+		ans, err := e.dir.Call(name, control.Request{Verb: control.VerbStop, WaitMS: wait.Milliseconds(), Force: c.Bool("force")}, wait+control.StopLimit)
 		for _, w := range ans.Warnings {
-			p.warn("%s", w)
+			e.warn("%s", w)
 		}
-		if exit.Code(err) != exit.NoAnswer || p.dir.Alive(name) {
+		if exit.Code(err) != exit.NoAnswer || e.dir.Alive(name) {
 			return err
 		}
 	}
-	err = p.delDead(def, leftover.How{Force: c.Bool("force"), Wait: wait})
-	p.collect()
+	err = e.delDead(def, leftover.How{Force: c.Bool("force"), Wait: wait})
+	e.collect()
 	return err
+}
+
+// reporter has the commands that say how clones are.
+type reporter struct {
+	dir  control.Dir
+	left leftover.Folders
+	out  io.Writer
 }
 
 // statuses asks the daemons of these clones, all at once: none is to wait for one that is silent. A dead one has
 // a status too.
-func (p *program) statuses(names []string) ([]control.Status, error) {
+func (r reporter) statuses(names []string) ([]control.Status, error) {
 	all, errs := make([]*control.Status, len(names)), make([]error, len(names))
 	var group sync.WaitGroup
 	for i, name := range names {
-		group.Go(guard.Wrap("status of "+name, func() { all[i], errs[i] = p.statusOf(name) }))
+		group.Go(guard.Wrap("status of "+name, func() { all[i], errs[i] = r.statusOf(name) }))
 	}
 	group.Wait()
 	there := make([]control.Status, 0, len(names))
@@ -99,24 +115,33 @@ func (p *program) statuses(names []string) ([]control.Status, error) {
 	return there, errors.Join(errs...)
 }
 
+// allStatuses are those of all clones.
+func (r reporter) all() ([]control.Status, error) {
+	names, err := r.dir.Names()
+	if err != nil {
+		return nil, err
+	}
+	return r.statuses(names)
+}
+
 // statusOf is nil for a clone that was deleted just now.
-func (p *program) statusOf(name string) (*control.Status, error) {
-	st, err := p.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
+func (r reporter) statusOf(name string) (*control.Status, error) {
+	st, err := r.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 	switch exit.Code(err) {
 	case exit.NoClone:
 		return nil, nil
 	case exit.NoAnswer:
-		silent := p.left().Silent(name, err)
+		silent := r.left.Silent(name, err)
 		return &silent, nil
 	}
 	return st, err
 }
 
-func (p *program) printJSON(clones []control.Status) error {
-	return encodeJSON(p.out, report{Schema: control.Schema, Clones: clones})
+func printJSON(out io.Writer, clones []control.Status) error {
+	return encodeJSON(out, report{Schema: control.Schema, Clones: clones})
 }
 
-func (p *program) list(c *cli.Context) error {
+func (r reporter) list(c *cli.Context) error {
 	if _, err := words(c, 0, 0); err != nil {
 		return err
 	}
@@ -124,21 +149,17 @@ func (p *program) list(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	names, err := p.dir.Names()
-	if err != nil {
-		return err
-	}
-	all, err := p.statuses(names)
+	all, err := r.all()
 	if err != nil {
 		return err
 	}
 	if output != "" {
-		return p.printJSON(all)
+		return printJSON(r.out, all)
 	}
-	return writeTable(p.out, all)
+	return writeTable(r.out, all)
 }
 
-func (p *program) status(c *cli.Context) error {
+func (r reporter) status(c *cli.Context) error {
 	output, err := form(c, "json", "dm")
 	if err != nil {
 		return err
@@ -150,39 +171,39 @@ func (p *program) status(c *cli.Context) error {
 	one := len(args) == 1
 	names := args
 	if one {
-		if _, err := p.dir.Load(args[0]); err != nil {
+		if _, err := r.dir.Load(args[0]); err != nil {
 			return err
 		}
-	} else if names, err = p.dir.Names(); err != nil {
+	} else if names, err = r.dir.Names(); err != nil {
 		return err
 	}
-	all, err := p.statuses(names)
+	all, err := r.statuses(names)
 	if err != nil {
 		return err
 	}
 	switch {
 	case output == "json":
-		return p.printJSON(all)
+		return printJSON(r.out, all)
 	case output == "dm":
-		return p.printDM(all, one)
+		return printDM(r.out, all, one)
 	case one && len(all) == 1:
-		return writeDetails(p.out, &all[0], c.Bool("bytes"))
+		return writeDetails(r.out, &all[0], c.Bool("bytes"))
 	}
-	return p.overview(all, c.Bool("bytes"))
+	return overview(r.out, all, c.Bool("bytes"))
 }
 
 // printDM prints dm-clone's lines, with names in front if there may be several.
-func (p *program) printDM(all []control.Status, one bool) error {
+func printDM(out io.Writer, all []control.Status, one bool) error {
 	for i := range all {
 		if err := all[i].Unserved(); err != nil {
 			return err
 		}
 		if !one {
-			if _, err := fmt.Fprintf(p.out, "%s: ", all[i].Name); err != nil {
+			if _, err := fmt.Fprintf(out, "%s: ", all[i].Name); err != nil {
 				return err
 			}
 		}
-		if err := writeDM(p.out, &all[i]); err != nil {
+		if err := writeDM(out, &all[i]); err != nil {
 			return err
 		}
 	}
@@ -190,25 +211,25 @@ func (p *program) printDM(all []control.Status, one bool) error {
 }
 
 // overview is the table, and the details of what needs attention.
-func (p *program) overview(all []control.Status, bytes bool) error {
-	if err := writeTable(p.out, all); err != nil {
+func overview(out io.Writer, all []control.Status, bytes bool) error {
+	if err := writeTable(out, all); err != nil {
 		return err
 	}
 	for i := range all {
 		if all[i].Action == "" {
 			continue
 		}
-		if _, err := fmt.Fprintln(p.out); err != nil {
+		if _, err := fmt.Fprintln(out); err != nil {
 			return err
 		}
-		if err := writeDetails(p.out, &all[i], bytes); err != nil {
+		if err := writeDetails(out, &all[i], bytes); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *program) table(c *cli.Context) error {
+func (r reporter) table(c *cli.Context) error {
 	args, err := words(c, 0, 1)
 	if err != nil {
 		return err
@@ -218,12 +239,12 @@ func (p *program) table(c *cli.Context) error {
 	}
 	names := args
 	if len(args) == 0 {
-		if names, err = p.dir.Names(); err != nil {
+		if names, err = r.dir.Names(); err != nil {
 			return err
 		}
 	}
 	for _, name := range names {
-		def, err := p.complete(name)
+		def, err := complete(r.dir, name)
 		if err != nil {
 			return err
 		}
@@ -231,7 +252,7 @@ func (p *program) table(c *cli.Context) error {
 		if len(args) == 0 {
 			line = name + ": " + line
 		}
-		if _, err := fmt.Fprintln(p.out, line); err != nil {
+		if _, err := fmt.Fprintln(r.out, line); err != nil {
 			return err
 		}
 	}
@@ -239,22 +260,25 @@ func (p *program) table(c *cli.Context) error {
 }
 
 // complete loads a definition with what its daemon has added; exit code 13 if it has not come so far.
-func (p *program) complete(name string) (*definition.Definition, error) {
-	def, err := p.dir.Load(name)
+func complete(dir control.Dir, name string) (*definition.Definition, error) {
+	def, err := dir.Load(name)
 	if err != nil || def.Device != "" {
 		return def, err
 	}
-	st, err := p.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
+	st, err := dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 	if err == nil {
 		err = st.Unserved()
 	}
 	if err != nil {
 		return nil, err
 	}
-	return p.dir.Load(name) // it was added before the clone is served
+	return dir.Load(name) // it was added before the clone is served
 }
 
-func (p *program) message(c *cli.Context) error {
+// asker has the commands that ask a daemon for a change.
+type asker struct{ dir control.Dir }
+
+func (a asker) message(c *cli.Context) error {
 	all, err := words(c, 2, 1<<10)
 	if err != nil {
 		return err
@@ -263,11 +287,11 @@ func (p *program) message(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = p.dir.Ask(all[0], control.Request{Verb: control.VerbMessage, Message: &m}, control.AskLimit)
+	_, err = a.dir.Ask(all[0], control.Request{Verb: control.VerbMessage, Message: &m}, control.AskLimit)
 	return err
 }
 
-func (p *program) set(c *cli.Context) error {
+func (a asker) set(c *cli.Context) error {
 	all, err := words(c, 1, 1<<10)
 	if err != nil {
 		return err
@@ -282,25 +306,22 @@ func (p *program) set(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = p.dir.Ask(all[0], control.Request{Verb: control.VerbSet, Change: &ch}, control.AskLimit)
+	_, err = a.dir.Ask(all[0], control.Request{Verb: control.VerbSet, Change: &ch}, control.AskLimit)
 	return err
 }
 
 // simple asks the daemon one thing that takes no arguments.
-func (p *program) simple(verb string) cli.ActionFunc {
+func (a asker) simple(verb string) cli.ActionFunc {
 	return func(c *cli.Context) error {
-		name, err := named(c)
+		name, _, err := namedForm(c)
 		if err != nil {
-			return err
-		}
-		if _, err := form(c, "json"); err != nil {
 			return err
 		}
 		limit := control.AskLimit
 		if verb == control.VerbResume {
 			limit = control.ResumeLimit
 		}
-		_, err = p.dir.Ask(name, control.Request{Verb: verb}, limit)
+		_, err = a.dir.Ask(name, control.Request{Verb: verb}, limit)
 		return err
 	}
 }

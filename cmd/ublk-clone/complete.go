@@ -7,7 +7,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/etc"
 )
 
 // Completion for shells: their scripts (packaging/completions) run `ublk-clone complete -- WORDS...`, with the words up
@@ -23,24 +25,27 @@ const (
 // candidate is a word that may come next.
 type candidate struct{ word, usage string }
 
-// completion never fails: a shell has no use for an error there.
-func (p *program) completion(c *cli.Context) error {
+// completer has the hidden command for shells.
+type completer struct{ *program }
+
+// run never fails: a shell has no use for an error there.
+func (co completer) run(c *cli.Context) error {
 	words := slices.DeleteFunc(c.Args().Slice(), func(w string) bool { return w == "=" }) // bash takes --a=b apart
 	if len(words) == 0 {
 		words = []string{""}
 	}
 	last := words[len(words)-1]
 	// A new one: while an app runs, its help is a command of itself.
-	for _, found := range p.candidates(newApp(p), words[:len(words)-1], last) {
+	for _, found := range co.candidates(newApp(co.program), words[:len(words)-1], last) {
 		if found.word == completeFiles || strings.HasPrefix(found.word, last) {
-			_, _ = fmt.Fprintf(p.out, "%s\t%s\n", found.word, found.usage)
+			_, _ = fmt.Fprintf(co.out, "%s\t%s\n", found.word, found.usage)
 		}
 	}
 	return nil
 }
 
 // candidates are those for a word after others; its beginning tells whether it is a flag.
-func (p *program) candidates(app *cli.App, before []string, last string) []candidate {
+func (co completer) candidates(app *cli.App, before []string, last string) []candidate {
 	takesValue := map[string]bool{}
 	flagsOf(takesValue, app.Flags, app.Commands)
 	_, words, whole := split(takesValue, before)
@@ -57,7 +62,7 @@ func (p *program) candidates(app *cli.App, before []string, last string) []candi
 	case len(command.Subcommands) > 0:
 		return commandCandidates(command.Subcommands)
 	}
-	return p.wordCandidates(command, len(words))
+	return co.wordCandidates(command, len(words))
 }
 
 // findCommand goes down to the command, or subcommand, that the words name, and gives the words after it.
@@ -131,13 +136,13 @@ func wordList(words []string) (list []candidate) {
 }
 
 // wordCandidates are those of a command's word n, as its usage names them.
-func (p *program) wordCandidates(command *cli.Command, n int) (list []candidate) {
+func (co completer) wordCandidates(command *cli.Command, n int) (list []candidate) {
 	takes := strings.Fields(strings.Trim(command.ArgsUsage, "[]"))
 	switch {
 	case n < len(takes) && strings.Contains(takes[n], "FILE"):
 		return []candidate{{completeFiles, ""}}
 	case n < len(takes) && takes[n] == "NAME":
-		return p.nameCandidates(command.Name == addName)
+		return nameCandidates(co.dir, co.defined, command.Name == addName)
 	case n == 1 && command.Name == "message":
 		return wordList([]string{definition.EnableHydration, definition.DisableHydration, definition.HydrationThreshold, definition.HydrationBatchSize})
 	case n >= 1 && command.Name == "set":
@@ -151,12 +156,12 @@ func (p *program) wordCandidates(command *cli.Command, n int) (list []candidate)
 const addName = "add"
 
 // nameCandidates are the clones that run; for add those that are defined.
-func (p *program) nameCandidates(forAdd bool) (list []candidate) {
-	names, err := p.dir.Names()
+func nameCandidates(dir control.Dir, defined etc.Dir, forAdd bool) (list []candidate) {
+	names, err := dir.Names()
 	usage := "clone"
 	if forAdd {
-		names, err = p.defined.Names()
-		usage = "defined in " + string(p.defined)
+		names, err = defined.Names()
+		usage = "defined in " + string(defined)
 	}
 	if err != nil {
 		return nil

@@ -20,7 +20,7 @@ var onlyFlags = []string{"create", "open", "force", "foreground", "wait", "outpu
 
 // takeDefined sets the flags that the definition of the clone names, for an add that has none of its own that say what
 // the clone is made of. Flags of the command line go first. It gives the definition's path, "" if there is none.
-func (p *program) takeDefined(c *cli.Context) (path string, err error) {
+func takeDefined(defined etc.Dir, c *cli.Context) (path string, err error) {
 	for _, flag := range append([]string{"table"}, etc.PathKeys...) {
 		if c.IsSet(flag) {
 			return "", nil
@@ -33,8 +33,8 @@ func (p *program) takeDefined(c *cli.Context) (path string, err error) {
 	if err := definition.CheckName(name); err != nil {
 		return "", err
 	}
-	path = p.defined.Path(name)
-	def, err := p.defined.Load(name)
+	path = defined.Path(name)
+	def, err := defined.Load(name)
 	if err != nil {
 		return path, err
 	}
@@ -48,15 +48,14 @@ func (p *program) takeDefined(c *cli.Context) (path string, err error) {
 }
 
 // checkDefined says whether add takes the definition, as far as that can be seen without looking at a device.
-func (p *program) checkDefined(name string) error {
-	add := p.addCommand()
-	add.Action = func(c *cli.Context) error {
-		path, err := p.takeDefined(c)
+func checkDefined(defined etc.Dir, name string) error {
+	add := addCommand(func(c *cli.Context) error {
+		path, err := takeDefined(defined, c)
 		if err == nil {
 			_, err = startFrom(c)
 		}
 		return blame(path, err)
-	}
+	})
 	quiet := func(*cli.Context, error) {}
 	app := &cli.App{Commands: []*cli.Command{add}, Writer: io.Discard, ErrWriter: io.Discard, ExitErrHandler: quiet}
 	return app.Run([]string{"ublk-clone", add.Name, "--", name})

@@ -13,7 +13,7 @@ import (
 // TestDefinedKeys: what a definition may say is what the flags of add say, but for those of one start only.
 func TestDefinedKeys(t *testing.T) {
 	want := map[string]bool{etc.NetworkKey: true}
-	for _, f := range new(program).addCommand().Flags {
+	for _, f := range addCommand(nil).Flags {
 		name := f.Names()[0]
 		if !slices.Contains(onlyFlags, name) {
 			_, want[name] = f.(*cli.BoolFlag)

@@ -52,7 +52,7 @@ func TestDefinitions(t *testing.T) {
 		{threePaths + "table = \"0 1 clone a b c 8\"\n", "exclude each other"},
 	} {
 		p, _ := withDefinition(t, c.text)
-		err := p.checkDefined("data")
+		err := checkDefined(p.defined, "data")
 		if c.says == "" {
 			if err != nil {
 				t.Errorf("%q: %v", c.text, err)
@@ -67,10 +67,10 @@ func TestDefinitions(t *testing.T) {
 	if err := os.Chmod(p.defined.Path("data"), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.checkDefined("data"); err == nil || !strings.Contains(err.Error(), "others than root") {
+	if err := checkDefined(p.defined, "data"); err == nil || !strings.Contains(err.Error(), "others than root") {
 		t.Errorf("a definition that all may write: %v", err)
 	}
-	if err := p.checkDefined("other"); err == nil || !strings.Contains(err.Error(), "no definition "+p.defined.Path("other")) {
+	if err := checkDefined(p.defined, "other"); err == nil || !strings.Contains(err.Error(), "no definition "+p.defined.Path("other")) {
 		t.Errorf("no definition: %v", err)
 	}
 }
@@ -171,7 +171,7 @@ func TestClonetab(t *testing.T) {
 			t.Errorf("%q: exit code %d, %s; %d written", c.text, code, out.String(), len(names))
 		}
 		for _, name := range names {
-			if err := p.checkDefined(name); err != nil {
+			if err := checkDefined(p.defined, name); err != nil {
 				t.Errorf("%q: %v", c.text, err)
 			}
 		}

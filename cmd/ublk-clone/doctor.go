@@ -15,7 +15,7 @@ func (p *program) doctor(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	h := doctor.ThisMachine(p.dir, p.allStatuses, p.checkDefined)
+	h := doctor.ThisMachine(p.dir, reporter{p.dir, p.left(), p.out}.all, func(name string) error { return checkDefined(p.defined, name) })
 	all := doctor.Examine(h)
 	if output != "" {
 		err = encodeJSON(p.out, doctor.Report{Schema: control.Schema, Kernel: h.Release(), Problems: doctor.Count(all, doctor.LevelProblem), Warnings: doctor.Count(all, doctor.LevelWarning), Checks: all})
@@ -26,13 +26,4 @@ func (p *program) doctor(c *cli.Context) error {
 		return err
 	}
 	return doctor.Problem(all)
-}
-
-// allStatuses are those of all clones.
-func (p *program) allStatuses() ([]control.Status, error) {
-	names, err := p.dir.Names()
-	if err != nil {
-		return nil, err
-	}
-	return p.statuses(names)
 }

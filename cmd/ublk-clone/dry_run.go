@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/daemon"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
@@ -19,43 +21,43 @@ import (
 // answers keeps it, and not the command.
 
 // dryRun is `add --dry-run`.
-func (p *program) dryRun(st definition.Start, asJSON string) error {
-	if err := p.dir.Possible(); err != nil {
+func (a adder) dryRun(st definition.Start, asJSON string) error {
+	if err := a.dir.Possible(); err != nil {
 		return err
 	}
-	if err := process.SameThere(p.dir, &st.Definition); err != nil {
+	if err := process.SameThere(a.dir, &st.Definition); err != nil {
 		return err
 	}
-	there, err := p.clones().Unchanged(&st.Definition)
+	there, err := a.clones().Unchanged(&st.Definition)
 	if err != nil {
 		return err
 	}
 	if there {
-		return p.printTrial(&control.DryRun{Name: st.Definition.Name, Unchanged: true}, asJSON)
+		return printTrial(a.out, &control.DryRun{Name: st.Definition.Name, Unchanged: true}, asJSON)
 	}
-	if p.dir.Alive(st.Definition.Name) {
+	if a.dir.Alive(st.Definition.Name) {
 		return control.NameTaken(st.Definition.Name)
 	}
 	if !st.Force {
-		if st, err = p.clones().Continued(st); err != nil {
+		if st, err = a.clones().Continued(st); err != nil {
 			return err
 		}
 	}
 	st.DryRun = true
-	t, err := daemon.Try(p.dir, st)
+	t, err := daemon.Try(a.dir, st)
 	if err != nil {
 		return err
 	}
-	return p.printTrial(t, asJSON)
+	return printTrial(a.out, t, asJSON)
 }
 
 // printTrial prints it.
-func (p *program) printTrial(t *control.DryRun, asJSON string) error {
+func printTrial(out io.Writer, t *control.DryRun, asJSON string) error {
 	if asJSON != "" {
-		return encodeJSON(p.out, struct {
+		return encodeJSON(out, struct {
 			Schema string          `json:"schema"`
 			DryRun *control.DryRun `json:"dry_run"`
 		}{control.Schema, t})
 	}
-	return t.Write(p.out)
+	return t.Write(out)
 }

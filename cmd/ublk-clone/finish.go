@@ -24,9 +24,9 @@ import (
 // says.
 const finishLimit = 10 * time.Second
 
-func (p *program) finishCommand() *cli.Command {
+func finishCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "finish", Usage: "have the destination of a complete clone stand alone", ArgsUsage: "NAME", Action: p.finish,
+		Name: "finish", Usage: "have the destination of a complete clone stand alone", ArgsUsage: "NAME", Action: action,
 		Description: `For a clone that is hydrated; refused, with exit code 14, as long as anything is
 left. Of one that was added with --dm, the device-mapper device is led to DEST
 while it is in use: its users see no error, also when that fails and the clone
@@ -47,12 +47,8 @@ takes them for those of a clone. Prints what to use from now on.`,
 }
 
 // finish is the command.
-func (p *program) finish(c *cli.Context) error {
-	name, err := named(c)
-	if err != nil {
-		return err
-	}
-	output, err := form(c, "json")
+func (e ender) finish(c *cli.Context) error {
+	name, output, err := namedForm(c)
 	if err != nil {
 		return err
 	}
@@ -60,39 +56,39 @@ func (p *program) finish(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	def, err := p.dir.Load(name)
+	def, err := e.dir.Load(name)
 	if err != nil {
 		return err
 	}
 	limit = cmp.Or(limit, finishLimit)
-	if err := p.finishable(name, limit); err != nil {
+	if err := finishable(e.dir, name, limit); err != nil {
 		return err
 	}
-	back, err := p.defined.Retire(name)
+	back, err := e.defined.Retire(name)
 	if err != nil {
 		return err
 	}
-	last, err := p.finishNamed(def, c.Bool("keep-metadata"), limit)
-	if err != nil && p.goesOn(name, err) {
+	last, err := e.finishNamed(def, c.Bool("keep-metadata"), limit)
+	if err != nil && goesOn(e.dir, name, err) {
 		return errors.Join(err, back())
 	}
-	p.forgetDefined(def)
+	e.forgetDefined(def)
 	if err != nil {
 		return err
 	}
 	last.State, last.Reason, last.Action = control.StateFinished, def.FinishedText()+".", ""
 	if output != "" {
-		return p.printJSON([]control.Status{last})
+		return printJSON(e.out, []control.Status{last})
 	}
-	_, err = fmt.Fprintln(p.out, cmp.Or(def.LayerPath(), def.Dest))
+	_, err = fmt.Fprintln(e.out, cmp.Or(def.LayerPath(), def.Dest))
 	return err
 }
 
 // finishable sees that all is in the destination before the definition goes: from then on it does not matter when this
 // process or the machine ends, as nothing is left to be cloned. Of a dead daemon the layer tells.
-func (p *program) finishable(name string, limit time.Duration) error {
-	_, err := p.dir.Ask(name, control.Request{Verb: control.VerbFinishable, WaitMS: limit.Milliseconds()}, limit+control.AskLimit)
-	if exit.Code(err) == exit.NoAnswer && !p.dir.Alive(name) {
+func finishable(dir control.Dir, name string, limit time.Duration) error {
+	_, err := dir.Ask(name, control.Request{Verb: control.VerbFinishable, WaitMS: limit.Milliseconds()}, limit+control.AskLimit)
+	if exit.Code(err) == exit.NoAnswer && !dir.Alive(name) {
 		err = nil
 	}
 	if err == nil {
@@ -103,8 +99,8 @@ func (p *program) finishable(name string, limit time.Duration) error {
 
 // goesOn says whether the clone is what it was after a finish that has failed. It is not if the destination stands alone,
 // and only something behind that went wrong: its definition must not come back.
-func (p *program) goesOn(name string, failed error) bool {
-	st, err := p.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
+func goesOn(dir control.Dir, name string, failed error) bool {
+	st, err := dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 	if err == nil {
 		return st.State != control.StateFinishing && st.State != control.StateStopping
 	}
@@ -112,7 +108,7 @@ func (p *program) goesOn(name string, failed error) bool {
 }
 
 // forgetDefined is for what knows of a clone that is finished: its unit, and udev, which has hidden the destination.
-func (p *program) forgetDefined(def *definition.Definition) {
+func (e ender) forgetDefined(def *definition.Definition) {
 	var err error
 	if def.Unit != "" {
 		err = systemd.ByUnit("disable", def.Unit, def.Name)
@@ -122,22 +118,22 @@ func (p *program) forgetDefined(def *definition.Definition) {
 		err = errors.Join(err, udev.Announce(def.Dest))
 	}
 	if err != nil {
-		p.warn("%v", err)
+		e.warn("%v", err)
 	}
 }
 
 // finishNamed has the daemon finish a clone, or does what a dead one has left to do. It gives the last status.
-func (p *program) finishNamed(def *definition.Definition, keep bool, limit time.Duration) (last control.Status, err error) {
-	if st, err := p.dir.Ask(def.Name, control.Request{Verb: control.VerbStatus}, control.AskLimit); err == nil {
+func (e ender) finishNamed(def *definition.Definition, keep bool, limit time.Duration) (last control.Status, err error) {
+	if st, err := e.dir.Ask(def.Name, control.Request{Verb: control.VerbStatus}, control.AskLimit); err == nil {
 		last = *st
 	}
-	_, err = p.dir.Ask(def.Name, control.Request{Verb: control.VerbFinish, Keep: keep, WaitMS: limit.Milliseconds()}, limit+control.RetakeLimit+control.StopLimit)
-	if exit.Code(err) != exit.NoAnswer || p.dir.Alive(def.Name) {
+	_, err = e.dir.Ask(def.Name, control.Request{Verb: control.VerbFinish, Keep: keep, WaitMS: limit.Milliseconds()}, limit+control.RetakeLimit+control.StopLimit)
+	if exit.Code(err) != exit.NoAnswer || e.dir.Alive(def.Name) {
 		return last, err
 	}
-	done, errDead := p.left().FinishDead(def, keep)
+	done, errDead := e.left().FinishDead(def, keep)
 	if done || errDead != nil {
-		return p.left().Silent(def.Name, errors.New("it is finished")), errDead
+		return e.left().Silent(def.Name, errors.New("it is finished")), errDead
 	}
 	return last, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -13,9 +14,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-func (p *program) eventsCommand() *cli.Command {
+func eventsCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "events", Usage: "print what happens to clones, as it happens", ArgsUsage: "[NAME]", Action: p.events,
+		Name: "events", Usage: "print what happens to clones, as it happens", ArgsUsage: "[NAME]", Action: action,
 		Description: `One line for each event, until interrupted or the clone is deleted. Kinds: started,
 settings, source (opened again), source-error and dest-error (the first of a burst), stalled, resumed, mode, hydrated, request-refused,
 finished (the last one).`,
@@ -23,7 +24,13 @@ finished (the last one).`,
 	}
 }
 
-func (p *program) events(c *cli.Context) error {
+// follower has the commands that follow a clone: events, wait and watch.
+type follower struct {
+	dir control.Dir
+	out io.Writer
+}
+
+func (f follower) events(c *cli.Context) error {
 	output, err := form(c, "json")
 	if err != nil {
 		return err
@@ -32,28 +39,28 @@ func (p *program) events(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	show := func(ev control.Event) error { return p.printEvent(ev, output) }
+	show := func(ev control.Event) error { return printEvent(f.out, ev, output) }
 	if len(args) == 1 {
 		if err := definition.CheckName(args[0]); err != nil {
 			return err
 		}
-		err := p.dir.Follow(c.Context, args[0], nil, show)
+		err := f.dir.Follow(c.Context, args[0], nil, show)
 		if errors.Is(err, control.ErrDeleted) {
 			return nil
 		}
 		return err
 	}
-	return p.dir.FollowAll(c.Context, show)
+	return f.dir.FollowAll(c.Context, show)
 }
 
-func (p *program) printEvent(ev control.Event, output string) error {
+func printEvent(out io.Writer, ev control.Event, output string) error {
 	if output != "" {
-		return encodeLine(p.out, struct {
+		return encodeLine(out, struct {
 			Schema string `json:"schema"`
 			control.Event
 		}{control.Schema, ev})
 	}
-	_, err := fmt.Fprintf(p.out, "%s  %s  %s  %s\n", ev.Time.Local().Format(time.DateTime), ev.Clone, ev.Kind, ev.Text)
+	_, err := fmt.Fprintf(out, "%s  %s  %s  %s\n", ev.Time.Local().Format(time.DateTime), ev.Clone, ev.Kind, ev.Text)
 	return err
 }
 
@@ -61,22 +68,14 @@ func (p *program) printEvent(ev control.Event, output string) error {
 var errSeen = errors.New("event seen")
 
 // waitFinished returns when the clone is finished, which is its last event; exit code 3 if it was deleted instead.
-func (p *program) waitFinished(ctx context.Context, name string, limit time.Duration) error {
-	if limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
-	}
-	err := p.dir.Follow(ctx, name, nil, func(ev control.Event) error {
+func waitFinished(ctx context.Context, dir control.Dir, name string, limit time.Duration) error {
+	err := followFor(ctx, dir, name, nil, limit, func(ev control.Event) error {
 		if ev.Kind == control.EventFinished {
 			return errSeen
 		}
 		return nil
 	})
-	switch {
-	case errors.Is(err, errSeen):
-		return nil
-	case errors.Is(err, context.DeadlineExceeded):
+	if errors.Is(err, context.DeadlineExceeded) {
 		return &exit.Error{Code: exit.Timeout, Doing: "wait for the end of clone", Object: name, Cause: fmt.Errorf("not finished within %s", limit),
 			Next: "`ublk-clone finish " + name + "` finishes one that is hydrated."}
 	}
@@ -84,23 +83,29 @@ func (p *program) waitFinished(ctx context.Context, name string, limit time.Dura
 }
 
 // waitEvent shows the events of a clone behind number after, nil for those to come, as soon as there is one.
-func (p *program) waitEvent(ctx context.Context, name string, after *uint64, limit time.Duration, show func(control.Event) error) error {
-	if limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
-	}
-	err := p.dir.Follow(ctx, name, after, func(ev control.Event) error {
+func waitEvent(ctx context.Context, dir control.Dir, name string, after *uint64, limit time.Duration, show func(control.Event) error) error {
+	err := followFor(ctx, dir, name, after, limit, func(ev control.Event) error {
 		if err := show(ev); err != nil {
 			return err
 		}
 		return errSeen
 	})
-	switch {
-	case errors.Is(err, errSeen):
-		return nil
-	case errors.Is(err, context.DeadlineExceeded):
+	if errors.Is(err, context.DeadlineExceeded) {
 		return &exit.Error{Code: exit.Timeout, Doing: "wait for an event of clone", Object: name, Cause: fmt.Errorf("none within %s", limit)}
+	}
+	return err
+}
+
+// followFor follows a clone's events until see returns errSeen, at most for limit; 0: for ever.
+func followFor(ctx context.Context, dir control.Dir, name string, after *uint64, limit time.Duration, see func(control.Event) error) error {
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	err := dir.Follow(ctx, name, after, see)
+	if errors.Is(err, errSeen) {
+		return nil
 	}
 	return err
 }

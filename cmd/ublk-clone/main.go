@@ -13,6 +13,9 @@
 // daemon, over /run/ublk-clone/NAME.sock (package control). `add --foreground` is
 // the daemon itself; what a unit runs is in service.go.
 //
+// A program is the run of the command. Each group of commands is a type with what it needs of that: adder, restarter,
+// ender, reporter, asker, follower, metadataTool, importer, completer, unitHooks.
+//
 // This package makes the one connection between daemon and engine (program.host),
 // so neither imports the other.
 //

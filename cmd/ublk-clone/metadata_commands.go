@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/urfave/cli/v2"
 
@@ -15,8 +16,11 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// metadataCreate does what the start of a daemon does up to the metadata, and closes everything again.
-func (p *program) metadataCreate(c *cli.Context) error {
+// metadataTool has the commands for metadata that no daemon has open.
+type metadataTool struct{ out io.Writer }
+
+// create does what the start of a daemon does up to the metadata, and closes everything again.
+func (t metadataTool) create(c *cli.Context) error {
 	args, err := words(c, 1, 1)
 	if err != nil {
 		return err
@@ -60,7 +64,7 @@ func examine(c *cli.Context) (*blockdev.MetadataFile, error) {
 	return m, nil
 }
 
-func (p *program) metadataCheck(c *cli.Context) error {
+func (t metadataTool) check(c *cli.Context) error {
 	output, err := form(c, "json")
 	if err != nil {
 		return err
@@ -75,9 +79,9 @@ func (p *program) metadataCheck(c *cli.Context) error {
 		return explain.Metadata("check", m.Path(), err)
 	}
 	if output != "" {
-		err = encodeJSON(p.out, r)
+		err = encodeJSON(t.out, r)
 	} else {
-		err = p.printCheck(&r)
+		err = printCheck(t.out, &r)
 	}
 	if err == nil && len(r.Problems) > 0 {
 		err = problems(m.Path(), &r)
@@ -97,22 +101,22 @@ func problems(path string, r *metadata.CheckReport) error {
 	return e
 }
 
-func (p *program) printCheck(r *metadata.CheckReport) error {
+func printCheck(out io.Writer, r *metadata.CheckReport) error {
 	for _, problem := range r.Problems {
 		kind := "warning"
 		if problem.Fatal {
 			kind = "error"
 		}
-		if _, err := fmt.Fprintf(p.out, "%s at byte %d: %s\n", kind, problem.Offset, problem.What); err != nil {
+		if _, err := fmt.Fprintf(out, "%s at byte %d: %s\n", kind, problem.Offset, problem.What); err != nil {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(p.out, "%d of %d regions hydrated, %d zero; %d of %d pages used; %s\n", r.Hydrated, r.Superblock.NrRegions, r.Zero,
+	_, err := fmt.Fprintf(out, "%d of %d regions hydrated, %d zero; %d of %d pages used; %s\n", r.Hydrated, r.Superblock.NrRegions, r.Zero,
 		r.PagesUsed, r.Pages, text.Plural(int64(len(r.Problems)), "problem"))
 	return err
 }
 
-func (p *program) metadataDump(c *cli.Context) error {
+func (t metadataTool) dump(c *cli.Context) error {
 	output, err := form(c, "json")
 	if err != nil {
 		return err
@@ -126,7 +130,7 @@ func (p *program) metadataDump(c *cli.Context) error {
 	if output != "" {
 		dump = metadata.DumpJSON
 	}
-	if err := dump(m, p.out); err != nil {
+	if err := dump(m, t.out); err != nil {
 		return explain.Metadata("dump", m.Path(), err)
 	}
 	r, err := metadata.Check(m)

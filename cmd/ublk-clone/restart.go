@@ -16,36 +16,36 @@ import (
 // even start, or could not serve, thereby leaves the clone as it was.
 
 // restart is the command.
-func (p *program) restart(c *cli.Context) error { return p.forEach(c, p.restartNamed) }
+func (r restarter) restart(c *cli.Context) error { return r.forEach(c, r.restartNamed) }
 
 // restartNamed replaces a daemon.
-func (p *program) restartNamed(name string, limit time.Duration) error {
-	def, err := p.dir.Load(name)
+func (r restarter) restartNamed(name string, limit time.Duration) error {
+	def, err := r.dir.Load(name)
 	if err != nil {
 		return err
 	}
-	if !p.dir.Alive(name) {
-		return p.recoverNamed(name, limit, false)
+	if !r.dir.Alive(name) {
+		return r.recoverNamed(name, limit, false)
 	}
 	if def.Unit != "" {
-		return p.restartUnit(def)
+		return r.restartUnit(def)
 	}
-	if _, err := p.clones().RecoverDead(definition.Start{Definition: *def, Open: true, Recover: true, Replace: true, Fence: limit}); err != nil {
+	if _, err := r.clones().RecoverDead(definition.Start{Definition: *def, Open: true, Recover: true, Replace: true, Fence: limit}); err != nil {
 		return err
 	}
-	return p.added(name, false, "", "")
+	return r.added(name, false, "", "")
 }
 
 // restartUnit has the service manager replace a daemon. It ends the old one before it starts the next, so the look at what that
 // needs comes before either.
-func (p *program) restartUnit(def *definition.Definition) error {
+func (r restarter) restartUnit(def *definition.Definition) error {
 	look := definition.Start{Definition: *def, Open: true, Recover: true, Replace: true, Look: true}
-	_, err := daemon.Spawn(p.dir, look) // not here: a process with a read that hangs cannot end
+	_, err := daemon.Spawn(r.dir, look) // not here: a process with a read that hangs cannot end
 	if err == nil {
 		err = systemd.ByUnit("restart", def.Unit, def.Name)
 	}
 	if err != nil {
-		return p.clones().StillThere(look, err)
+		return r.clones().StillThere(look, err)
 	}
-	return p.added(def.Name, false, "", "")
+	return r.added(def.Name, false, "", "")
 }

@@ -25,15 +25,15 @@ import (
 
 // delDead ends a clone whose daemon is dead. Its unit would begin it anew meanwhile, and is stopped first; if the clone
 // stays, so does what its unit does for it.
-func (p *program) delDead(def *definition.Definition, c leftover.How) error {
+func (e ender) delDead(def *definition.Definition, c leftover.How) error {
 	if def.Unit == "" {
-		return p.left().ClearDead(def, c)
+		return e.left().ClearDead(def, c)
 	}
 	was, _ := exec.Command("timeout", systemd.StateLimit, "systemctl", "is-active", def.Unit).Output() // fails unless it is "active"
 	if err := systemd.ByUnit("stop", def.Unit, def.Name); err != nil {                                 // as when the unit is not there any more
-		p.warn("%v", err)
+		e.warn("%v", err)
 	}
-	err := p.left().ClearDead(def, c)
+	err := e.left().ClearDead(def, c)
 	if err != nil && slices.Contains([]string{"active", "activating"}, strings.TrimSpace(string(was))) {
 		err = errors.Join(err, systemd.ByUnit("start", def.Unit, def.Name))
 	}
@@ -46,36 +46,39 @@ const (
 	unitStopCommand    = "unit-stop"
 )
 
-// unitPrepare makes what the daemon needs outside of its sandbox: the folders that it writes to, and the tmpfs of the
+// unitHooks has the hidden commands of a unit.
+type unitHooks struct{ *program }
+
+// prepare makes what the daemon needs outside of its sandbox: the folders that it writes to, and the tmpfs of the
 // live maps.
-func (p *program) unitPrepare(c *cli.Context) error {
+func (u unitHooks) prepare(c *cli.Context) error {
 	name, err := named(c)
 	if err != nil {
 		return err
 	}
-	if err := p.needRoot("prepare for the unit of " + name); err != nil {
+	if err := needRoot("prepare for the unit of " + name); err != nil {
 		return err
 	}
-	if err := p.dir.Create(); err != nil {
+	if err := u.dir.Create(); err != nil {
 		return err
 	}
 	if err := file.MakeFolder(string(records.DefaultDir()), 0o700); err != nil {
 		// The record is a second guard, and the daemon warns of its absence.
-		p.warn("make folder %s: %v", records.DefaultDir(), err)
+		u.warn("make folder %s: %v", records.DefaultDir(), err)
 	}
 	// A command of a unit is in a mount namespace of its own, also where the sandbox does not hold.
 	if err := sys.DoInInitMounts(func() error { return livemap.Mount(livemap.Folder) }); err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "prepare the live maps", Object: livemap.Folder, Cause: err}
 	}
-	p.collect()
-	return p.endFinish(name)
+	u.collect()
+	return u.endFinish(name)
 }
 
 // endFinish does what is left of a finish whose daemon was killed when its users were on the destination already. There
 // is nothing to start then: it fails.
-func (p *program) endFinish(name string) error {
-	there, err := p.dir.Load(name)
-	if exit.Code(err) == exit.NoClone || err == nil && p.dir.Alive(name) {
+func (u unitHooks) endFinish(name string) error {
+	there, err := u.dir.Load(name)
+	if exit.Code(err) == exit.NoClone || err == nil && u.dir.Alive(name) {
 		return nil
 	}
 	if err != nil {
@@ -84,19 +87,19 @@ func (p *program) endFinish(name string) error {
 	if yes, err := leftover.Finished(there); !yes || err != nil {
 		return err
 	}
-	_, err = p.left().FinishDead(there, there.KeepMetadata)
+	_, err = u.left().FinishDead(there, there.KeepMetadata)
 	return errors.Join(err, &exit.Error{Code: exit.Refused, Doing: "start", Object: name, Cause: errors.New("it is finished: " + there.FinishedText()),
 		Next: "`systemctl disable ublk-clone@" + name + "`: its unit is not needed any more."})
 }
 
-// unitStop is the unit's ExecStop. A stop of the unit alone needs nothing: the manager's SIGTERM makes the daemon leave the
+// stop is the unit's ExecStop. A stop of the unit alone needs nothing: the manager's SIGTERM makes the daemon leave the
 // device to the next one. When the machine goes down there is no next one, and whoever looks at the device then, as LVM's
 // services do, would wait for ever, and the machine with it: it is deleted. If somebody still has it open, a file system
 // that could not be unmounted, the daemon serves until the end, for the last sync.
 //
 // A manager that does not answer is one with a lot to do, as when the machine goes down. It is taken for that: if it was a
 // stop, what nobody has open is added again by the next start, and who has it open notices nothing.
-func (p *program) unitStop(c *cli.Context) error {
+func (u unitHooks) stop(c *cli.Context) error {
 	name, err := named(c)
 	if err != nil {
 		return err
@@ -104,9 +107,9 @@ func (p *program) unitStop(c *cli.Context) error {
 	if slices.Contains(systemd.ManagerUp, systemd.ManagerState()) {
 		return nil
 	}
-	_, err = p.dir.Ask(name, control.Request{Verb: control.VerbStop, WaitMS: releaseLimit.Milliseconds()}, releaseLimit+control.StopLimit)
+	_, err = u.dir.Ask(name, control.Request{Verb: control.VerbStop, WaitMS: releaseLimit.Milliseconds()}, releaseLimit+control.StopLimit)
 	if exit.Code(err) == exit.Busy {
-		_, err = p.dir.Ask(name, control.Request{Verb: control.VerbStay}, control.AskLimit)
+		_, err = u.dir.Ask(name, control.Request{Verb: control.VerbStay}, control.AskLimit)
 	}
 	return err
 }
@@ -115,10 +118,10 @@ func (p *program) unitStop(c *cli.Context) error {
 const releaseLimit = 3 * time.Second
 
 // serve is the daemon of a unit.
-func (p *program) serve(st definition.Start) error {
-	st, differs, err := p.clones().AsService(st)
+func (a adder) serve(st definition.Start) error {
+	st, differs, err := a.clones().AsService(st)
 	if err != nil {
 		return err
 	}
-	return p.clones().StillThere(st, p.host().RunForeground(st, differs))
+	return a.clones().StillThere(st, a.host().RunForeground(st, differs))
 }

@@ -27,12 +27,8 @@ const pollPause = 200 * time.Millisecond
 // plainPause is between two lines of a watch that is no bar.
 const plainPause = 5 * time.Second
 
-func (p *program) wait(c *cli.Context) error {
-	name, err := named(c)
-	if err != nil {
-		return err
-	}
-	output, err := form(c, "json")
+func (f follower) wait(c *cli.Context) error {
+	name, output, err := namedForm(c)
 	if err != nil {
 		return err
 	}
@@ -46,21 +42,21 @@ func (p *program) wait(c *cli.Context) error {
 	}
 	switch what := c.String("for"); what {
 	case "hydrated":
-		return p.waitAndPrint(name, limit, output)
+		return f.waitAndPrint(name, limit, output)
 	case "event":
-		return p.waitEvent(c.Context, name, after, limit, func(ev control.Event) error { return p.printEvent(ev, output) })
+		return waitEvent(c.Context, f.dir, name, after, limit, func(ev control.Event) error { return printEvent(f.out, ev, output) })
 	case "finished":
-		return p.waitFinished(c.Context, name, limit)
+		return waitFinished(c.Context, f.dir, name, limit)
 	default:
 		return definition.UsageError("--for " + what + ": hydrated, finished or event is possible")
 	}
 }
 
-func (p *program) waitAndPrint(name string, limit time.Duration, output string) error {
+func (f follower) waitAndPrint(name string, limit time.Duration, output string) error {
 	var last *control.Status
-	err := p.waitHydrated(name, limit, func(st *control.Status) error { last = st; return nil })
+	err := waitHydrated(f.dir, name, limit, func(st *control.Status) error { last = st; return nil })
 	if err == nil && output != "" {
-		err = p.printJSON([]control.Status{*last})
+		err = printJSON(f.out, []control.Status{*last})
 	}
 	return err
 }
@@ -97,10 +93,10 @@ func limitFlag(c *cli.Context) (time.Duration, error) {
 // status. Exit codes: 8 as soon as hydration is stalled by the source,
 // 9 by the destination, 10 if the metadata
 // fails, 11 after limit (0: none).
-func (p *program) waitHydrated(name string, limit time.Duration, see func(*control.Status) error) error {
+func waitHydrated(dir control.Dir, name string, limit time.Duration, see func(*control.Status) error) error {
 	begin := time.Now()
 	for {
-		st, err := p.dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
+		st, err := dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 		if err != nil {
 			return err
 		}
@@ -125,19 +121,19 @@ func hydrated(st *control.Status) (bool, error) {
 	case control.StateHydrated:
 		return true, nil
 	case control.StateStalled:
-		code := exit.Source
-		if st.StalledBy == blockdev.Dest.String() {
-			code = exit.Dest
-		}
-		return false, waitError(code, st, errors.New("stalled: "+st.Reason))
+		return false, stuck(exit.Source, st, "stalled: ")
 	case control.StateFailed:
-		code := exit.Metadata
-		if st.StalledBy == blockdev.Dest.String() {
-			code = exit.Dest
-		}
-		return false, waitError(code, st, errors.New("failed: "+st.Reason))
+		return false, stuck(exit.Metadata, st, "failed: ")
 	}
 	return false, nil
+}
+
+// stuck is the error of a clone that does not go on; code, unless it is for the destination's sake.
+func stuck(code int, st *control.Status, what string) error {
+	if st.StalledBy == blockdev.Dest.String() {
+		code = exit.Dest
+	}
+	return waitError(code, st, errors.New(what+st.Reason))
 }
 
 func waitError(code int, st *control.Status, cause error) error {
@@ -154,20 +150,17 @@ type viewer interface {
 	close()
 }
 
-func (p *program) watch(c *cli.Context) error {
-	name, err := named(c)
+func (f follower) watch(c *cli.Context) error {
+	name, _, err := namedForm(c)
 	if err != nil {
 		return err
 	}
-	if _, err := form(c, "json"); err != nil {
-		return err
-	}
-	v, err := newViewer(c.String("progress"), p.out)
+	v, err := newViewer(c.String("progress"), f.out)
 	if err != nil {
 		return err
 	}
 	defer v.close()
-	return p.waitHydrated(name, 0, v.see)
+	return waitHydrated(f.dir, name, 0, v.see)
 }
 
 // newViewer makes the viewer for a form; "auto" is a bar on a terminal and

@@ -37,13 +37,23 @@ const (
 	settleTries = 5
 )
 
+// watched is what is open, and what it was like when it was opened. It says where there is data and that nobody has changed it.
+type watched struct {
+	opened
+	was *present // of a source file
+
+	// Of a source that is a block device, see noteBlock.
+	diskSeq uint64
+	behind  []behindFile
+}
+
 // settle notes what the open source file is like.
-func (d *Device) settle() error {
-	st, err := settled(d.fd())
+func (w *watched) settle() error {
+	st, err := settled(w.fd())
 	if err != nil {
-		return d.fail("open", err, "Wait until it is complete.")
+		return w.fail("open", err, "Wait until it is complete.")
 	}
-	d.stat, d.size, d.was = st, st.Size, newPresent(st)
+	w.stat, w.size, w.was = st, st.Size, newPresent(st)
 	return nil
 }
 
@@ -88,41 +98,32 @@ func unsettled(st sys.Stat, now time.Time) time.Duration {
 
 // CheckRead is asked when reads of the source have ended and before their bytes are used: it says in which way a file, or
 // the file behind a loop device, has changed since it was opened. It costs one system call, and none on another block device.
-func (d *Device) CheckRead() error {
-	if !d.IsBlock() {
-		return d.was.check(d.fd())
+func (w *watched) CheckRead() error {
+	if !w.IsBlock() {
+		return w.was.check(w.fd())
 	}
-	for i := range d.behind {
-		if err := d.behind[i].check(); err != nil {
+	for i := range w.behind {
+		if err := w.behind[i].check(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Gone says that a block device was removed under us: it has no size any more.
-func (d *Device) Gone() bool {
-	if !d.IsBlock() {
-		return false
-	}
-	size, err := sys.BlockSize64(d.fd())
-	return err != nil || size == 0
-}
-
 // Changed is CheckRead, and of a block device also what is asked from time to time: it has another size, or another medium.
-func (d *Device) Changed() error {
-	if err := d.CheckRead(); err != nil || !d.IsBlock() {
+func (w *watched) Changed() error {
+	if err := w.CheckRead(); err != nil || !w.IsBlock() {
 		return err
 	}
-	size, err := sys.BlockSize64(d.fd())
+	size, err := sys.BlockSize64(w.fd())
 	switch {
 	case err != nil:
 		return err
-	case size != d.size:
-		return fmt.Errorf("%w: it has %d bytes, and had %d", ErrChanged, size, d.size)
+	case size != w.size:
+		return fmt.Errorf("%w: it has %d bytes, and had %d", ErrChanged, size, w.size)
 	}
-	if seq := sys.DiskSeq(d.fd()); seq != d.diskSeq {
-		return fmt.Errorf("%w: its medium is number %d, and was number %d", ErrChanged, seq, d.diskSeq)
+	if seq := sys.DiskSeq(w.fd()); seq != w.diskSeq {
+		return fmt.Errorf("%w: its medium is number %d, and was number %d", ErrChanged, seq, w.diskSeq)
 	}
 	return nil
 }
@@ -192,23 +193,23 @@ func (d *Device) Again() (*Device, error) {
 }
 
 // noteBlock notes what an open block device is like that is a source.
-func (d *Device) noteBlock() (err error) {
-	if d.size, err = sys.BlockSize64(d.fd()); err != nil {
-		return d.fail("examine", err, "")
+func (w *watched) noteBlock() (err error) {
+	if w.size, err = sys.BlockSize64(w.fd()); err != nil {
+		return w.fail("examine", err, "")
 	}
-	d.diskSeq = sys.DiskSeq(d.fd())
-	if d.behind = host.filesBehind(d.stat.Rdev, levels); len(d.behind) == 0 {
+	w.diskSeq = sys.DiskSeq(w.fd())
+	if w.behind = host.filesBehind(w.stat.Rdev, levels); len(w.behind) == 0 {
 		return nil
 	}
-	_ = d.Flush() // what somebody else has left in the page cache would change the times of the file when it is written
-	for i := range d.behind {
-		b := &d.behind[i]
+	_ = sys.Fdatasync(w.fd()) // what somebody else has left in the page cache would change the times of the file when it is written
+	for i := range w.behind {
+		b := &w.behind[i]
 		st, err := settled(int(b.file.Fd()))
 		if err != nil {
-			return d.fail("open", err, "Wait until it is complete.")
+			return w.fail("open", err, "Wait until it is complete.")
 		}
-		if !b.part && st.Size < d.size {
-			return d.fail("open", fmt.Errorf("%w: the file behind it has %d bytes, and it has %d", ErrChanged, st.Size, d.size), "Bring back the whole file.")
+		if !b.part && st.Size < w.size {
+			return w.fail("open", fmt.Errorf("%w: the file behind it has %d bytes, and it has %d", ErrChanged, st.Size, w.size), "Bring back the whole file.")
 		}
 		b.was = newPresent(st)
 	}
@@ -261,7 +262,7 @@ func (t tree) filesBehind(rdev uint64, levels int) (found []behindFile) {
 			found = append(found, b)
 		}
 	}
-	if file := t.fileBehind(dir); file != nil {
+	if file := fileBehind(dir); file != nil {
 		part := number(dir, "loop", "offset") != 0 || number(dir, "loop", "sizelimit") != 0
 		found = append(found, behindFile{file: file, part: part})
 	}
@@ -269,7 +270,7 @@ func (t tree) filesBehind(rdev uint64, levels int) (found []behindFile) {
 }
 
 // fileBehind opens the file behind the loop device at dir; nil: there is none, or its name leads elsewhere by now.
-func (t tree) fileBehind(dir string) *os.File {
+func fileBehind(dir string) *os.File {
 	path := text(dir, "loop", "backing_file")
 	if path == "" {
 		return nil

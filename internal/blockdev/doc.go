@@ -23,6 +23,19 @@
 // through partitions, loop devices and device-mapper (Options.Others). A destination
 // that carries something known is refused (Signature).
 //
+// A Device is made of layers, each of which knows those below it only:
+//
+//	node      path and role, and what the kernel says of it; not open (node.go)
+//	opened    the one open description, and its end (opened.go)
+//	watched   what it was like at open; holes (change.go, holes.go)
+//	Device    with its blocks (units), and how far it is made if it is a new file (making)
+//
+// setup is what Open does with it, by its Options (setup.go, space.go, users.go).
+//
+// What the kernel says of all devices is the tree (tree.go), with the processes that use them (processes.go).
+// Searches begin there: climb for what a device lies on (overlap.go), search for who reaches its bytes another way
+// (users.go), ublkDevices for users that no process shows (opens.go).
+//
 // Every error is an *exit.Error. While the clone serves, lanes ask CheckRead
 // in each round in which they have read the source, the hydrator asks for holes,
 // the watcher looks whether the devices are as they were, and the committer does

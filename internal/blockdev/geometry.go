@@ -16,59 +16,49 @@ const sector = 512
 // pageBlock is the alignment that every file system takes, in bytes.
 const pageBlock = 4096
 
-// alignFile finds what direct I/O on the file asks for and switches it on for
-// a destination and metadata. A source file stays buffered until Match knows
-// the block size of the clone.
-func (d *Device) alignFile(o Options) error {
-	d.logical, d.physic = sector, sector
-	var err error
-	if d.memory, d.align, err = d.directAlign(); err != nil {
-		return d.fail("examine", err, "")
-	}
-	if d.role == Source {
-		return nil
-	}
-	if d.align > 0 {
-		err = sys.SetDirect(d.fd(), true)
-	}
-	if d.align == 0 || errors.Is(err, syscall.EINVAL) {
-		return d.acceptBuffered(o)
-	}
-	if err != nil {
-		return d.fail("open", err, "")
-	}
-	d.direct = true
-	if d.role == Dest {
-		d.logical, d.physic = max(sector, d.align), max(sector, d.align)
-	}
-	return nil
+// units are the sizes in which a device is read and written. Align is what holds for I/O now.
+type units struct {
+	logical int // bytes
+	physic  int // bytes, physical block
+	align   int // bytes, what direct I/O asks of offsets, lengths and buffers
+	memory  int // bytes, what it asks of buffers
+	direct  bool
 }
 
-// acceptBuffered: the metadata works without direct I/O too, a destination on
-// force only.
-func (d *Device) acceptBuffered(o Options) error {
-	d.align = 0
-	if d.role == Metadata {
-		return nil
+// LogicalBlock is the smallest unit of I/O in bytes.
+func (u *units) LogicalBlock() int { return u.logical }
+
+// PhysicalBlock is the unit that is written without being read first, in bytes.
+func (u *units) PhysicalBlock() int { return u.physic }
+
+// Direct says whether I/O bypasses the page cache.
+func (u *units) Direct() bool { return u.direct }
+
+// Align is the alignment that I/O through File must keep, in bytes: offsets,
+// lengths and buffer addresses. 1 for buffered I/O.
+func (u *units) Align() int {
+	if !u.direct {
+		return 1
 	}
-	if !o.Force {
-		return d.refuse("open", errors.New("its file system has no direct I/O"), "Use another file system; --force overrides.")
-	}
-	d.warn("the destination %s has no direct I/O: it needs memory to free memory", d.path)
-	return nil
+	return u.align
 }
 
-// directAlign is the alignment of direct I/O in bytes, that of memory alone and of all, 0 where there is none.
-// Where the file system does not say, the one that all of them take.
-func (d *Device) directAlign() (memory, all int, err error) {
-	memory, offset, known, err := sys.DirectAlign(d.fd())
+// setDirect switches a source to direct I/O where the clone's blocks satisfy
+// its alignment. Buffers are page-aligned, offsets in them multiples of block.
+func (u *units) setDirect(fd, block int) error {
+	want := u.align > 0 && u.align <= block
+	if want == u.direct {
+		return nil
+	}
+	err := sys.SetDirect(fd, want)
+	if errors.Is(err, syscall.EINVAL) {
+		return nil
+	}
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
-	if !known {
-		return pageBlock, pageBlock, nil
-	}
-	return memory, max(memory, offset), nil
+	u.direct = want
+	return nil
 }
 
 // Geometry is what the clone inherits from its two sides.
@@ -153,29 +143,10 @@ func (g *Geometry) checkBlocks(source, dest *Device, force bool) error {
 	return nil
 }
 
-// chooseDirect switches a source to direct I/O where the clone's blocks satisfy
-// its alignment. Buffers are page-aligned, offsets in them multiples of block.
+// chooseDirect switches direct I/O on where blocks of that many bytes allow it.
 func (d *Device) chooseDirect(block int) error {
-	want := d.align > 0 && d.align <= block
-	if want == d.direct {
-		return nil
-	}
-	err := sys.SetDirect(d.fd(), want)
-	if errors.Is(err, syscall.EINVAL) {
-		return nil
-	}
-	if err != nil {
+	if err := d.setDirect(d.fd(), block); err != nil {
 		return d.fail("open", err, "")
 	}
-	d.direct = want
 	return nil
-}
-
-// Align is the alignment that I/O through File must keep, in bytes: offsets,
-// lengths and buffer addresses. 1 for buffered I/O.
-func (d *Device) Align() int {
-	if !d.direct {
-		return 1
-	}
-	return d.align
 }

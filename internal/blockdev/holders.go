@@ -1,12 +1,9 @@
 package blockdev
 
 import (
-	"bufio"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/ublk-clone/ublk-clone/internal/sys"
@@ -91,41 +88,6 @@ func (u use) is(st sys.Stat) bool {
 	return u.inode != 0 && st.Dev == u.dev && st.Inode == u.inode
 }
 
-// mountHolders looks through the mounts of every mount namespace once.
-func (t tree) mountHolders(u use) []Holder {
-	if len(u.devs) == 0 {
-		return nil
-	}
-	var all []Holder
-	seen := map[string]bool{}
-	for _, pid := range t.pids() {
-		name := strconv.Itoa(pid)
-		ns, err := os.Readlink(filepath.Join(t.proc, name, "ns", "mnt"))
-		if err != nil || seen[ns] {
-			continue
-		}
-		seen[ns] = true
-		for _, m := range t.mounts(name) {
-			h := Holder{Kind: "mount", Where: m.Mountpoint}
-			dev := sys.Mkdev(uint32(m.Major), uint32(m.Minor))
-			if (slices.Contains(u.devs, dev) || t.mountedFrom(u, m.Source)) && !slices.Contains(all, h) {
-				all = append(all, h)
-			}
-		}
-	}
-	return all
-}
-
-// mountedFrom finds the mounts of file systems with device numbers of their
-// own (btrfs) by the device that they name.
-func (t tree) mountedFrom(u use, source string) bool {
-	if !strings.HasPrefix(source, "/dev/") {
-		return false
-	}
-	st, err := t.stat(source)
-	return err == nil && u.is(st)
-}
-
 // stackHolders are device-mapper and md devices on top of the device or of its
 // partitions.
 func (t tree) stackHolders(st sys.Stat) []Holder {
@@ -193,50 +155,4 @@ func (t tree) loopsOver(st sys.Stat) []Holder {
 		}
 	}
 	return all
-}
-
-func (t tree) swapHolders(u use) []Holder {
-	f, err := os.Open(filepath.Join(t.proc, "swaps"))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	var all []Holder
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		path, _, _ := strings.Cut(lines.Text(), " ")
-		if !strings.HasPrefix(path, "/") {
-			continue
-		}
-		if st, err := t.stat(path); err == nil && u.is(st) {
-			all = append(all, Holder{Kind: "swap", Where: path})
-		}
-	}
-	return all
-}
-
-// processHolders are the processes, other than this one, that have the device
-// or file open.
-func (t tree) processHolders(u use) []Holder {
-	var all []Holder
-	for _, pid := range t.pids() {
-		if pid != os.Getpid() && t.hasOpen(pid, u) {
-			command := text(t.proc, strconv.Itoa(pid), "comm")
-			all = append(all, Holder{Kind: "process", PID: pid, Command: command})
-		}
-	}
-	return all
-}
-
-func (t tree) hasOpen(pid int, u use) bool {
-	dir := filepath.Join(t.proc, strconv.Itoa(pid), "fd")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return false
-	}
-	for _, e := range entries {
-		if st, err := t.stat(filepath.Join(dir, e.Name())); err == nil && u.is(st) {
-			return true
-		}
-	}
-	return false
 }

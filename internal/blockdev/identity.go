@@ -60,21 +60,6 @@ func (t tree) identifyBlock(rdev uint64) string {
 	return ownName(dir)
 }
 
-// Birth is when the file was made, or the one behind a loop device, in
-// nanoseconds since 1970; 0 where nobody knows. It tells a file from a later
-// one with the same number.
-func (d *Device) Birth() int64 {
-	if !d.IsBlock() {
-		return d.stat.Birth
-	}
-	if dir := host.dir(d.stat.Rdev); dir != "" {
-		if st, err := host.backing(dir); err == nil {
-			return st.Birth
-		}
-	}
-	return 0
-}
-
 // ownName is what a disk, given its sysfs folder, says of itself.
 func ownName(dir string) string {
 	for _, attr := range []struct{ kind, path string }{

@@ -17,9 +17,6 @@ type Mark struct {
 	Tree   [16]byte
 }
 
-// Mark looks at what the kernel says, not at the device.
-func (d *Device) Mark() Mark { return host.mark(d.stat) }
-
 func (t tree) mark(st sys.Stat) Mark {
 	sum := sha256.Sum256([]byte(t.describe(st, levels)))
 	m := Mark{Number: st.Dev, Disk: st.Inode, Birth: st.Birth, Tree: [16]byte(sum[:])}

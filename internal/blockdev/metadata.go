@@ -9,62 +9,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// NextData is the first offset at or after off that may hold something other
-// than zeros, or Size if there is none: a sparse file's holes are left out, a
-// block device answers off. It asks the file system and reads nothing.
-//
-// The end of a file is no hole (I14): a file that has become shorter than Size,
-// and a source that has changed in any way, is an error.
-func (d *Device) NextData(off int64) (int64, error) {
-	if d.IsBlock() || off >= d.size {
-		return min(off, d.size), nil
-	}
-	data, err := sys.Data(d.fd(), off)
-	switch {
-	case errors.Is(err, syscall.ENXIO):
-		return d.size, d.stillWhole()
-	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EOPNOTSUPP):
-		return off, nil
-	case err != nil:
-		return 0, fmt.Errorf("%s: %w", d.path, err)
-	}
-	return min(data, d.size), d.stillWhole()
-}
-
-// NextHole is the first offset at or after off that is in a hole, Size if there
-// is none or the file system does not tell.
-func (d *Device) NextHole(off int64) (int64, error) {
-	if d.IsBlock() || off >= d.size {
-		return d.size, nil
-	}
-	hole, err := sys.Hole(d.fd(), off)
-	switch {
-	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EOPNOTSUPP):
-		return d.size, nil
-	case errors.Is(err, syscall.ENXIO):
-		return d.size, d.stillWhole()
-	case err != nil:
-		return 0, fmt.Errorf("%s: %w", d.path, err)
-	}
-	return min(hole, d.size), d.stillWhole()
-}
-
-// stillWhole is asked after a look for holes, and before anybody believes it: what the look has taken for a hole may be
-// the end of a file that is being replaced.
-func (d *Device) stillWhole() error {
-	if d.role == Source {
-		return d.CheckRead()
-	}
-	st, err := sys.FstatNow(d.fd())
-	if err == nil && st.Size < d.size {
-		err = fmt.Errorf("it ends at byte %d, not at %d: %w", st.Size, d.size, io.ErrUnexpectedEOF)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", d.path, err)
-	}
-	return nil
-}
-
 // MetadataFile is the metadata.Device over an open metadata device: all I/O
 // goes through its one description, direct where the file system has that, so
 // that what was written and not flushed is not in the page cache for a later

@@ -56,7 +56,7 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	case !st.IsBlock() && !st.IsRegular():
 		return nil, failure(role, role.code(), "open", path, errors.New("neither a block device nor a regular file"), "Check the path.")
 	}
-	if err := host.apart(&Device{path: path, role: role, stat: st, size: host.pathSize(st)}, o.Others); err != nil {
+	if err := host.apart(node{path: path, role: role, stat: st, size: host.pathSize(st)}, o.Others); err != nil {
 		return nil, err
 	}
 	flags := fileFlags(role, o)
@@ -70,7 +70,7 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	if d.stat.Dev != st.Dev || d.stat.Inode != st.Inode {
 		return nil, d.abandon(d.fail("open", errors.New("it changed while it was opened"), "Try again."))
 	}
-	return d.setUp(o)
+	return setup{d, o}.run()
 }
 
 // errReadOnly: a block device that nobody may write.
@@ -123,6 +123,17 @@ func blockFlags(role Role, o Options) int {
 	return os.O_RDWR | os.O_EXCL | syscall.O_DIRECT
 }
 
+// making is how far a file is that Open makes, or that was there and empty.
+type making struct {
+	created bool
+	unnamed bool   // created, and not under its name yet
+	begun   string // the name that it has until then, "" for none
+	grown   bool   // an empty file that was there got its size
+}
+
+// Created says whether Open made the file.
+func (m *making) Created() bool { return m.created }
+
 // create makes a file that appears under its name only when it is what it is to be, however its maker dies:
 //
 //  1. open a file without a name in the folder
@@ -142,7 +153,7 @@ func create(role Role, path string, o Options) (*Device, error) {
 		return nil, err
 	}
 	d.created, d.unnamed = true, true
-	if d, err = d.setUp(o); err != nil || o.DryRun || role == Metadata {
+	if d, err = (setup{d, o}).run(); err != nil || o.DryRun || role == Metadata {
 		return d, err
 	}
 	if err := d.Publish(); err != nil {
@@ -161,7 +172,7 @@ func openBegun(role Role, path string) (*Device, error) {
 		return nil, err
 	}
 	d.path, d.begun = path, path+begunSuffix
-	if err := d.lockFile(Options{}); err != nil {
+	if err := (setup{d, Options{}}).lockFile(); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	if st, err := sys.StatPath(d.begun); err != nil || st.Inode != d.stat.Inode {
@@ -204,7 +215,7 @@ func noNameless(role Role, path string, o Options) error {
 	}
 	folder.path = path
 	defer folder.Close()
-	if err := folder.refuseIndirect(o); err != nil {
+	if err := (setup{folder, o}).refuseIndirect(); err != nil {
 		return err
 	}
 	return folder.fail("try to make", errors.New("its file system cannot tell without making it"), "Make an empty file there yourself, or leave --dry-run out.")
@@ -223,7 +234,7 @@ func open(role Role, path string, flags int) (*Device, error) {
 		}
 		return nil, failure(role, openCode(role, err), "open", path, err, openNext(role, err))
 	}
-	d := &Device{file: f, path: path, role: role}
+	d := &Device{watched: watched{opened: opened{node: node{path: path, role: role}, file: f}}}
 	if d.stat, err = sys.Fstat(d.fd()); err != nil {
 		return nil, d.abandon(d.fail("examine", err, ""))
 	}
@@ -251,193 +262,6 @@ func openNext(role Role, err error) string {
 // for it, and hands the error on.
 func (d *Device) abandon(err error) error {
 	return errors.Join(err, d.Remove(), d.Close())
-}
-
-// setUp locks a file and finds sizes and alignment; on an error d is closed.
-func (d *Device) setUp(o Options) (*Device, error) {
-	d.dry = o.DryRun
-	prepare := d.setUpFile
-	if d.IsBlock() {
-		prepare = d.setUpBlock
-	}
-	err := prepare(o)
-	if err == nil {
-		err = d.refuseUsers(o)
-	}
-	if err != nil {
-		return nil, d.abandon(err)
-	}
-	return d, nil
-}
-
-// setUpBlock reads the geometry of a block device, which O_EXCL has locked.
-func (d *Device) setUpBlock(o Options) error {
-	size, errSize := sys.BlockSize64(d.fd())
-	logical, errLogical := sys.LogicalBlock(d.fd())
-	physical, errPhysical := sys.PhysicalBlock(d.fd())
-	readOnly, errRO := sys.IsReadOnly(d.fd())
-	direct, errDirect := sys.IsDirect(d.fd())
-	if err := errors.Join(errSize, errLogical, errPhysical, errRO, errDirect); err != nil {
-		return d.fail("examine", err, "")
-	}
-	if size == 0 {
-		return d.fail("open", errNoSize, "Insert a medium, or set the device up.")
-	}
-	if readOnly && d.role != Source && !o.ReadOnly {
-		return d.fail("open", errReadOnly, "See `blockdev --setrw`.")
-	}
-	d.size, d.logical, d.physic, d.align, d.direct = size, logical, physical, logical, direct
-	if d.role == Source && o.Shared {
-		d.warn("the source %s is not locked (--source-shared): nobody may mount or write it", d.path)
-	}
-	if d.role == Source {
-		return d.noteBlock()
-	}
-	return nil
-}
-
-// setUpFile, in order: lock; nobody uses the file through a loop device, which
-// no flock keeps away; a file system whose promises are its own; direct I/O;
-// space.
-func (d *Device) setUpFile(o Options) error {
-	if err := d.lockFile(o); err != nil {
-		return err
-	}
-	if err := d.refuseLoop(o); err != nil {
-		return err
-	}
-	if err := d.refuseIndirect(o); err != nil {
-		return err
-	}
-	if err := d.alignFile(o); err != nil {
-		return err
-	}
-	return d.sizeFile(o)
-}
-
-func (d *Device) lockFile(o Options) error {
-	lock := sys.FlockExclusive
-	if d.role == Source || o.ReadOnly {
-		lock = sys.FlockShared
-	}
-	err := lock(d.fd())
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return busy(d.role, "lock", d.path, errors.New("locked by another process"))
-	}
-	if err != nil {
-		return d.fail("lock", err, "")
-	}
-	return nil
-}
-
-func (d *Device) refuseLoop(o Options) error {
-	loops := host.loopsOver(d.stat)
-	if len(loops) == 0 || d.role == Source && o.Shared {
-		return nil
-	}
-	cause := fmt.Errorf("in use: %s", joinHolders(loops))
-	return failure(d.role, exit.Busy, "open", d.path, cause, "Detach it with `losetup -d`, or name the loop device instead.")
-}
-
-func (d *Device) refuseIndirect(o Options) error {
-	if d.role == Source || o.ReadOnly {
-		return nil
-	}
-	name, err := sys.IndirectFS(d.fd())
-	if err != nil {
-		return d.fail("examine", err, "")
-	}
-	if name == "" {
-		return nil
-	}
-	if !o.Force {
-		return d.refuse("open", fmt.Errorf("it lies on a %s file system, whose locks and flushes cannot be relied on", name),
-			"Use a block device or a file on a local file system; --force overrides.")
-	}
-	d.warn("the %s %s lies on a %s file system: a crash may lose data", d.role, d.path, name)
-	return nil
-}
-
-// sizeFile grows a created destination, or one that is empty, and reserves its space, so that a write
-// to an unhydrated region cannot fail for want of it later.
-func (d *Device) sizeFile(o Options) error {
-	d.grown = d.role == Dest && o.Create && d.stat.Size == 0 && !d.created // nobody's data: as one that is made
-	fits := d.created || d.grown || o.Reserve && d.stat.Size >= o.Size
-	if d.role == Dest && fits {
-		if err := d.reserve(o); err != nil {
-			return err
-		}
-	}
-	if d.role == Source {
-		return d.settle()
-	}
-	st, err := sys.Fstat(d.fd())
-	if err != nil {
-		return d.fail("examine", err, "")
-	}
-	d.stat, d.size = st, st.Size
-	if d.grown && d.dry {
-		d.size = o.Size // which it would have
-	}
-	return nil
-}
-
-func (d *Device) reserve(o Options) error {
-	if d.dry {
-		return d.tryReserve(o)
-	}
-	err := sys.Reserve(d.fd(), o.Size)
-	if errors.Is(err, syscall.EOPNOTSUPP) {
-		err = d.doWithoutReserve(o)
-	}
-	if err != nil {
-		return d.fail("reserve space for", fmt.Errorf("%d bytes: %w", o.Size, err), "Free space on its file system.")
-	}
-	moves, err := sys.CopiesOnWrite(d.fd())
-	if moves {
-		d.warn("the file system of the destination %s writes to new places: a full one fails writes, though space is reserved", d.path)
-	}
-	return err
-}
-
-// tryReserve is reserve for a file without a name, which takes no more than a block, or for an empty one, which stays so. Space that only root may take does
-// not count.
-func (d *Device) tryReserve(o Options) error {
-	var err error
-	if d.created {
-		err = sys.Reserve(d.fd(), min(o.Size, pageBlock))
-	}
-	var free int64
-	if errors.Is(err, syscall.EOPNOTSUPP) {
-		err = d.doWithoutReserve(o)
-	} else if err == nil {
-		free, err = sys.Free(d.fd())
-		if err == nil && free < o.Size {
-			err = fmt.Errorf("%w: %d bytes are free", syscall.ENOSPC, free)
-		}
-	}
-	if err == nil && d.created {
-		err = d.file.Truncate(o.Size)
-	}
-	if err != nil {
-		return d.fail("reserve space for", fmt.Errorf("%d bytes: %w", o.Size, err), "Free space on its file system.")
-	}
-	return nil
-}
-
-// doWithoutReserve: there must be space at least now.
-func (d *Device) doWithoutReserve(o Options) error {
-	d.warn("the file system of the destination %s cannot reserve space: a full one fails writes", d.path)
-	free, err := sys.Free(d.fd())
-	switch {
-	case err != nil:
-		return err
-	case !d.created && !d.grown:
-		return nil
-	case free < o.Size:
-		return fmt.Errorf("%w: %d bytes are free", syscall.ENOSPC, free)
-	}
-	return d.file.Truncate(o.Size)
 }
 
 func (d *Device) warn(format string, args ...any) {

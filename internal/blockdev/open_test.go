@@ -242,7 +242,7 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 func device(size int64, logical int) *Device {
-	return &Device{path: "/dev/x", size: size, logical: logical, physic: logical}
+	return &Device{watched: watched{opened: opened{node: node{path: "/dev/x", size: size}}}, units: units{logical: logical, physic: logical}}
 }
 
 func TestMatch(t *testing.T) {

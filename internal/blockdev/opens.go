@@ -26,24 +26,41 @@ var ublkName = regexp.MustCompile(`^ublk(b[0-9]+(p[0-9]+)?|c[0-9]+|-control)$`)
 // HiddenUsers looks for users of a ublk block device that Holders does not find: those that it can name, and
 // how many opens of ublk devices are left that nothing explains.
 func HiddenUsers(path string) (named []Holder, unknown int) {
-	return host.hiddenUsers(filepath.Base(path))
-}
-
-func (t tree) hiddenUsers(device string) (named []Holder, unknown int) {
-	count := func() int { return int(number(t.sys, "module", "ublk_drv", "refcnt")) } // 0: not a module, or none
+	count := func() int { return int(number(host.sys, "module", "ublk_drv", "refcnt")) } // 0: not a module, or none
 	before := count()
-	opens := t.ublkOpens()
+	u, device := host.ublk(), filepath.Base(path)
+	opens := u.uses()
 	unknown = min(before, count()) - opens.seen()
 	if unknown <= 0 {
 		return nil, 0
 	}
-	for _, o := range t.ublkWithoutDescriptor(opens) {
+	for _, o := range u.withoutDescriptor(opens) {
 		unknown--
 		if o.name == device || strings.HasPrefix(o.name, device+"p") {
-			named = append(named, Holder{Kind: "process", PID: o.pid, Command: text(t.proc, strconv.Itoa(o.pid), "comm")})
+			named = append(named, Holder{Kind: "process", PID: o.pid, Command: text(u.proc, strconv.Itoa(o.pid), "comm")})
 		}
 	}
 	return named, max(0, unknown)
+}
+
+// ublkDevices are all ublk block devices of the machine and their partitions, for who counts their users.
+type ublkDevices struct {
+	tree
+	numbers map[uint64]string // their names by number
+}
+
+// ublk looks for the ublk block devices and their partitions.
+func (t tree) ublk() ublkDevices {
+	numbers := map[uint64]string{}
+	for _, pattern := range []string{"block/ublkb*/dev", "block/ublkb*/ublkb*/dev"} {
+		found, _ := filepath.Glob(filepath.Join(t.sys, pattern))
+		for _, path := range found {
+			if dev, ok := parseDev(text(path)); ok {
+				numbers[dev] = filepath.Base(filepath.Dir(path))
+			}
+		}
+	}
+	return ublkDevices{tree: t, numbers: numbers}
 }
 
 // ublkOpen is an open of a ublk device that a process shows.
@@ -71,38 +88,24 @@ func (u ublkUse) has(pid int, name string) bool {
 	return false
 }
 
-func (t tree) ublkOpens() ublkUse {
-	numbers := t.ublkNumbers()
+// uses is what can be seen of the use of all ublk devices.
+func (u ublkDevices) uses() ublkUse {
 	var all ublkUse
-	for _, pid := range t.pids() {
-		for _, o := range t.ublkDescriptors(pid, numbers) {
-			if !t.isDuplicate(all.opens, o) {
+	for _, pid := range u.pids() {
+		for _, o := range u.descriptors(pid) {
+			if !isDuplicate(all.opens, o) {
 				all.opens = append(all.opens, o)
 			}
 		}
 	}
-	all.kernel = t.ublkMounts(numbers) + t.ublkSwaps() + t.ublkOnTop() + len(t.exportHolders(useOfAll(numbers)))
+	all.kernel = u.mounted() + u.swapped() + u.onTop() + len(u.exportHolders(useOfAll(u.numbers)))
 	return all
 }
 
-// ublkNumbers are the device numbers of the ublk block devices and their partitions.
-func (t tree) ublkNumbers() map[uint64]string {
-	numbers := map[uint64]string{}
-	for _, pattern := range []string{"block/ublkb*/dev", "block/ublkb*/ublkb*/dev"} {
-		found, _ := filepath.Glob(filepath.Join(t.sys, pattern))
-		for _, path := range found {
-			if dev, ok := parseDev(text(path)); ok {
-				numbers[dev] = filepath.Base(filepath.Dir(path))
-			}
-		}
-	}
-	return numbers
-}
-
-// ublkDescriptors are a process's descriptors of ublk devices. A device that was deleted under its user is known by its
+// descriptors are a process's descriptors of ublk devices. A device that was deleted under its user is known by its
 // name only, one with a node elsewhere by its number only.
-func (t tree) ublkDescriptors(pid int, numbers map[uint64]string) (all []ublkOpen) {
-	found, _ := filepath.Glob(filepath.Join(t.proc, strconv.Itoa(pid), "fd", "*"))
+func (u ublkDevices) descriptors(pid int) (all []ublkOpen) {
+	found, _ := filepath.Glob(filepath.Join(u.proc, strconv.Itoa(pid), "fd", "*"))
 	for _, path := range found {
 		to := linkTarget(path)
 		if !strings.HasPrefix(to, "/") {
@@ -110,16 +113,23 @@ func (t tree) ublkDescriptors(pid int, numbers map[uint64]string) (all []ublkOpe
 		}
 		name := ublkBase(to)
 		if name == "" {
-			st, err := t.stat(path)
-			if err != nil || !st.IsBlock() || numbers[st.Rdev] == "" {
+			st, err := u.stat(path)
+			if err != nil || !st.IsBlock() || u.numbers[st.Rdev] == "" {
 				continue
 			}
-			name = numbers[st.Rdev]
+			name = u.numbers[st.Rdev]
 		}
 		fd, _ := strconv.Atoi(filepath.Base(path))
 		all = append(all, ublkOpen{name: name, pid: pid, fd: fd})
 	}
 	return all
+}
+
+func useOfAll(numbers map[uint64]string) (u use) {
+	for dev := range numbers {
+		u.devs = append(u.devs, dev)
+	}
+	return u
 }
 
 // ublkBase is the name of the ublk device that a path leads to, "" if it is none.
@@ -132,7 +142,7 @@ func ublkBase(path string) string {
 }
 
 // isDuplicate says whether a descriptor leads to a description that was seen: a dup, or one that a child has inherited.
-func (t tree) isDuplicate(seen []ublkOpen, o ublkOpen) bool {
+func isDuplicate(seen []ublkOpen, o ublkOpen) bool {
 	for _, s := range seen {
 		if s.name != o.name {
 			continue
@@ -144,42 +154,33 @@ func (t tree) isDuplicate(seen []ublkOpen, o ublkOpen) bool {
 	return false
 }
 
-// ublkMounts counts the file systems on ublk devices, in all mount namespaces that a process is in.
-func (t tree) ublkMounts(numbers map[uint64]string) int {
-	systems, seen := map[uint64]bool{}, map[string]bool{}
-	for _, pid := range t.pids() {
-		name := strconv.Itoa(pid)
-		ns := linkTarget(filepath.Join(t.proc, name, "ns", "mnt"))
-		if ns == "" || seen[ns] {
-			continue
-		}
-		seen[ns] = true
-		for _, m := range t.mounts(name) {
-			dev := sys.Mkdev(uint32(m.Major), uint32(m.Minor))
-			if numbers[dev] != "" || ublkBase(m.Source) != "" {
-				systems[dev] = true
-			}
+// mounted counts the file systems on ublk devices, in all mount namespaces that a process is in.
+func (u ublkDevices) mounted() int {
+	systems := map[uint64]bool{}
+	for m := range u.allMounts() {
+		if dev := mountedDev(m); u.numbers[dev] != "" || ublkBase(m.Source) != "" {
+			systems[dev] = true
 		}
 	}
 	return len(systems)
 }
 
-func (t tree) ublkSwaps() (n int) {
-	for line := range strings.Lines(text(t.proc, "swaps")) {
-		if path, _, _ := strings.Cut(line, " "); ublkBase(path) != "" {
+func (u ublkDevices) swapped() (n int) {
+	for path := range u.swaps() {
+		if ublkBase(path) != "" {
 			n++
 		}
 	}
 	return n
 }
 
-// ublkOnTop counts the devices that are made of ublk devices.
-func (t tree) ublkOnTop() (n int) {
+// onTop counts the devices that are made of ublk devices.
+func (u ublkDevices) onTop() (n int) {
 	for _, pattern := range []string{"block/ublkb*/holders/*", "block/ublkb*/ublkb*/holders/*"} {
-		found, _ := filepath.Glob(filepath.Join(t.sys, pattern))
+		found, _ := filepath.Glob(filepath.Join(u.sys, pattern))
 		n += len(found)
 	}
-	found, _ := filepath.Glob(filepath.Join(t.sys, "block/loop*/loop/backing_file"))
+	found, _ := filepath.Glob(filepath.Join(u.sys, "block/loop*/loop/backing_file"))
 	for _, path := range found {
 		if ublkBase(text(path)) != "" {
 			n++
@@ -188,30 +189,13 @@ func (t tree) ublkOnTop() (n int) {
 	return n
 }
 
-// exportHolders are the network targets of the kernel that have that very device open.
-func (t tree) exportHolders(u use) (all []Holder) {
-	for _, e := range t.exports() {
-		if st, err := t.stat(e.path); err == nil && len(u.devs) > 0 && u.is(st) {
-			all = append(all, e.holder())
-		}
-	}
-	return all
-}
-
-func useOfAll(numbers map[uint64]string) (u use) {
-	for dev := range numbers {
-		u.devs = append(u.devs, dev)
-	}
-	return u
-}
-
-// ublkWithoutDescriptor are opens that a process holds without a descriptor: files that it has given to an io_uring
+// withoutDescriptor are opens that a process holds without a descriptor: files that it has given to an io_uring
 // (fdinfo of the ring lists their names), or mapped. A process that has a descriptor of the device as well is
 // taken to mean the same open.
-func (t tree) ublkWithoutDescriptor(seen ublkUse) (all []ublkOpen) {
-	for _, pid := range t.pids() {
+func (u ublkDevices) withoutDescriptor(seen ublkUse) (all []ublkOpen) {
+	for _, pid := range u.pids() {
 		names := map[string]bool{}
-		dir := filepath.Join(t.proc, strconv.Itoa(pid))
+		dir := filepath.Join(u.proc, strconv.Itoa(pid))
 		rings, _ := filepath.Glob(filepath.Join(dir, "fd", "*"))
 		for _, fd := range rings {
 			if strings.Contains(linkTarget(fd), "[io_uring]") {

@@ -41,69 +41,72 @@ const levels = 32
 // on disk, loop on file, device-mapper and md on their members, file on the
 // device of its file system.
 func (t tree) spans(st sys.Stat, size int64) []span {
-	self := span{first: 0, end: size, exact: true, self: true}
-	return t.climb(nil, st, self, levels)
+	c := climb{tree: t}
+	c.from(st, span{first: 0, end: size, exact: true, self: true}, levels)
+	return c.found
 }
 
-func (t tree) climb(found []span, st sys.Stat, s span, levels int) []span {
+// climb goes down from a device to all that it lies on, and notes the spans.
+type climb struct {
+	tree
+	found []span
+}
+
+func (c *climb) from(st sys.Stat, s span, levels int) {
 	if levels == 0 {
-		return found
+		return
 	}
 	if st.IsBlock() {
-		return t.climbBlock(found, st.Rdev, s, levels)
+		c.block(st.Rdev, s, levels)
+		return
 	}
 	s.node = fmt.Sprintf("file %s inode %d", devName(st.Dev), st.Inode)
-	found = append(found, s)
-	if dev, ok := t.fsDevice(st.Dev); ok {
-		found = t.climbBlock(found, dev, span{}, levels-1)
+	c.found = append(c.found, s)
+	if dev, ok := c.fsDevice(st.Dev); ok {
+		c.block(dev, span{}, levels-1)
 	}
-	return found
 }
 
-// climbBlock adds the block device and goes on with what it lies on.
-func (t tree) climbBlock(found []span, rdev uint64, s span, levels int) []span {
+// block adds the block device and goes on with what it lies on.
+func (c *climb) block(rdev uint64, s span, levels int) {
 	s.node = "block " + devName(rdev)
-	found = append(found, s)
-	dir := t.dir(rdev)
+	c.found = append(c.found, s)
+	dir := c.dir(rdev)
 	if dir == "" || levels == 0 {
-		return found
+		return
 	}
 	if id := diskName(dir); id != "" {
 		s.node = "disk " + id
-		found = append(found, s)
+		c.found = append(c.found, s)
 	}
 	s.self = false
 	if isPartition(dir) {
-		return t.climbPartition(found, dir, s, levels-1)
+		c.partition(dir, s, levels-1)
+	} else if st, err := c.backing(dir); err == nil {
+		c.from(st, s.shift(number(dir, "loop", "offset")), levels-1)
+	} else {
+		c.slaves(rdev, s, levels-1)
 	}
-	if st, err := t.backing(dir); err == nil {
-		s = s.shift(number(dir, "loop", "offset"))
-		return t.climb(found, st, s, levels-1)
-	}
-	return t.climbSlaves(found, rdev, s, levels-1)
 }
 
-func (t tree) climbPartition(found []span, dir string, s span, levels int) []span {
-	disk, ok := parseDev(text(filepath.Dir(dir), "dev"))
-	if !ok {
-		return found
+func (c *climb) partition(dir string, s span, levels int) {
+	if disk, ok := parseDev(text(filepath.Dir(dir), "dev")); ok {
+		c.block(disk, s.shift(number(dir, "start")*512), levels)
 	}
-	return t.climbBlock(found, disk, s.shift(number(dir, "start")*512), levels)
 }
 
-// climbSlaves: where a table is linear throughout it is known on which stretches of which devices s lies, so that two
+// slaves: where a table is linear throughout it is known on which stretches of which devices s lies, so that two
 // logical volumes on one disk can be told from two that share bytes of it.
-func (t tree) climbSlaves(found []span, rdev uint64, s span, levels int) []span {
-	if pieces, ok := t.linear(rdev, s); ok {
+func (c *climb) slaves(rdev uint64, s span, levels int) {
+	if pieces, ok := c.linear(rdev, s); ok {
 		for _, p := range pieces {
-			found = t.climbBlock(found, p.dev, p.span, levels)
+			c.block(p.dev, p.span, levels)
 		}
-		return found
+		return
 	}
-	for _, dev := range slaves(t.dir(rdev)) {
-		found = t.climbBlock(found, dev, span{}, levels)
+	for _, dev := range slaves(c.dir(rdev)) {
+		c.block(dev, span{}, levels)
 	}
-	return found
 }
 
 // piece is a stretch of a device that a device-mapper device leads to.
@@ -165,23 +168,6 @@ func (t tree) backing(dir string) (sys.Stat, error) {
 	return known, nil
 }
 
-// fsDevice is the block device of a file system, given st_dev of a file on it.
-// Where st_dev is anonymous (btrfs) the mount table names it.
-func (t tree) fsDevice(dev uint64) (uint64, bool) {
-	if sys.Major(dev) != 0 {
-		return dev, true
-	}
-	for _, m := range t.mounts("self") {
-		if sys.Mkdev(uint32(m.Major), uint32(m.Minor)) != dev || !strings.HasPrefix(m.Source, "/") {
-			continue
-		}
-		if st, err := t.stat(m.Source); err == nil && st.IsBlock() {
-			return st.Rdev, true
-		}
-	}
-	return 0, false
-}
-
 // diskName is a name that two paths to one disk share, "" where the disk has
 // none that is unique in the world (a "t10." name may be made up).
 func diskName(dir string) string {
@@ -197,7 +183,7 @@ func diskName(dir string) string {
 }
 
 // shared is the node on which two devices overlap, "" if they do not.
-func (t tree) shared(a, b *Device) string {
+func (t tree) shared(a, b node) string {
 	return shared(t.spans(a.stat, a.size), t.spans(b.stat, b.size))
 }
 
@@ -215,14 +201,14 @@ func shared(a, b []span) string {
 // apart refuses, with exit code 14 whatever the flags, a device that shares
 // bytes with one of the others, directly or through partitions, loop devices
 // and device-mapper.
-func (t tree) apart(d *Device, others []*Device) error {
+func (t tree) apart(n node, others []*Device) error {
 	for _, other := range others {
-		node := t.shared(d, other)
+		node := t.shared(n, other.node)
 		if node == "" {
 			continue
 		}
 		return &exit.Error{
-			Code: exit.Refused, Doing: fmt.Sprintf("use %s %s as the %s and", other.role, other.path, d.role), Object: d.path,
+			Code: exit.Refused, Doing: fmt.Sprintf("use %s %s as the %s and", other.role, other.path, n.role), Object: n.path,
 			Cause: errors.New("they overlap on " + node), Next: "Source, destination and metadata must be three different devices.",
 		}
 	}

@@ -71,9 +71,9 @@ func TestOverlap(t *testing.T) {
 		{"mpath a", "mpath b", true},
 		{"made-up a", "made-up b", false},
 	} {
-		a := &Device{stat: f.nodes[c.a], size: sizes[c.a]}
-		b := &Device{stat: f.nodes[c.b], size: sizes[c.b]}
-		for _, p := range [][2]*Device{{a, b}, {b, a}} {
+		a := node{stat: f.nodes[c.a], size: sizes[c.a]}
+		b := node{stat: f.nodes[c.b], size: sizes[c.b]}
+		for _, p := range [][2]node{{a, b}, {b, a}} {
 			if got := f.tree.shared(p[0], p[1]); (got != "") != c.want {
 				t.Errorf("%q and %q: share %q, want sharing %v", c.a, c.b, got, c.want)
 			}
@@ -87,7 +87,7 @@ func TestOverlapThroughAnonymousDevice(t *testing.T) {
 	anonymous := sys.Mkdev(0, 40)
 	img := f.file("/mnt/img", anonymous, 7)
 	f.write("proc/self/mountinfo", "50 1 0:40 / /mnt rw - btrfs /dev/sda rw\n")
-	if got := f.tree.shared(&Device{stat: img, size: mib}, &Device{stat: sda, size: mib}); got == "" {
+	if got := f.tree.shared(node{stat: img, size: mib}, node{stat: sda, size: mib}); got == "" {
 		t.Error("a file on btrfs shares nothing with the disk below it")
 	}
 }

@@ -26,7 +26,7 @@ func Peek(role Role, path string, block int) (*Device, error) {
 		return nil, err
 	}
 	if d.IsBlock() {
-		err = d.setUpBlock(Options{ReadOnly: true})
+		err = (setup{d, Options{ReadOnly: true}}).prepareBlock()
 		d.align, d.direct = d.logical, false
 	} else if _, d.align, err = d.directAlign(); err == nil {
 		d.logical, d.size = sector, d.stat.Size
@@ -41,17 +41,6 @@ func Peek(role Role, path string, block int) (*Device, error) {
 		return nil, d.abandon(err)
 	}
 	return d, nil
-}
-
-// Stat is what the path led to when it was opened.
-func (d *Device) Stat() sys.Stat { return d.stat }
-
-// ReadOnly says that nobody may write it, by what its device or file system says.
-func (d *Device) ReadOnly() (bool, error) {
-	if d.IsBlock() {
-		return sys.IsReadOnly(d.fd())
-	}
-	return sys.OnReadOnlyFS(d.fd())
 }
 
 // Answers reads a little at both ends, and returns when the device has answered.

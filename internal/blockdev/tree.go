@@ -3,15 +3,11 @@ package blockdev
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
-
-	"github.com/moby/sys/mountinfo"
 
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
@@ -19,9 +15,8 @@ import (
 // tree is the kernel's own account of its devices and processes. Tests put a
 // folder of their own in its place.
 type tree struct {
-	sys  string // where sysfs is mounted
-	proc string // where procfs is mounted
-	stat func(path string) (sys.Stat, error)
+	sys string // where sysfs is mounted
+	processes
 	// targets is the table of a device-mapper device; nil: nobody can be asked.
 	targets func(rdev uint64) ([]sys.DMTarget, error)
 	// loop is what lies behind a loop device; nil: nobody can be asked.
@@ -30,7 +25,7 @@ type tree struct {
 	claimed func(path string) bool
 }
 
-var host = tree{sys: "/sys", proc: "/proc", stat: sys.StatPath, targets: targets, loop: sys.LoopBacking, claimed: claimed}
+var host = tree{sys: "/sys", processes: processes{proc: "/proc", stat: sys.StatPath}, targets: targets, loop: sys.LoopBacking, claimed: claimed}
 
 // targets asks device-mapper.
 func targets(rdev uint64) ([]sys.DMTarget, error) {
@@ -188,38 +183,4 @@ func partitions(dir string) []uint64 {
 		}
 	}
 	return devs
-}
-
-// mounts are the mounts of one process's view.
-func (t tree) mounts(pid string) []*mountinfo.Info {
-	f, err := os.Open(filepath.Join(t.proc, pid, "mountinfo"))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	return parseMounts(f)
-}
-
-func parseMounts(r io.Reader) []*mountinfo.Info {
-	infos, err := mountinfo.GetMountsFromReader(r, nil)
-	if err != nil {
-		return nil
-	}
-	return infos
-}
-
-// pids are the processes, in ascending order.
-func (t tree) pids() []int {
-	entries, err := os.ReadDir(t.proc)
-	if err != nil {
-		return nil
-	}
-	var pids []int
-	for _, e := range entries {
-		if pid, err := strconv.Atoi(e.Name()); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	slices.Sort(pids)
-	return pids
 }

@@ -23,7 +23,7 @@ type fakeHost struct {
 
 func newFakeHost(t *testing.T) *fakeHost {
 	f := &fakeHost{t: t, root: t.TempDir(), nodes: map[string]sys.Stat{}, sizes: map[string]int64{}, claims: map[string]bool{}}
-	f.tree = tree{sys: filepath.Join(f.root, "sys"), proc: filepath.Join(f.root, "proc"), stat: f.stat}
+	f.tree = tree{sys: filepath.Join(f.root, "sys"), processes: processes{proc: filepath.Join(f.root, "proc"), stat: f.stat}}
 	return f
 }
 

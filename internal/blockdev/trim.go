@@ -55,7 +55,7 @@ func (t tree) steadyZeros(rdev uint64, levels int) Zeros {
 	case "nullb":
 		return ZerosSteady
 	case "sd":
-		return t.trimsToZero(dir)
+		return trimsToZero(dir)
 	default:
 		return ZerosUnknown
 	}
@@ -80,20 +80,8 @@ func (t tree) thinZeros(volume sys.DMTarget) Zeros {
 	return ZerosSteady
 }
 
-// driver is the name by which a driver has registered the major number of its devices (/proc/devices).
-func (t tree) driver(disk uint64) string {
-	major := strconv.FormatUint(uint64(sys.Major(disk)), 10)
-	_, list, _ := strings.Cut(text(t.proc, "devices"), "Block devices:")
-	for line := range strings.Lines(list) {
-		if number, name, _ := strings.Cut(strings.TrimSpace(line), " "); number == major {
-			return name
-		}
-	}
-	return ""
-}
-
 // trimsToZero says of a SCSI disk that it is an ATA disk which promises that what has been trimmed reads as zeros, each time.
-func (t tree) trimsToZero(dir string) Zeros {
+func trimsToZero(dir string) Zeros {
 	const (
 		support, trim          = 169, 1           // words of IDENTIFY DEVICE (ATA8-ACS), and bits of them
 		additional, zeroAlways = 69, 1<<14 | 1<<5 // deterministic, and zeros

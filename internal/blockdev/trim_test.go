@@ -82,12 +82,12 @@ func TestTrimsToZero(t *testing.T) {
 			fmt.Fprintf(&words, "%04x%c", w, " \n"[(i+1)%8/7&1])
 		}
 		f.write("sys/devices/pci0000:00/ata3/link3/dev3.0/ata_device/dev3.0/id", words.String())
-		if got := f.tree.trimsToZero(f.root + "/" + disk); got != c.want {
+		if got := trimsToZero(f.root + "/" + disk); got != c.want {
 			t.Errorf("%04x, %04x: %v", c.word169, c.word69, got)
 		}
 	}
 	for _, dir := range []string{"/devices/pci0000:00/usb1/host4/target4:0:0/4:0:0:0/block/sdb", "/devices/pci0000:00/ata9/host8/block/sdc"} {
-		if f.tree.trimsToZero(f.tree.sys+dir) != ZerosUnknown {
+		if trimsToZero(f.tree.sys+dir) != ZerosUnknown {
 			t.Errorf("%s says nothing, and is believed", dir)
 		}
 	}

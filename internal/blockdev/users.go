@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -35,43 +34,49 @@ const (
 	TolerateEveryone           // by force, or because the former daemon had the same neighbours a moment ago
 )
 
+// usersLimit bounds the search, which looks at paths that may lie on what does not answer.
+const usersLimit = 15 * time.Second
+
+// A program that looks at a new device, as those that assemble arrays do, has it open for writing for a moment.
+const (
+	writerPause = 100 * time.Millisecond
+	writerLooks = 20
+)
+
 // refuseUsers refuses, with exit code 5, a device that somebody else uses and must not. It is open and locked.
-func (d *Device) refuseUsers(o Options) error {
-	if o.ReadOnly || d.role == Source && o.Shared {
+func (s setup) refuseUsers() error {
+	if s.want.ReadOnly || s.role == Source && s.want.Shared {
 		return nil
 	}
-	users, err := d.usersWithin(o, usersLimit)
+	users, err := s.usersWithin(usersLimit)
 	switch {
-	case err != nil && o.Tolerate != TolerateNobody:
-		d.warn("it cannot be told who else uses the %s %s: %v", d.role, d.path, err)
+	case err != nil && s.want.Tolerate != TolerateNobody:
+		s.warn("it cannot be told who else uses the %s %s: %v", s.role, s.path, err)
 	case err != nil:
-		return failure(d.role, exit.Timeout, "look for users of", d.path, err, "A network file system or a device does not answer; --force overrides.")
+		return failure(s.role, exit.Timeout, "look for users of", s.path, err, "A network file system or a device does not answer; --force overrides.")
 	}
 	var refused, told []Holder
 	for _, h := range users {
 		table := h.Kind == "device" // that nobody has open: as a partition that nobody uses
-		if o.Tolerate == TolerateEveryone || h.idle && (table || o.Tolerate == TolerateIdle) {
+		if s.want.Tolerate == TolerateEveryone || h.idle && (table || s.want.Tolerate == TolerateIdle) {
 			told = append(told, h)
 		} else {
 			refused = append(refused, h)
 		}
 	}
 	if len(refused) > 0 {
-		return failure(d.role, exit.Busy, "open", d.path, fmt.Errorf("in use: %s", joinHolders(refused)),
+		return failure(s.role, exit.Busy, "open", s.path, fmt.Errorf("in use: %s", joinHolders(refused)),
 			"Stop whoever uses it, or detach it (`losetup -d`, `dmsetup remove`); --force overrides.")
 	}
 	if len(told) > 0 {
-		d.warn("others use the %s %s too, and may change it: %s", d.role, d.path, joinHolders(told))
+		s.warn("others use the %s %s too, and may change it: %s", s.role, s.path, joinHolders(told))
 	}
 	return nil
 }
 
-// usersLimit bounds the search, which looks at paths that may lie on what does not answer.
-const usersLimit = 15 * time.Second
-
-func (d *Device) usersWithin(o Options, limit time.Duration) ([]Holder, error) {
+func (s setup) usersWithin(limit time.Duration) ([]Holder, error) {
 	found := make(chan []Holder, 1)
-	guard.Go("search for users", func() { found <- d.users(o) })
+	guard.Go("search for users", func() { found <- s.users() })
 	select {
 	case all := <-found:
 		return all, nil
@@ -80,28 +85,22 @@ func (d *Device) usersWithin(o Options, limit time.Duration) ([]Holder, error) {
 	}
 }
 
-func (d *Device) users(o Options) []Holder {
-	all := host.rivals(d.stat, d.size)
-	all = append(all, host.exporters(d.stat, d.size)...)
-	if !d.IsBlock() {
-		return append(all, host.swapHolders(host.use(d.stat))...)
+func (s setup) users() []Holder {
+	ways := host.search(s.stat, s.size)
+	all := append(ways.rivals(), ways.exporters()...)
+	if !s.IsBlock() {
+		return append(all, host.swapHolders(host.use(s.stat))...)
 	}
-	if d.role != Source && o.Tolerate == TolerateNobody {
-		all = append(all, d.lastingWriters()...)
+	if s.role != Source && s.want.Tolerate == TolerateNobody {
+		all = append(all, s.lastingWriters()...)
 	}
 	return all
 }
 
-// A program that looks at a new device, as those that assemble arrays do, has it open for writing for a moment.
-const (
-	writerPause = 100 * time.Millisecond
-	writerLooks = 20
-)
-
 // lastingWriters are those that do not go by themselves.
-func (d *Device) lastingWriters() (found []Holder) {
+func (s setup) lastingWriters() (found []Holder) {
 	for range writerLooks {
-		if found = host.writers(host.use(d.stat)); len(found) == 0 {
+		if found = host.writers(host.use(s.stat)); len(found) == 0 {
 			return nil
 		}
 		time.Sleep(writerPause)
@@ -117,47 +116,7 @@ type base struct {
 	rdev  uint64
 }
 
-func (t tree) base(st sys.Stat, size int64) base {
-	b := base{spans: t.spans(st, size), below: map[string]bool{}}
-	if st.IsBlock() {
-		b.rdev, b.dir = st.Rdev, t.dir(st.Rdev)
-	}
-	for _, s := range b.spans {
-		b.below[s.node] = b.below[s.node] || s.exact
-	}
-	return b
-}
-
 func (b base) meets(other []span) bool { return shared(b.spans, other) != "" }
-
-// rivals are those who use bytes of the device through another one.
-func (t tree) rivals(st sys.Stat, size int64) (all []Holder) {
-	b := t.base(st, size)
-	links, _ := filepath.Glob(filepath.Join(t.sys, "dev", "block", "*"))
-	for _, link := range links {
-		rdev, ok := parseDev(filepath.Base(link))
-		dir := t.dir(rdev)
-		if !ok || dir == "" || rdev == b.rdev {
-			continue
-		}
-		other := sys.BlockStat(rdev)
-		if bytes := number(dir, "size") * 512; bytes == 0 || !b.meets(t.spans(other, bytes)) {
-			continue
-		}
-		if t.hasOpen(os.Getpid(), use{devs: []uint64{rdev}}) {
-			continue // ours, as a source that its clone is about to leave for another way to it: Options.Others says what must be apart
-		}
-		exact, isBelow := b.below["block "+devName(rdev)]
-		switch {
-		case isBelow && !exact, b.covers(dir): // its file system's; the open has asked
-		case isBelow || !maps(dir):
-			all = append(all, t.usersOf(rdev, dir)...)
-		default:
-			all = append(all, t.mapping(rdev, dir))
-		}
-	}
-	return all
-}
 
 // covers says that an exclusive open of the device has found out whether that with this folder is held: it is a partition
 // of it, or its disk.
@@ -165,11 +124,56 @@ func (b base) covers(dir string) bool {
 	return b.dir != "" && (isPartition(dir) && diskOf(dir) == b.dir || isPartition(b.dir) && diskOf(b.dir) == dir)
 }
 
+// search looks for those who reach the bytes of a device by another way than the device itself.
+type search struct {
+	tree
+	of base
+}
+
+func (t tree) search(st sys.Stat, size int64) search {
+	b := base{spans: t.spans(st, size), below: map[string]bool{}}
+	if st.IsBlock() {
+		b.rdev, b.dir = st.Rdev, t.dir(st.Rdev)
+	}
+	for _, s := range b.spans {
+		b.below[s.node] = b.below[s.node] || s.exact
+	}
+	return search{tree: t, of: b}
+}
+
 // maps says that a device is made of others.
 func maps(dir string) bool { return text(dir, "loop", "backing_file") != "" || len(slaves(dir)) > 0 }
 
+// rivals are those who use bytes of the device through another one.
+func (s search) rivals() (all []Holder) {
+	links, _ := filepath.Glob(filepath.Join(s.sys, "dev", "block", "*"))
+	for _, link := range links {
+		rdev, ok := parseDev(filepath.Base(link))
+		dir := s.dir(rdev)
+		if !ok || dir == "" || rdev == s.of.rdev {
+			continue
+		}
+		other := sys.BlockStat(rdev)
+		if bytes := number(dir, "size") * 512; bytes == 0 || !s.of.meets(s.spans(other, bytes)) {
+			continue
+		}
+		if s.hasOpen(os.Getpid(), use{devs: []uint64{rdev}}) {
+			continue // ours, as a source that its clone is about to leave for another way to it: Options.Others says what must be apart
+		}
+		exact, isBelow := s.of.below["block "+devName(rdev)]
+		switch {
+		case isBelow && !exact, s.of.covers(dir): // its file system's; the open has asked
+		case isBelow || !maps(dir):
+			all = append(all, s.usersOf(rdev, dir)...)
+		default:
+			all = append(all, s.mapping(rdev, dir))
+		}
+	}
+	return all
+}
+
 // mapping is a device over bytes of the one in question, as a holder.
-func (t tree) mapping(rdev uint64, dir string) Holder {
+func (s search) mapping(rdev uint64, dir string) Holder {
 	h := Holder{Kind: "device", Where: nodePath(dir)}
 	if text(dir, "loop", "backing_file") != "" {
 		h.Kind = "loop"
@@ -177,7 +181,7 @@ func (t tree) mapping(rdev uint64, dir string) Holder {
 	if name := text(dir, "dm", "name"); name != "" {
 		h.Where += " (" + name + ")"
 	}
-	users := t.usersOf(rdev, dir)
+	users := s.usersOf(rdev, dir)
 	h.idle = len(users) == 0
 	for _, u := range users {
 		if u.Kind != "claim" {
@@ -188,25 +192,24 @@ func (t tree) mapping(rdev uint64, dir string) Holder {
 }
 
 // usersOf are those who use that very device.
-func (t tree) usersOf(rdev uint64, dir string) (all []Holder) {
+func (s search) usersOf(rdev uint64, dir string) (all []Holder) {
 	u := use{devs: []uint64{rdev}}
-	all = append(t.mountHolders(u), t.swapHolders(u)...)
+	all = append(s.mountHolders(u), s.swapHolders(u)...)
 	held, _ := filepath.Glob(filepath.Join(dir, "holders", "*"))
 	if len(all) > 0 || len(held) > 0 || len(partitions(dir)) > 0 {
 		return all // what holds it, or has a partition of it, is looked at by itself
 	}
-	if path := nodePath(dir); t.claimed != nil && t.claimed(path) {
-		all = append(append(all, Holder{Kind: "claim", Where: path}), t.processHolders(u)...)
+	if path := nodePath(dir); s.claimed != nil && s.claimed(path) {
+		all = append(append(all, Holder{Kind: "claim", Where: path}), s.processHolders(u)...)
 	}
 	return all
 }
 
 // exporters are network targets of the kernel that have the device or file as a backing. Those open it without a lock.
-func (t tree) exporters(st sys.Stat, size int64) (all []Holder) {
-	b := t.base(st, size)
-	for _, e := range t.exports() {
-		back, err := t.stat(e.path)
-		if err == nil && b.meets(t.spans(back, t.pathSize(back))) {
+func (s search) exporters() (all []Holder) {
+	for _, e := range s.exports() {
+		back, err := s.stat(e.path)
+		if err == nil && s.of.meets(s.spans(back, s.pathSize(back))) {
 			all = append(all, e.holder())
 		}
 	}
@@ -247,34 +250,14 @@ func lioBacking(dir string) string {
 	return strings.TrimSpace(text(dir, "udev_path"))
 }
 
-// writers are the processes that have the device open to write to it.
-func (t tree) writers(u use) (all []Holder) {
-	for _, h := range t.processHolders(u) {
-		if t.mayWrite(h.PID, u) {
-			all = append(all, h)
+// exportHolders are the network targets of the kernel that have that very device open.
+func (t tree) exportHolders(u use) (all []Holder) {
+	for _, e := range t.exports() {
+		if st, err := t.stat(e.path); err == nil && len(u.devs) > 0 && u.is(st) {
+			all = append(all, e.holder())
 		}
 	}
 	return all
-}
-
-// mayWrite looks at the flags of the descriptors that a process has of a device.
-func (t tree) mayWrite(pid int, u use) bool {
-	dir := filepath.Join(t.proc, strconv.Itoa(pid))
-	found, _ := filepath.Glob(filepath.Join(dir, "fd", "*"))
-	for _, fd := range found {
-		st, err := t.stat(fd)
-		if err != nil || !u.is(st) {
-			continue
-		}
-		for line := range strings.Lines(text(dir, "fdinfo", filepath.Base(fd))) {
-			word, is := strings.CutPrefix(line, "flags:")
-			flags, err := strconv.ParseUint(strings.TrimSpace(word), 8, 32)
-			if is && err == nil && flags&3 != 0 {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // Place is where a device or file lies, for two that nobody has open.

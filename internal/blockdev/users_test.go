@@ -80,7 +80,7 @@ func TestUsers(t *testing.T) {
 		{"/dev/loop3", ""},
 	} {
 		st := f.nodes[c.of]
-		if got := names(f.tree.rivals(st, f.sizes[c.of])); got != c.want {
+		if got := names(f.tree.search(st, f.sizes[c.of]).rivals()); got != c.want {
 			t.Errorf("users of %s: found %q, expected %q", c.of, got, c.want)
 		}
 	}
@@ -90,25 +90,25 @@ func TestUsers(t *testing.T) {
 func TestUsersBelow(t *testing.T) {
 	f := usersHost(t)
 	f.write("proc/10/mountinfo", "50 1 8:48 / /data rw - ext4 /dev/sdd rw\n")
-	if got := names(f.tree.rivals(f.nodes["/dev/loop0"], 10*mib)); got != "mounted on /data" {
+	if got := names(f.tree.search(f.nodes["/dev/loop0"], 10*mib).rivals()); got != "mounted on /data" {
 		t.Errorf("the disk below is mounted: found %q", got)
 	}
 	f.write("proc/10/mountinfo", "")
 	f.claims["/dev/sdd"] = true
-	if got := names(f.tree.rivals(f.nodes["/dev/loop0"], 10*mib)); got != "somebody holds /dev/sdd" {
+	if got := names(f.tree.search(f.nodes["/dev/loop0"], 10*mib).rivals()); got != "somebody holds /dev/sdd" {
 		t.Errorf("the disk below is held: found %q", got)
 	}
 	f.claims["/dev/sdd"] = false
-	all := f.tree.rivals(f.nodes["/dev/sdd"], 100*mib)
+	all := f.tree.search(f.nodes["/dev/sdd"], 100*mib).rivals()
 	if len(all) != 2 || !all[0].idle || !all[1].idle {
 		t.Errorf("loops that nobody uses are not idle: %+v", all)
 	}
 	f.claims["/dev/loop1"] = true
-	if all := f.tree.rivals(f.nodes["/dev/sdd"], 100*mib); len(all) != 2 || !all[0].idle || all[1].idle {
+	if all := f.tree.search(f.nodes["/dev/sdd"], 100*mib).rivals(); len(all) != 2 || !all[0].idle || all[1].idle {
 		t.Errorf("one loop is held: %+v", all)
 	}
 	f.link("proc/"+strconv.Itoa(os.Getpid())+"/fd/3", "/dev/loop1")
-	if all := f.tree.rivals(f.nodes["/dev/sdd"], 100*mib); len(all) != 1 || all[0].Where != "/dev/loop0" {
+	if all := f.tree.search(f.nodes["/dev/sdd"], 100*mib).rivals(); len(all) != 1 || all[0].Where != "/dev/loop0" {
 		t.Errorf("one loop is held by this very process: %+v", all)
 	}
 }
@@ -126,7 +126,7 @@ func TestExporters(t *testing.T) {
 		"/dev/sda": "exported by the NVMe target nqn, namespace 1", "/dev/sda2": "", "/img": "exported by the SCSI target fileio_0/disk",
 		"/dev/loop3": "exported by the SCSI target fileio_0/disk",
 	} {
-		if got := names(f.tree.exporters(f.nodes[of], f.sizes[of])); got != want {
+		if got := names(f.tree.search(f.nodes[of], f.sizes[of]).exporters()); got != want {
 			t.Errorf("exporters of %s: found %q, expected %q", of, got, want)
 		}
 	}

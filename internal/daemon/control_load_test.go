@@ -187,7 +187,7 @@ func TestForeignUser(t *testing.T) {
 // TestPhases: a daemon that is not up tells how far it is, and does nothing else.
 func TestPhases(t *testing.T) {
 	e := newFakeEngine()
-	d := New("", definition.Start{Definition: definition.Definition{Name: "c", Device: "/dev/ublkb7"}, Recover: true}, e, zerolog.Nop())
+	d := New("", definition.Start{Definition: definition.Definition{Name: "c", Added: definition.Added{Device: "/dev/ublkb7"}}, Recover: true}, e, zerolog.Nop())
 	e.waiting = errors.New("process 12 has it open")
 	for _, p := range []struct {
 		phase phase

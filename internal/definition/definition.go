@@ -41,9 +41,13 @@ type Definition struct {
 	// DM names the device-mapper device that lies over the block device, "" for none.
 	DM string `json:"dm,omitempty"`
 
-	// What the daemon adds once it knows, beside the sizes: the block device, and
-	// the mark that the driver keeps for its server, by which a left-over device is
-	// known as this clone's.
+	Added
+}
+
+// Added is what a daemon adds to its definition once it knows, beside the sizes.
+type Added struct {
+	// Device is the block device, and Mark what the driver keeps for its server, by which a left-over device is known as
+	// this clone's.
 	Device string `json:"device,omitempty"`
 	Mark   uint64 `json:"mark,omitempty"`
 	// Unit is systemd's unit that the daemon is the main process of, "" if there is none.

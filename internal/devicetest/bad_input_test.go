@@ -82,7 +82,7 @@ func partition(m *harness.Machine, d *harness.Disk, off, size int64) *harness.Di
 		_, err := os.Stat(path)
 		return err
 	})
-	return &harness.Disk{M: m, Path: path, Size: size}
+	return &harness.Disk{M: &m.Devices, Path: path, Size: size}
 }
 
 // metadataBench is a clone that was deleted, with a few regions hydrated.

@@ -77,7 +77,7 @@ func quickJobs(jobs []job, region int64) []job {
 // and the time that they take, as it happens (6 to 15 % of a second of 178 requests, of which 32 are in flight).
 func measure(m *harness.Machine, path string, k bench.Key, jobs []job) {
 	m.Helper()
-	d := &harness.Disk{M: m, Name: filepath.Base(path)}
+	d := &harness.Disk{M: &m.Devices, Name: filepath.Base(path)}
 	for _, j := range jobs {
 		fio := startFio(m, path, j)
 		time.Sleep(j.ramp)

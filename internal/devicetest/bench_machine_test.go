@@ -310,7 +310,7 @@ func (c *candidate) key(state, job, unit string) bench.Key {
 
 // traffic of the candidate's own device.
 func (c *candidate) traffic() harness.Traffic {
-	return (&harness.Disk{M: c.m, Name: filepath.Base(c.path)}).Traffic()
+	return (&harness.Disk{M: &c.m.Devices, Name: filepath.Base(c.path)}).Traffic()
 }
 
 // clones are the candidates that are clones.
@@ -333,7 +333,7 @@ type running struct {
 func startFio(m *harness.Machine, path string, j job) *running {
 	m.Helper()
 	defer m.Spinner.Spin()()
-	device := &harness.Disk{M: m, Name: filepath.Base(path)}
+	device := &harness.Disk{M: &m.Devices, Name: filepath.Base(path)}
 	before := device.Traffic()
 	r := &running{m: m, cmd: exec.Command("fio", j.args(path, 0)...), out: &strings.Builder{}}
 	r.cmd.Stdout = r.out

@@ -231,7 +231,7 @@ func TestDestTooLarge(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newFullBench(t, kind)
 			source := b.NullBlk("src", harness.NullOptions{MiB: 128})
-			dest := &harness.Disk{M: b.Machine, Path: filepath.Join(b.root, "dest")}
+			dest := &harness.Disk{M: &b.Machine.Devices, Path: filepath.Join(b.root, "dest")}
 			c := b.NewClone(source, dest, b.Missing("meta"))
 			b.ExpectFailure(b.Try(harness.Command, append([]string{"add", c.Name}, c.Args...)...), exit.Dest, "no space left on device", dest.Path)
 			for _, path := range []string{dest.Path, filepath.Join(b.Dir, "meta")} {
@@ -251,7 +251,7 @@ func TestDestReserved(t *testing.T) {
 			b := newFullBench(t, kind)
 			source := b.NullBlk("src", harness.NullOptions{MiB: 16})
 			b.FillDisk(source, harness.Original)
-			dest := &harness.Disk{M: b.Machine, Path: filepath.Join(b.root, "dest")}
+			dest := &harness.Disk{M: &b.Machine.Devices, Path: filepath.Join(b.root, "dest")}
 			c := b.AddClone(source, dest, b.Missing("meta"), "--no-hydration")
 			b.fillUp()
 			w := harness.NewModel(source.Size, 4*harness.KiB)
@@ -281,7 +281,7 @@ func testDestFull(t *testing.T, kind harness.FSKind) {
 	const region, size = 64 * harness.KiB, 16 * harness.MiB
 	source := b.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB, Blocksize: 4096}) // some of them have no smaller ones
 	b.FillDisk(source, harness.Original)
-	dest := &harness.Disk{M: b.Machine, Path: filepath.Join(b.root, "dest"), Size: size}
+	dest := &harness.Disk{M: &b.Machine.Devices, Path: filepath.Join(b.root, "dest"), Size: size}
 	if err := errors.Join(os.WriteFile(dest.Path, nil, 0o600), os.Truncate(dest.Path, size)); err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,7 @@ func newExchangeBench(m *harness.Machine, args ...string) *exchangeBench {
 	m.FillDisk(b.source, harness.Original)
 	m.FillDisk(b.dest, harness.Junk)
 	m.FillDisk(b.other, harness.Junk)
-	b.Clone = m.NewClone(b.source, &harness.Disk{M: m, Path: b.link}, m.Missing("meta"), append([]string{"--no-hydration"}, args...)...)
+	b.Clone = m.NewClone(b.source, &harness.Disk{M: &m.Devices, Path: b.link}, m.Missing("meta"), append([]string{"--no-hydration"}, args...)...)
 	b.lead(b.dest)
 	return b
 }
@@ -191,7 +191,7 @@ func TestDestsOfOneImageExchanged(t *testing.T) {
 	m := harness.New(t)
 	b := newExchangeBench(m, "--source-shared")
 	second := &exchangeBench{model: harness.NewModel(exchangeSize, 4*harness.KiB), source: b.source, dest: b.other, other: b.dest, link: filepath.Join(m.Dir, "dest2")}
-	second.Clone = m.NewClone(b.source, &harness.Disk{M: m, Path: second.link}, m.Missing("meta2"), "--no-hydration", "--source-shared")
+	second.Clone = m.NewClone(b.source, &harness.Disk{M: &m.Devices, Path: second.link}, m.Missing("meta2"), "--no-hydration", "--source-shared")
 	second.Name = "second"
 	second.lead(second.dest)
 	for _, c := range []*exchangeBench{b, second} {
@@ -287,7 +287,7 @@ func TestDestFileReplaced(t *testing.T) {
 	folder := m.Ext4Folder(64)
 	source := m.NullBlk("src", harness.NullOptions{MiB: 16})
 	m.FillDisk(source, harness.Original)
-	dest := &harness.Disk{M: m, Path: filepath.Join(folder, "dest")}
+	dest := &harness.Disk{M: &m.Devices, Path: filepath.Join(folder, "dest")}
 	c := m.AddClone(source, dest, m.Missing("meta"))
 	c.WaitHydrated()
 	c.Del()

@@ -160,7 +160,7 @@ func TestDryRun(t *testing.T) {
 	refused("no such source", m.NewClone(m.Missing("nosource"), dest, m.Missing("meta")), exit.Source)
 	for _, folder := range []string{"/root", "/share"} { // overlay and FUSE: no file is made there, with or without a name
 		untouchedFolder(m, folder, func() {
-			refused("a destination in "+folder, m.NewClone(source, &harness.Disk{M: m, Path: folder + "/dest"}, m.Missing("meta")), exit.Refused)
+			refused("a destination in "+folder, m.NewClone(source, &harness.Disk{M: &m.Devices, Path: folder + "/dest"}, m.Missing("meta")), exit.Refused)
 		})
 	}
 	refused("--open of nothing", c, exit.Metadata, "--open")

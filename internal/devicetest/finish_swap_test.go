@@ -57,7 +57,7 @@ func TestFinishSwap(t *testing.T) {
 			return nil
 		})
 	}
-	goesOn(&harness.Disk{M: m, Name: filepath.Base(c.Status().Device)})
+	goesOn(&harness.Disk{M: &m.Devices, Name: filepath.Base(c.Status().Device)})
 	c.HydrateFast()
 	c.WaitHydrated()
 	m.MustRun(harness.Command, "finish", c.Name)

@@ -48,7 +48,7 @@ func newStorm(t *testing.T) *storm {
 	source := m.NullBlk("src", harness.NullOptions{MiB: stormSize / harness.MiB})
 	m.FillDisk(source, harness.Original)
 	s := &storm{rng: rng, took: map[string]time.Duration{}, kills: map[string]int{}}
-	s.dest, s.meta = &harness.Disk{M: m, Size: stormSize}, &harness.Disk{M: m}
+	s.dest, s.meta = &harness.Disk{M: &m.Devices, Size: stormSize}, &harness.Disk{M: &m.Devices}
 	folder := m.Ext4Folder(64)
 	s.dest.Path, s.meta.Path = filepath.Join(folder, "dest"), filepath.Join(folder, "meta")
 	s.Clone = m.NewClone(source, s.dest, s.meta, "--no-hydration")

@@ -160,7 +160,7 @@ func newLifecycle(t *testing.T, m *harness.Machine) *lifecycle {
 	l.metaUnder = m.NullBlk("meta", harness.NullOptions{MiB: 1})
 	meta := m.Linear(l.meta, l.metaUnder, harness.MiB)
 	folder := m.Ext4Folder(64)
-	l.source = &harness.Disk{M: m, Path: filepath.Join(folder, "source"), Size: lifecycleBytes}
+	l.source = &harness.Disk{M: &m.Devices, Path: filepath.Join(folder, "source"), Size: lifecycleBytes}
 	l.reference = filepath.Join(folder, "reference")
 	m.MustRun("truncate", "-s", fmt.Sprint(lifecycleBytes), l.source.Path)
 	m.FillDisk(l.source, harness.Original)

@@ -189,7 +189,7 @@ func TestRefusedAdd(t *testing.T) {
 	files.Mount(mounted.Path)
 	m.NewExt4(m.Random(), signed, harness.MiB)
 	odd := m.File("odd", 16*harness.MiB-100)
-	missing := &harness.Disk{M: m, Path: "/dev/missing"}
+	missing := &harness.Disk{M: &m.Devices, Path: "/dev/missing"}
 
 	for _, c := range []struct {
 		name                   string

@@ -293,7 +293,7 @@ func TestMetadataReadOnlyFS(t *testing.T) {
 		t.Helper()
 		m.WaitFor(harness.CleanLimit, "nobody to write there", func() error { return unix.Mount("", folder, "", unix.MS_REMOUNT|flags, "") })
 	}
-	meta := &harness.Disk{M: m, Path: filepath.Join(folder, "meta")}
+	meta := &harness.Disk{M: &m.Devices, Path: filepath.Join(folder, "meta")}
 	c := m.AddClone(source, dest, meta, "--no-hydration", "--read-through=off")
 	w, v, buf := harness.NewModel(16*harness.MiB, 4*harness.KiB), m.Open(c.Path, os.O_RDWR), m.Buffer(4096)
 	if err := errors.Join(w.Write(v, buf, 0, false), v.Flush(), w.Write(v, buf, harness.MiB, false)); err != nil {

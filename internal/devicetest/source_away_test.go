@@ -36,7 +36,7 @@ const awayRegion = 64 * harness.KiB
 // newAwayBench makes the clone of source, with region 1 written and 3 written in part.
 func newAwayBench(m *harness.Machine, source *harness.Disk, args ...string) *awayBench {
 	m.Helper()
-	b := &awayBench{link: &harness.Disk{M: m, Path: filepath.Join(m.Dir, "source"), Size: source.Size}}
+	b := &awayBench{link: &harness.Disk{M: &m.Devices, Path: filepath.Join(m.Dir, "source"), Size: source.Size}}
 	b.dest = m.NullBlk("dst", harness.NullOptions{MiB: source.Size / harness.MiB})
 	m.FillDisk(source, harness.Original)
 	m.FillDisk(b.dest, harness.Junk)

@@ -144,14 +144,14 @@ func oneChange(m *harness.Machine, dir string, how sourceChange, loop bool) {
 	path, copied := filepath.Join(dir, how.name), filepath.Join(dir, how.name+".copy")
 	fillFile(m, path, harness.Original)
 	m.MustRun("cp", "-p", path, copied)
-	source := &harness.Disk{M: m, Path: path, Size: changeSize}
+	source := &harness.Disk{M: &m.Devices, Path: path, Size: changeSize}
 	dest := m.NullBlk(how.name, harness.NullOptions{MiB: changeSize / harness.MiB})
 	m.FillDisk(dest, harness.Junk)
 	if loop {
 		source.Path = strings.TrimSpace(m.MustRun("losetup", "-f", "--show", "--direct-io=on", "-r", path))
 		m.Cleanup(func() { m.MustRun("losetup", "-d", source.Path) })
 	}
-	c := &harness.Clone{M: m, Name: "test", Args: harness.AddArgs(source, dest, &harness.Disk{M: m, Path: filepath.Join(m.Dir, how.name+".meta")},
+	c := &harness.Clone{M: m, Name: "test", Args: harness.AddArgs(source, dest, &harness.Disk{M: &m.Devices, Path: filepath.Join(m.Dir, how.name+".meta")},
 		"--region-size", harness.KiBText(changeRegion), "--rate", "512KiB/s", "--min-rate", "none", "--retries", "1")}
 	m.Cleanup(c.Abandon)
 	c.Add()

@@ -138,7 +138,7 @@ func TestNetworkSourceDies(t *testing.T) {
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error", "nbd0")
 	m.MustRun("modprobe", "nbd", "nbds_max=1")
-	image, socket := &harness.Disk{M: m, Path: filepath.Join(m.Dir, "image"), Size: 8 * harness.MiB}, filepath.Join(m.Dir, "nbd.sock")
+	image, socket := &harness.Disk{M: &m.Devices, Path: filepath.Join(m.Dir, "image"), Size: 8 * harness.MiB}, filepath.Join(m.Dir, "nbd.sock")
 	truncateNew(m, image.Path, image.Size)
 	m.FillDisk(image, harness.Original)
 	server := exec.Command("qemu-nbd", "-r", "-f", "raw", "-k", socket, "-t", "-e", "4", image.Path)

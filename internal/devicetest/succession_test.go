@@ -63,7 +63,7 @@ func newHeirBench(t *testing.T, args ...string) *heirBench {
 	b.loop = m.Loop(b.backing.Path, 512)
 	b.link = filepath.Join(m.Dir, "dest")
 	b.lead(b.loop.Path)
-	b.Clone = m.NewClone(b.source, &harness.Disk{M: m, Path: b.link, Size: b.loop.Size}, m.Missing("meta"), append([]string{"--rate", "1MiB/s"}, args...)...)
+	b.Clone = m.NewClone(b.source, &harness.Disk{M: &m.Devices, Path: b.link, Size: b.loop.Size}, m.Missing("meta"), append([]string{"--rate", "1MiB/s"}, args...)...)
 	return b
 }
 

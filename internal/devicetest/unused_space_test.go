@@ -165,7 +165,7 @@ func sparseFile(m *harness.Machine, path string, size, islands int64) *harness.D
 	if err := unix.Fsync(int(f.Fd())); err != nil {
 		m.Fatal(err)
 	}
-	return &harness.Disk{M: m, Path: path, Size: size}
+	return &harness.Disk{M: &m.Devices, Path: path, Size: size}
 }
 
 // Zeros of a source that tells of no holes, as a disk does, need no space in the destination; with --detect-zeroes=off they

@@ -18,7 +18,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-func (h *machine) checkPermission(f *findings) {
+func checkPermission(h *machine, f *findings) {
 	switch {
 	case !h.isRoot():
 		f.unknown("This is not root: what only root can see is not looked at, and clones need root.")
@@ -30,7 +30,7 @@ func (h *machine) checkPermission(f *findings) {
 	}
 }
 
-func (h *machine) checkKernel(f *findings) {
+func checkKernel(h *machine, f *findings) {
 	release := h.Release()
 	bad := false
 	for _, k := range kernelFaults {
@@ -46,7 +46,7 @@ func (h *machine) checkKernel(f *findings) {
 
 const controlNode = "dev/ublk-control"
 
-func (h *machine) checkDriver(f *findings) {
+func checkDriver(h *machine, f *findings) {
 	if !h.there(controlNode) {
 		_, err := os.Stat(h.path("sys/module/ublk_drv"))
 		advice := ublk.DriverAdvice(h.Release(), err == nil, h.path("lib/modules"))
@@ -76,7 +76,7 @@ func (h *machine) configHint() string {
 	return ""
 }
 
-func (h *machine) checkRing(f *findings) {
+func checkRing(h *machine, f *findings) {
 	const sysctl = "`sysctl kernel.io_uring_disabled=0`, and look under /etc/sysctl.d for what has set it."
 	if n, ok := h.number("proc/sys/kernel/io_uring_disabled"); ok && (n == 2 || n == 1 && !h.may(capSysAdmin)) {
 		f.problem(exit.Feature, fmt.Sprintf("io_uring, by which all I/O is done, is switched off: kernel.io_uring_disabled is %d.", n), sysctl)
@@ -110,7 +110,7 @@ var betterFeatures = []struct {
 	{func(f ublk.Features) bool { return f.NoAutoPartScan }, "new devices are not searched for partitions", "7.0"},
 }
 
-func (h *machine) checkFeatures(f *findings) {
+func checkFeatures(h *machine, f *findings) {
 	if !h.there(controlNode) || h.ring() != nil {
 		f.unknown("What the driver offers cannot be asked, as it is not there or io_uring does not work.")
 		return
@@ -144,7 +144,7 @@ func (h *machine) checkFeatures(f *findings) {
 	f.ok("The driver offers all that clones need. With newer ones %s.", strings.Join(lacks, "; "))
 }
 
-func (h *machine) checkDevices(f *findings) {
+func checkDevices(h *machine, f *findings) {
 	limit, ok := h.number("sys/module/ublk_drv/parameters/ublks_max")
 	if !ok {
 		f.unknown("How many devices the driver takes is told when it is loaded.")
@@ -165,7 +165,7 @@ func (h *machine) checkDevices(f *findings) {
 	}
 }
 
-func (h *machine) checkMemory(f *findings) {
+func checkMemory(h *machine, f *findings) {
 	var kib int64
 	if _, err := fmt.Sscanf(h.field("proc/meminfo", "MemAvailable:"), "%d kB", &kib); err != nil {
 		f.unknown("How much memory there is cannot be told.")
@@ -183,7 +183,7 @@ func (h *machine) checkMemory(f *findings) {
 	}
 }
 
-func (h *machine) checkMemoryLock(f *findings) {
+func checkMemoryLock(h *machine, f *findings) {
 	limit, ok := h.hardLimit("Max locked memory")
 	switch {
 	case !h.isRoot() || !ok:
@@ -197,7 +197,7 @@ func (h *machine) checkMemoryLock(f *findings) {
 	}
 }
 
-func (h *machine) checkReclaim(f *findings) {
+func checkReclaim(h *machine, f *findings) {
 	switch {
 	case !h.isRoot():
 		f.unknown("How a daemon stands when memory is short is root's to see.")
@@ -212,7 +212,7 @@ func (h *machine) checkReclaim(f *findings) {
 // openFilesNeed is how many a daemon with some queues has open at most, with all its control connections.
 const openFilesNeed = 128
 
-func (h *machine) checkOpenFiles(f *findings) {
+func checkOpenFiles(h *machine, f *findings) {
 	limit, ok := h.hardLimit("Max open files")
 	switch {
 	case !ok:
@@ -227,10 +227,10 @@ func (h *machine) checkOpenFiles(f *findings) {
 // mapsNeed is what the live map of a clone takes at the start, in bytes.
 const mapsNeed = 2 * footprint.SettledPages << 12
 
-func (h *machine) checkLiveMaps(f *findings) {
+func checkLiveMaps(h *machine, f *findings) {
 	m := h.mountOn(h.maps)
 	if m == nil {
-		h.checkNoSwap(f)
+		checkNoSwap(h, f)
 		return
 	}
 	if m.FSType != "tmpfs" {
@@ -254,7 +254,7 @@ func (h *machine) checkLiveMaps(f *findings) {
 }
 
 // checkNoSwap is for a machine without a clone since its start.
-func (h *machine) checkNoSwap(f *findings) {
+func checkNoSwap(h *machine, f *findings) {
 	err := h.noSwap()
 	old := parseRelease(h.Release()).before(kernelVersion{6, 4, 0})
 	switch {
@@ -267,7 +267,7 @@ func (h *machine) checkNoSwap(f *findings) {
 	}
 }
 
-func (h *machine) checkRunFolder(f *findings) {
+func checkRunFolder(h *machine, f *findings) {
 	info, err := os.Stat(h.path(h.dir))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -277,12 +277,12 @@ func (h *machine) checkRunFolder(f *findings) {
 	case !info.IsDir():
 		f.problem(exit.Other, h.dir+", where daemons have their sockets, is no folder: no clone can be added, and none be asked.", "Move it away.")
 	default:
-		h.checkOwn(f, h.dir, info.Mode(), "where daemons have their sockets")
+		checkOwn(h, f, h.dir, info.Mode(), "where daemons have their sockets")
 	}
 }
 
 // checkOwn looks at a folder that is there.
-func (h *machine) checkOwn(f *findings, dir string, mode fs.FileMode, what string) {
+func checkOwn(h *machine, f *findings, dir string, mode fs.FileMode, what string) {
 	uid, err := h.owner(h.path(dir))
 	denied := h.write(h.path(dir))
 	switch {
@@ -299,7 +299,7 @@ func (h *machine) checkOwn(f *findings, dir string, mode fs.FileMode, what strin
 	}
 }
 
-func (h *machine) checkRecords(f *findings) {
+func checkRecords(h *machine, f *findings) {
 	const what = "where it is kept which destination is partly hydrated"
 	info, err := os.Stat(h.path(h.records))
 	switch {
@@ -313,15 +313,15 @@ func (h *machine) checkRecords(f *findings) {
 		f.warn(h.records+", "+what+", is no folder: metadata that vanish would not be noticed.", "Move it away.")
 		return
 	}
-	h.checkOwn(f, h.records, info.Mode(), what)
+	checkOwn(h, f, h.records, info.Mode(), what)
 	paths, _ := filepath.Glob(h.path(h.records, "*.json"))
 	for _, path := range paths {
-		h.checkRecord(f, path)
+		checkRecord(h, f, path)
 	}
 }
 
 // checkRecord looks whether a destination that is partly hydrated still has its metadata.
-func (h *machine) checkRecord(f *findings, path string) {
+func checkRecord(h *machine, f *findings, path string) {
 	var r records.Record
 	b, err := os.ReadFile(path)
 	if err == nil {
@@ -343,7 +343,7 @@ func (h *machine) checkRecord(f *findings, path string) {
 	f.problem(exit.Metadata, text, "Find those metadata: without them nobody knows which bytes are its own. If that clone was given up, remove "+name+".")
 }
 
-func (h *machine) checkBlkid(f *findings) {
+func checkBlkid(h *machine, f *findings) {
 	if _, err := h.program("blkid"); err == nil {
 		f.ok("blkid is there, which says what a new destination carries.")
 		return
@@ -356,7 +356,7 @@ func (h *machine) checkBlkid(f *findings) {
 		"Install util-linux, or add its folder (/usr/sbin or /sbin) to PATH.")
 }
 
-func (h *machine) checkMachineID(f *findings) {
+func checkMachineID(h *machine, f *findings) {
 	if len(h.text("etc/machine-id")) == 0 {
 		f.warn("This machine has no /etc/machine-id: metadata that another machine uses, or did when it died, cannot be told from its own.",
 			"`systemd-machine-id-setup`, or write 32 hexadecimal digits there.")
@@ -365,7 +365,7 @@ func (h *machine) checkMachineID(f *findings) {
 	f.ok("This machine can be told from others.")
 }
 
-func (h *machine) checkClones(f *findings) {
+func checkClones(h *machine, f *findings) {
 	all, err := h.clones()
 	if err != nil {
 		f.unknown("The clones cannot be listed: %v.", err)
@@ -389,7 +389,7 @@ func (h *machine) checkClones(f *findings) {
 	}
 }
 
-func (h *machine) checkLeftDevices(f *findings) {
+func checkLeftDevices(h *machine, f *findings) {
 	left, err := h.orphans()
 	if err != nil {
 		f.unknown("Devices that nobody serves cannot be looked for: %v.", err)
@@ -405,7 +405,7 @@ func (h *machine) checkLeftDevices(f *findings) {
 }
 
 // checkDisks looks at the destinations of clones: whether the kernel flushes what has a cache, and takes writes.
-func (h *machine) checkDisks(f *findings) {
+func checkDisks(h *machine, f *findings) {
 	all, err := h.clones()
 	if err != nil {
 		f.unknown("The clones cannot be listed: %v.", err)
@@ -413,7 +413,7 @@ func (h *machine) checkDisks(f *findings) {
 	}
 	for i := range all {
 		if disk := h.diskOf(all[i].Dest); disk != "" {
-			h.checkDisk(f, all[i].Dest, disk)
+			checkDisk(h, f, all[i].Dest, disk)
 		}
 	}
 	if len(f.all) == 0 {
@@ -437,7 +437,7 @@ func (h *machine) diskOf(path string) string {
 	return dir
 }
 
-func (h *machine) checkDisk(f *findings, name, disk string) {
+func checkDisk(h *machine, f *findings, name, disk string) {
 	read := func(path string) string {
 		b, _ := os.ReadFile(path)
 		return strings.TrimSpace(string(b))
@@ -454,7 +454,7 @@ func (h *machine) checkDisk(f *findings, name, disk string) {
 	}
 }
 
-func (h *machine) checkService(f *findings) {
+func checkService(h *machine, f *findings) {
 	definitions, _ := filepath.Glob(h.path(definitionsDir, "*.toml"))
 	if len(definitions) == 0 {
 		f.ok("There is no definition under %s.", definitionsDir)

@@ -3,7 +3,7 @@
 // says what that means and what to do. What it cannot see, as without root, it says too. kernel_faults.go lists what is
 // known of some kernels.
 //
-// A new check is a method of machine in checks.go and a line in the table Checks.
+// A new check is a function in checks.go and a line in the table Checks.
 package doctor
 
 import (
@@ -60,25 +60,25 @@ type check struct {
 
 // Checks are all, in the order in which a clone needs what they look at: the first problem gives the exit code.
 var Checks = []check{
-	{"permission", (*machine).checkPermission},
-	{"kernel", (*machine).checkKernel},
-	{"driver", (*machine).checkDriver},
-	{"io-uring", (*machine).checkRing},
-	{"features", (*machine).checkFeatures},
-	{"devices", (*machine).checkDevices},
-	{"memory", (*machine).checkMemory},
-	{"memory-lock", (*machine).checkMemoryLock},
-	{"reclaim", (*machine).checkReclaim},
-	{"open-files", (*machine).checkOpenFiles},
-	{"live-maps", (*machine).checkLiveMaps},
-	{"run-folder", (*machine).checkRunFolder},
-	{"records", (*machine).checkRecords},
-	{"blkid", (*machine).checkBlkid},
-	{"machine-id", (*machine).checkMachineID},
-	{"clones", (*machine).checkClones},
-	{"left-devices", (*machine).checkLeftDevices},
-	{"disks", (*machine).checkDisks},
-	{"service", (*machine).checkService},
+	{"permission", checkPermission},
+	{"kernel", checkKernel},
+	{"driver", checkDriver},
+	{"io-uring", checkRing},
+	{"features", checkFeatures},
+	{"devices", checkDevices},
+	{"memory", checkMemory},
+	{"memory-lock", checkMemoryLock},
+	{"reclaim", checkReclaim},
+	{"open-files", checkOpenFiles},
+	{"live-maps", checkLiveMaps},
+	{"run-folder", checkRunFolder},
+	{"records", checkRecords},
+	{"blkid", checkBlkid},
+	{"machine-id", checkMachineID},
+	{"clones", checkClones},
+	{"left-devices", checkLeftDevices},
+	{"disks", checkDisks},
+	{"service", checkService},
 }
 
 // Examine does all checks.

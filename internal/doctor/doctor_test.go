@@ -201,7 +201,9 @@ func TestDoctorFindsEach(t *testing.T) {
 			h.has(control.Condition{State: control.StateStalled, Mode: "ro", Action: "mend"})
 		}, "clones warning", exit.OK, "mend"},
 		{"a device that is left", func(h *healthy) {
-			h.orphans = func() ([]definition.Definition, error) { return []definition.Definition{{Device: "/dev/ublkb3"}}, nil }
+			h.orphans = func() ([]definition.Definition, error) {
+				return []definition.Definition{{Added: definition.Added{Device: "/dev/ublkb3"}}}, nil
+			}
 		}, "left-devices problem", exit.NoAnswer, "prune"},
 		{"a cache that is not flushed", func(h *healthy) {
 			h.scsiDisk("write through")

@@ -20,7 +20,7 @@ func TestEndAfterRepairInVain(t *testing.T) {
 	}
 	disk := fakedisk.New(metadata.Size(geo.Regions()), 1)
 	store, err := metadata.Create(disk, &metadata.Superblock{
-		UUID: metadata.UUID{1}, RegionSize: geo.RegionSize(), DeviceSize: geo.Size(), LogicalBlockSize: 512,
+		UUID: metadata.UUID{1}, Geometry: metadata.Geometry{RegionSize: geo.RegionSize(), DeviceSize: geo.Size(), LogicalBlockSize: 512},
 	}, metadata.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -37,16 +37,6 @@ const (
 // ErrPowerCut is what every call returns once the power was cut (CutPower).
 var ErrPowerCut = errors.New("fakedisk: power is cut")
 
-type sector [SectorBytes]byte
-type block [BlockBytes]byte
-
-// version is the content that a write gave to a sector.
-type version struct {
-	order uint64 // of the write
-	lost  bool   // a flush of it has failed: no later one makes it durable
-	data  *sector
-}
-
 // Stats are totals of successful calls and of the bytes that they moved.
 type Stats struct {
 	Reads, Writes, Zeroes, Discards, Flushes int
@@ -58,16 +48,14 @@ type Disk struct {
 	size int64
 	seed uint64
 
-	mu      sync.Mutex
-	durable map[int64]*block    // by block number; a missing one is zero
-	cache   map[int64][]version // by sector number, oldest first
-	order   uint64              // of the last write
-	rng     *rand.Rand
-	dense   bool
-	fault   func(Call) *Fault
-	calls   int
-	cut     bool
-	stats   Stats
+	mu sync.Mutex // guards all below
+	media
+	rng   *rand.Rand
+	dense bool
+	fault func(Call) *Fault
+	calls int
+	cut   bool
+	stats Stats
 }
 
 // New returns a disk of size bytes, all zero. Size is a multiple of SectorBytes. The seed
@@ -77,11 +65,10 @@ func New(size int64, seed uint64) *Disk {
 		panic(fmt.Sprintf("fakedisk: size %d is no multiple of %d", size, SectorBytes))
 	}
 	return &Disk{
-		size:    size,
-		seed:    seed,
-		durable: map[int64]*block{},
-		cache:   map[int64][]version{},
-		rng:     rand.New(rand.NewPCG(seed, 0)),
+		size:  size,
+		seed:  seed,
+		media: media{durable: map[int64]*block{}, cache: map[int64][]version{}},
+		rng:   rand.New(rand.NewPCG(seed, 0)),
 	}
 }
 
@@ -171,6 +158,8 @@ func (d *Disk) FlushTo(mark uint64) error {
 		d.stats.Flushes++
 	})
 	if err != nil && !errors.Is(err, ErrPowerCut) { // a cut tells nobody that the flush failed
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		d.lose(mark)
 	}
 	return err
@@ -185,33 +174,6 @@ func (d *Disk) Persist(off, length int64) {
 	}
 }
 
-// harden makes a sector's newest version up to mark durable. Older ones go with it: they
-// were overwritten. Lost ones that are newer stay.
-func (d *Disk) harden(s int64, mark uint64) {
-	versions := d.cache[s]
-	for i := len(versions) - 1; i >= 0; i-- {
-		if v := versions[i]; v.order <= mark && !v.lost {
-			copy(d.block(s * SectorBytes)[s*SectorBytes%BlockBytes:], v.data[:])
-			d.cache[s] = versions[i+1:]
-			break
-		}
-	}
-	if len(d.cache[s]) == 0 {
-		delete(d.cache, s)
-	}
-}
-
-// lose marks what a failed flush should have made durable.
-func (d *Disk) lose(mark uint64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, versions := range d.cache {
-		for i := range versions {
-			versions[i].lost = versions[i].lost || versions[i].order <= mark
-		}
-	}
-}
-
 // NextData returns the first offset >= off at or behind which something was ever written.
 func (d *Disk) NextData(off int64) (int64, error) {
 	next := d.size
@@ -220,67 +182,9 @@ func (d *Disk) NextData(off int64) (int64, error) {
 			next = min(off, d.size)
 			return
 		}
-		for b := range d.durable {
-			next = nearer(next, off, b*BlockBytes, BlockBytes)
-		}
-		for s := range d.cache {
-			next = nearer(next, off, s*SectorBytes, SectorBytes)
-		}
+		next = d.nextWritten(off, d.size)
 	})
 	return next, err
-}
-
-// nearer returns the smaller of next and the first byte >= off of a stretch, if it has one.
-func nearer(next, off, start, length int64) int64 {
-	if start+length <= off {
-		return next
-	}
-	return min(next, max(off, start))
-}
-
-// read copies the visible content.
-func (d *Disk) read(b []byte, off int64) {
-	for at := int64(0); at < int64(len(b)); at += SectorBytes {
-		d.readSector(b[at:at+SectorBytes], off+at)
-	}
-}
-
-func (d *Disk) readSector(b []byte, off int64) {
-	if versions := d.cache[off/SectorBytes]; len(versions) > 0 {
-		copy(b, versions[len(versions)-1].data[:])
-		return
-	}
-	d.readDurable(b, off)
-}
-
-func (d *Disk) readDurable(b []byte, off int64) {
-	if blk := d.durable[off/BlockBytes]; blk != nil {
-		copy(b, blk[off%BlockBytes:])
-		return
-	}
-	clear(b)
-}
-
-// write gives each sector of a range a new version that fill fills; at is its place in
-// the range. fill sees the content before the write.
-func (d *Disk) write(off, length int64, fill func(s *sector, at int64)) {
-	d.order++
-	for at := int64(0); at < length; at += SectorBytes {
-		data := new(sector)
-		fill(data, at)
-		s := (off + at) / SectorBytes
-		d.cache[s] = append(d.cache[s], version{order: d.order, data: data})
-	}
-}
-
-// block returns the durable block at off, made if it is missing.
-func (d *Disk) block(off int64) *block {
-	blk := d.durable[off/BlockBytes]
-	if blk == nil {
-		blk = new(block)
-		d.durable[off/BlockBytes] = blk
-	}
-	return blk
 }
 
 // Unflushed is a sector that has versions in the cache.

@@ -263,11 +263,11 @@ func TestKnowDest(t *testing.T) {
 		}, "another time"},
 	} {
 		sb := &metadata.Superblock{
-			Session: 5, Sequence: 9, BootID: here, DestMark: mark,
+			State: metadata.State{Session: 5}, Sequence: 9, Host: metadata.Host{BootID: here}, DestMark: mark,
 			DestSample: metadata.DestSample{Session: 5, Blocks: table},
 		}
 		c.change(sb)
-		err := e.Know(sb, &metadata.Superblock{BootID: here})
+		err := e.Know(sb, &metadata.Superblock{Host: metadata.Host{BootID: here}})
 		switch {
 		case c.says == "" && err != nil:
 			t.Errorf("%s: %v", c.name, err)
@@ -275,7 +275,7 @@ func TestKnowDest(t *testing.T) {
 			t.Errorf("%s: found %v, expected a refusal that says %q", c.name, err, c.says)
 		}
 		e.Force = true
-		if err := e.Know(sb, &metadata.Superblock{BootID: here}); err != nil {
+		if err := e.Know(sb, &metadata.Superblock{Host: metadata.Host{BootID: here}}); err != nil {
 			t.Errorf("%s, forced: %v", c.name, err)
 		}
 		e.Force = false

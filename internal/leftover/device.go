@@ -64,7 +64,7 @@ func Orphans(d control.Dir) (all []definition.Definition, err error) {
 		waits := info.State == ublk.StateQuiesced || info.State == ublk.StateFailIO
 		defined, err := definedMarks(d)
 		if path := ublk.BlockPath(info.ID); err == nil && (waits || unstarted(info)) && !slices.Contains(defined, info.Private) {
-			all = append(all, definition.Definition{Name: path, Device: path, Mark: info.Private})
+			all = append(all, definition.Definition{Name: path, Added: definition.Added{Device: path, Mark: info.Private}})
 		}
 		return err
 	})

@@ -13,6 +13,9 @@
 //	|                    |       | 2 copies     | page, whole KiB x4|         |          |
 //	+--------------------+-------+--------------+-------------------+-- ... --+----------+----
 //
+// Each part of it is a type that lies over its memory: fixed; words, trouble and place in the state's block; copies; bits.
+// A Map is made of them, and of the file.
+//
 // The identity says whose marks these are: UUID, the boot, the session, the number of regions. It is written
 // before the file gets its name and never changed. The state changes while the clone runs, each word of it by
 // one atomic store: the sequence of the last commit, the mode, whether a flush of the destination failed, whether

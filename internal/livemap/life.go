@@ -29,12 +29,6 @@ const (
 	LifeEnded
 )
 
-// Life is what was noted last.
-func (m *Map) Life() Life { return Life(m.words.life.Load()) }
-
-// SetLife notes it.
-func (m *Map) SetLife(l Life) { m.words.life.Store(uint32(l)) }
-
 // maxPlace is the longest path of metadata that is noted, in bytes.
 const maxPlace = 1000
 
@@ -47,8 +41,7 @@ type place struct {
 }
 
 // SetMetadata notes the path of the metadata. One that is too long is left out.
-func (m *Map) SetMetadata(path string) {
-	p := &sys.As[place](m.mapping)[0]
+func (p *place) SetMetadata(path string) {
 	if len(path) <= maxPlace {
 		p.length.Store(0)
 		copy(p.path[:], path)
@@ -57,8 +50,7 @@ func (m *Map) SetMetadata(path string) {
 }
 
 // Metadata is the path that was noted, "" if there is none.
-func (m *Map) Metadata() string {
-	p := &sys.As[place](m.mapping)[0]
+func (p *place) Metadata() string {
 	return string(p.path[:min(p.length.Load(), maxPlace)])
 }
 

@@ -37,12 +37,18 @@ type Identity struct {
 	Regions uint64
 }
 
-// State of the clone as its last daemon left it.
-type State struct {
-	Commit    uint64 // sequence of the last commit
-	Mode      uint8  // 0 is rw
-	FlushLost bool   // a flush of the destination has failed
-	Loaded    bool   // all that the metadata hold is in the map
+// fileBytes is the size of a map's file.
+func (id Identity) fileBytes() int64 {
+	return id.headerBytes() + int64(bitmap.PagesFor(id.Regions))*bitmap.PageBytes
+}
+
+// headerBytes is where page 0 lies.
+func (id Identity) headerBytes() int64 { return fullBlock*block + id.pageBits() }
+
+// pageBits is what a bit a page takes, in bytes.
+func (id Identity) pageBits() int64 {
+	bits := int64(bitmap.PagesFor(id.Regions))
+	return (bits + 8*block - 1) / (8 * block) * block
 }
 
 const (
@@ -72,37 +78,30 @@ type fixed struct {
 	Identity Identity
 }
 
-// words is the state as it lies in memory, behind the fixed part.
-type words struct {
-	_         [64]byte
-	commit    atomic.Uint64
-	mode      atomic.Uint32
-	flushLost atomic.Uint32
-	events    atomic.Uint64
-	loaded    atomic.Uint32
-	newer     atomic.Uint32 // 1 + which copy of the superblock counts; 0: none
-
-	// Of version 2 from here on, and 0 where a daemon of before has made the map.
-	zeros     atomic.Uint32 // there are bits beside the map (zeros.go)
-	loadedToo atomic.Uint32 // as loaded, with those bits
-
-	life atomic.Uint32 // a Life
-}
-
 // Map is an open file.
 type Map struct {
 	path    string
 	file    *os.File
+	id      Identity
 	mapping *sys.Mapping
-	words   *words
-	// zeroMapping is of zeros.
-	zeroMapping *sys.Mapping
-	trouble     *trouble
-	full        []atomic.Uint64 // a bit a page
-	zeros       []atomic.Uint64 // a bit a page, or nil (zeros.go)
-	pages       []bitmap.Page
-	id          Identity
+
+	// What lies in the mapping, in this order.
+	*words
+	*trouble
+	*place
+	copies
+	full  bits
+	pages []bitmap.Page
+
+	zeroBits // in a file beside the map
 }
+
+// bits are a bit a page. Nobody takes one back.
+type bits []atomic.Uint64
+
+func (b bits) set(page uint64) { b[page/64].Or(1 << (page % 64)) }
+
+func (b bits) has(page uint64) bool { return b[page/64].Load()>>(page%64)&1 != 0 }
 
 // Mount sees to it that dir is a tmpfs of its own. The folder above it must exist.
 func Mount(dir string) error {
@@ -190,10 +189,10 @@ func create(path string, id Identity, st State) (*Map, error) {
 	}
 	m := &Map{path: path, file: f, id: id}
 	if err = f.Truncate(0); err == nil {
-		err = f.Truncate(m.size())
+		err = f.Truncate(m.id.fileBytes())
 	}
 	if err == nil { // the whole header: its memory is there from now on
-		_, err = f.WriteAt(append(encode(id), make([]byte, m.headerSize()-int64(len(encode(id))))...), 0)
+		_, err = f.WriteAt(append(encode(id), make([]byte, m.id.headerBytes()-int64(len(encode(id))))...), 0)
 	}
 	if err == nil {
 		err = m.open()
@@ -209,25 +208,17 @@ func create(path string, id Identity, st State) (*Map, error) {
 	return m, nil
 }
 
-func (m *Map) size() int64 {
-	return m.headerSize() + int64(bitmap.PagesFor(m.id.Regions))*bitmap.PageBytes
-}
-
-// headerSize is where page 0 lies, in bytes.
-func (m *Map) headerSize() int64 {
-	bits := int64(bitmap.PagesFor(m.id.Regions))
-	return fullBlock*block + (bits+8*block-1)/(8*block)*block
-}
-
 // open maps the file.
 func (m *Map) open() (err error) {
-	if m.mapping, err = sys.MapFile(int(m.file.Fd()), int(m.size())); err != nil {
+	if m.mapping, err = sys.MapFile(int(m.file.Fd()), int(m.id.fileBytes())); err != nil {
 		return err
 	}
 	m.words = &sys.As[words](m.mapping)[0]
 	m.trouble = &sys.As[trouble](m.mapping)[0]
-	m.full = sys.As[atomic.Uint64](m.mapping)[fullBlock*block/8 : m.headerSize()/8]
-	m.pages = sys.As[bitmap.Page](m.mapping)[m.headerSize()/bitmap.PageBytes:]
+	m.place = &sys.As[place](m.mapping)[0]
+	m.copies = copies{newer: &m.words.newer, blocks: m.mapping.Bytes()[superblockBlock*block : fullBlock*block]}
+	m.full = sys.As[atomic.Uint64](m.mapping)[fullBlock*block/8 : m.id.headerBytes()/8]
+	m.pages = sys.As[bitmap.Page](m.mapping)[m.id.headerBytes()/bitmap.PageBytes:]
 	return nil
 }
 
@@ -258,8 +249,8 @@ func Open(dir string, uuid [16]byte) (*Map, error) {
 	if err = m.read(uuid); err == nil {
 		err = m.open()
 	}
-	if err == nil {
-		err = m.openZeros()
+	if err == nil && m.words.zeros.Load() != 0 {
+		err = m.zeroBits.open(path, m.id)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open live map %s: %w", path, err), m.unmap(), f.Close())
@@ -286,7 +277,7 @@ func (m *Map) read(uuid [16]byte) error {
 		return fmt.Errorf("%w: wrong header", ErrDamaged)
 	case h.Version != version:
 		return fmt.Errorf("%w: format version %d, this one knows %d", ErrVersion, h.Version, version)
-	case m.id.UUID != uuid || info.Size() != m.size():
+	case m.id.UUID != uuid || info.Size() != m.id.fileBytes():
 		return fmt.Errorf("%w: of other metadata, or of another size", ErrDamaged)
 	}
 	return nil
@@ -318,34 +309,9 @@ func (m *Map) Identity() Identity { return m.id }
 // Path is the file's.
 func (m *Map) Path() string { return m.path }
 
-// State is what the last daemon has set.
-func (m *Map) State() State {
-	return State{
-		Commit: m.words.commit.Load(), Mode: uint8(m.words.mode.Load()),
-		FlushLost: m.words.flushLost.Load() != 0, Loaded: m.words.loaded.Load() != 0 || m.words.loadedToo.Load() != 0,
-	}
-}
-
-// SetCommit notes the sequence of a commit that has succeeded.
-func (m *Map) SetCommit(sequence uint64) { m.words.commit.Store(sequence) }
-
-// SetState notes mode and failed flush. They get better only by an explicit verb (I10), the latter never.
-func (m *Map) SetState(mode uint8, flushLost bool) {
-	m.words.mode.Store(uint32(mode))
-	if flushLost {
-		m.words.flushLost.Store(1)
-	}
-}
-
-// Events is the number of the last event that a daemon of the session has told of.
-func (m *Map) Events() uint64 { return m.words.events.Load() }
-
-// SetEvents notes it.
-func (m *Map) SetEvents(last uint64) { m.words.events.Store(last) }
-
 // SetLoaded notes that all that the metadata hold is in the map: with what is marked it is the whole truth.
 func (m *Map) SetLoaded() {
-	if m.zeros == nil {
+	if m.zeroBits.bits == nil {
 		m.words.loaded.Store(1)
 		return
 	}
@@ -353,32 +319,12 @@ func (m *Map) SetLoaded() {
 	m.words.loaded.Store(0)
 }
 
-// SetSuperblock keeps a copy of the superblock, of SuperblockBytes. One caller at a time.
-func (m *Map) SetSuperblock(b []byte) {
-	next := m.words.newer.Load() % 2 // the other one, which a death in between leaves as it is
-	copy(m.superblock(next), b)
-	m.words.newer.Store(1 + next)
-}
-
-// Superblock is the copy that SetSuperblock has kept, nil if there is none.
-func (m *Map) Superblock() []byte {
-	newer := m.words.newer.Load()
-	if newer == 0 || newer > 2 {
-		return nil
-	}
-	return bytes.Clone(m.superblock(newer - 1))
-}
-
-func (m *Map) superblock(i uint32) []byte {
-	return m.mapping.Bytes()[(superblockBlock+i)*block:][:block]
-}
-
 // SetFull notes that every region of a page is durably hydrated: its memory may be given back, or was never
 // taken. Before that happens (I9).
-func (m *Map) SetFull(page uint64) { m.full[page/64].Or(1 << (page % 64)) }
+func (m *Map) SetFull(page uint64) { m.full.set(page) }
 
 // Full says whether SetFull was called for a page.
-func (m *Map) Full(page uint64) bool { return m.full[page/64].Load()>>(page%64)&1 != 0 }
+func (m *Map) Full(page uint64) bool { return m.full.has(page) }
 
 // Pages is the memory of the region map.
 func (m *Map) Pages() []bitmap.Page { return m.pages }
@@ -421,7 +367,7 @@ func (m *Map) Used(visit func(page uint64) error) error {
 // stretch gives the next pages with memory from page on; none: an empty stretch.
 func (m *Map) stretch(page uint64) (first, end uint64, err error) {
 	fd := int(m.file.Fd())
-	data, err := sys.Data(fd, m.headerSize()+int64(page)*bitmap.PageBytes)
+	data, err := sys.Data(fd, m.id.headerBytes()+int64(page)*bitmap.PageBytes)
 	if errors.Is(err, sys.ErrNoData) {
 		return 0, 0, nil
 	}
@@ -432,7 +378,7 @@ func (m *Map) stretch(page uint64) (first, end uint64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	header := m.headerSize()
+	header := m.id.headerBytes()
 	first = uint64(data-header) / bitmap.PageBytes
 	return first, min(uint64(len(m.pages)), uint64(hole-header+bitmap.PageBytes-1)/bitmap.PageBytes), nil
 }
@@ -446,7 +392,7 @@ func (m *Map) Close() error {
 }
 
 func (m *Map) unmap() (err error) {
-	for _, mapping := range [...]*sys.Mapping{m.mapping, m.zeroMapping} {
+	for _, mapping := range [...]*sys.Mapping{m.mapping, m.zeroBits.mapping} {
 		if mapping != nil {
 			err = errors.Join(err, mapping.Close())
 		}
@@ -457,7 +403,7 @@ func (m *Map) unmap() (err error) {
 // Remove unlinks the file: its session has ended, or never began. The memory stays until Close.
 func (m *Map) Remove() error {
 	err := os.Remove(m.path)
-	if zeros := os.Remove(zerosPath(strings.TrimSuffix(m.path, ".new"))); m.zeros != nil {
+	if zeros := os.Remove(zerosPath(strings.TrimSuffix(m.path, ".new"))); m.zeroBits.bits != nil {
 		err = errors.Join(err, zeros)
 	}
 	if err != nil {

@@ -31,36 +31,36 @@ type trouble struct {
 }
 
 // Deaths is how many daemons in a row have died soon after their start.
-func (m *Map) Deaths() uint32 { return m.trouble.deaths.Load() }
+func (t *trouble) Deaths() uint32 { return t.deaths.Load() }
 
 // SetDeaths counts them.
-func (m *Map) SetDeaths(n uint32) { m.trouble.deaths.Store(n) }
+func (t *trouble) SetDeaths(n uint32) { t.deaths.Store(n) }
 
 // SetSuspect notes the only request that is at work.
-func (m *Map) SetSuspect(r Request) {
-	m.trouble.off, m.trouble.length = r.Off, r.Length
-	m.trouble.op.Store(r.Op)
+func (t *trouble) SetSuspect(r Request) {
+	t.off, t.length = r.Off, r.Length
+	t.op.Store(r.Op)
 }
 
 // ClearSuspect notes that it is answered.
-func (m *Map) ClearSuspect() { m.trouble.op.Store(0) }
+func (t *trouble) ClearSuspect() { t.op.Store(0) }
 
 // Suspect is the request that was at work when a daemon died, if there was one.
-func (m *Map) Suspect() (r Request, ok bool) {
-	r = Request{Op: m.trouble.op.Load(), Off: m.trouble.off, Length: m.trouble.length}
+func (t *trouble) Suspect() (r Request, ok bool) {
+	r = Request{Op: t.op.Load(), Off: t.off, Length: t.length}
 	return r, r.Op != 0
 }
 
 // Blames are the requests that daemons have died of, as SetBlames has kept them.
-func (m *Map) Blames() []Blame {
-	n := min(m.trouble.blamed, MaxBlames)
-	return append([]Blame(nil), m.trouble.blames[:n]...)
+func (t *trouble) Blames() []Blame {
+	n := min(t.blamed, MaxBlames)
+	return append([]Blame(nil), t.blames[:n]...)
 }
 
 // SetBlames keeps the last MaxBlames.
-func (m *Map) SetBlames(all []Blame) {
+func (t *trouble) SetBlames(all []Blame) {
 	all = all[max(0, len(all)-MaxBlames):]
-	m.trouble.blamed = 0 // a death in between forgets them
-	copy(m.trouble.blames[:], all)
-	m.trouble.blamed = uint64(len(all))
+	t.blamed = 0 // a death in between forgets them
+	copy(t.blames[:], all)
+	t.blamed = uint64(len(all))
 }

@@ -30,37 +30,19 @@ const zerosMagic = "ublkzero"
 // zerosPath is the file beside a map.
 func zerosPath(path string) string { return strings.TrimSuffix(path, ".map") + ".zeros" }
 
-// zerosSize is that of the file, in bytes.
-func (m *Map) zerosSize() int64 { return block + (m.headerSize() - fullBlock*block) }
+// zeroBits are those bits, in their file beside the map.
+type zeroBits struct {
+	mapping *sys.Mapping
+	bits    bits // nil: there are none
+}
 
 // KeepZeros makes the bits, none of them set, unless the map has them already.
 func (m *Map) KeepZeros() error {
-	if m.zeros != nil {
+	if m.zeroBits.bits != nil {
 		return nil
 	}
-	if err := m.makeZeros(); err != nil {
+	if err := m.zeroBits.create(m.path, m.id); err != nil {
 		return fmt.Errorf("make bits beside live map %s: %w", m.path, err)
-	}
-	return nil
-}
-
-func (m *Map) makeZeros() error {
-	path := strings.TrimSuffix(m.path, ".new")
-	var f *os.File
-	err := withNames(filepath.Dir(path), func() (err error) { // the map has its name already: collectZeros leaves them alone
-		f, err = os.OpenFile(zerosPath(path), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	b := make([]byte, m.zerosSize()) // its memory is there from now on
-	copy(b, encodeAs(zerosMagic, m.id))
-	if _, err = f.WriteAt(b, 0); err == nil {
-		err = m.mapZeros(f)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(zerosPath(path)))
 	}
 	m.words.zeros.Store(1)
 	if m.words.loaded.Load() != 0 {
@@ -69,45 +51,62 @@ func (m *Map) makeZeros() error {
 	return nil
 }
 
-// openZeros opens the bits of a map that has some.
-func (m *Map) openZeros() error {
-	if m.words.zeros.Load() == 0 {
-		return nil
+// create makes the file beside a map, which may have its name already or not.
+func (z *zeroBits) create(path string, id Identity) error {
+	path = strings.TrimSuffix(path, newSuffix)
+	var f *os.File
+	err := withNames(filepath.Dir(path), func() (err error) { // the map has its name already: collectZeros leaves them alone
+		f, err = os.OpenFile(zerosPath(path), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+		return err
+	})
+	if err != nil {
+		return err
 	}
-	f, err := os.OpenFile(zerosPath(m.path), os.O_RDWR, 0)
+	b := make([]byte, block+id.pageBits()) // its memory is there from now on
+	copy(b, encodeAs(zerosMagic, id))
+	if _, err = f.WriteAt(b, 0); err == nil {
+		err = z.mapFile(f, id)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(zerosPath(path)))
+	}
+	return nil
+}
+
+// open opens the file beside a map that has one.
+func (z *zeroBits) open(path string, id Identity) error {
+	f, err := os.OpenFile(zerosPath(path), os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	want := encodeAs(zerosMagic, m.id)
+	want := encodeAs(zerosMagic, id)
 	got := make([]byte, len(want))
 	_, err = f.ReadAt(got, 0)
 	info, statErr := f.Stat()
-	if err = errors.Join(err, statErr); err == nil && (string(got) != string(want) || info.Size() != m.zerosSize()) {
+	if err = errors.Join(err, statErr); err == nil && (string(got) != string(want) || info.Size() != block+id.pageBits()) {
 		err = errors.New("of other metadata, or of another size")
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("%w: %s: %w", ErrDamaged, f.Name(), err), f.Close())
 	}
-	return m.mapZeros(f)
+	return z.mapFile(f, id)
 }
 
-// mapZeros maps the file, which it closes.
-func (m *Map) mapZeros(f *os.File) (err error) {
-	m.zeroMapping, err = sys.MapFile(int(f.Fd()), int(m.zerosSize()))
+// mapFile maps the file, which it closes.
+func (z *zeroBits) mapFile(f *os.File, id Identity) (err error) {
+	z.mapping, err = sys.MapFile(int(f.Fd()), int(block+id.pageBits()))
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	m.zeros = sys.As[atomic.Uint64](m.zeroMapping)[block/8:]
+	z.bits = sys.As[atomic.Uint64](z.mapping)[block/8:]
 	return f.Close()
 }
 
 // Zeros are the bits for bitmap.Map.KeepZeros; nil: there are none.
-func (m *Map) Zeros() []atomic.Uint64 { return m.zeros }
+func (z *zeroBits) Zeros() []atomic.Uint64 { return z.bits }
 
 // Zero says whether the bit of a page is set.
-func (m *Map) Zero(page uint64) bool {
-	return m.zeros != nil && m.zeros[page/64].Load()>>(page%64)&1 != 0
-}
+func (z *zeroBits) Zero(page uint64) bool { return z.bits != nil && z.bits.has(page) }
 
 // EachZero calls visit for each page whose bit is set, in order, until it fails.
 func (m *Map) EachZero(visit func(page uint64) error) error {

@@ -67,12 +67,41 @@ func (d Data) Slice(at, n int64) Data {
 	return d
 }
 
+// backend is the backend I/O of a loop.
+type backend struct {
+	ring        *Ring
+	handler     Handler
+	ops         []operation // by token
+	done        fifo        // ended without the kernel
+	outstanding int         // with the kernel, or in line at a port
+	// alonePriority is the I/O priority of what is read alone.
+	alonePriority uint16
+
+	err error // the first failure of the ring: it ends the loop
+}
+
+// Err is why Run will end, or nil. Called on the loop's thread.
+func (b *backend) Err() error { return b.err }
+
+// Idle says that no backend I/O is outstanding. Called on the loop's thread.
+func (b *backend) Idle() bool { return b.outstanding == 0 && b.done.empty() }
+
+// Outstanding is how many backend I/Os are with the kernel, or in line. Called on the loop's thread.
+func (b *backend) Outstanding() int { return b.outstanding }
+
+// keep remembers the first failure of the ring; Run ends with it.
+func (b *backend) keep(err error) {
+	if err != nil && b.err == nil {
+		b.err = err
+	}
+}
+
 // Port is a loop's way to a File: no more than a limit of I/Os there are with the kernel at a time, others wait in
 // order. What the queue of a device cannot take is handed to worker threads by the kernel, 63 to 68 % of the requests
 // to one with 5 places at depth 32: 35 thousand requests a second, 43 thousand with at most 10 in flight (6.18, one
 // CPU of 1 GIPS). Its methods are called on the loop's thread; each I/O ends with Handler.Complete.
 type Port struct {
-	loop     *Loop
+	backend  *backend
 	file     *File
 	fd       int // for entries: the file's, or what Ring.fix has answered
 	limit    int
@@ -82,20 +111,20 @@ type Port struct {
 
 // Open makes a way to f with at most limit I/Os at a time; 0 is no limit. It needs no Close: it is let go of when
 // nothing is in flight there.
-func (l *Loop) Open(f *File, limit int) *Port {
+func (b *backend) Open(f *File, limit int) *Port {
 	if limit == 0 {
-		limit = len(l.ops)
+		limit = len(b.ops)
 	}
-	return &Port{loop: l, file: f, fd: f.fd, limit: limit}
+	return &Port{backend: b, file: f, fd: f.fd, limit: limit}
 }
 
 // OpenFixed is Open of the one file that the loop's ring has registered from now on, for as long as there is the loop, or until LetGo:
 // 0.4 % of the IOPS of writes at S=1. Where it cannot be, for want of memory or because there is one, it is Open. (The
 // driver's commands would gain nothing that can be measured, and what is registered outlives its close: a device whose
 // ublkcN it is cannot be deleted.)
-func (l *Loop) OpenFixed(f *File, limit int) *Port {
-	p := l.Open(f, limit)
-	if fd, err := l.ring.fix(f.fd); err == nil {
+func (b *backend) OpenFixed(f *File, limit int) *Port {
+	p := b.Open(f, limit)
+	if fd, err := b.ring.fix(f.fd); err == nil {
 		p.fd = fd
 	}
 	return p
@@ -103,15 +132,15 @@ func (l *Loop) OpenFixed(f *File, limit int) *Port {
 
 // LetGo lets the file go that OpenFixed has registered, so that it can be closed: no backend I/O is outstanding, and there
 // is none on that port any more. OpenFixed may follow. Called on the loop's thread.
-func (l *Loop) LetGo() error { return l.ring.unfix() }
+func (b *backend) LetGo() error { return b.ring.unfix() }
 
 // GiveUp ends with errno what is in line, which the kernel has not been told of. It says how much is with the kernel. Called
 // on the loop's thread, not from Handler.Complete.
 func (p *Port) GiveUp(errno unix.Errno) (withKernel int) {
 	for !p.waiting.empty() {
-		token := p.waiting.pop(p.loop.ops)
-		p.loop.outstanding--
-		p.loop.end(token, errno)
+		token := p.waiting.pop(p.backend.ops)
+		p.backend.outstanding--
+		p.backend.end(token, errno)
 	}
 	return p.inFlight
 }
@@ -162,10 +191,10 @@ func (p *Port) Flush(token uint32) {
 }
 
 // Refuse ends with errno, without any file.
-func (l *Loop) Refuse(token uint32, errno unix.Errno) {
-	op := l.free(token)
+func (b *backend) Refuse(token uint32, errno unix.Errno) {
+	op := b.free(token)
 	op.step, op.refused = stepRefused, errno
-	l.done.push(l.ops, token)
+	b.done.push(b.ops, token)
 }
 
 // zeroStep is the best way to zero f that is not known to fail.
@@ -180,8 +209,8 @@ func zeroStep(f *File, unmap bool) step {
 }
 
 // free is the operation of a token, which nothing is under way with.
-func (l *Loop) free(token uint32) *operation {
-	op := &l.ops[token]
+func (b *backend) free(token uint32) *operation {
+	op := &b.ops[token]
 	if op.step != stepIdle {
 		panic("backend I/O started on a token in use")
 	}
@@ -190,7 +219,7 @@ func (l *Loop) free(token uint32) *operation {
 
 // take makes an operation of a token, without data.
 func (p *Port) take(token uint32, st step, off, length int64) *operation {
-	op := p.loop.free(token)
+	op := p.backend.free(token)
 	op.step, op.dsync, op.alone, op.wait, op.given = st, false, false, false, 0
 	op.port, op.off, op.length = p, off, length
 	return op
@@ -198,46 +227,46 @@ func (p *Port) take(token uint32, st step, off, length int64) *operation {
 
 // start begins an operation, or puts it in line.
 func (p *Port) start(token uint32) {
-	l := p.loop
-	switch op := &l.ops[token]; {
+	b := p.backend
+	switch op := &b.ops[token]; {
 	case op.length == 0:
-		l.done.push(l.ops, token)
+		b.done.push(b.ops, token)
 	case p.inFlight == p.limit:
-		p.waiting.push(l.ops, token)
-		l.outstanding++
+		p.waiting.push(b.ops, token)
+		b.outstanding++
 	default:
 		p.inFlight++
-		l.outstanding++
-		l.issue(token, op)
+		b.outstanding++
+		b.issue(token, op)
 	}
 }
 
 // issue prepares the entry for what is left of op.
-func (l *Loop) issue(token uint32, op *operation) {
+func (b *backend) issue(token uint32, op *operation) {
 	user, fd := userBackend|uint64(token), op.port.fd
 	switch op.step {
 	case stepRead:
-		l.keep(l.ring.Read(fd, op.off, op.data, l.priority(op), user))
+		b.keep(b.ring.Read(fd, op.off, op.data, b.priority(op), user))
 	case stepWrite:
-		l.keep(l.ring.Write(fd, op.off, op.data, writeFlags(op.dsync), user))
+		b.keep(b.ring.Write(fd, op.off, op.data, writeFlags(op.dsync), user))
 	case stepPunch:
-		l.keep(l.ring.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
+		b.keep(b.ring.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
 	case stepZeroRange:
-		l.keep(l.ring.Fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
+		b.keep(b.ring.Fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
 	case stepZeroWrite:
-		l.keep(l.ring.Write(fd, op.off, zeroPiece(op.length), 0, user))
+		b.keep(b.ring.Write(fd, op.off, zeroPiece(op.length), 0, user))
 	case stepDiscard:
-		l.issueDiscard(op, user)
+		b.issueDiscard(op, user)
 	case stepFlush:
-		l.keep(l.ring.Fdatasync(fd, user))
+		b.keep(b.ring.Fdatasync(fd, user))
 	}
 }
 
 // priority of a read. The block layer joins only what has the same (blk_rq_merge_ok, block/blk-merge.c, 6.12 and
 // 7.3), and nothing else has the priority of what is read alone, but for that of every eighth loop.
-func (l *Loop) priority(op *operation) uint16 {
+func (b *backend) priority(op *operation) uint16 {
 	if op.alone {
-		return l.alonePriority
+		return b.alonePriority
 	}
 	return 0
 }
@@ -256,32 +285,32 @@ func zeroPiece(length int64) Data {
 }
 
 // issueDiscard: a block device has a command for it, a file gives up the space.
-func (l *Loop) issueDiscard(op *operation, user uint64) {
+func (b *backend) issueDiscard(op *operation, user uint64) {
 	fd := op.port.fd
 	if op.port.file.block {
-		l.keep(l.ring.BlockDiscard(fd, op.off, op.length, op.wait, user))
+		b.keep(b.ring.BlockDiscard(fd, op.off, op.length, op.wait, user))
 		return
 	}
-	l.keep(l.ring.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
+	b.keep(b.ring.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
 }
 
 // backendDone is the kernel's answer to issue. The operation goes on if there is something left, otherwise
 // its place goes to the next in line.
-func (l *Loop) backendDone(token uint32, res int32) {
-	op := &l.ops[token]
+func (b *backend) backendDone(token uint32, res int32) {
+	op := &b.ops[token]
 	again, err := op.advance(res)
 	if again {
-		l.issue(token, op)
+		b.issue(token, op)
 		return
 	}
-	l.outstanding--
+	b.outstanding--
 	if p := op.port; p.waiting.empty() {
 		p.inFlight--
 	} else {
-		next := p.waiting.pop(l.ops)
-		l.issue(next, &l.ops[next])
+		next := p.waiting.pop(b.ops)
+		b.issue(next, &b.ops[next])
 	}
-	l.end(token, err)
+	b.end(token, err)
 }
 
 // advance takes the kernel's result. It says whether the operation is to be issued again, for its rest or in
@@ -350,21 +379,21 @@ func (op *operation) failed(errno unix.Errno) (again bool, err error) {
 }
 
 // end frees the token and tells the handler, in this order: the handler may use the token at once.
-func (l *Loop) end(token uint32, err error) {
-	l.ops[token].step = stepIdle
-	l.handler.Complete(token, err)
+func (b *backend) end(token uint32, err error) {
+	b.ops[token].step = stepIdle
+	b.handler.Complete(token, err)
 }
 
 // endDone ends the operations that needed no kernel, those that were there when it began: an operation of no
 // length that starts another would keep the loop here.
-func (l *Loop) endDone() {
-	for n := l.done.n; n > 0; n-- {
-		token := l.done.pop(l.ops)
+func (b *backend) endDone() {
+	for n := b.done.n; n > 0; n-- {
+		token := b.done.pop(b.ops)
 		var err error
-		if op := &l.ops[token]; op.step == stepRefused {
+		if op := &b.ops[token]; op.step == stepRefused {
 			err = op.refused
 		}
-		l.end(token, err)
+		b.end(token, err)
 	}
 }
 

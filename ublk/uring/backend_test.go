@@ -364,8 +364,8 @@ func TestReadAlone(t *testing.T) {
 	must(t, os.WriteFile(f.Name(), fill(make([]byte, 4096), 0xff), 0o600))
 	buf := mapTestBuffer(t, 4096)
 	l.Open(newTestFile(t, f), 0).ReadAlone(0, 0, Memory(buf))
-	last := (l.ring.tail - 1) & l.ring.sqMask * l.ring.stride
-	got := (*sqe)(unsafe.Pointer(&l.ring.sqes[last])).ioprio
+	last := (l.ring.sq.prepared - 1) & l.ring.sq.mask * l.ring.sq.stride
+	got := (*sqe)(unsafe.Pointer(&l.ring.sq.sqes[last])).ioprio
 	if got == 0 || got != l.alonePriority || got == other.alonePriority {
 		t.Errorf("priority %#x, the loops' are %#x and %#x", got, l.alonePriority, other.alonePriority)
 	}

@@ -10,7 +10,7 @@ import (
 
 // lastEntry is what the kernel will be asked last.
 func lastEntry(l *Loop) sqe {
-	return *(*sqe)(unsafe.Pointer(&l.ring.sqes[((l.ring.tail-1)&l.ring.sqMask)*l.ring.stride]))
+	return *(*sqe)(unsafe.Pointer(&l.ring.sq.sqes[((l.ring.sq.prepared-1)&l.ring.sq.mask)*l.ring.sq.stride]))
 }
 
 // TestEntries: each operation asks the kernel for what it is, with all of its flags, whatever the token was used for

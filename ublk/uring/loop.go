@@ -47,19 +47,10 @@ var loops atomic.Uint32
 
 // Loop serves one locked thread. See the package comment.
 type Loop struct {
-	ring     *Ring
+	backend
 	waker    *waker
-	handler  Handler
 	commands CommandHandler // handler, if it is one
-
-	ops         []operation // by token
-	done        fifo        // ended without the kernel
-	outstanding int         // with the kernel, or in line at a port
-	// alonePriority is the I/O priority of what is read alone.
-	alonePriority uint16
-
-	err     error // the first failure of the ring: it ends the loop
-	stopped bool
+	stopped  bool
 	// abandoned: Run does not wait for what is outstanding.
 	abandoned bool
 }
@@ -70,8 +61,7 @@ func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 	if o.Tokens < 0 || o.Commands < 0 || o.Slots < 0 {
 		return nil, fmt.Errorf("make loop: negative size in %+v", o)
 	}
-	l := &Loop{handler: h, ops: make([]operation, o.Tokens)}
-	l.alonePriority = bestEffort | uint16(loops.Add(1)%8)
+	l := &Loop{backend: backend{handler: h, ops: make([]operation, o.Tokens), alonePriority: bestEffort | uint16(loops.Add(1)%8)}}
 	l.commands, _ = h.(CommandHandler)
 	if _, err := zeros(); err != nil {
 		return nil, err
@@ -119,15 +109,9 @@ func (l *Loop) round() {
 
 func (l *Loop) finished() bool { return l.err != nil || l.stopped && (l.abandoned || l.Idle()) }
 
-// Err is why Run will end, or nil. Called on the loop's thread.
-func (l *Loop) Err() error { return l.err }
-
 // Batched says that completions come only from the call with which a round begins: all that Handler.Complete is called with
 // in a round had ended before the first of them.
 func (l *Loop) Batched() bool { return l.ring.flags&setupDeferTaskrun != 0 }
-
-// Idle says that no backend I/O is outstanding. Called on the loop's thread.
-func (l *Loop) Idle() bool { return l.outstanding == 0 && l.done.empty() }
 
 // submitAndWait submits what the last round prepared and waits for something to do.
 func (l *Loop) submitAndWait() {
@@ -207,13 +191,6 @@ func GivenUp(res int32, times int) bool {
 // givenLimit is how often an entry that never began is issued again.
 const givenLimit = 1000
 
-// keep remembers the first failure of the ring; Run ends with it.
-func (l *Loop) keep(err error) {
-	if err != nil && l.err == nil {
-		l.err = err
-	}
-}
-
 // Wake makes the loop do a round soon, with its Drain. It may be called from any thread, does not block and
 // does not allocate; many calls before the loop has woken are one. After Close it does nothing.
 func (l *Loop) Wake() { l.waker.ring() }
@@ -226,9 +203,6 @@ func (l *Loop) Submit() {
 		l.keep(err)
 	}
 }
-
-// Outstanding is how many backend I/Os are with the kernel, or in line. Called on the loop's thread.
-func (l *Loop) Outstanding() int { return l.outstanding }
 
 // Abandon lets Run return though backend I/O is outstanding that may never end. Its memory is the kernel's for as long as it
 // lasts: it must stay mapped until the process ends. A registered file is let go of: nothing of that is outstanding. Called

@@ -36,27 +36,34 @@ type Completion struct {
 
 // Ring is an io_uring. Its methods are called on the thread that made it.
 //
-// tail and head are this side's cursors, sqHead, sqTail, cqHead and cqTail the words shared with the kernel.
-// What the kernel has taken is always read from sqHead and never counted by hand, so that an interrupted
+// What the kernel has taken is always read from its word and never counted by hand, so that an interrupted
 // submit loses nothing and repeats nothing.
 type Ring struct {
-	fd     int
-	flags  uint32 // accepted by the kernel
-	rings  []byte // mapping: both queues
-	sqes   []byte // mapping: entries
-	stride uint32 // bytes from an entry to the next
-	fixed  bool   // a file is registered
+	fd    int
+	flags uint32 // accepted by the kernel
+	rings []byte // mapping: both queues
+	fixed bool   // a file is registered
+	sq    submissions
+	cq    completions
+}
 
-	sqHead, sqTail *uint32
-	sqMask         uint32
-	sqEntries      uint32
-	tail           uint32 // prepared up to here; published by Enter
+// submissions are the queue of entries. head and tail are shared with the kernel, prepared is this side's cursor.
+type submissions struct {
+	sqes       []byte // mapping: entries
+	stride     uint32 // bytes from an entry to the next
+	head, tail *uint32
+	mask       uint32
+	entries    uint32
+	prepared   uint32 // up to here; published by Enter
+}
 
-	cqHead, cqTail *uint32
-	cqMask         uint32
-	cqes           []cqe
-	head           uint32 // taken by Next up to here; published when it has run dry
-	seen           uint32 // cqTail as last read
+// completions are the queue of what has ended. head and tail are shared with the kernel, taken is this side's cursor.
+type completions struct {
+	head, tail *uint32
+	mask       uint32
+	cqes       []cqe
+	taken      uint32 // by Next up to here; published when it has run dry
+	seen       uint32 // tail as last read
 }
 
 // preferredFlags make completions run on the waiting thread and only there: 3 to 12 % of requests a second.
@@ -80,9 +87,9 @@ func NewRing(o Options) (*Ring, error) {
 	if errno != 0 {
 		return nil, fmt.Errorf("set up io_uring of %d entries: %w", o.Entries, errno)
 	}
-	r := &Ring{fd: fd, flags: p.flags, stride: sqeSize}
+	r := &Ring{fd: fd, flags: p.flags, sq: submissions{stride: sqeSize}}
 	if o.BigSQE {
-		r.stride = bigSQESize
+		r.sq.stride = bigSQESize
 	}
 	err := r.mapQueues(&p)
 	if err == nil && o.Slots > 0 {
@@ -114,22 +121,22 @@ func (r *Ring) mapQueues(p *params) error {
 	if r.rings, err = unix.Mmap(r.fd, offSQRing, int(size), prot, flags); err != nil {
 		return fmt.Errorf("map io_uring queues: %w", err)
 	}
-	if r.sqes, err = unix.Mmap(r.fd, offSQEs, int(p.sqEntries*r.stride), prot, flags); err != nil {
+	if r.sq.sqes, err = unix.Mmap(r.fd, offSQEs, int(p.sqEntries*r.sq.stride), prot, flags); err != nil {
 		return fmt.Errorf("map io_uring entries: %w", err)
 	}
 	base := unsafe.Pointer(unsafe.SliceData(r.rings))
 	word := func(off uint32) *uint32 { return (*uint32)(unsafe.Add(base, off)) }
-	r.sqHead, r.sqTail = word(p.sqOff.head), word(p.sqOff.tail)
-	r.sqMask, r.sqEntries = *word(p.sqOff.ringMask), p.sqEntries
-	r.cqHead, r.cqTail = word(p.cqOff.head), word(p.cqOff.tail)
-	r.cqMask = *word(p.cqOff.ringMask)
-	r.cqes = unsafe.Slice((*cqe)(unsafe.Add(base, p.cqOff.cqes)), p.cqEntries)
+	r.sq.head, r.sq.tail = word(p.sqOff.head), word(p.sqOff.tail)
+	r.sq.mask, r.sq.entries = *word(p.sqOff.ringMask), p.sqEntries
+	r.cq.head, r.cq.tail = word(p.cqOff.head), word(p.cqOff.tail)
+	r.cq.mask = *word(p.cqOff.ringMask)
+	r.cq.cqes = unsafe.Slice((*cqe)(unsafe.Add(base, p.cqOff.cqes)), p.cqEntries)
 	array := unsafe.Slice(word(p.sqOff.array), p.sqEntries)
 	for i := range array {
 		array[i] = uint32(i)
 	}
-	r.tail, r.head = atomic.LoadUint32(r.sqTail), atomic.LoadUint32(r.cqHead)
-	r.seen = r.head
+	r.sq.prepared, r.cq.taken = atomic.LoadUint32(r.sq.tail), atomic.LoadUint32(r.cq.head)
+	r.cq.seen = r.cq.taken
 	return nil
 }
 
@@ -178,9 +185,9 @@ func (r *Ring) unfix() error {
 // method may follow.
 func (r *Ring) Close() error {
 	var errs []error
-	if r.sqes != nil {
-		errs = append(errs, unix.Munmap(r.sqes))
-		r.sqes = nil
+	if r.sq.sqes != nil {
+		errs = append(errs, unix.Munmap(r.sq.sqes))
+		r.sq.sqes = nil
 	}
 	if r.rings != nil {
 		errs = append(errs, unix.Munmap(r.rings))
@@ -198,12 +205,12 @@ func (r *Ring) Close() error {
 
 // Pending is the number of entries that were prepared and that the kernel has not taken.
 func (r *Ring) Pending() uint32 {
-	return r.tail - atomic.LoadUint32(r.sqHead)
+	return r.sq.prepared - atomic.LoadUint32(r.sq.head)
 }
 
 // Ready is the number of completions that Next would return without another Enter.
 func (r *Ring) Ready() uint32 {
-	return atomic.LoadUint32(r.cqTail) - r.head
+	return atomic.LoadUint32(r.cq.tail) - r.cq.taken
 }
 
 // Enter submits everything prepared and returns when at least wait completions are ready. It also runs
@@ -245,26 +252,26 @@ func (r *Ring) enter(submit, wait uint32, raw bool) unix.Errno {
 // publish shows the kernel the entries up to tail. The store is a release (paired with the acquire in
 // io_sqring_entries, io_uring.c, 6.12): the entries are written before it.
 func (r *Ring) publish() {
-	atomic.StoreUint32(r.sqTail, r.tail)
+	atomic.StoreUint32(r.sq.tail, r.sq.prepared)
 }
 
 // Next takes the next completion. It is called until it says false; only then are the places given back to
 // the kernel. The load of the tail is an acquire (paired with the release in io_commit_cqring, io_uring.h,
 // 6.12).
 func (r *Ring) Next() (Completion, bool) {
-	if r.head == r.seen && !r.refill() {
+	if r.cq.taken == r.cq.seen && !r.refill() {
 		return Completion{}, false
 	}
-	c := &r.cqes[r.head&r.cqMask]
-	r.head++
+	c := &r.cq.cqes[r.cq.taken&r.cq.mask]
+	r.cq.taken++
 	return Completion{UserData: c.userData, Res: c.res}, true
 }
 
 // refill gives the places taken back to the kernel and reads its tail again; false: nothing new.
 func (r *Ring) refill() bool {
-	if *r.cqHead != r.head {
-		atomic.StoreUint32(r.cqHead, r.head)
+	if *r.cq.head != r.cq.taken {
+		atomic.StoreUint32(r.cq.head, r.cq.taken)
 	}
-	r.seen = atomic.LoadUint32(r.cqTail)
-	return r.seen != r.head
+	r.cq.seen = atomic.LoadUint32(r.cq.tail)
+	return r.cq.seen != r.cq.taken
 }

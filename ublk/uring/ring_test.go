@@ -162,15 +162,15 @@ func FuzzRing(f *testing.F) {
 				}
 			case 2: // submit, wait for up to n
 				outstanding := prepared - reaped
-				wait := min(n, outstanding, uint64(r.cqMask)+1)
+				wait := min(n, outstanding, uint64(r.cq.mask)+1)
 				if err := r.Enter(uint32(wait), n&1 == 0); err != nil && !errors.Is(err, unix.EBUSY) {
 					t.Fatalf("enter: %v", err)
 				}
 			case 3:
 				take()
 			}
-			if p := uint64(r.Pending()); p > uint64(r.sqEntries) {
-				t.Fatalf("%d entries pending in a queue of %d", p, r.sqEntries)
+			if p := uint64(r.Pending()); p > uint64(r.sq.entries) {
+				t.Fatalf("%d entries pending in a queue of %d", p, r.sq.entries)
 			}
 		}
 		for reaped != prepared {
@@ -293,10 +293,10 @@ func TestPayload(t *testing.T) {
 		}
 		payload := bytes.Repeat([]byte{0xa5}, c.max)
 		must(t, r.Command(-1, 0x11223344, 0x66, payload, 0x55))
-		if !bytes.Equal(r.sqes[cmdOffset:cmdOffset+c.max], payload) {
+		if !bytes.Equal(r.sq.sqes[cmdOffset:cmdOffset+c.max], payload) {
 			t.Errorf("%s: the payload is not at %d", c.name, cmdOffset)
 		}
-		if got := r.sqes[8:16]; !bytes.Equal(got, []byte{0x44, 0x33, 0x22, 0x11, 0, 0, 0, 0}) {
+		if got := r.sq.sqes[8:16]; !bytes.Equal(got, []byte{0x44, 0x33, 0x22, 0x11, 0, 0, 0, 0}) {
 			t.Errorf("%s: command and padding are % x", c.name, got)
 		}
 	}

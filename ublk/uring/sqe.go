@@ -8,17 +8,17 @@ import (
 
 // next returns a cleared entry. When the queue is full, what is in it is submitted first.
 func (r *Ring) next() (*sqe, error) {
-	if r.Pending() == r.sqEntries {
+	if r.Pending() == r.sq.entries {
 		if err := r.makeRoom(); err != nil {
 			return nil, err
 		}
 	}
-	off := (r.tail & r.sqMask) * r.stride
-	r.tail++
-	s := (*sqe)(unsafe.Pointer(&r.sqes[off]))
+	off := (r.sq.prepared & r.sq.mask) * r.sq.stride
+	r.sq.prepared++
+	s := (*sqe)(unsafe.Pointer(&r.sq.sqes[off]))
 	*s = sqe{}
-	if r.stride > sqeSize {
-		clear(r.sqes[off+sqeSize : off+r.stride])
+	if r.sq.stride > sqeSize {
+		clear(r.sq.sqes[off+sqeSize : off+r.sq.stride])
 	}
 	return s, nil
 }
@@ -28,7 +28,7 @@ func (r *Ring) makeRoom() error {
 	r.publish()
 	errno := r.enter(r.Pending(), 0, false)
 	switch {
-	case r.Pending() < r.sqEntries:
+	case r.Pending() < r.sq.entries:
 		return nil
 	case errno == 0, errno == unix.EAGAIN, errno == unix.EBUSY, errno == unix.EINTR:
 		return ErrFull
@@ -148,7 +148,7 @@ func (r *Ring) BlockDiscard(fd int, off, length int64, wait bool, user uint64) e
 // Command prepares a driver's command op (IORING_OP_URING_CMD); addr is its own field, which some commands use;
 // payload is copied into the entry: at most 16 bytes, 80 with BigSQE.
 func (r *Ring) Command(fd int, op uint32, addr uint64, payload []byte, user uint64) error {
-	if len(payload) > int(r.stride)-cmdOffset {
+	if len(payload) > int(r.sq.stride)-cmdOffset {
 		return unix.EMSGSIZE
 	}
 	s, err := r.next()
@@ -157,7 +157,7 @@ func (r *Ring) Command(fd int, op uint32, addr uint64, payload []byte, user uint
 	}
 	s.opcode, s.userData, s.off, s.addr = opURingCmd, user, uint64(op), addr
 	s.file(fd)
-	copy(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(s), cmdOffset)), r.stride-cmdOffset), payload)
+	copy(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(s), cmdOffset)), r.sq.stride-cmdOffset), payload)
 	return nil
 }
 
@@ -176,4 +176,4 @@ func (r *Ring) Cancel(target, user uint64) error {
 func (r *Ring) Flags() uint32 { return r.flags }
 
 // Entries is the size of the submission queue.
-func (r *Ring) Entries() uint32 { return r.sqEntries }
+func (r *Ring) Entries() uint32 { return r.sq.entries }

@@ -24,7 +24,7 @@ const spinnerStart = 100 * time.Millisecond
 func outsideOfGuest() bool { return os.Getenv("BENCH_NATIVE") == "1" }
 
 // startSpinner for the time of a test; it is stopped at first.
-func (m *Machine) startSpinner() {
+func (m *Guest) startSpinner() {
 	m.Helper()
 	if !Counting() || outsideOfGuest() {
 		return
@@ -63,11 +63,11 @@ func (s *Spinner) Spin() (stop func()) {
 }
 
 // HasKernelClone loads dm-clone.
-func (m *Machine) HasKernelClone() bool { return m.Try("modprobe", "dm-clone").Code == 0 }
+func (m *Guest) HasKernelClone() bool { return m.Try("modprobe", "dm-clone").Code == 0 }
 
 // cachePrograms brings programs into the page cache: a wait for the host's files would leap over the
 // time limits of the daemon.
-func (m *Machine) cachePrograms(names ...string) {
+func (m *Guest) cachePrograms(names ...string) {
 	m.Helper()
 	for _, name := range names {
 		path, err := exec.LookPath(name)

@@ -64,7 +64,7 @@ func (c *Clone) Resident() (all, shared int64) {
 // KillableQueues is how many queues a clone may have whose daemons are killed while they take over. A kernel before
 // 6.15 crashes when that comes between the FETCH of one queue and that of another (ublk.Device.Start). Drivers with
 // QUIESCE_DEV, since 6.16, are newer.
-func (m *Machine) KillableQueues() string {
+func (m *Guest) KillableQueues() string {
 	m.Helper()
 	ctl, err := ublk.OpenControl()
 	if err != nil {

@@ -18,7 +18,7 @@ const (
 
 // Disk is a block device of the test's, or a file in the place of one.
 type Disk struct {
-	M    *Machine
+	M    *Devices
 	Path string // /dev/..., or the file's
 	Name string // of the block device in /sys/block; "" for a file
 	Size int64  // bytes
@@ -40,7 +40,7 @@ type NullOptions struct {
 const NullBlkFolder = "/sys/kernel/config/nullb"
 
 // NullBlk makes a null_blk device called null<role>.
-func (m *Machine) NullBlk(role string, o NullOptions) *Disk {
+func (m *Devices) NullBlk(role string, o NullOptions) *Disk {
 	m.Helper()
 	name := "null" + role
 	folder := filepath.Join(NullBlkFolder, name)
@@ -100,14 +100,14 @@ const pacedRequest = 64 << 10
 // boundRequests: null_blk grants a limited device the bytes of 20 ms at a time, and a request larger than that
 // never (null_handle_throttled, main.c, 7.3). Before 7.3 its largest request is 127 KiB, and so it is here on all:
 // larger ones leave much of what is granted unused.
-func (m *Machine) boundRequests(d *Disk, mbps int) {
+func (m *Devices) boundRequests(d *Disk, mbps int) {
 	m.Helper()
 	granted := mbps * int(KiB) / 50
 	m.WriteFile(filepath.Join("/sys/block", d.Name, "queue/max_sectors_kb"), strconv.Itoa(min(granted/4*4, 127)))
 }
 
 // Block describes a block device that is there, or about to be.
-func (m *Machine) Block(path string) *Disk {
+func (m *Devices) Block(path string) *Disk {
 	m.Helper()
 	d := &Disk{M: m, Path: path, Name: filepath.Base(path)}
 	m.WaitFor(CleanLimit, path, func() error {
@@ -120,7 +120,7 @@ func (m *Machine) Block(path string) *Disk {
 }
 
 // Loop makes a loop device with logical blocks of that size over a file.
-func (m *Machine) Loop(file string, block int) *Disk {
+func (m *Devices) Loop(file string, block int) *Disk {
 	m.Helper()
 	path := strings.TrimSpace(m.MustRun("losetup", "--find", "--show", "--sector-size", strconv.Itoa(block), file))
 	m.Cleanup(func() { m.MustRun("losetup", "--detach", path) })
@@ -129,20 +129,20 @@ func (m *Machine) Loop(file string, block int) *Disk {
 
 // Linear makes a device-mapper device of that size, in bytes, over the beginning of another: any size
 // that sectors allow.
-func (m *Machine) Linear(name string, under *Disk, size int64) *Disk {
+func (m *Devices) Linear(name string, under *Disk, size int64) *Disk {
 	m.Helper()
 	return m.Mapper(name, fmt.Sprintf("0 %d linear %s 0", size/Sector, under.Path))
 }
 
 // Known is linear with something that the device is known by, as a disk by its serial number. The others of
 // the tests have nothing.
-func (m *Machine) Known(name string, under *Disk, size int64) *Disk {
+func (m *Devices) Known(name string, under *Disk, size int64) *Disk {
 	m.Helper()
 	return m.Mapper(name, fmt.Sprintf("0 %d linear %s 0", size/Sector, under.Path), "--uuid", "devicetest-"+name)
 }
 
 // Mapper makes a device-mapper device.
-func (m *Machine) Mapper(name, table string, args ...string) *Disk {
+func (m *Devices) Mapper(name, table string, args ...string) *Disk {
 	m.Helper()
 	m.MustRun("dmsetup", append([]string{"create", name, "--table", table}, args...)...)
 	m.Cleanup(func() { m.MustRun("dmsetup", "remove", "--retry", name) })
@@ -150,14 +150,14 @@ func (m *Machine) Mapper(name, table string, args ...string) *Disk {
 }
 
 // MapperPath is the node of a device-mapper device: without udev there is no link of its name.
-func (m *Machine) MapperPath(name string) string {
+func (m *Devices) MapperPath(name string) string {
 	m.Helper()
 	minor := strings.TrimSpace(m.MustRun("dmsetup", "info", "--columns", "--noheadings", "-o", "minor", name))
 	return "/dev/dm-" + minor
 }
 
 // File makes a sparse file of size bytes in the test's folder.
-func (m *Machine) File(name string, size int64) *Disk {
+func (m *Devices) File(name string, size int64) *Disk {
 	m.Helper()
 	path := filepath.Join(m.Dir, name)
 	f, err := os.Create(path)
@@ -172,7 +172,7 @@ func (m *Machine) File(name string, size int64) *Disk {
 }
 
 // Missing is a file that add is to make.
-func (m *Machine) Missing(name string) *Disk {
+func (m *Devices) Missing(name string) *Disk {
 	return &Disk{M: m, Path: filepath.Join(m.Dir, name)}
 }
 
@@ -198,7 +198,7 @@ func (d *Disk) Traffic() Traffic {
 }
 
 // Number reads a file that holds one.
-func (m *Machine) Number(path string) int64 {
+func (m *Guest) Number(path string) int64 {
 	m.Helper()
 	n, err := strconv.ParseInt(strings.TrimSpace(m.ReadFile(path)), 10, 64)
 	if err != nil {
@@ -208,7 +208,7 @@ func (m *Machine) Number(path string) int64 {
 }
 
 // ReadFile reads a file, such as one of sysfs, whole.
-func (m *Machine) ReadFile(path string) string {
+func (m *Guest) ReadFile(path string) string {
 	m.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -218,7 +218,7 @@ func (m *Machine) ReadFile(path string) string {
 }
 
 // WriteFile writes to a file that is there, as in sysfs.
-func (m *Machine) WriteFile(path, text string) {
+func (m *Guest) WriteFile(path, text string) {
 	m.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err == nil {
@@ -231,7 +231,7 @@ func (m *Machine) WriteFile(path, text string) {
 }
 
 // DropCaches makes the next reads of files come from their devices.
-func (m *Machine) DropCaches() {
+func (m *Guest) DropCaches() {
 	m.Helper()
 	m.WriteFile("/proc/sys/vm/drop_caches", "3")
 }
@@ -252,7 +252,7 @@ func (o NullOptions) Sized(mib int64) NullOptions {
 }
 
 // Erase makes metadata empty.
-func (m *Machine) Erase(d *Disk) {
+func (m *Contents) Erase(d *Disk) {
 	m.Helper()
 	m.FillDisk(d, Zeros)
 }

@@ -7,6 +7,9 @@
 //	w := harness.NewModel(...)          what every sector of it must hold (Model), through a Volume
 //	files := m.NewExt4(...)             a file system with files whose checksums are known (FileTree)
 //
+// A Machine is made of layers: Guest runs commands and waits, Contents fills and compares devices, Devices makes them, and
+// Machine itself has the clones and the file systems. What is made from one knows only that.
+//
 // Every helper fails the test when it cannot do its work, and gives everything back when the test ends, in the reverse
 // order, also when it fails. Then the machine is looked over: no ublk device, daemon, socket, loop, device-mapper or null_blk
 // device is left, and the kernel has not complained (KernelLog).

@@ -9,7 +9,7 @@ import (
 // Device-mapper devices that change while they are open.
 
 // Reload gives a device another table, a target a line.
-func (m *Machine) Reload(name, table string) {
+func (m *Devices) Reload(name, table string) {
 	m.Helper()
 	path := filepath.Join(m.Dir, name+".table")
 	if err := os.WriteFile(path, []byte(table), 0o644); err != nil {
@@ -21,13 +21,13 @@ func (m *Machine) Reload(name, table string) {
 }
 
 // Fails turns a device into one that fails all I/O, works makes it what it was.
-func (m *Machine) Fails(name string, size int64) {
+func (m *Devices) Fails(name string, size int64) {
 	m.Helper()
 	m.Reload(name, fmt.Sprintf("0 %d error", size/Sector))
 }
 
 // Works makes a device-mapper device that was made by name answer again, from the device under it.
-func (m *Machine) Works(name string, size int64, under *Disk) {
+func (m *Devices) Works(name string, size int64, under *Disk) {
 	m.Helper()
 	m.Reload(name, fmt.Sprintf("0 %d linear %s 0", size/Sector, under.Path))
 }
@@ -40,7 +40,7 @@ type FaultyDisk struct {
 }
 
 // FaultyDisk makes one of so many MiB, sound to begin with.
-func (m *Machine) FaultyDisk(role string, mib int64) *FaultyDisk {
+func (m *Devices) FaultyDisk(role string, mib int64) *FaultyDisk {
 	m.Helper()
 	under := m.NullBlk(role, NullOptions{MiB: mib})
 	return &FaultyDisk{Disk: m.Linear(role, under, under.Size), Mapper: role, Under: under}

@@ -89,7 +89,7 @@ func (t *FileTree) Mount(path string) {
 
 // unmountAnyway unmounts after a test that has failed. If nobody answers the device it waits until whoever cleans up
 // next has ended that.
-func (m *Machine) unmountAnyway(root string) {
+func (m *Guest) unmountAnyway(root string) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -10,7 +10,7 @@ import (
 )
 
 // MountGroups mounts the cgroups (Documentation/admin-guide/cgroup-v2.rst) and returns where.
-func (m *Machine) MountGroups() string {
+func (m *Guest) MountGroups() string {
 	m.Helper()
 	root := filepath.Join(m.Dir, "cgroup")
 	if err := os.Mkdir(root, 0o755); err != nil {
@@ -53,7 +53,7 @@ func (m *Machine) Under() string {
 }
 
 // MemoryNumber reads /proc/meminfo, in bytes.
-func (m *Machine) MemoryNumber(name string) int64 {
+func (m *Guest) MemoryNumber(name string) int64 {
 	m.Helper()
 	n := int64(-1)
 	for line := range strings.Lines(m.ReadFile("/proc/meminfo")) {
@@ -65,7 +65,7 @@ func (m *Machine) MemoryNumber(name string) int64 {
 }
 
 // ReadDisk is all that a small device holds.
-func (m *Machine) ReadDisk(d *Disk) (content []byte) {
+func (m *Contents) ReadDisk(d *Disk) (content []byte) {
 	m.Helper()
 	m.Sweep(d.Path, d.Size, func(_ int64, b []byte) error {
 		content = append(content, b...)
@@ -75,7 +75,7 @@ func (m *Machine) ReadDisk(d *Disk) (content []byte) {
 }
 
 // CheckTail: what lies behind the clone's end in a larger destination is not the clone's.
-func (m *Machine) CheckTail(dest *Disk, size int64) {
+func (m *Contents) CheckTail(dest *Disk, size int64) {
 	m.Helper()
 	m.Sweep(dest.Path, dest.Size, func(off int64, b []byte) error {
 		for i := max(0, size-off); i < int64(len(b)); i += Sector {
@@ -88,7 +88,7 @@ func (m *Machine) CheckTail(dest *Disk, size int64) {
 }
 
 // OpenCount is how often a device-mapper device is open.
-func (m *Machine) OpenCount(name string) (n int) {
+func (m *Guest) OpenCount(name string) (n int) {
 	m.Helper()
 	out := m.MustRun("dmsetup", "info", "--columns", "--noheadings", "-o", "open", name)
 	if _, err := fmt.Sscan(out, &n); err != nil {
@@ -98,7 +98,7 @@ func (m *Machine) OpenCount(name string) (n int) {
 }
 
 // ZeroWhereJunk: nothing of the destination's old content is left in what the clone covers.
-func (m *Machine) ZeroWhereJunk(dest *Disk, size int64) {
+func (m *Contents) ZeroWhereJunk(dest *Disk, size int64) {
 	m.Helper()
 	m.Sweep(dest.Path, size, func(off int64, b []byte) error {
 		for i := int64(0); i < int64(len(b)); i += Sector {

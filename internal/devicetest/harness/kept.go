@@ -11,7 +11,7 @@ import (
 )
 
 // Release is the kernel's.
-func (m *Machine) Release() string {
+func (m *Guest) Release() string {
 	m.Helper()
 	return strings.TrimSpace(m.ReadFile("/proc/sys/kernel/osrelease"))
 }
@@ -34,7 +34,7 @@ func (m *Machine) MountMaps(args ...string) func() {
 func (m *Machine) UnmountMaps() { m.Try("umount", MapsDir) }
 
 // ExpectFailure checks the exit code of a command and that its message says all of that.
-func (m *Machine) ExpectFailure(o Outcome, code int, says ...string) {
+func (m *Guest) ExpectFailure(o Outcome, code int, says ...string) {
 	m.Helper()
 	m.Logf("exit status %d: %s", o.Code, strings.TrimSpace(o.Stderr))
 	if o.Code != code {

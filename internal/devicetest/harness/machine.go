@@ -40,13 +40,13 @@ func CommandLimit() time.Duration {
 
 // Within measures, and fails the test if it takes longer than the limit: by the counting clock (TIMED=1), for which the
 // CPU does 1 GIPS whatever else the machine has to do. By others the limit is that of what stands still.
-func (m *Machine) Within(limit time.Duration, what string, measure func() time.Duration) {
+func (m *Guest) Within(limit time.Duration, what string, measure func() time.Duration) {
 	m.Helper()
 	m.InTime(limit, what, measure())
 }
 
 // InTime is within, of what was measured.
-func (m *Machine) InTime(limit time.Duration, what string, took time.Duration) {
+func (m *Guest) InTime(limit time.Duration, what string, took time.Duration) {
 	m.Helper()
 	m.Logf("%s took %v", what, took.Round(time.Millisecond))
 	if os.Getenv("TIMED") != "1" {
@@ -65,12 +65,23 @@ func Count(reduced, full int) int {
 	return reduced
 }
 
-// Machine is the guest during one test.
+// Machine is the guest during one test, with devices and clones in it.
 type Machine struct {
-	*testing.T
-	Dir    string // an empty folder, on tmpfs
+	Devices
 	Kernel *KernelLog
-	// spinner runs while commands do, but for those that measure.
+}
+
+// Devices makes devices in the guest, which are gone when the test ends.
+type Devices struct{ Contents }
+
+// Contents fills, reads and compares devices.
+type Contents struct{ Guest }
+
+// Guest runs commands, and looks until something is so.
+type Guest struct {
+	*testing.T
+	Dir string // an empty folder, on tmpfs
+	// Spinner runs while commands do, but for those that measure.
 	Spinner Spinner
 }
 
@@ -82,7 +93,7 @@ var modules = [][]string{
 // New loads the drivers and sees to it that the test leaves nothing.
 func New(t *testing.T) *Machine {
 	t.Helper()
-	m := &Machine{T: t, Dir: t.TempDir()}
+	m := &Machine{Devices: Devices{Contents{Guest{T: t, Dir: t.TempDir()}}}}
 	for _, module := range modules {
 		m.MustRun("modprobe", module...)
 	}
@@ -117,7 +128,7 @@ func Seed() uint64 {
 }
 
 // Random is the test's source of randomness.
-func (m *Machine) Random() *rand.Rand {
+func (m *Guest) Random() *rand.Rand {
 	m.Logf("seed %d", Seed())
 	return rand.New(rand.NewPCG(Seed(), uint64(len(m.Name()))))
 }
@@ -163,7 +174,7 @@ type Outcome struct {
 }
 
 // Try runs a command that may fail.
-func (m *Machine) Try(name string, args ...string) Outcome {
+func (m *Guest) Try(name string, args ...string) Outcome {
 	m.Helper()
 	return m.TryFor(CommandLimit(), name, args...)
 }
@@ -175,7 +186,7 @@ func EndAnyway(cmd *exec.Cmd) {
 }
 
 // TryFor is try with another limit.
-func (m *Machine) TryFor(limit time.Duration, name string, args ...string) Outcome {
+func (m *Guest) TryFor(limit time.Duration, name string, args ...string) Outcome {
 	m.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -200,13 +211,13 @@ func (m *Machine) TryFor(limit time.Duration, name string, args ...string) Outco
 }
 
 // MustRun runs a command that must succeed, and returns what it printed.
-func (m *Machine) MustRun(name string, args ...string) string {
+func (m *Guest) MustRun(name string, args ...string) string {
 	m.Helper()
 	return m.Must(m.Try(name, args...), name, args...)
 }
 
 // Must fails the test unless the command has succeeded.
-func (m *Machine) Must(o Outcome, name string, args ...string) string {
+func (m *Guest) Must(o Outcome, name string, args ...string) string {
 	m.Helper()
 	if o.Code != 0 {
 		m.Fatalf("%s %s: exit status %d after %v\n%s%s", name, strings.Join(args, " "), o.Code, o.Took.Round(time.Millisecond), o.Stdout, o.Stderr)
@@ -215,7 +226,7 @@ func (m *Machine) Must(o Outcome, name string, args ...string) string {
 }
 
 // WaitFor looks until check is content, at most for limit.
-func (m *Machine) WaitFor(limit time.Duration, what string, check func() error) {
+func (m *Guest) WaitFor(limit time.Duration, what string, check func() error) {
 	m.Helper()
 	deadline := time.Now().Add(limit)
 	for {

@@ -106,13 +106,13 @@ func Describe(b []byte) string {
 }
 
 // FillDisk writes one version over a whole device.
-func (m *Machine) FillDisk(d *Disk, v Version) {
+func (m *Contents) FillDisk(d *Disk, v Version) {
 	m.Helper()
 	m.FillPart(d, 0, d.Size, v)
 }
 
 // FillPart writes one version over bytes [first, end) of a device.
-func (m *Machine) FillPart(d *Disk, first, end int64, v Version) {
+func (m *Contents) FillPart(d *Disk, first, end int64, v Version) {
 	m.Helper()
 	out := m.Open(d.Path, os.O_WRONLY)
 	defer out.Close()

@@ -13,7 +13,7 @@ import (
 
 // Volume is a device or file, open for direct I/O.
 type Volume struct {
-	m    *Machine
+	m    *Contents
 	path string
 	F    *os.File
 	Size int64 // bytes
@@ -21,13 +21,13 @@ type Volume struct {
 }
 
 // Open opens a device or file for direct I/O; it is closed when the test ends, or by close.
-func (m *Machine) Open(path string, flags int) *Volume {
+func (m *Contents) Open(path string, flags int) *Volume {
 	m.Helper()
 	return m.openCached(path, flags|unix.O_DIRECT)
 }
 
 // openCached is open for I/O through the page cache.
-func (m *Machine) openCached(path string, flags int) *Volume {
+func (m *Contents) openCached(path string, flags int) *Volume {
 	m.Helper()
 	f, err := os.OpenFile(path, flags, 0)
 	if err != nil {
@@ -96,7 +96,7 @@ func (v *Volume) Discard(off, length int64) error {
 }
 
 // Buffer is memory for direct I/O, there until the test ends.
-func (m *Machine) Buffer(size int) []byte {
+func (m *Contents) Buffer(size int) []byte {
 	m.Helper()
 	b, free := m.Scratch(size)
 	m.Cleanup(free)
@@ -104,7 +104,7 @@ func (m *Machine) Buffer(size int) []byte {
 }
 
 // Scratch is buffer that is given back by free.
-func (m *Machine) Scratch(size int) (b []byte, free func()) {
+func (m *Contents) Scratch(size int) (b []byte, free func()) {
 	m.Helper()
 	mapping, err := sys.Map(size, true)
 	if err != nil {
@@ -117,13 +117,13 @@ func (m *Machine) Scratch(size int) (b []byte, free func()) {
 const IOSize = 1 << 20
 
 // Sweep reads the first size bytes of a device or file in order.
-func (m *Machine) Sweep(path string, size int64, visit func(off int64, b []byte) error) {
+func (m *Contents) Sweep(path string, size int64, visit func(off int64, b []byte) error) {
 	m.Helper()
 	m.SweepRange(path, 0, size, visit)
 }
 
 // SweepRange reads the bytes [first, end) of a device or file in order.
-func (m *Machine) SweepRange(path string, first, end int64, visit func(off int64, b []byte) error) {
+func (m *Contents) SweepRange(path string, first, end int64, visit func(off int64, b []byte) error) {
 	m.Helper()
 	v := m.Open(path, os.O_RDONLY)
 	defer v.Close()
@@ -144,7 +144,7 @@ func (m *Machine) SweepRange(path string, first, end int64, visit func(off int64
 var ecma = crc64.MakeTable(crc64.ECMA)
 
 // Sum is a checksum of the first size bytes of a device or file, a value for each MiB.
-func (m *Machine) Sum(path string, size int64) []uint64 {
+func (m *Contents) Sum(path string, size int64) []uint64 {
 	m.Helper()
 	var sums []uint64
 	m.Sweep(path, size, func(_ int64, b []byte) error {
@@ -155,7 +155,7 @@ func (m *Machine) Sum(path string, size int64) []uint64 {
 }
 
 // Same fails the test unless two sums are equal.
-func (m *Machine) Same(what string, got, want []uint64) {
+func (m *Contents) Same(what string, got, want []uint64) {
 	m.Helper()
 	for i := range want {
 		if i >= len(got) || got[i] != want[i] {

@@ -20,7 +20,7 @@ type WriteLog struct {
 }
 
 // Logged makes a device over another that writes a log.
-func (m *Machine) Logged(name string, under, log *Disk) WriteLog {
+func (m *Devices) Logged(name string, under, log *Disk) WriteLog {
 	m.Helper()
 	m.MustRun("modprobe", "dm-log-writes")
 	d := m.Mapper(name, fmt.Sprintf("0 %d log-writes %s %s", under.Size/Sector, under.Path, log.Path))
