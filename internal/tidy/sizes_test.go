@@ -44,7 +44,6 @@ var limits = sizeLimits{
 		{fields, "internal/daemon.daemon"}:                        17,
 		{fields, "internal/definition.Definition"}:                19,
 		{fields, "internal/engine.Engine"}:                        46,
-		{methods, "bitmap.Map"}:                                   40,
 		{methods, "clone.Core"}:                                   61,
 		{methods, "clone.Lane"}:                                   83,
 		{methods, "clone/clonetest.sim"}:                          72,
