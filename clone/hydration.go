@@ -67,7 +67,7 @@ func (l *Lane) earlyReadDone(o *op, err error) {
 
 // land claims the next stretch from region on and writes it.
 func (l *Lane) land(o *op, region uint64) {
-	if err := l.core.takeMemory(span{first: o.bg.First, end: o.bg.End}); err != nil {
+	if err := l.core.memory.take(span{first: o.bg.First, end: o.bg.End}); err != nil {
 		l.hydrationDone(o, err)
 		return
 	}

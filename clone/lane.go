@@ -65,16 +65,6 @@ type counters struct {
 	ops                        [OpWriteZeroes + 1]atomic.Int64
 }
 
-// Stats are sums over lanes, in bytes: how regions left the source (Copied from it, Written whole
-// by users, Discarded or zeroed), what was read from the source, what users read and wrote; Ops is the
-// number of requests by Op.
-type Stats struct {
-	Copied, Written, Discarded int64
-	SourceRead                 int64
-	ReadBytes, WriteBytes      int64
-	Ops                        [OpWriteZeroes + 1]int64
-}
-
 // NewLane adds a lane. Before the first request only.
 func (c *Core) NewLane(cfg LaneConfig) *Lane {
 	l := &Lane{core: c, backend: cfg.Backend, wakeUp: cfg.Wake, allowance: turnPages}
@@ -87,39 +77,15 @@ func (c *Core) NewLane(cfg LaneConfig) *Lane {
 	}
 	l.buffers = append(l.buffers, cfg.Buffers...)
 	l.nrBuffers, l.bufSize = len(cfg.Buffers), int64(len(cfg.Buffers[0]))
-	c.lanes = append(c.lanes, l)
+	c.lanes.list = append(c.lanes.list, l)
 	c.mu.claims.grow(cfg.Ops)
 	return l
-}
-
-// Stats sums up the lanes.
-func (c *Core) Stats() (s Stats) {
-	for _, l := range c.lanes {
-		s.Copied += l.stats.copied.Load()
-		s.Written += l.stats.written.Load()
-		s.Discarded += l.stats.discarded.Load()
-		s.SourceRead += l.stats.sourceRead.Load()
-		s.ReadBytes += l.stats.readBytes.Load()
-		s.WriteBytes += l.stats.writeBytes.Load()
-		for i := range s.Ops {
-			s.Ops[i] += l.stats.ops[i].Load()
-		}
-	}
-	return s
 }
 
 // Requests is how many requests of users the lane has got; from any thread.
 func (l *Lane) Requests() (n int64) {
 	for i := range l.stats.ops {
 		n += l.stats.ops[i].Load()
-	}
-	return n
-}
-
-// UserInFlight is how many requests of users are being worked on, in all lanes.
-func (c *Core) UserInFlight() (n int64) {
-	for _, l := range c.lanes {
-		n += l.inFlight.Load()
 	}
 	return n
 }
@@ -279,6 +245,3 @@ func (l *Lane) freeBuffer(o *op) {
 
 // add is for counters that one thread writes: a load and a store, no locked instruction.
 func add(c *atomic.Int64, n int64) { c.Store(c.Load() + n) }
-
-// state is a shorthand.
-func (l *Lane) state(region uint64) bitmap.State { return l.core.regions.State(region) }

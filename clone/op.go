@@ -35,12 +35,12 @@ type op struct {
 }
 
 // opState is what of an operation is cleared when it ends; of the plan nothing is, but for its counts. (Clearing all
-// of the 432 bytes was 0.4 % of what a write costs.)
+// of the 432 bytes was 0.4 % of what a write costs. An op is a multiple of 16 bytes: with 8 more of them each request took
+// 6 ns more.)
 type opState struct {
 	step    step
 	holds   bool // claim is in the table
 	durable bool // writeThrough: the write itself makes a FUA durable
-	narrow  bool // merge: the wide read failed, the two edges are read alone
 	// fromSource: the run of a READ that is being read was in state Source.
 	fromSource bool
 	// passdown: a DISCARD is passed down where regions are not hydrated.
@@ -48,19 +48,29 @@ type opState struct {
 	// zeros: what is landing was read as zeros.
 	zeros bool
 
-	req  *Request
-	bg   *Hydration
-	kept Hydration // bg, if that is what a READ got from the source
+	req *Request
+	landing
 
 	off, end int64 // bytes: what is left of a READ's part; of a merge or piece, what is being read
-	// tries is how often what is being read was tried again, since failedAt, when failure came first.
+	retry
+	at    int64 // bytes: end of the run that is being read; progress in a segment
+	buf   []byte
+	look  look
+	claim claim
+}
+
+// landing is the background hydration that an operation carries out; bg is nil if it belongs to a request.
+type landing struct {
+	bg   *Hydration
+	kept Hydration // bg, if that is what a READ got from the source
+}
+
+// retry is how often what is being read was tried again, since failedAt, when failure came first.
+type retry struct {
 	tries    uint8
+	narrow   bool // merge: the wide read failed, the two edges are read alone
 	failedAt time.Time
 	failure  error
-	at       int64 // bytes: end of the run that is being read; progress in a segment
-	buf      []byte
-	look     look
-	claim    claim
 }
 
 // segmentKind is one kind of work on a stretch of the destination.

@@ -15,7 +15,7 @@ func (l *Lane) read(r *Request) {
 func (l *Lane) readOn(r *Request) {
 	end := r.Off + r.Len
 	for r.err == nil && r.cursor < end && r.pending < readParts {
-		st, stop := l.run(r.cursor, end)
+		st, stop := l.core.run(r.cursor, end)
 		if st == bitmap.Zero {
 			r.err = l.backend.Clear(r, r.cursor-r.Off, stop-r.cursor)
 		} else if !l.readPart(r, stop) {
@@ -26,14 +26,6 @@ func (l *Lane) readOn(r *Request) {
 	if r.pending == 0 {
 		l.end(r, r.err)
 	}
-}
-
-// run gives the state at off and where its run ends, in bytes and no further than end.
-func (l *Lane) run(off, end int64) (bitmap.State, int64) {
-	geo := l.core.geo
-	first, last := geo.Touched(off, end-off)
-	st, stop := l.core.regions.Run(first, last)
-	return st, min(end, geo.Start(stop))
 }
 
 // readPart starts the part [r.cursor, stop). Without a free operation it answers false: parts in
@@ -60,7 +52,7 @@ func (l *Lane) readPart(r *Request, stop int64) bool {
 func (l *Lane) readRun(o *op) bool {
 	r := o.req
 	for o.off < o.end && r.err == nil {
-		st, stop := l.run(o.off, o.end)
+		st, stop := l.core.run(o.off, o.end)
 		o.step, o.at, o.fromSource = readRun, stop, st == bitmap.Source
 		data := Data{Request: r, At: o.off - r.Off, Len: stop - o.off}
 		switch st {
@@ -94,7 +86,7 @@ func (l *Lane) readRunDone(o *op, err error) {
 	switch {
 	case err == nil:
 		o.off, o.tries = o.at, 0
-	case r.err != nil || o.fromSource && l.left(o.off, o.at):
+	case r.err != nil || o.fromSource && l.core.left(o.off, o.at):
 	case o.fromSource && l.tryAgain(o, err):
 		return
 	default:
@@ -112,11 +104,4 @@ func (l *Lane) readRunOn(o *op) {
 	l.freeOp(o)
 	r.pending--
 	l.readOn(r)
-}
-
-// left says that not all of [off, end) is in state Source any more. It is asked of a run that was, so
-// each yes is a region that changed and the tries are bounded.
-func (l *Lane) left(off, end int64) bool {
-	st, stop := l.run(off, end)
-	return st != bitmap.Source || stop < end
 }

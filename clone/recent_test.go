@@ -5,7 +5,7 @@ import "testing"
 // TestRecentWrites: the first writes are told, and later ones take their place now and then.
 func TestRecentWrites(t *testing.T) {
 	l := &Lane{}
-	c := &Core{lanes: []*Lane{l}}
+	c := &Core{lanes: lanes{list: []*Lane{l}}}
 	l.recent.note(4097, 4096)
 	if got := c.RecentWrites(nil); len(got) != 1 || got[0] != (WrittenStretch{4096, 8192}) {
 		t.Fatalf("after one write: %v", got)

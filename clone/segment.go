@@ -55,8 +55,8 @@ func (l *Lane) nextSegment(o *op) {
 // behind what has been read.
 func (l *Lane) merge(o *op, s *segment) {
 	head, tail := l.edges(o.req, s)
-	needHead := head > s.lo && l.state(l.core.geo.Region(s.lo)) == bitmap.Source
-	needTail := tail < s.hi && l.state(l.core.geo.Region(s.hi-1)) == bitmap.Source
+	needHead := head > s.lo && l.core.state(l.core.geo.Region(s.lo)) == bitmap.Source
+	needTail := tail < s.hi && l.core.state(l.core.geo.Region(s.hi-1)) == bitmap.Source
 	if o.at == s.lo {
 		clear(o.buf[:s.hi-s.lo])
 	}

@@ -33,8 +33,6 @@ const (
 	SpareAll
 )
 
-func (c *Core) spare() Spare { return Spare(c.spares.Load()) }
-
 // spares says whether what o makes zero is spared.
 func (l *Lane) spares(o *op) bool {
 	discarded := o.bg != nil && o.bg.Kind == ZeroZero || o.bg == nil && o.req.Op == OpDiscard

@@ -24,23 +24,6 @@ type Waits struct {
 	Time     time.Duration // of these together
 }
 
-// Waits may be asked from any thread.
-func (c *Core) Waits() (w Waits) {
-	for _, l := range c.lanes {
-		w.Requests += l.Requests()
-		w.Reads += l.waits.reads.Load()
-		w.Timed += l.waits.timed.Load()
-		w.Time += time.Duration(l.waits.time.Load())
-	}
-	return w
-}
-
-// NewPeriod begins one and answers what has been counted up to then. There is one for all: only the hydrator asks for it.
-func (c *Core) NewPeriod() Waits {
-	c.period.Add(1)
-	return c.Waits()
-}
-
 // beginWait is the start of a read of the source for a user.
 func (l *Lane) beginWait(o *op) { o.period, o.began = l.core.period.Load(), l.core.now() }
 

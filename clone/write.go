@@ -48,7 +48,7 @@ func (l *Lane) claimOp(r *Request, first, end uint64) *op {
 	s := l.claimSpan(r, first, end)
 	v := released
 	for v == released {
-		if err := l.core.takeMemory(s); err != nil {
+		if err := l.core.memory.take(s); err != nil {
 			l.freeOp(o)
 			l.end(r, err)
 			return nil
@@ -110,11 +110,11 @@ func (l *Lane) planWrite(o *op) {
 	r, geo, p := o.req, l.core.geo, &o.plan
 	off, end := r.Off, r.Off+r.Len
 	lo, hi := off, end
-	if st := l.state(o.claim.first); st != bitmap.Hydrated && geo.Start(o.claim.first) < off {
+	if st := l.core.state(o.claim.first); st != bitmap.Hydrated && geo.Start(o.claim.first) < off {
 		lo = geo.Start(o.claim.first)
 		p.edge(st)
 	}
-	if st := l.state(o.claim.end - 1); st != bitmap.Hydrated && geo.End(o.claim.end-1) > end {
+	if st := l.core.state(o.claim.end - 1); st != bitmap.Hydrated && geo.End(o.claim.end-1) > end {
 		hi = geo.End(o.claim.end - 1)
 		if lo == off || o.claim.end-o.claim.first > 1 {
 			p.edge(st)
@@ -143,7 +143,7 @@ func (p *plan) edge(st bitmap.State) {
 
 // planEdge fills [lo, hi), which is empty or lies inside one claimed region.
 func (l *Lane) planEdge(p *plan, lo, hi int64) {
-	if lo < hi && l.state(l.core.geo.Region(lo)) == bitmap.Zero {
+	if lo < hi && l.core.state(l.core.geo.Region(lo)) == bitmap.Zero {
 		p.work(segZero, lo, hi)
 		return
 	}

@@ -55,7 +55,7 @@ func (l *Lane) planZero(o *op) {
 // only in part; in state Zero there is nothing to do, and hydrated it is done in place.
 func (l *Lane) planZeroEdge(p *plan, off, end int64, region uint64) {
 	lo, hi := l.core.geo.Start(region), l.core.geo.End(region)
-	if off <= lo && hi <= end || l.state(region) != bitmap.Source {
+	if off <= lo && hi <= end || l.core.state(region) != bitmap.Source {
 		return
 	}
 	if hi-lo <= l.bufSize {
