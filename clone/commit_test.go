@@ -416,8 +416,8 @@ func TestTouch(t *testing.T) {
 	h := &Hydration{First: 2 * bitmap.RegionsPerPage, End: 2*bitmap.RegionsPerPage + 1, Done: func(_ *Hydration, err error) { ended = err }}
 	r.lane.Hydrate(h)
 	r.endAll()
-	if !errors.Is(ended, errBackend) || len(r.core.mu.claims.open) != 0 || len(r.lane.freeOps) != len(r.lane.ops) {
-		t.Errorf("hydration ended with %v; %d claims, %d of %d operations free", ended, len(r.core.mu.claims.open), len(r.lane.freeOps), len(r.lane.ops))
+	if !errors.Is(ended, errBackend) || len(r.core.mu.claims.open) != 0 || len(r.lane.pool.freeOps) != len(r.lane.pool.ops) {
+		t.Errorf("hydration ended with %v; %d claims, %d of %d operations free", ended, len(r.core.mu.claims.open), len(r.lane.pool.freeOps), len(r.lane.pool.ops))
 	}
 	fails = nil
 	write(2*page, testRegion, nil)

@@ -32,8 +32,8 @@
 //
 // # Threads and locks
 //
-// A Lane belongs to one thread: Submit, Complete, Drain and Hydrate run there and never block. Lanes
-// share the Core:
+// A Lane belongs to one thread: Submit, Complete, Drain and Hydrate run there and never block. The parts
+// of a Lane are listed at its type. Lanes share the Core:
 //
 //	view       the region map, by bytes of the device: read with atomic loads by anybody
 //	switches   settings, read the same way
@@ -52,7 +52,7 @@
 //	I2   read.go routes by the map at the time; H is final and the source does not change
 //	I3   claim.go: one writer; only settle marks
 //	I4   commit.go: the five steps
-//	I5   flush.go, Lane.answer, Lane.writeThrough
+//	I5   flush.go, users.answer, changes.writeThrough
 //	I8   hydration.go
 //	I9   memory.go; pools of marks.active and frozen, operations and buffers of a Lane: fixed, waited for
 //	I10  health: setMode only makes it worse, Repair ends it; flushLost

@@ -4,13 +4,13 @@ package clone
 // are not committed that is a commit's end. With none it is a flush of the destination from here, unless
 // one is in flight already, or somebody waits for a commit's.
 func (l *Lane) flush(r *Request) {
-	o := l.newOp(r)
+	o := l.pool.newOp(r)
 	if o == nil {
 		return
 	}
 	if !l.core.beginFlush() {
-		l.freeOp(o)
-		l.deferToCommit(r)
+		l.pool.freeOp(o)
+		l.users.deferToCommit(r)
 		return
 	}
 	o.step = flushDest
@@ -19,9 +19,9 @@ func (l *Lane) flush(r *Request) {
 
 func (l *Lane) flushDestDone(o *op, err error) {
 	r := o.req
-	l.freeOp(o)
+	l.pool.freeOp(o)
 	l.core.endFlush(err)
-	l.end(r, err)
+	l.users.end(r, err)
 }
 
 // beginFlush says whether a lane may flush the destination by itself now. There are never two flushes in

@@ -10,20 +10,20 @@ import (
 func (c *Core) Held() string {
 	var b strings.Builder
 	for i, l := range c.lanes.list {
-		if free := len(l.freeOps); free != len(l.ops) {
-			fmt.Fprintf(&b, "lane %d: %d of %d operations are free\n", i, free, len(l.ops))
+		if free := len(l.pool.freeOps); free != len(l.pool.ops) {
+			fmt.Fprintf(&b, "lane %d: %d of %d operations are free\n", i, free, len(l.pool.ops))
 		}
-		if free := len(l.buffers); free != l.nrBuffers {
-			fmt.Fprintf(&b, "lane %d: %d of %d buffers are free\n", i, free, l.nrBuffers)
+		if free := len(l.pool.buffers); free != l.pool.nrBuffers {
+			fmt.Fprintf(&b, "lane %d: %d of %d buffers are free\n", i, free, l.pool.nrBuffers)
 		}
-		if n := l.inFlight.Load(); n != 0 || !l.starved.empty() || !l.inbox.list.empty() || !l.turns.empty() {
+		if n := l.users.inFlight.Load(); n != 0 || !l.pool.starved.empty() || !l.inbox.list.empty() || !l.turns.waiting.empty() {
 			fmt.Fprintf(&b, "lane %d: %d requests, some starved: %t, some posted: %t, some wait for their turn: %t\n", i, n,
-				!l.starved.empty(), !l.inbox.list.empty(), !l.turns.empty())
+				!l.pool.starved.empty(), !l.inbox.list.empty(), !l.turns.waiting.empty())
 		}
 	}
 	for i, l := range c.lanes.list {
-		if len(l.again) != 0 || l.alone != nil {
-			fmt.Fprintf(&b, "lane %d: %d reads are to be tried again, one is: %t\n", i, len(l.again), l.alone != nil)
+		if len(l.source.again) != 0 || l.source.alone != nil {
+			fmt.Fprintf(&b, "lane %d: %d reads are to be tried again, one is: %t\n", i, len(l.source.again), l.source.alone != nil)
 		}
 	}
 	c.mu.Lock()

@@ -38,11 +38,11 @@ func (t *claimTable) check(m *marks) {
 }
 
 // check: what a caller of Hydrate must keep.
-func (h *Hydration) check(l *Lane) {
+func (h *Hydration) check(b *background) {
 	nr := h.End - h.First
-	if h.First >= h.End || h.End > l.core.geo.Regions() || h.Kind == CopySource && nr > l.CopyRegions() {
+	if h.First >= h.End || h.End > b.core.geo.Regions() || h.Kind == CopySource && nr > b.copyRegions() {
 		panic(fmt.Sprintf("clone: hydration of [%d, %d), kind %d, of %d regions, at most %d in a copy",
-			h.First, h.End, h.Kind, l.core.geo.Regions(), l.CopyRegions()))
+			h.First, h.End, h.Kind, b.core.geo.Regions(), b.copyRegions()))
 	}
 }
 

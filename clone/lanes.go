@@ -25,14 +25,14 @@ type Stats struct {
 // Stats sums up the lanes.
 func (all *lanes) Stats() (s Stats) {
 	for _, l := range all.list {
-		s.Copied += l.stats.copied.Load()
-		s.Written += l.stats.written.Load()
-		s.Discarded += l.stats.discarded.Load()
-		s.SourceRead += l.stats.sourceRead.Load()
-		s.ReadBytes += l.stats.readBytes.Load()
-		s.WriteBytes += l.stats.writeBytes.Load()
+		s.Copied += l.plans.copied.Load()
+		s.Written += l.plans.written.Load()
+		s.Discarded += l.plans.discarded.Load()
+		s.SourceRead += l.source.readBytes.Load()
+		s.ReadBytes += l.users.readBytes.Load()
+		s.WriteBytes += l.users.writeBytes.Load()
 		for i := range s.Ops {
-			s.Ops[i] += l.stats.ops[i].Load()
+			s.Ops[i] += l.users.ops[i].Load()
 		}
 	}
 	return s
@@ -41,7 +41,7 @@ func (all *lanes) Stats() (s Stats) {
 // UserInFlight is how many requests of users are being worked on, in all lanes.
 func (all *lanes) UserInFlight() (n int64) {
 	for _, l := range all.list {
-		n += l.inFlight.Load()
+		n += l.users.inFlight.Load()
 	}
 	return n
 }
@@ -50,9 +50,9 @@ func (all *lanes) UserInFlight() (n int64) {
 func (all *lanes) Waits() (w Waits) {
 	for _, l := range all.list {
 		w.Requests += l.Requests()
-		w.Reads += l.waits.reads.Load()
-		w.Timed += l.waits.timed.Load()
-		w.Time += time.Duration(l.waits.time.Load())
+		w.Reads += l.source.waits.reads.Load()
+		w.Timed += l.source.waits.timed.Load()
+		w.Time += time.Duration(l.source.waits.time.Load())
 	}
 	return w
 }
@@ -66,8 +66,8 @@ func (all *lanes) NewPeriod() Waits {
 // RecentWrites adds some of the last writes of users to list.
 func (all *lanes) RecentWrites(list []WrittenStretch) []WrittenStretch {
 	for _, l := range all.list {
-		for i := range l.recent.at {
-			if v := l.recent.at[i].Load(); v != 0 {
+		for i := range l.changes.recent.at {
+			if v := l.changes.recent.at[i].Load(); v != 0 {
 				list = append(list, WrittenStretch{int64(v>>8) * recentBlock, int64(v&0xff) * recentBlock})
 			}
 		}
