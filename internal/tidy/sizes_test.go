@@ -53,7 +53,6 @@ var limits = sizeLimits{
 		{methods, "ublk.Device"}:                                  39,
 		{methods, "ublk.Queue"}:                                   34,
 		{methods, "ublk/uring.Loop"}:                              31,
-		{fields, "clone/clonetest.Config"}:                        38,
 		{fields, "clone/clonetest.sim"}:                           43,
 		{fields, "internal/blockdev.Device"}:                      21,
 		{fields, "metadata.Store"}:                                21,
