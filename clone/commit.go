@@ -53,7 +53,7 @@ func (c *Core) WantFlush() {
 }
 
 // freeze is step 1; work says that there is something to do. In a mode that allows no commit of marks
-// whoever waited for one gets the error.
+// whoever waited for one gets the error. It takes the lock.
 func (g *guarded) freeze() (served requestList, work bool, err error) {
 	g.Lock()
 	defer g.Unlock()

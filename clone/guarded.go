@@ -8,8 +8,8 @@ import (
 )
 
 // guarded is what the core's lock guards, which is held for a few map operations, never across an I/O or a callback
-// into a frontend or backend. A lane's inbox lock may be taken under it (a leaf). What the parts have of methods needs
-// the lock, unless it says that it takes it.
+// into a frontend or backend. A lane's inbox lock may be taken under it (a leaf). It must be held for all methods, those
+// of the parts too, but for freeze and freezeAll, which take it.
 type guarded struct {
 	sync.Mutex
 	health

@@ -22,9 +22,9 @@ type LaneConfig struct {
 	Buffers [][]byte
 }
 
-// Lane is the core's context for one thread: a plain single-threaded object. All methods but Requests are called on
-// its thread. It takes requests and completions in and leads them to its parts, each of which knows those that it is
-// given:
+// Lane is the core's context for one thread: a plain single-threaded object. All methods but Requests and post are
+// called on its thread. It takes requests and completions in and leads them to its parts, each of which knows those that
+// it is given:
 //
 //	reads       READs, and what of them is kept
 //	changes     WRITEs, DISCARDs and WRITE_ZEROES: routed, and planned

@@ -45,7 +45,7 @@ func (c *Core) Repair(dest Flusher, store MapStore, record func() error) error {
 }
 
 // freezeAll is step 1. The failed set itself is of no use: from here on nothing is known to be durable, unless
-// everything was.
+// everything was. It takes the lock.
 func (g *guarded) freezeAll() error {
 	g.Lock()
 	defer g.Unlock()
