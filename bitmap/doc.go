@@ -37,8 +37,8 @@
 //
 // # Threads
 //
-// Readers (State, Run, the searches, AllHydrated, the counts) take no lock and may run
-// anywhere at any time. Writers (Mark, Load, DurableImage, Release, everything of a
+// Readers (State, Run, the searches, AllHydrated, the counts of tally) take no lock and may
+// run anywhere at any time. Writers (Mark, Load, DurableImage, Release, everything of a
 // Delta) run one at a time, under the core's lock. The order of a writer's stores is:
 //
 //  1. the bit in the Delta, plain memory that the core's lock guards;

@@ -3,6 +3,7 @@ package bitmap
 import (
 	"fmt"
 	"math/bits"
+	"sync/atomic"
 )
 
 // Geometry of a page. It is part of the metadata's disk format and does not change.
@@ -59,6 +60,16 @@ type Page [PageWords]uint64
 
 // word returns word w of a plane.
 func (pg *Page) word(p Plane, w uint64) *uint64 { return &pg[p.base()+w] }
+
+// load loads a word of a plane that others may be setting bits in. The memory must be one that may be touched.
+func (pg *Page) load(p Plane, w uint64) uint64 { return atomic.LoadUint64(pg.word(p, w)) }
+
+// fillZeros makes the memory of a page of n regions say that none of them is in state Source.
+func (pg *Page) fillZeros(n uint64) {
+	for w := range uint64(PlaneWords) {
+		atomic.StoreUint64(pg.word(PlaneZero, w), maskBelow(n, w))
+	}
+}
 
 // Counts returns how many regions the image has in H, and how many in Z and not in H.
 func (pg *Page) Counts() (hydrated, zero uint64) {

@@ -8,17 +8,9 @@ import (
 
 // Map is the live region map. See the package comment for threads and memory order.
 type Map struct {
-	nr  uint64
-	mem []Page
-
-	// marked counts the set bits of each page of each plane: 0 = none, never look at
-	// the memory; regionsIn(page) = all, in H never look at the memory again.
-	marked [nrPlanes][]atomic.Uint32
-
-	zeros []atomic.Uint64 // KeepZeros
-
-	hydrated atomic.Uint64
-	zero     atomic.Int64 // Z and not H
+	tally
+	mem   []Page
+	zeros zeroBits // KeepZeros
 }
 
 // New returns an empty map of nrRegions regions over mem, which must be PagesFor(nrRegions)
@@ -29,10 +21,8 @@ func New(nrRegions uint64, mem []Page) *Map {
 	if uint64(len(mem)) != pages {
 		panic(fmt.Sprintf("bitmap: %d pages of memory for %d regions, need %d", len(mem), nrRegions, pages))
 	}
-	m := &Map{nr: nrRegions, mem: mem}
-	for p := range m.marked {
-		m.marked[p] = make([]atomic.Uint32, pages)
-	}
+	m := &Map{mem: mem}
+	m.init(nrRegions)
 	return m
 }
 
@@ -49,44 +39,6 @@ func (m *Map) KeepZeros(bits []atomic.Uint64) {
 // KeepsZeros says whether it was given bits.
 func (m *Map) KeepsZeros() bool { return m.zeros != nil }
 
-// zeroBit says whether a page's bit is set.
-func (m *Map) zeroBit(page uint64) bool {
-	return m.zeros != nil && m.zeros[page/64].Load()>>(page%64)&1 != 0
-}
-
-func (m *Map) setZeroBit(page uint64) { m.zeros[page/64].Or(1 << (page % 64)) }
-
-// noSource reports whether no region of the page is in state Source, for having been marked zero: then the Z plane of
-// its memory is not looked at. It stays so.
-func (m *Map) noSource(page uint64) bool {
-	return uint64(m.marked[PlaneZero][page].Load()) == regionsIn(m.nr, page)
-}
-
-// AllZero reports whether every region of the page is zero and not hydrated: its memory is not looked at. Any thread.
-func (m *Map) AllZero(page uint64) bool {
-	return m.marked[PlaneHydrated][page].Load() == 0 && m.noSource(page)
-}
-
-// NrRegions returns the number of regions of the map.
-func (m *Map) NrRegions() uint64 { return m.nr }
-
-// NrPages returns the number of pages of the map.
-func (m *Map) NrPages() uint64 { return uint64(len(m.mem)) }
-
-// NrHydrated returns how many regions are hydrated. Any thread.
-func (m *Map) NrHydrated() uint64 { return m.hydrated.Load() }
-
-// NrZero returns how many regions are zero and not hydrated. Any thread.
-func (m *Map) NrZero() uint64 { return uint64(m.zero.Load()) }
-
-// Used says whether any region of the page is zero or hydrated.
-func (m *Map) Used(page uint64) bool { return !m.untouched(page) }
-
-// Full reports whether every region of the page is hydrated. Any thread.
-func (m *Map) Full(page uint64) bool {
-	return uint64(m.marked[PlaneHydrated][page].Load()) == regionsIn(m.nr, page)
-}
-
 // AllHydrated reports whether every region of [first, end) is hydrated; an empty range
 // is. Any thread. This is what every write asks first: a range inside one word costs a
 // load of the counter and one of the word.
@@ -102,7 +54,7 @@ func (m *Map) AllHydrated(first, end uint64) bool {
 			continue
 		}
 		c := chunkAt(first, end)
-		if c.mask&^m.load(PlaneHydrated, page, c.word) != 0 && !m.Full(page) { // the double look
+		if c.mask&^m.mem[page].load(PlaneHydrated, c.word) != 0 && !m.Full(page) { // the double look
 			return false
 		}
 		first = c.next
@@ -120,22 +72,22 @@ func (m *Map) Load(page uint64, img *Page) error {
 	if m.Full(page) {
 		return nil
 	}
-	if m.FullImage(page, img) && m.untouched(page) {
+	if m.FullImage(page, img) && !m.Used(page) {
 		m.LoadFull(page)
 		return nil
 	}
-	if m.zeros != nil && m.zeroImage(page, img) && m.untouched(page) {
+	if m.zeros != nil && m.zeroImage(page, img) && !m.Used(page) {
 		m.loadZero(page)
 		return nil
 	}
 	if m.AllZero(page) {
-		m.fillZeros(page)
+		m.mem[page].fillZeros(regionsIn(m.nr, page))
 	}
 	for _, p := range [...]Plane{PlaneZero, PlaneHydrated} {
 		n := uint64(0)
 		for w := range uint64(PlaneWords) {
 			if v := *img.word(p, w); v != 0 {
-				n += m.set(p, page, w, v&^m.load(p, page, w))
+				n += m.set(p, page, w, v&^m.mem[page].load(p, w))
 			}
 		}
 		m.marked[p][page].Add(uint32(n))
@@ -143,42 +95,18 @@ func (m *Map) Load(page uint64, img *Page) error {
 	return nil
 }
 
-// FullImage reports whether an image of a page has every region hydrated.
-func (m *Map) FullImage(page uint64, img *Page) bool {
-	hydrated, _ := img.Counts()
-	return hydrated == regionsIn(m.nr, page)
-}
-
-// zeroImage reports whether an image of a page has every region zero and none hydrated.
-func (m *Map) zeroImage(page uint64, img *Page) bool {
-	hydrated, zero := img.Counts()
-	return hydrated == 0 && zero == regionsIn(m.nr, page)
-}
-
 // loadZero takes over a page that is zero throughout. The memory stays untouched.
 func (m *Map) loadZero(page uint64) {
-	m.setZeroBit(page)
-	n := regionsIn(m.nr, page)
-	m.zero.Add(int64(n))
-	m.marked[PlaneZero][page].Store(uint32(n))
-}
-
-// fillZeros makes the memory of a page say that no region is in state Source.
-func (m *Map) fillZeros(page uint64) {
-	n := regionsIn(m.nr, page)
-	for w := range uint64(PlaneWords) {
-		atomic.StoreUint64(m.mem[page].word(PlaneZero, w), maskBelow(n, w))
-	}
+	m.zeros.set(page)
+	m.countZero(page)
 }
 
 // LoadFull is Load of an image with every region hydrated. The memory stays untouched.
 func (m *Map) LoadFull(page uint64) {
-	if !m.untouched(page) {
+	if m.Used(page) {
 		panic(fmt.Sprintf("bitmap: page %d is loaded already", page))
 	}
-	n := regionsIn(m.nr, page)
-	m.hydrated.Add(n)
-	m.marked[PlaneHydrated][page].Store(uint32(n))
+	m.countFull(page)
 }
 
 // Holds reports whether every mark of an image is in the map, a Z perhaps as H. Any thread.
@@ -190,7 +118,7 @@ func (m *Map) Holds(page uint64, img *Page) bool {
 		if img[w]|img[PlaneWords+w] == 0 {
 			continue
 		}
-		if m.untouched(page) {
+		if !m.Used(page) {
 			return false
 		}
 		h, z := m.words(page, w)
@@ -207,7 +135,7 @@ func (m *Map) words(page, w uint64) (h, z uint64) {
 	if m.AllZero(page) {
 		return 0, ^uint64(0)
 	}
-	h, z = m.load(PlaneHydrated, page, w), m.load(PlaneZero, page, w)
+	h, z = m.mem[page].load(PlaneHydrated, w), m.mem[page].load(PlaneZero, w)
 	if m.noSource(page) {
 		z = ^uint64(0)
 	}
@@ -217,7 +145,7 @@ func (m *Map) words(page, w uint64) (h, z uint64) {
 // RecoverZero is Recover of a page whose bit is set (KeepZeros) and that has no memory.
 func (m *Map) RecoverZero(page uint64, durable *Page, d *Delta) error {
 	switch {
-	case !m.zeroBit(page) || !m.untouched(page):
+	case !m.zeros.has(page) || m.Used(page):
 		panic(fmt.Sprintf("bitmap: page %d is not one that is zero throughout, or is loaded already", page))
 	case durable == nil || *durable == Page{}:
 		if d != nil {
@@ -244,8 +172,8 @@ func (m *Map) Recover(page uint64, durable *Page, d *Delta) error {
 			return fmt.Errorf("recover region map: %w", err)
 		}
 	}
-	if m.zeroBit(page) {
-		m.fillZeros(page)
+	if m.zeros.has(page) {
+		m.mem[page].fillZeros(regionsIn(m.nr, page))
 	}
 	mem := &m.mem[page]
 	for _, p := range [...]Plane{PlaneZero, PlaneHydrated} {
@@ -265,11 +193,6 @@ func (m *Map) Recover(page uint64, durable *Page, d *Delta) error {
 	m.hydrated.Add(hydrated)
 	m.zero.Add(int64(zero))
 	return nil
-}
-
-// untouched reports whether nothing was ever marked in the page.
-func (m *Map) untouched(page uint64) bool {
-	return m.marked[PlaneHydrated][page].Load() == 0 && m.marked[PlaneZero][page].Load() == 0
 }
 
 // Mark sets the bits of [first, end) in a plane, and returns how many of them were clear.
@@ -294,17 +217,17 @@ func (m *Map) markPage(p Plane, first, end uint64, d *Delta) (newly uint64) {
 	switch {
 	case m.Full(page), p == PlaneZero && m.noSource(page): // nothing to add, and the memory may have been released
 		return 0
-	case p == PlaneZero && m.zeros != nil && end-first == n && m.untouched(page):
+	case p == PlaneZero && m.zeros != nil && end-first == n && !m.Used(page):
 		d.addZeroPage(page, n) // in this order: package comment, Threads
 		m.loadZero(page)
 		return n
 	case m.AllZero(page):
-		m.fillZeros(page) // before the counter of the other plane makes readers look there
+		m.mem[page].fillZeros(regionsIn(m.nr, page)) // before the counter of the other plane makes readers look there
 	}
 	for first < end {
 		c := chunkAt(first, end)
 		first = c.next
-		fresh := c.mask &^ (m.load(p, page, c.word) | m.load(PlaneHydrated, page, c.word))
+		fresh := c.mask &^ (m.mem[page].load(p, c.word) | m.mem[page].load(PlaneHydrated, c.word))
 		if fresh == 0 {
 			continue
 		}
@@ -324,16 +247,11 @@ func (m *Map) set(p Plane, page, w, fresh uint64) uint64 {
 	atomic.OrUint64(m.mem[page].word(p, w), fresh)
 	if p == PlaneHydrated {
 		m.hydrated.Add(uint64(n))
-		m.zero.Add(-int64(bits.OnesCount64(fresh & m.load(PlaneZero, page, w))))
+		m.zero.Add(-int64(bits.OnesCount64(fresh & m.mem[page].load(PlaneZero, w))))
 	} else {
-		m.zero.Add(int64(bits.OnesCount64(fresh &^ m.load(PlaneHydrated, page, w))))
+		m.zero.Add(int64(bits.OnesCount64(fresh &^ m.mem[page].load(PlaneHydrated, w))))
 	}
 	return uint64(n)
-}
-
-// load loads a word. The page's memory must be one that may be touched.
-func (m *Map) load(p Plane, page, w uint64) uint64 {
-	return atomic.LoadUint64(m.mem[page].word(p, w))
 }
 
 // DurableImage puts into out what a commit of the frozen set writes for a page: the live
@@ -353,7 +271,7 @@ func (m *Map) DurableImage(page uint64, active *Delta, out *Page) {
 		}
 		return
 	}
-	if m.untouched(page) {
+	if !m.Used(page) {
 		return
 	}
 	for w := range uint64(PlaneWords) {
@@ -389,19 +307,7 @@ func (m *Map) ReleaseZero(page uint64, give func(mem *Page)) bool {
 	if m.zeros == nil || !m.AllZero(page) {
 		return false
 	}
-	m.setZeroBit(page)
+	m.zeros.set(page)
 	give(&m.mem[page])
 	return true
-}
-
-// checkRange panics unless [first, end) lies in the map: a caller that computes regions
-// beyond the device would otherwise corrupt the map silently.
-func (m *Map) checkRange(first, end uint64) {
-	if end > m.nr || first > end {
-		panicRange(first, end, m.nr)
-	}
-}
-
-func panicRange(first, end, nr uint64) {
-	panic(fmt.Sprintf("bitmap: regions [%d, %d) outside a map of %d", first, end, nr))
 }

@@ -81,8 +81,8 @@ func (m *Map) piece(r, end uint64) (State, uint64) {
 		return Zero, end
 	}
 	word := r % RegionsPerPage / 64
-	hw := m.load(PlaneHydrated, page, word)
-	zw := m.load(PlaneZero, page, word)
+	hw := m.mem[page].load(PlaneHydrated, word)
+	zw := m.mem[page].load(PlaneZero, word)
 	if m.marked[PlaneHydrated][page].Load() == full {
 		return Hydrated, end
 	}

@@ -2,6 +2,7 @@ package clone
 
 import (
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -38,61 +39,61 @@ func (c *Core) Class(err error) ErrorClass {
 	return c.classify(err)
 }
 
+// source is a lane's reads of the source: how long users' take, and those that are to be tried again.
+type source struct {
+	core    *Core
+	backend Backend
+
+	// again are operations whose read is to be tried again; alone is the one that is being so.
+	again []*op
+	alone *op
+
+	readBytes atomic.Int64
+	waits     waits
+}
+
+// read queues a read of the source; one that is tried again has the lane's only place for such.
+func (s *source) read(o *op, off int64, data Data) {
+	add(&s.readBytes, data.Size())
+	switch {
+	case o.tries > 0:
+		s.alone = o
+	case o.req != nil:
+		s.beginWait(o)
+	}
+	s.backend.ReadSource(o.token, off, data, o.tries > 0 || o.bg != nil && o.bg.Alone)
+}
+
+// ended is the end of any I/O of an operation, as far as that was a read of the source.
+func (s *source) ended(o *op, err error) {
+	if o == s.alone {
+		s.alone = nil
+	}
+	if o.period != 0 {
+		s.endWait(o, err)
+	}
+}
+
 // tryAgain puts an operation whose read of the source has failed in line for another try, or answers false.
-func (l *Lane) tryAgain(o *op, err error) bool {
-	if o.req == nil || o.tries == sourceTries || l.core.Class(err) == Away {
+func (s *source) tryAgain(o *op, err error) bool {
+	if o.req == nil || o.tries == sourceTries || s.core.Class(err) == Away {
 		return false
 	}
 	if o.tries == 0 {
-		o.failedAt = l.core.now()
+		o.failedAt = s.core.now()
 	}
 	o.tries++
 	o.failure = err
-	l.again = append(l.again, o)
+	s.again = append(s.again, o)
 	return true
 }
 
-// readAgain begins the next of the reads in line, if none is in flight. Those that have waited too long fail.
-func (l *Lane) readAgain() {
-	for l.alone == nil && len(l.again) > 0 {
-		o := l.again[0]
-		l.again = slices.Delete(l.again, 0, 1)
-		if l.core.now().Sub(o.failedAt) > againLimit {
-			o.tries = sourceTries
-			l.readDone(o, o.failure)
-			continue
-		}
-		switch o.step {
-		case readRun:
-			l.readRunOn(o)
-		case mergeRead:
-			l.mergeIn(o, &o.plan.segments[o.plan.seg], o.off, o.end)
-		case copyRead:
-			l.copyPiece(o, &o.plan.segments[o.plan.seg])
-		}
-	}
-}
+// due says that one of the reads in line may begin: none of them is in flight.
+func (s *source) due() bool { return s.alone == nil && len(s.again) > 0 }
 
-// readDone is the end of a read by its step.
-func (l *Lane) readDone(o *op, err error) {
-	switch o.step {
-	case readRun:
-		l.readRunDone(o, err)
-	case mergeRead:
-		l.mergeReadDone(o, err)
-	case copyRead:
-		l.copyReadDone(o, err)
-	}
-}
-
-// readSource queues a read of the source; one that is tried again has the lane's only place for such.
-func (l *Lane) readSource(o *op, off int64, data Data) {
-	add(&l.stats.sourceRead, data.Size())
-	switch {
-	case o.tries > 0:
-		l.alone = o
-	case o.req != nil:
-		l.beginWait(o)
-	}
-	l.backend.ReadSource(o.token, off, data, o.tries > 0 || o.bg != nil && o.bg.Alone)
+// next takes the next of them, which is due. late: it has waited too long.
+func (s *source) next() (o *op, late bool) {
+	o = s.again[0]
+	s.again = slices.Delete(s.again, 0, 1)
+	return o, s.core.now().Sub(o.failedAt) > againLimit
 }

@@ -18,7 +18,12 @@ type claim struct {
 
 // claimTable is scanned: there are at most as many claims as operations, some hundreds, and a scan of
 // 512 takes less than the atomic operations around it.
-type claimTable struct{ open []*claim }
+type claimTable struct {
+	open []*claim
+	// reserved is how many pages of the active set the open claims may still need. What it has and reserved together
+	// never exceed the pool, so a settle always finds room, also right after a freeze.
+	reserved int
+}
 
 // find gives a claim that overlaps [first, end), or nil.
 func (t *claimTable) find(first, end uint64) *claim {
@@ -58,18 +63,6 @@ const (
 // marked zero by its end, if anything.
 type span struct{ first, end, zero, zeroEnd uint64 }
 
-// zeroed says whether a page is marked zero as a whole, or is so: that needs no memory.
-func (c *Core) zeroed(s span, page uint64) bool {
-	first := page * bitmap.RegionsPerPage
-	end := min(first+bitmap.RegionsPerPage, c.geo.nr)
-	return s.zero <= first && end <= s.zeroEnd && (c.regions.AllZero(page) || c.regions.KeepsZeros() && !c.regions.Used(page))
-}
-
-// lacksMemory says whether the marks of a claim of s need memory of a page that is not there.
-func (c *Core) lacksMemory(s span, page uint64) bool {
-	return c.touch != nil && !c.touched[page].Load() && !c.regions.Full(page) && !c.zeroed(s, page)
-}
-
 // claimFor claims the regions of s for request r, unless all of them are hydrated; or it makes r
 // wait, for the claim in the way, or for a commit to free the pool of uncommitted pages (I9). Hydrated
 // regions inside a claim do no harm: nobody asks for a claim of those. Called without mu.
@@ -79,7 +72,7 @@ func (c *Core) claimFor(r *Request, k *claim, s span) verdict {
 		c.mu.Unlock()
 		return nothing
 	}
-	v := c.open(k, s, c.mu.active.Cap())
+	v := c.mu.open(k, s, c.mu.active.Cap(), &c.memory)
 	switch v {
 	case excluded:
 		r.after = startAgain
@@ -96,63 +89,43 @@ func (c *Core) claimFor(r *Request, k *claim, s span) verdict {
 }
 
 // open puts k into the table, or answers excluded, full, refused or released; room is how many pages of the pool
-// may be taken in all. mu must be held.
-func (c *Core) open(k *claim, s span, room int) verdict {
-	if c.mu.mode != ReadWrite {
+// may be taken in all.
+func (g *guarded) open(k *claim, s span, room int, m *mapMemory) verdict {
+	if g.mode != ReadWrite {
 		return refused
 	}
-	if c.mu.claims.find(s.first, s.end) != nil {
+	if g.claims.find(s.first, s.end) != nil {
 		return excluded
 	}
 	pages := 0
 	for page := bitmap.PageOf(s.first); page <= bitmap.PageOf(s.end-1); page++ {
-		if c.lacksMemory(s, page) {
+		if m.lacks(s, page) {
 			return released
 		}
-		if !c.zeroed(s, page) {
+		if !m.zeroed(s, page) {
 			pages++
 		}
 	}
-	if c.poolBounds && c.mu.active.Used()+c.mu.reserved+pages > room {
+	if g.bounded && g.active.Used()+g.claims.reserved+pages > room {
 		return full
 	}
-	c.mu.reserved += pages
+	g.claims.reserved += pages
 	k.first, k.end, k.pages = s.first, s.end, pages
-	c.mu.claims.add(k)
-	c.checkClaims()
+	g.claims.add(k)
+	g.claims.check(&g.marks)
 	return claimed
-}
-
-// takeMemory sees to it that the marks of a claim of s need no memory that is not there (I9).
-func (c *Core) takeMemory(s span) error {
-	for page := bitmap.PageOf(s.first); page <= bitmap.PageOf(s.end-1); page++ {
-		if !c.lacksMemory(s, page) {
-			continue
-		}
-		if err := c.takePage(page); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// takePage: between the taking and the note of it nobody gives the memory back.
-func (c *Core) takePage(page uint64) error {
-	c.touching.Lock()
-	defer c.touching.Unlock()
-	err := c.touch(page)
-	if err == nil {
-		c.touched[page].Store(true)
-	}
-	return err
 }
 
 // claimBackground claims for the hydrator the first stretch in [from, end) that is still in state st
 // and nobody's, or answers nothing. It never waits: what is claimed is left out (I8). When the pool is
-// full or the mode is not rw it answers so.
+// full or the mode is not rw it answers so. Half of the pool is left to users: a request that finds it full waits for a
+// commit, and would find it full again if the background took what the commit has freed (I8).
 func (c *Core) claimBackground(k *claim, st bitmap.State, from, end uint64) verdict {
+	v := nothing
 	c.mu.Lock()
-	v := c.openFree(k, st, from, end)
+	if s, ok := c.mu.claims.firstFree(&c.view, st, from, end); ok {
+		v = c.mu.open(k, s, c.mu.active.Cap()/2, &c.memory)
+	}
 	c.mu.Unlock()
 	if v == full {
 		c.kick()
@@ -160,26 +133,24 @@ func (c *Core) claimBackground(k *claim, st bitmap.State, from, end uint64) verd
 	return v
 }
 
-// openFree leaves half of the pool to users: a request that finds it full waits for a commit, and would
-// find it full again if the background took what the commit has freed (I8).
-func (c *Core) openFree(k *claim, st bitmap.State, from, end uint64) verdict {
-	room := c.mu.active.Cap() / 2
+// firstFree gives the first stretch in [from, end) that is in state st and in no claim.
+func (t *claimTable) firstFree(v *view, st bitmap.State, from, end uint64) (s span, ok bool) {
 	for from < end {
-		s, stop := c.regions.Run(from, end)
-		if s != st {
+		state, stop := v.regions.Run(from, end)
+		if state != st {
 			from = stop
 			continue
 		}
-		other := c.mu.claims.firstIn(from, stop)
+		other := t.firstIn(from, stop)
 		if other == nil {
-			return c.open(k, span{first: from, end: stop}, room)
+			return span{first: from, end: stop}, true
 		}
 		if other.first > from {
-			return c.open(k, span{first: from, end: other.first}, room)
+			return span{first: from, end: other.first}, true
 		}
 		from = other.end
 	}
-	return nothing
+	return span{}, false
 }
 
 // firstIn gives the claim in [first, end) that begins first, or nil.
@@ -208,55 +179,22 @@ func (c *Core) settle(k *claim, marks []mark) (g gain) {
 	c.mu.Lock()
 	for _, m := range marks {
 		if m.plane == bitmap.PlaneHydrated {
-			g.hydrated += c.markHydrated(m.first, m.end)
+			g.hydrated += c.mu.markHydrated(&c.view, m.first, m.end)
 		} else {
-			g.zero += c.markZero(m.first, m.end)
+			g.zero += c.mu.markZero(&c.view, m.first, m.end)
 		}
 	}
-	c.mu.reserved -= k.pages
+	c.mu.claims.reserved -= k.pages
 	c.mu.claims.remove(k)
-	c.checkClaims()
+	c.mu.claims.check(&c.mu.marks)
 	woken := k.waiters.take()
 	c.mu.Unlock()
-	c.wake(woken)
+	wake(woken)
 	return g
 }
 
-// markHydrated gives the bytes that were in state Source. mu must be held.
-func (c *Core) markHydrated(first, end uint64) int64 {
-	short := c.tailShort(first, end)
-	zero := c.regions.NrZero()
-	nr := c.regions.Mark(bitmap.PlaneHydrated, first, end, c.mu.active)
-	nr -= zero - c.regions.NrZero()
-	return int64(nr)<<c.geo.shift - short
-}
-
-// markZero marks what is in state Source and gives its bytes; a Z under an H would only be one more
-// page to commit. mu must be held.
-func (c *Core) markZero(first, end uint64) (n int64) {
-	for first < end {
-		st, stop := c.regions.Run(first, end)
-		if st == bitmap.Source {
-			short := c.tailShort(first, stop)
-			n += int64(c.regions.Mark(bitmap.PlaneZero, first, stop, c.mu.active))<<c.geo.shift - short
-		}
-		first = stop
-	}
-	return n
-}
-
-// tailShort is how many bytes the tail lacks to a full region, if it is in [first, end) and about to
-// leave state Source.
-func (c *Core) tailShort(first, end uint64) int64 {
-	last := c.geo.nr - 1
-	if end != c.geo.nr || first > last || c.regions.State(last) != bitmap.Source {
-		return 0
-	}
-	return int64(c.geo.nr)<<c.geo.shift - c.geo.size
-}
-
 // wake posts requests to their lanes.
-func (c *Core) wake(l requestList) {
+func wake(l requestList) {
 	for r := l.pop(); r != nil; r = l.pop() {
 		r.lane.post(r)
 	}

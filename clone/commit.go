@@ -31,9 +31,9 @@ type MapStore interface {
 // caller at a time: the committer. An error has been acted on already and is for the log. While a lane
 // flushes the destination, or writes it durably, it is ErrCommitPutOff: the end of that kicks, if somebody waits.
 func (c *Core) Commit(dest Flusher, store MapStore) error {
-	served, work, err := c.freeze()
+	served, work, err := c.mu.freeze()
 	if work {
-		err = c.write(dest, store)
+		err = (&commit{Core: c, dest: dest, store: store}).write()
 		c.thaw(err)
 	}
 	for r := served.head; r != nil; r = r.next {
@@ -41,7 +41,7 @@ func (c *Core) Commit(dest Flusher, store MapStore) error {
 			r.err = err
 		}
 	}
-	c.wake(served)
+	wake(served)
 	return err
 }
 
@@ -53,106 +53,94 @@ func (c *Core) WantFlush() {
 }
 
 // freeze is step 1; work says that there is something to do. In a mode that allows no commit of marks
-// whoever waited for one gets the error.
-func (c *Core) freeze() (served requestList, work bool, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.mu.flushing {
+// whoever waited for one gets the error. It takes the lock.
+func (g *guarded) freeze() (served requestList, work bool, err error) {
+	g.Lock()
+	defer g.Unlock()
+	if g.flushing {
 		return served, false, ErrCommitPutOff
 	}
-	if c.mu.putOff = c.mu.durable > 0; c.mu.putOff {
+	if g.putOff = g.durable > 0; g.putOff {
 		return served, false, ErrCommitPutOff
 	}
-	served = c.mu.waiters.take()
-	if err := c.committable(); err != nil {
+	served = g.waiters.take()
+	if err := g.committable(); err != nil {
 		return served, false, err
 	}
-	c.mu.active, c.mu.frozen = c.mu.frozen, c.mu.active
-	c.mu.flushing = !c.mu.frozen.Empty() || !served.empty() || c.mu.flushWanted
-	c.mu.flushWanted = false
-	return served, c.mu.flushing, nil
+	g.active, g.frozen = g.frozen, g.active
+	g.flushing = !g.frozen.Empty() || !served.empty() || g.flushWanted
+	g.flushWanted = false
+	return served, g.flushing, nil
 }
 
-// committable says why a commit cannot succeed, if so. In mode ro there may still be nothing to commit,
-// and then a flush is enough. mu must be held.
-func (c *Core) committable() error {
-	switch {
-	case c.mu.flushLost:
-		return ErrFlushLost
-	case c.mu.mode != ReadWrite && !c.clean():
-		return ErrReadOnly
-	}
-	return nil
+// commit is a commit, or a repair, that writes: steps 2 to 4.
+type commit struct {
+	*Core
+	dest  Flusher
+	store MapStore
+	img   *bitmap.Page // of the page that is being written
 }
 
-// write is steps 2 to 4.
-func (c *Core) write(dest Flusher, store MapStore) error {
-	if err := c.flushDest(dest); err != nil {
+// write writes the frozen set.
+func (c *commit) write() error {
+	if err := c.flushDest(); err != nil {
 		return err
 	}
 	if c.mu.frozen.Empty() {
 		return nil
 	}
-	var img bitmap.Page
-	err := c.mu.frozen.Each(func(page uint64) error { return c.writePage(store, page, &img) })
-	if err != nil {
+	c.img = new(bitmap.Page)
+	if err := c.mu.frozen.Each(c.writePage); err != nil {
 		return err
 	}
-	if err := store.Flush(); err != nil {
-		return fmt.Errorf("flush metadata: %w", err)
+	if err := c.flushStore(); err != nil {
+		return err
 	}
 	c.releasePages()
 	return nil
 }
 
-func (c *Core) flushDest(dest Flusher) error {
-	if err := dest.Flush(); err != nil {
+func (c *commit) flushDest() error {
+	if err := c.dest.Flush(); err != nil {
 		c.mu.Lock()
-		c.loseFlush()
+		c.mu.loseFlush()
 		c.mu.Unlock()
 		return fmt.Errorf("flush destination: %w", err)
 	}
 	return nil
 }
 
-// writePage writes a page without what was marked after the freeze; img is for the image.
-func (c *Core) writePage(store MapStore, page uint64, img *bitmap.Page) error {
+// writePage writes a page without what was marked after the freeze.
+func (c *commit) writePage(page uint64) error {
 	c.mu.Lock()
-	c.regions.DurableImage(page, c.mu.active, img)
+	c.regions.DurableImage(page, c.mu.active, c.img)
 	c.mu.Unlock()
-	if err := store.WritePage(page, img); err != nil {
+	if err := c.store.WritePage(page, c.img); err != nil {
 		return fmt.Errorf("write map page %d: %w", page, err)
 	}
 	return nil
 }
 
+func (c *commit) flushStore() error {
+	if err := c.store.Flush(); err != nil {
+		return fmt.Errorf("flush metadata: %w", err)
+	}
+	return nil
+}
+
 // releasePages gives back the memory of the pages that this commit has made durably hydrated, or zero, throughout (I9).
-func (c *Core) releasePages() {
-	if c.release == nil {
+func (c *commit) releasePages() {
+	if c.memory.release == nil {
 		return
 	}
 	_ = c.mu.frozen.Each(func(page uint64) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if !c.mu.active.Touches(page) && !c.regions.Release(page, func(memory *bitmap.Page) { c.release(page, memory) }) {
-			c.releaseZero(page)
+		if !c.mu.active.Touches(page) {
+			c.memory.give(page, &c.mu.claims)
 		}
 		return nil
 	})
-}
-
-// releaseZero gives back the memory of a page that is durably zero throughout, unless a claim is open there: its end may
-// mark the page. Whoever claims next takes the memory again (claimFor). mu must be held.
-func (c *Core) releaseZero(page uint64) {
-	first := page * bitmap.RegionsPerPage
-	c.touching.Lock()
-	defer c.touching.Unlock()
-	if !c.touched[page].Load() || c.mu.claims.find(first, first+bitmap.RegionsPerPage) != nil {
-		return
-	}
-	if c.regions.ReleaseZero(page, func(memory *bitmap.Page) { c.release(page, memory) }) {
-		c.touched[page].Store(false)
-	}
 }
 
 // thaw is step 5 for the set; who waited is answered by Commit.
@@ -160,13 +148,13 @@ func (c *Core) thaw(err error) {
 	c.mu.Lock()
 	c.mu.flushing = false
 	if err != nil {
-		c.setMode(ReadOnly)
+		c.mu.setMode(ReadOnly)
 		c.mu.Unlock()
-		c.tell()
+		c.event()
 		return
 	}
 	c.mu.frozen.Reset()
-	done := !c.complete.Load() && c.durableHydrated() == c.geo.Regions()
+	done := !c.complete.Load() && c.mu.nrDurable(c.regions) == c.geo.Regions()
 	if done { // every region is hydrated: no claim will be opened any more
 		c.complete.Store(true)
 		c.mu.active.Drop()
@@ -174,14 +162,14 @@ func (c *Core) thaw(err error) {
 	}
 	c.mu.Unlock()
 	if done {
-		c.tell()
+		c.event()
 	}
 }
 
 // waitCommit defers r until a commit that begins from now on has ended, or says why none will.
 func (c *Core) waitCommit(r *Request) error {
 	c.mu.Lock()
-	if err := c.committable(); err != nil {
+	if err := c.mu.committable(); err != nil {
 		c.mu.Unlock()
 		return err
 	}

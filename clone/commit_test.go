@@ -338,7 +338,7 @@ func TestReleasePages(t *testing.T) {
 	const nr = bitmap.RegionsPerPage + 8
 	r := newRig(t, nr, 2)
 	mem := map[*bitmap.Page]int{}
-	r.core.release = func(_ uint64, p *bitmap.Page) { mem[p]++; *p = bitmap.Page{} }
+	r.core.memory.release = func(_ uint64, p *bitmap.Page) { mem[p]++; *p = bitmap.Page{} }
 	want := func(when string, pages, times int) {
 		t.Helper()
 		n := 0
@@ -389,10 +389,10 @@ func TestReleasePages(t *testing.T) {
 func TestTouch(t *testing.T) {
 	const page = bitmap.RegionsPerPage * int64(testRegion)
 	r := newRig(t, 3*bitmap.RegionsPerPage, 2)
-	r.core.touched = make([]atomic.Bool, 3)
+	r.core.memory.touched = make([]atomic.Bool, 3)
 	var touched []uint64
 	var fails error
-	r.core.touch = func(page uint64) error { touched = append(touched, page); return fails }
+	r.core.memory.touch = func(page uint64) error { touched = append(touched, page); return fails }
 	write := func(off, length int64, want error) {
 		t.Helper()
 		a := r.submit(OpWrite, off, length)
@@ -416,8 +416,8 @@ func TestTouch(t *testing.T) {
 	h := &Hydration{First: 2 * bitmap.RegionsPerPage, End: 2*bitmap.RegionsPerPage + 1, Done: func(_ *Hydration, err error) { ended = err }}
 	r.lane.Hydrate(h)
 	r.endAll()
-	if !errors.Is(ended, errBackend) || len(r.core.mu.claims.open) != 0 || len(r.lane.freeOps) != len(r.lane.ops) {
-		t.Errorf("hydration ended with %v; %d claims, %d of %d operations free", ended, len(r.core.mu.claims.open), len(r.lane.freeOps), len(r.lane.ops))
+	if !errors.Is(ended, errBackend) || len(r.core.mu.claims.open) != 0 || len(r.lane.pool.freeOps) != len(r.lane.pool.ops) {
+		t.Errorf("hydration ended with %v; %d claims, %d of %d operations free", ended, len(r.core.mu.claims.open), len(r.lane.pool.freeOps), len(r.lane.pool.ops))
 	}
 	fails = nil
 	write(2*page, testRegion, nil)

@@ -2,7 +2,6 @@ package clone
 
 import (
 	"cmp"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -83,80 +82,35 @@ type Config struct {
 
 // Core is the state that all lanes share. See the package comment for who may touch what.
 type Core struct {
-	geo     Geometry
-	regions *bitmap.Map
-	kick    func()
-	event   func()
-	keep    func(Mode, bool)
-	release func(page uint64, memory *bitmap.Page)
-	touch   func(page uint64) error
-	touched []atomic.Bool // by page of the map
-	// touching is held while a page's memory is taken or given back, and touched set; a leaf.
-	touching sync.Mutex
+	view
+	lanes
+	switches
+	memory mapMemory
+	mu     guarded
 
-	classify func(error) ErrorClass
-	now      func() time.Time
+	complete atomic.Bool // the durable H plane is full (I12)
 
+	kick       func()
+	event      func()
+	classify   func(error) ErrorClass
+	now        func() time.Time
 	leastZeros int64
-
-	// poolBounds: the map has more pages than the pool, which can therefore be full.
-	poolBounds bool
-
-	// lanes is set up before the first request and not changed afterwards.
-	lanes []*Lane
-
-	mode     atomic.Uint32 // a copy of mu.mode, to be read without the lock
-	complete atomic.Bool   // the durable H plane is full (I12)
-
-	readThrough atomic.Bool   // what users read from the source is kept
-	passdown    atomic.Bool   // the destination is told of discards
-	spares      atomic.Uint32 // a Spare: before which zeros are written the destination is read (spare.go)
-
-	period atomic.Uint64 // of the time of users' reads of the source, from 1 on
-
-	// mu is held for a few map operations, never across an I/O or a callback into a frontend or
-	// backend. A lane's inbox lock may be taken under it (a leaf).
-	mu struct {
-		sync.Mutex
-		mode   Mode
-		claims claimTable
-
-		// Marks since the last commit: active collects them, frozen is being committed (I4). A mark
-		// is recorded here before it shows in the map.
-		active, frozen *bitmap.Delta
-		// reserved is how many pages of active the open claims may still need. active.Used() +
-		// reserved never exceeds the pool, so a settle always finds room, also right after a freeze.
-		reserved int
-
-		// waiters wait for a commit that freezes after they came (H6).
-		waiters requestList
-
-		// flushing: a flush of the destination is in flight, a lane's or a commit's.
-		flushing bool
-		// flushWanted: the next commit is to flush the destination in any case.
-		flushWanted bool
-		// durable is how many durable writes of lanes are in flight; putOff: a commit waits for their end.
-		durable int
-		putOff  bool
-		// flushLost: a flush of the destination has failed. It never becomes false again.
-		flushLost bool
-		// doubt: nobody knows which marks are durable, so none counts: the metadata cannot be read (Config.Doubt), or a
-		// Repair has given up the set of the commit that failed.
-		doubt bool
-	}
 }
 
 // New makes a core. Lanes are added with NewLane before any of them gets a request.
 func New(cfg Config) *Core {
 	pages := bitmap.PagesFor(cfg.Geometry.Regions())
 	pool := int(min(cmp.Or(uint64(cfg.DeltaPages), deltaPages), pages))
-	c := &Core{geo: cfg.Geometry, regions: cfg.Map, kick: cfg.Kick, event: cfg.Event, release: cfg.Release, touch: cfg.Touch}
-	c.classify, c.now, c.leastZeros, c.keep = cfg.Classify, cfg.Now, cfg.LeastZeros, cfg.State
+	c := &Core{view: view{geo: cfg.Geometry, regions: cfg.Map}, kick: cfg.Kick, event: cfg.Event, classify: cfg.Classify, now: cfg.Now, leastZeros: cfg.LeastZeros}
+	if c.event == nil {
+		c.event = func() {}
+	}
 	if c.now == nil {
 		c.now = time.Now
 	}
 	c.period.Store(1)
-	c.touched = make([]atomic.Bool, pages)
+	c.memory.view, c.memory.release, c.memory.touch = &c.view, cfg.Release, cfg.Touch
+	c.memory.touched = make([]atomic.Bool, pages)
 	c.mu.active = cfg.Uncommitted
 	if c.mu.active == nil {
 		c.mu.active = bitmap.NewDelta(pages, pool)
@@ -164,26 +118,20 @@ func New(cfg Config) *Core {
 	c.mu.active.Reserve(pool)
 	pool = c.mu.active.Cap()
 	c.mu.frozen = bitmap.NewDelta(pages, pool)
-	c.poolBounds = pages > uint64(pool)
-	c.mu.flushLost = cfg.FlushLost
-	c.setMode(cfg.Mode)
+	c.mu.bounded = pages > uint64(pool)
+	c.mu.keep, c.mu.flushLost = cfg.State, cfg.FlushLost
+	c.mu.setMode(cfg.Mode)
 	if cfg.FlushLost || cfg.Doubt {
-		c.setMode(ReadOnly)
+		c.mu.setMode(ReadOnly)
 	}
-	c.keepState()
+	c.mu.keepState()
 	c.mu.doubt = cfg.Doubt
-	c.complete.Store(c.durableHydrated() == c.geo.Regions())
+	c.complete.Store(c.mu.nrDurable(c.regions) == c.geo.Regions())
 	return c
 }
 
-// Geometry gives the sizes.
-func (c *Core) Geometry() Geometry { return c.geo }
-
-// Regions is the live region map, for lock-free looks from any thread.
-func (c *Core) Regions() *bitmap.Map { return c.regions }
-
 // Mode may be asked from any thread.
-func (c *Core) Mode() Mode { return Mode(c.mode.Load()) }
+func (c *Core) Mode() Mode { return Mode(c.mu.shown.Load()) }
 
 // Complete says that every region is durably hydrated. It stays so.
 func (c *Core) Complete() bool { return c.complete.Load() }
@@ -191,58 +139,11 @@ func (c *Core) Complete() bool { return c.complete.Load() }
 // SetMode makes the mode worse, never better, and tells (I10).
 func (c *Core) SetMode(m Mode) {
 	c.mu.Lock()
-	changed := c.setMode(m)
+	changed := c.mu.setMode(m)
 	c.mu.Unlock()
 	if changed {
-		c.tell()
-	}
-}
-
-// setMode: mu must be held (or nobody else know the core yet).
-func (c *Core) setMode(m Mode) bool {
-	if m <= c.mu.mode {
-		return false
-	}
-	c.mu.mode = m
-	c.mode.Store(uint32(m))
-	c.keepState()
-	return true
-}
-
-// keepState hands the state to whoever keeps it. mu must be held (or nobody else know the core yet).
-func (c *Core) keepState() {
-	if c.keep != nil {
-		c.keep(c.mu.mode, c.mu.flushLost)
-	}
-}
-
-// SetReadThrough says whether what users read from the source is kept in the destination. At any time,
-// from any thread.
-func (c *Core) SetReadThrough(on bool) { c.readThrough.Store(on) }
-
-// SetDiscardPassdown says whether the destination is told of discards, and may give up the space. At any
-// time, from any thread.
-func (c *Core) SetDiscardPassdown(on bool) { c.passdown.Store(on) }
-
-// SetSpareZeros says what of that which is to become zero in the destination is read first, and left as it is where it
-// is zero already: for a destination where zeros that are written take space, and zeros that are read stay. At any
-// time, from any thread.
-func (c *Core) SetSpareZeros(s Spare) { c.spares.Store(uint32(s)) }
-
-func (c *Core) tell() {
-	if c.event != nil {
 		c.event()
 	}
-}
-
-// uncommitted says whether a mark of H in [first, end) is not durable yet. mu must be held.
-func (c *Core) uncommitted(first, end uint64) bool {
-	return c.mu.doubt || c.mu.active.Any(bitmap.PlaneHydrated, first, end) || c.mu.frozen.Any(bitmap.PlaneHydrated, first, end)
-}
-
-// clean says that no mark waits for a commit. mu must be held.
-func (c *Core) clean() bool {
-	return !c.mu.doubt && c.mu.active.Empty() && c.mu.frozen.Empty()
 }
 
 // Dirty says that there is something for a commit to do, though nobody waits for one.
@@ -256,12 +157,5 @@ func (c *Core) Dirty() bool {
 func (c *Core) DurableHydrated() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.durableHydrated()
-}
-
-func (c *Core) durableHydrated() uint64 {
-	if c.mu.doubt {
-		return 0
-	}
-	return c.regions.NrHydrated() - c.mu.active.Count(bitmap.PlaneHydrated) - c.mu.frozen.Count(bitmap.PlaneHydrated)
+	return c.mu.nrDurable(c.regions)
 }

@@ -32,11 +32,19 @@
 //
 // # Threads and locks
 //
-// A Lane belongs to one thread: Submit, Complete, Drain and Hydrate run there and never block. Lanes
-// share the Core: the region map, read with atomic loads by anybody; and claims, marks since the last
-// commit, waiters and mode under Core.mu, which is held for a few map operations, never across an I/O
-// or a callback. A lane's inbox has a lock of its own, a leaf, which may be taken under Core.mu.
-// Commit runs on the committer's goroutine and may block.
+// A Lane belongs to one thread: Submit, Complete, Drain and Hydrate run there and never block. The parts
+// of a Lane are listed at its type. Lanes share the Core:
+//
+//	view       the region map, by bytes of the device: read with atomic loads by anybody
+//	switches   settings, read the same way
+//	lanes      all of them, for sums of what they count
+//	mapMemory  takes and gives back the memory of the map's pages, under a lock of its own, a leaf
+//	guarded    what is under Core.mu: claims, marks since the last commit, the mode, flushes and waiters
+//	commit     one commit or repair, as it writes
+//
+// Core.mu is held for a few map operations, never across an I/O or a callback. A lane's inbox has a lock
+// of its own, a leaf, which may be taken under Core.mu. Commit runs on the committer's goroutine and may
+// block.
 //
 // # Invariants kept here
 //
@@ -44,10 +52,10 @@
 //	I2   read.go routes by the map at the time; H is final and the source does not change
 //	I3   claim.go: one writer; only settle marks
 //	I4   commit.go: the five steps
-//	I5   flush.go, Lane.answer, Lane.writeThrough
+//	I5   flush.go, users.answer, changes.writeThrough
 //	I8   hydration.go
-//	I9   pools of Core.mu.active and frozen, operations and buffers of a Lane: fixed, waited for
-//	I10  Core.setMode only makes it worse, Repair ends it; flushLost
+//	I9   memory.go; pools of marks.active and frozen, operations and buffers of a Lane: fixed, waited for
+//	I10  health: setMode only makes it worse, Repair ends it; flushLost
 //	I11  readRunDone, mergeReadDone, again.go
 //	I12  Core.Complete is told from the durable plane
 //	I17  spare.go

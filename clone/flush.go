@@ -4,13 +4,13 @@ package clone
 // are not committed that is a commit's end. With none it is a flush of the destination from here, unless
 // one is in flight already, or somebody waits for a commit's.
 func (l *Lane) flush(r *Request) {
-	o := l.newOp(r)
+	o := l.pool.newOp(r)
 	if o == nil {
 		return
 	}
 	if !l.core.beginFlush() {
-		l.freeOp(o)
-		l.deferToCommit(r)
+		l.pool.freeOp(o)
+		l.users.deferToCommit(r)
 		return
 	}
 	o.step = flushDest
@@ -19,9 +19,9 @@ func (l *Lane) flush(r *Request) {
 
 func (l *Lane) flushDestDone(o *op, err error) {
 	r := o.req
-	l.freeOp(o)
+	l.pool.freeOp(o)
 	l.core.endFlush(err)
-	l.end(r, err)
+	l.users.end(r, err)
 }
 
 // beginFlush says whether a lane may flush the destination by itself now. There are never two flushes in
@@ -30,7 +30,7 @@ func (l *Lane) flushDestDone(o *op, err error) {
 func (c *Core) beginFlush() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.mu.flushing || c.mu.durable > 0 || c.mu.flushLost || !c.clean() || !c.mu.waiters.empty() {
+	if c.mu.flushing || c.mu.durable > 0 || c.mu.flushLost || !c.mu.clean() || !c.mu.waiters.empty() {
 		return false
 	}
 	c.mu.flushing = true
@@ -42,23 +42,14 @@ func (c *Core) endFlush(err error) {
 	c.mu.Lock()
 	c.mu.flushing = false
 	waited := !c.mu.waiters.empty()
-	changed := err != nil && c.loseFlush()
+	changed := err != nil && c.mu.loseFlush()
 	c.mu.Unlock()
 	if changed {
-		c.tell()
+		c.event()
 	}
 	if waited {
 		c.kick()
 	}
-}
-
-// loseFlush: a failed flush of the destination is a metadata failure. It says whether that is new; mu must be
-// held.
-func (c *Core) loseFlush() bool {
-	was := c.mu.flushLost
-	c.mu.flushLost = true
-	c.keepState()
-	return c.setMode(ReadOnly) || !was
 }
 
 // beginDurable says whether a FUA of the regions [first, end), which are hydrated, may be one durable write: if
@@ -67,7 +58,7 @@ func (c *Core) loseFlush() bool {
 func (c *Core) beginDurable(first, end uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.uncommitted(first, end) || c.mu.flushing || c.mu.putOff || !c.mu.waiters.empty() {
+	if c.mu.uncommitted(first, end) || c.mu.flushing || c.mu.putOff || !c.mu.waiters.empty() {
 		return false
 	}
 	c.mu.durable++
@@ -81,11 +72,11 @@ func (c *Core) endDurable(err error) {
 	full := err != nil && c.Class(err) == Full
 	c.mu.Lock()
 	c.mu.durable--
-	changed := err != nil && !full && c.loseFlush()
+	changed := err != nil && !full && c.mu.loseFlush()
 	waited := c.mu.durable == 0 && (c.mu.putOff || !c.mu.waiters.empty())
 	c.mu.Unlock()
 	if changed {
-		c.tell()
+		c.event()
 	}
 	if waited {
 		c.kick()

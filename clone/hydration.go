@@ -27,48 +27,57 @@ const (
 	ZeroZero                        // regions in state Zero: zeros are written
 )
 
-// CopyRegions is how many regions one Hydration may copy, at least 1.
-func (l *Lane) CopyRegions() uint64 { return max(1, uint64(l.bufSize)>>l.core.geo.shift) }
+// background carries out Hydrations, and writes what READs have got.
+type background struct {
+	core   *Core
+	pool   *pool
+	source *source
+	plans  *plans
+}
 
-// Hydrate starts h, or answers false when the lane has no operation or buffer free.
-func (l *Lane) Hydrate(h *Hydration) bool {
-	h.check(l)
-	n := len(l.freeOps)
-	buffered := h.Kind == CopySource || l.core.spare() != SpareNothing
-	if n == 0 || buffered && len(l.buffers) == 0 {
+// copyRegions is how many regions one Hydration may copy, at least 1.
+func (b *background) copyRegions() uint64 { return max(1, uint64(b.pool.bufSize)>>b.core.geo.shift) }
+
+// start starts h, or answers false when the lane has no operation or buffer free.
+func (b *background) start(h *Hydration) bool {
+	h.check(b)
+	buffered := h.Kind == CopySource || b.core.spare() != SpareNothing
+	if buffered && len(b.pool.buffers) == 0 {
 		return false
 	}
-	o := l.freeOps[n-1]
-	l.freeOps = l.freeOps[:n-1]
+	o := b.pool.take()
+	if o == nil {
+		return false
+	}
 	o.bg = h
 	if buffered {
-		l.takeBuffer(o)
+		b.pool.takeBuffer(o)
 	}
 	if h.Kind != CopySource {
-		l.land(o, h.First)
+		b.land(o, h.First)
 		return true
 	}
-	o.off = l.core.geo.Start(h.First)
-	o.end = min(l.core.geo.Start(h.End), o.off+l.bufSize)
+	o.off = b.core.geo.Start(h.First)
+	o.end = min(b.core.geo.Start(h.End), o.off+b.pool.bufSize)
 	o.step = earlyRead
-	l.readSource(o, o.off, Data{Buf: o.buf[:o.end-o.off]})
+	b.source.read(o, o.off, Data{Buf: o.buf[:o.end-o.off]})
 	return true
 }
 
 // earlyReadDone: the read held no claim, so no user waited for it (I8); now the regions that are still
 // the source's are claimed, for their write only.
-func (l *Lane) earlyReadDone(o *op, err error) {
+func (b *background) earlyReadDone(o *op, err error) {
 	if err != nil {
-		l.hydrationDone(o, err)
+		b.hydrationDone(o, err)
 		return
 	}
-	l.land(o, o.bg.First)
+	b.land(o, o.bg.First)
 }
 
 // land claims the next stretch from region on and writes it.
-func (l *Lane) land(o *op, region uint64) {
-	if err := l.core.takeMemory(span{first: o.bg.First, end: o.bg.End}); err != nil {
-		l.hydrationDone(o, err)
+func (b *background) land(o *op, region uint64) {
+	if err := b.core.memory.take(span{first: o.bg.First, end: o.bg.End}); err != nil {
+		b.hydrationDone(o, err)
 		return
 	}
 	st, end := bitmap.Source, o.bg.End
@@ -76,55 +85,62 @@ func (l *Lane) land(o *op, region uint64) {
 		st = bitmap.Zero
 	}
 	switch {
-	case o.bg.Kind == CopySource && l.core.leastZeros > 0:
-		o.zeros, end = l.sameStretch(o, region)
+	case o.bg.Kind == CopySource && b.core.leastZeros > 0:
+		o.zeros, end = b.sameStretch(o, region)
 	case o.bg.Kind != CopySource && o.buf != nil:
-		end = min(end, l.pieceEnd(region))
+		end = min(end, b.pieceEnd(region))
 	}
-	switch l.core.claimBackground(&o.claim, st, region, end) {
+	switch b.core.claimBackground(&o.claim, st, region, end) {
 	case claimed:
 		o.holds = true
-		l.planLanding(o)
-		l.nextSegment(o)
+		b.planLanding(o)
+		b.plans.nextSegment(o)
 	case full:
-		l.hydrationDone(o, ErrCommitFirst)
+		b.hydrationDone(o, ErrCommitFirst)
 	case refused:
-		l.hydrationDone(o, ErrReadOnly)
+		b.hydrationDone(o, ErrReadOnly)
 	case released:
-		l.land(o, region)
+		b.land(o, region)
 	default:
 		if end < o.bg.End {
-			l.land(o, end)
+			b.land(o, end)
 			return
 		}
-		l.hydrationDone(o, nil)
+		b.hydrationDone(o, nil)
 	}
+}
+
+// pieceEnd is the end of the regions that are looked at together from region on: pieces end at multiples of the buffer
+// size, so that a discard of one covers whole blocks of the destination where it can.
+func (b *background) pieceEnd(region uint64) uint64 {
+	end := (b.core.geo.Start(region)/b.pool.bufSize + 1) * b.pool.bufSize
+	return max(region+1, b.core.geo.Region(end))
 }
 
 // sameStretch is where the regions from first on, of what was read early, end to be all zeros, for at least leastZeros bytes,
 // or to be anything else. It looks at each region once or twice, and mostly only at its first bytes. A region that is larger
 // than the buffer is data.
-func (l *Lane) sameStretch(o *op, first uint64) (zeros bool, end uint64) {
-	geo, read := l.core.geo, o.off+l.bufSize
+func (b *background) sameStretch(o *op, first uint64) (zeros bool, end uint64) {
+	geo, read := b.core.geo, o.off+b.pool.bufSize
 	run := first // where the zeros begin that region ends
 	for region := first; region < o.bg.End; region++ {
 		lo, hi := geo.Start(region), geo.End(region)
 		if hi <= read && allZeros(o.buf[lo-o.off:hi-o.off]) {
 			continue
 		}
-		if lo-geo.Start(run) >= l.core.leastZeros {
-			return l.zerosFrom(first, run, region)
+		if lo-geo.Start(run) >= b.core.leastZeros {
+			return zerosFrom(first, run, region)
 		}
 		run = region + 1
 	}
-	if run < o.bg.End && geo.Start(o.bg.End)-geo.Start(run) >= l.core.leastZeros {
-		return l.zerosFrom(first, run, o.bg.End)
+	if run < o.bg.End && geo.Start(o.bg.End)-geo.Start(run) >= b.core.leastZeros {
+		return zerosFrom(first, run, o.bg.End)
 	}
 	return false, o.bg.End
 }
 
 // zerosFrom: regions [run, end) are zeros; what is before them comes first.
-func (l *Lane) zerosFrom(first, run, end uint64) (zeros bool, stop uint64) {
+func zerosFrom(first, run, end uint64) (zeros bool, stop uint64) {
 	if run > first {
 		return false, run
 	}
@@ -136,29 +152,29 @@ func allZeros(b []byte) bool { return b[0] == 0 && bytes.Equal(b[:len(b)-1], b[1
 
 // planLanding: zeros, or what was read early, and of a region larger than the buffer also the rest,
 // which is the exception to I8.
-func (l *Lane) planLanding(o *op) {
-	lo, hi := l.core.geo.Start(o.claim.first), l.core.geo.Start(o.claim.end)
+func (b *background) planLanding(o *op) {
+	lo, hi := b.core.geo.Start(o.claim.first), b.core.geo.Start(o.claim.end)
 	o.plan = plan{}
 	if o.bg.Kind != CopySource || o.zeros {
 		o.plan.work(segZero, lo, hi)
 	} else {
-		o.plan.work(segEarly, lo, min(hi, o.off+l.bufSize))
-		o.plan.work(segCopy, o.off+l.bufSize, hi)
+		o.plan.work(segEarly, lo, min(hi, o.off+b.pool.bufSize))
+		o.plan.work(segCopy, o.off+b.pool.bufSize, hi)
 	}
 	o.plan.mark(mark{bitmap.PlaneHydrated, o.claim.first, o.claim.end})
 }
 
 // landed is the end of one stretch's plan.
-func (l *Lane) landed(o *op, err error) {
+func (b *background) landed(o *op, err error) {
 	if err != nil {
-		l.hydrationDone(o, err)
+		b.hydrationDone(o, err)
 		return
 	}
-	l.land(o, o.claim.end)
+	b.land(o, o.claim.end)
 }
 
-func (l *Lane) hydrationDone(o *op, err error) {
+func (b *background) hydrationDone(o *op, err error) {
 	h, done := o.bg, o.bg.Done // h may lie in o
-	l.freeOp(o)
+	b.pool.freeOp(o)
 	done(h, err)
 }

@@ -7,7 +7,7 @@ type listMark struct{}
 func (*listMark) enter() {}
 func (*listMark) leave() {}
 
-func (c *Core) checkClaims()     {}
-func (h *Hydration) check(*Lane) {}
-func (o *op) checkBusy()         {}
-func (o *op) checkFree()         {}
+func (*claimTable) check(*marks)       {}
+func (h *Hydration) check(*background) {}
+func (o *op) checkBusy()               {}
+func (o *op) checkFree()               {}

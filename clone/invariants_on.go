@@ -18,31 +18,31 @@ func (m *listMark) enter() {
 
 func (m *listMark) leave() { m.in = false }
 
-// checkClaims: no two claims overlap (I3), and a settle finds room for its marks (I9). mu must be held.
-func (c *Core) checkClaims() {
+// check: no two claims overlap (I3), and a settle finds room for its marks (I9). Core.mu must be held.
+func (t *claimTable) check(m *marks) {
 	pages := 0
-	for i, k := range c.mu.claims.open {
+	for i, k := range t.open {
 		pages += k.pages
-		for _, o := range c.mu.claims.open[:i] {
+		for _, o := range t.open[:i] {
 			if o.first < k.end && k.first < o.end {
 				panic(fmt.Sprintf("clone: claims [%d, %d) and [%d, %d) overlap", o.first, o.end, k.first, k.end))
 			}
 		}
 	}
-	if pages != c.mu.reserved {
-		panic(fmt.Sprintf("clone: %d pages reserved, the open claims have %d", c.mu.reserved, pages))
+	if pages != t.reserved {
+		panic(fmt.Sprintf("clone: %d pages reserved, the open claims have %d", t.reserved, pages))
 	}
-	if used := c.mu.active.Used(); c.poolBounds && used+pages > c.mu.active.Cap() {
-		panic(fmt.Sprintf("clone: %d pages used and %d reserved of a pool of %d", used, pages, c.mu.active.Cap()))
+	if used := m.active.Used(); m.bounded && used+pages > m.active.Cap() {
+		panic(fmt.Sprintf("clone: %d pages used and %d reserved of a pool of %d", used, pages, m.active.Cap()))
 	}
 }
 
 // check: what a caller of Hydrate must keep.
-func (h *Hydration) check(l *Lane) {
+func (h *Hydration) check(b *background) {
 	nr := h.End - h.First
-	if h.First >= h.End || h.End > l.core.geo.Regions() || h.Kind == CopySource && nr > l.CopyRegions() {
+	if h.First >= h.End || h.End > b.core.geo.Regions() || h.Kind == CopySource && nr > b.copyRegions() {
 		panic(fmt.Sprintf("clone: hydration of [%d, %d), kind %d, of %d regions, at most %d in a copy",
-			h.First, h.End, h.Kind, l.core.geo.Regions(), l.CopyRegions()))
+			h.First, h.End, h.Kind, b.core.geo.Regions(), b.copyRegions()))
 	}
 }
 

@@ -7,35 +7,33 @@ package clone
 
 // keeps says whether the bytes [off, end), which are about to be read from the source, are to be kept: whole regions are
 // among them, and there are a buffer that holds all of it and an operation for the write.
-func (l *Lane) keeps(off, end int64) bool {
-	if !l.core.readThrough.Load() || end-off > l.bufSize || len(l.freeOps) <= len(l.ops)/2 || len(l.buffers) <= l.nrBuffers/2 {
+func (rd *reads) keeps(off, end int64) bool {
+	if !rd.core.readThrough.Load() || end-off > rd.pool.bufSize || !rd.pool.plenty() {
 		return false
 	}
-	first, stop := l.core.geo.Covered(off, end-off)
+	first, stop := rd.core.geo.Covered(off, end-off)
 	return first < stop
 }
 
 // keep gives what o has read to its request, and the whole regions of it, with the buffer, to an operation of their
 // own. Without one free by now they are not kept.
-func (l *Lane) keep(o *op) error {
-	if err := l.backend.Store(o.req, o.off-o.req.Off, o.buf[:o.at-o.off]); err != nil {
+func (rd *reads) keep(o *op) error {
+	if err := rd.backend.Store(o.req, o.off-o.req.Off, o.buf[:o.at-o.off]); err != nil {
 		return err
 	}
-	n := len(l.freeOps)
-	if n == 0 {
+	k := rd.pool.take()
+	if k == nil {
 		return nil
 	}
-	k := l.freeOps[n-1]
-	l.freeOps = l.freeOps[:n-1]
-	first, stop := l.core.geo.Covered(o.off, o.at-o.off)
-	k.off, k.end = l.core.geo.Start(first), l.core.geo.End(stop-1)
+	first, stop := rd.core.geo.Covered(o.off, o.at-o.off)
+	k.off, k.end = rd.core.geo.Start(first), rd.core.geo.End(stop-1)
 	k.buf, o.buf = o.buf, nil
 	if k.off > o.off { // direct I/O of the destination wants it at a page
 		copy(k.buf, k.buf[k.off-o.off:k.end-o.off])
 	}
 	k.kept = Hydration{First: first, End: stop, Done: dropped}
 	k.bg = &k.kept
-	l.land(k, first)
+	rd.background.land(k, first)
 	return nil
 }
 

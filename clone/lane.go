@@ -1,7 +1,6 @@
 package clone
 
 import (
-	"sync"
 	"sync/atomic"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
@@ -23,118 +22,74 @@ type LaneConfig struct {
 	Buffers [][]byte
 }
 
-// Lane is the core's context for one thread: a plain single-threaded object. All methods but Stats and
-// are called on its thread.
+// Lane is the core's context for one thread: a plain single-threaded object. All methods but Requests and post are
+// called on its thread. It takes requests and completions in and leads them to its parts, each of which knows those that
+// it is given:
+//
+//	reads       READs, and what of them is kept
+//	changes     WRITEs, DISCARDs and WRITE_ZEROES: routed, and planned
+//	plans       what is done under a claim, step by step
+//	zeroing     zeros, where what is zero already may be spared
+//	background  Hydrations
+//	source      reads of the source, and those that are to be tried again
+//	pool        operations and copy buffers, and the requests that wait for one
+//	users       requests of users from their arrival to their answer
+//	inbox       what other threads post
+//	turns       DISCARDs and WRITE_ZEROES that wait for the next round
 type Lane struct {
 	core    *Core
 	backend Backend
 	wakeUp  func()
 
-	ops     []op
-	freeOps []*op
-	buffers [][]byte // free ones
-	// nrBuffers is how many there are in all, each of bufSize bytes.
-	nrBuffers int
-	bufSize   int64
-	// starved requests wait for an operation or a buffer of this lane and hold nothing.
-	starved requestList
-	// turns are DISCARDs and WRITE_ZEROES that wait for theirs, and allowance is how many pages of the region map such
-	// requests may still go through in this round.
-	turns     requestList
-	allowance int
-	// again are operations whose read of the source is to be tried again; alone is the one that is being so.
-	again []*op
-	alone *op
+	pool   pool
+	users  users
+	source source
+	inbox  inbox
+	turns  turns
 
-	inbox struct {
-		sync.Mutex // a leaf: nothing is taken under it
-		list       requestList
-	}
-
-	inFlight atomic.Int64 // user requests; written by this lane only
-	stats    counters
-	waits    waits
-	recent   recent
-}
-
-// counters are written by their lane only and read by anybody. Bytes, but for the last.
-type counters struct {
-	copied, written, discarded atomic.Int64
-	sourceRead                 atomic.Int64
-	readBytes, writeBytes      atomic.Int64
-	ops                        [OpWriteZeroes + 1]atomic.Int64
-}
-
-// Stats are sums over lanes, in bytes: how regions left the source (Copied from it, Written whole
-// by users, Discarded or zeroed), what was read from the source, what users read and wrote; Ops is the
-// number of requests by Op.
-type Stats struct {
-	Copied, Written, Discarded int64
-	SourceRead                 int64
-	ReadBytes, WriteBytes      int64
-	Ops                        [OpWriteZeroes + 1]int64
+	reads      reads
+	changes    changes
+	plans      plans
+	background background
 }
 
 // NewLane adds a lane. Before the first request only.
 func (c *Core) NewLane(cfg LaneConfig) *Lane {
-	l := &Lane{core: c, backend: cfg.Backend, wakeUp: cfg.Wake, allowance: turnPages}
-	l.ops = make([]op, cfg.Ops)
-	l.freeOps = make([]*op, 0, cfg.Ops)
-	l.again = make([]*op, 0, cfg.Ops)
-	for i := range l.ops {
-		l.ops[i].token = uint32(i)
-		l.freeOps = append(l.freeOps, &l.ops[i])
-	}
-	l.buffers = append(l.buffers, cfg.Buffers...)
-	l.nrBuffers, l.bufSize = len(cfg.Buffers), int64(len(cfg.Buffers[0]))
-	c.lanes = append(c.lanes, l)
+	l := &Lane{core: c, backend: cfg.Backend, wakeUp: cfg.Wake}
+	l.pool.init(cfg.Ops, cfg.Buffers)
+	l.users.core = c
+	l.source.core, l.source.backend, l.source.again = c, cfg.Backend, make([]*op, 0, cfg.Ops)
+	l.turns.wakeUp, l.turns.allowance = cfg.Wake, turnPages
+	l.background = background{core: c, pool: &l.pool, source: &l.source, plans: &l.plans}
+	l.reads = reads{core: c, backend: cfg.Backend, pool: &l.pool, source: &l.source, users: &l.users, background: &l.background}
+	l.changes.core, l.changes.backend, l.changes.pool, l.changes.users, l.changes.plans = c, cfg.Backend, &l.pool, &l.users, &l.plans
+	p := &l.plans
+	p.core, p.backend, p.pool, p.source, p.users, p.landed = c, cfg.Backend, &l.pool, &l.source, &l.users, l.background.landed
+	p.zeroing = zeroing{core: c, backend: cfg.Backend}
+	c.lanes.list = append(c.lanes.list, l)
 	c.mu.claims.grow(cfg.Ops)
 	return l
 }
 
-// Stats sums up the lanes.
-func (c *Core) Stats() (s Stats) {
-	for _, l := range c.lanes {
-		s.Copied += l.stats.copied.Load()
-		s.Written += l.stats.written.Load()
-		s.Discarded += l.stats.discarded.Load()
-		s.SourceRead += l.stats.sourceRead.Load()
-		s.ReadBytes += l.stats.readBytes.Load()
-		s.WriteBytes += l.stats.writeBytes.Load()
-		for i := range s.Ops {
-			s.Ops[i] += l.stats.ops[i].Load()
-		}
-	}
-	return s
-}
-
 // Requests is how many requests of users the lane has got; from any thread.
-func (l *Lane) Requests() (n int64) {
-	for i := range l.stats.ops {
-		n += l.stats.ops[i].Load()
-	}
-	return n
-}
+func (l *Lane) Requests() int64 { return l.users.requests() }
 
-// UserInFlight is how many requests of users are being worked on, in all lanes.
-func (c *Core) UserInFlight() (n int64) {
-	for _, l := range c.lanes {
-		n += l.inFlight.Load()
-	}
-	return n
-}
+// CopyRegions is how many regions one Hydration may copy, at least 1.
+func (l *Lane) CopyRegions() uint64 { return l.background.copyRegions() }
+
+// Hydrate starts h, or answers false when the lane has no operation or buffer free.
+func (l *Lane) Hydrate(h *Hydration) bool { return l.background.start(h) }
 
 // Submit takes a request that arrived.
 func (l *Lane) Submit(r *Request) {
 	r.lane = l
-	l.inFlight.Store(l.inFlight.Load() + 1)
+	l.users.begin(r.Op)
 	if r.Op > OpWriteZeroes {
-		l.end(r, ErrOp)
+		l.users.end(r, ErrOp)
 		return
 	}
-	add(&l.stats.ops[r.Op], 1)
 	if r.Op != OpFlush && (!l.core.geo.Valid(r.Off, r.Len) || r.Len > MaxSpan) {
-		l.end(r, ErrRange)
+		l.users.end(r, ErrRange)
 		return
 	}
 	l.start(r)
@@ -144,9 +99,9 @@ func (l *Lane) Submit(r *Request) {
 func (l *Lane) start(r *Request) {
 	switch r.Op {
 	case OpRead:
-		l.read(r)
+		l.reads.read(r)
 	case OpWrite:
-		l.write(r)
+		l.changes.write(r)
 	case OpFlush:
 		l.flush(r)
 	case OpDiscard, OpWriteZeroes:
@@ -154,18 +109,10 @@ func (l *Lane) start(r *Request) {
 	}
 }
 
-// turnPages is how many pages of the region map DISCARDs and WRITE_ZEROES may go through in a round of the loop, or one
-// request if it goes through more. A discard of a whole device comes as thousands of requests, of up to 17 pages each; a
-// READ that comes meanwhile waits for those of one round, not for all that are there.
-const turnPages = 16
-
-// takeTurn serves a DISCARD or WRITE_ZEROES, or has it wait for its turn, which begins with the next Drain.
+// takeTurn serves a DISCARD or WRITE_ZEROES, or has it wait for its turn.
 func (l *Lane) takeTurn(r *Request) {
-	if l.allowance <= 0 || !l.turns.empty() {
-		if l.turns.empty() {
-			l.wakeUp()
-		}
-		l.turns.push(r)
+	if !l.turns.free() {
+		l.turns.wait(r)
 		return
 	}
 	l.serveTurn(r)
@@ -173,21 +120,21 @@ func (l *Lane) takeTurn(r *Request) {
 
 func (l *Lane) serveTurn(r *Request) {
 	first, end := l.core.geo.Touched(r.Off, r.Len)
-	l.allowance -= int(bitmap.PageOf(end-1)-bitmap.PageOf(first)) + 1
+	l.turns.allowance -= int(bitmap.PageOf(end-1)-bitmap.PageOf(first)) + 1
 	if r.Op == OpDiscard {
-		l.discard(r)
+		l.changes.discard(r)
 		return
 	}
-	l.writeZeroes(r)
+	l.changes.writeZeroes(r)
 }
 
 // nextRound lets the next ones have their turn, in order.
 func (l *Lane) nextRound() {
-	l.allowance = turnPages
-	for l.allowance > 0 && !l.turns.empty() {
-		l.serveTurn(l.turns.pop())
+	l.turns.allowance = turnPages
+	for r := l.turns.next(); r != nil; r = l.turns.next() {
+		l.serveTurn(r)
 	}
-	if !l.turns.empty() {
+	if !l.turns.waiting.empty() {
 		l.wakeUp()
 	}
 }
@@ -196,19 +143,17 @@ func (l *Lane) nextRound() {
 // never call into another request: they leave it to here.
 func (l *Lane) Drain() {
 	l.nextRound()
-	l.inbox.Lock()
-	posted := l.inbox.list.take()
-	l.inbox.Unlock()
+	posted := l.inbox.take()
 	for r := posted.pop(); r != nil; r = posted.pop() {
 		if r.after == endCommit {
-			l.end(r, r.err)
+			l.users.end(r, r.err)
 		} else {
 			l.start(r)
 		}
 	}
 	l.readAgain()
 	// Whoever starves again goes to the end of the new list.
-	starved := l.starved.take()
+	starved := l.pool.starved.take()
 	for r := starved.pop(); r != nil; r = starved.pop() {
 		l.start(r)
 	}
@@ -216,69 +161,10 @@ func (l *Lane) Drain() {
 
 // post hands r to its lane's thread, from any thread.
 func (l *Lane) post(r *Request) {
-	l.inbox.Lock()
-	first := l.inbox.list.empty()
-	l.inbox.list.push(r)
-	l.inbox.Unlock()
-	if first {
+	if l.inbox.post(r) {
 		l.wakeUp()
-	}
-}
-
-// end answers a request, exactly once.
-func (l *Lane) end(r *Request, err error) {
-	l.inFlight.Store(l.inFlight.Load() - 1)
-	switch {
-	case err != nil:
-	case r.Op == OpRead:
-		add(&l.stats.readBytes, r.Len)
-	case r.Op == OpWrite:
-		add(&l.stats.writeBytes, r.Len)
-	}
-	r.err, r.pending = nil, 0
-	r.End(r, err)
-}
-
-// newOp takes an operation for r, or gives nil: then r is in the starved list.
-func (l *Lane) newOp(r *Request) *op {
-	n := len(l.freeOps)
-	if n == 0 {
-		l.starved.push(r)
-		return nil
-	}
-	o := l.freeOps[n-1]
-	l.freeOps = l.freeOps[:n-1]
-	o.req = r
-	return o
-}
-
-// freeOp gives back an operation and its buffer.
-func (l *Lane) freeOp(o *op) {
-	l.freeBuffer(o)
-	o.checkFree()
-	o.opState, o.plan.planCounts = opState{}, planCounts{}
-	l.freeOps = append(l.freeOps, o)
-}
-
-func (l *Lane) takeBuffer(o *op) bool {
-	n := len(l.buffers)
-	if n == 0 {
-		return false
-	}
-	o.buf = l.buffers[n-1]
-	l.buffers = l.buffers[:n-1]
-	return true
-}
-
-func (l *Lane) freeBuffer(o *op) {
-	if o.buf != nil {
-		l.buffers = append(l.buffers, o.buf)
-		o.buf = nil
 	}
 }
 
 // add is for counters that one thread writes: a load and a store, no locked instruction.
 func add(c *atomic.Int64, n int64) { c.Store(c.Load() + n) }
-
-// state is a shorthand.
-func (l *Lane) state(region uint64) bitmap.State { return l.core.regions.State(region) }

@@ -35,12 +35,12 @@ type op struct {
 }
 
 // opState is what of an operation is cleared when it ends; of the plan nothing is, but for its counts. (Clearing all
-// of the 432 bytes was 0.4 % of what a write costs.)
+// of the 432 bytes was 0.4 % of what a write costs. An op is a multiple of 16 bytes: with 8 more of them each request took
+// 6 ns more.)
 type opState struct {
 	step    step
 	holds   bool // claim is in the table
 	durable bool // writeThrough: the write itself makes a FUA durable
-	narrow  bool // merge: the wide read failed, the two edges are read alone
 	// fromSource: the run of a READ that is being read was in state Source.
 	fromSource bool
 	// passdown: a DISCARD is passed down where regions are not hydrated.
@@ -48,19 +48,29 @@ type opState struct {
 	// zeros: what is landing was read as zeros.
 	zeros bool
 
-	req  *Request
-	bg   *Hydration
-	kept Hydration // bg, if that is what a READ got from the source
+	req *Request
+	landing
 
 	off, end int64 // bytes: what is left of a READ's part; of a merge or piece, what is being read
-	// tries is how often what is being read was tried again, since failedAt, when failure came first.
+	retry
+	at    int64 // bytes: end of the run that is being read; progress in a segment
+	buf   []byte
+	look  look
+	claim claim
+}
+
+// landing is the background hydration that an operation carries out; bg is nil if it belongs to a request.
+type landing struct {
+	bg   *Hydration
+	kept Hydration // bg, if that is what a READ got from the source
+}
+
+// retry is how often what is being read was tried again, since failedAt, when failure came first.
+type retry struct {
 	tries    uint8
+	narrow   bool // merge: the wide read failed, the two edges are read alone
 	failedAt time.Time
 	failure  error
-	at       int64 // bytes: end of the run that is being read; progress in a segment
-	buf      []byte
-	look     look
-	claim    claim
 }
 
 // segmentKind is one kind of work on a stretch of the destination.
@@ -112,36 +122,67 @@ func (p *plan) mark(m mark) {
 
 // Complete takes the end of a backend I/O: err nil means done whole.
 func (l *Lane) Complete(token uint32, err error) {
-	o := &l.ops[token]
+	o := &l.pool.ops[token]
 	o.checkBusy()
-	if o == l.alone {
-		l.alone = nil
-	}
-	if o.period != 0 {
-		l.endWait(o, err)
-	}
+	l.source.ended(o, err)
 	switch o.step {
 	case readRun, mergeRead, copyRead:
 		l.readDone(o, err)
 	case writeThrough:
-		l.writeThroughDone(o, err)
+		l.changes.writeThroughDone(o, err)
 	case flushDest:
 		l.flushDestDone(o, err)
 	case copyWrite:
-		l.copyWriteDone(o, err)
+		l.plans.copyWriteDone(o, err)
 	case mergeWrite, dataWrite, earlyWrite:
-		l.segmentDone(o, err)
+		l.plans.segmentDone(o, err)
 	case zeroWrite:
-		l.zeroWriteDone(o, err)
+		l.plans.zeroWriteDone(o, err)
 	case passDown:
-		l.zeroWriteDone(o, nil) // advice: an error fails nothing (H14)
+		l.plans.zeroWriteDone(o, nil) // advice: an error fails nothing (H14)
 	case earlyRead:
-		l.earlyReadDone(o, err)
+		l.background.earlyReadDone(o, err)
 	case lookRead:
-		l.lookReadDone(o, err)
+		if l.plans.zeroing.lookReadDone(o, err) {
+			l.plans.zeroWriteDone(o, nil)
+		}
 	case lookDiscard:
-		l.readLook(o) // advice, as above
+		l.plans.zeroing.readLook(o) // advice, as above
 	case lookWrite:
-		l.lookWriteDone(o, err)
+		if l.plans.zeroing.lookWriteDone(o, err) {
+			l.plans.zeroWriteDone(o, err)
+		}
+	}
+}
+
+// readDone is the end of a read by its step.
+func (l *Lane) readDone(o *op, err error) {
+	switch o.step {
+	case readRun:
+		l.reads.readRunDone(o, err)
+	case mergeRead:
+		l.plans.mergeReadDone(o, err)
+	case copyRead:
+		l.plans.copyReadDone(o, err)
+	}
+}
+
+// readAgain begins the next of the reads of the source in line. Those that have waited too long fail.
+func (l *Lane) readAgain() {
+	for l.source.due() {
+		o, late := l.source.next()
+		if late {
+			o.tries = sourceTries
+			l.readDone(o, o.failure)
+			continue
+		}
+		switch o.step {
+		case readRun:
+			l.reads.readRunOn(o)
+		case mergeRead:
+			l.plans.mergeIn(o, &o.plan.segments[o.plan.seg], o.off, o.end)
+		case copyRead:
+			l.plans.copyPiece(o, &o.plan.segments[o.plan.seg])
+		}
 	}
 }

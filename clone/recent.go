@@ -32,15 +32,3 @@ func (r *recent) note(off, length int64) {
 
 // WrittenStretch is a part of the device that users wrote, in bytes; its ends are multiples of 4096.
 type WrittenStretch struct{ Off, Length int64 }
-
-// RecentWrites adds some of the last writes of users to list.
-func (c *Core) RecentWrites(list []WrittenStretch) []WrittenStretch {
-	for _, l := range c.lanes {
-		for i := range l.recent.at {
-			if v := l.recent.at[i].Load(); v != 0 {
-				list = append(list, WrittenStretch{int64(v>>8) * recentBlock, int64(v&0xff) * recentBlock})
-			}
-		}
-	}
-	return list
-}

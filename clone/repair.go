@@ -2,7 +2,6 @@ package clone
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
@@ -29,10 +28,11 @@ var ErrNoRepair = errors.New("the mode is not ro, or for another reason than the
 // Repair is one repair, by the committer. record is step 5; it may block. ErrCommitPutOff: a flush of the
 // destination is in flight, try again.
 func (c *Core) Repair(dest Flusher, store MapStore, record func() error) error {
-	if err := c.freezeAll(); err != nil {
+	if err := c.mu.freezeAll(); err != nil {
 		return err
 	}
-	err := c.writeAll(dest, store)
+	w := &commit{Core: c, dest: dest, store: store}
+	err := w.writeAll()
 	if err == nil {
 		err = record()
 	}
@@ -40,67 +40,60 @@ func (c *Core) Repair(dest Flusher, store MapStore, record func() error) error {
 		c.thaw(err)
 		return err
 	}
+	w.releasePages()
 	return c.readWrite()
 }
 
 // freezeAll is step 1. The failed set itself is of no use: from here on nothing is known to be durable, unless
-// everything was.
-func (c *Core) freezeAll() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// everything was. It takes the lock.
+func (g *guarded) freezeAll() error {
+	g.Lock()
+	defer g.Unlock()
 	switch {
-	case c.mu.flushLost:
+	case g.flushLost:
 		return ErrFlushLost
-	case c.mu.mode != ReadOnly:
+	case g.mode != ReadOnly:
 		return ErrNoRepair
-	case c.mu.flushing:
+	case g.flushing:
 		return ErrCommitPutOff
-	case c.mu.durable > 0:
-		c.mu.putOff = true
+	case g.durable > 0:
+		g.putOff = true
 		return ErrCommitPutOff
 	}
-	c.mu.putOff = false
-	c.mu.doubt = c.mu.doubt || !c.clean()
-	c.mu.frozen.Reset()
-	c.mu.active, c.mu.frozen = c.mu.frozen, c.mu.active
-	c.mu.flushing = true
+	g.putOff = false
+	g.doubt = g.doubt || !g.clean()
+	g.frozen.Reset()
+	g.active, g.frozen = g.frozen, g.active
+	g.flushing = true
 	return nil
 }
 
-// writeAll is steps 2 to 4.
-func (c *Core) writeAll(dest Flusher, store MapStore) error {
-	if err := c.flushDest(dest); err != nil {
+// writeAll writes every page in which something is marked.
+func (c *commit) writeAll() error {
+	if err := c.flushDest(); err != nil {
 		return err
 	}
-	var img bitmap.Page
+	c.img = new(bitmap.Page)
 	for page := range c.regions.NrPages() {
 		if !c.regions.Used(page) {
 			continue
 		}
-		if err := c.writePage(store, page, &img); err != nil {
+		if err := c.writePage(page); err != nil {
 			return err
 		}
 	}
-	if err := store.Flush(); err != nil {
-		return fmt.Errorf("flush metadata: %w", err)
-	}
-	return nil
+	return c.flushStore()
 }
 
-// readWrite is step 6. This is the only place where the mode gets better.
+// readWrite is step 6.
 func (c *Core) readWrite() (err error) {
-	c.releasePages()
 	c.mu.Lock()
 	c.mu.doubt = false
-	if c.mu.mode == ReadOnly {
-		c.mu.mode = ReadWrite
-		c.mode.Store(uint32(ReadWrite))
-		c.keepState()
-	} else {
+	if !c.mu.heal() {
 		err = ErrNoRepair
 	}
 	c.mu.Unlock()
 	c.thaw(nil)
-	c.tell()
+	c.event()
 	return err
 }

@@ -74,7 +74,7 @@ func TestStateIsKept(t *testing.T) {
 		lost bool
 	}
 	var kept []state
-	r.core.keep = func(m Mode, lost bool) { kept = append(kept, state{m, lost}) }
+	r.core.mu.keep = func(m Mode, lost bool) { kept = append(kept, state{m, lost}) }
 	expect := func(when string, want ...state) {
 		t.Helper()
 		if !slices.Equal(kept, want) {

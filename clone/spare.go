@@ -33,12 +33,16 @@ const (
 	SpareAll
 )
 
-func (c *Core) spare() Spare { return Spare(c.spares.Load()) }
+// zeroing makes stretches of the destination zero. Where zeros that are there already are spared, it looks first.
+type zeroing struct {
+	core    *Core
+	backend Backend
+}
 
 // spares says whether what o makes zero is spared.
-func (l *Lane) spares(o *op) bool {
+func (z *zeroing) spares(o *op) bool {
 	discarded := o.bg != nil && o.bg.Kind == ZeroZero || o.bg == nil && o.req.Op == OpDiscard
-	return l.core.spare() == SpareAll || discarded && l.core.spare() == SpareDiscarded
+	return z.core.spare() == SpareAll || discarded && z.core.spare() == SpareDiscarded
 }
 
 // look is a zeroing of the destination that reads it first. It goes from at to end, piece by piece.
@@ -54,123 +58,103 @@ type look struct {
 // lookChunk is the unit in which zeros are written over what is not zero, in bytes.
 const lookChunk = 64 << 10
 
-// looks says whether r, of the regions [first, end), will look at the destination, for which it needs a buffer.
-func (l *Lane) looks(r *Request, first, end uint64) bool {
-	spared := l.core.spare() == SpareAll && r.Op == OpWriteZeroes || l.core.spare() != SpareNothing && r.Op == OpDiscard
-	if !spared || r.NoUnmap {
-		return false
-	}
-	_, any := l.core.regions.NextHydrated(first, end)
-	return any
-}
-
-// pieceEnd is the end of the regions that are looked at together from region on: pieces end at multiples of the buffer
-// size, so that a discard of one covers whole blocks of the destination where it can.
-func (l *Lane) pieceEnd(region uint64) uint64 {
-	end := (l.core.geo.Start(region)/l.bufSize + 1) * l.bufSize
-	return max(region+1, l.core.geo.Region(end))
-}
-
-// zeroClaimed makes a segment zero in the destination that lies in the operation's own claim.
-func (l *Lane) zeroClaimed(o *op, s *segment) {
+// claimed makes a segment zero in the destination that lies in the operation's own claim.
+func (z *zeroing) claimed(o *op, s *segment) {
 	buf := o.buf
 	if o.zeros { // the segment's stretch of what was read early
 		buf = o.buf[s.lo-o.off : s.hi-o.off]
 	}
-	if buf != nil && l.spares(o) {
+	if buf != nil && z.spares(o) {
 		o.look = look{at: s.lo, end: s.hi, buf: buf, claimed: true}
-		l.lookOn(o)
+		z.readPiece(o)
 		return
 	}
 	o.step = zeroWrite
-	l.backend.ZeroDest(o.token, s.lo, s.hi-s.lo, o.bg != nil && l.core.passdown.Load())
+	z.backend.ZeroDest(o.token, s.lo, s.hi-s.lo, o.bg != nil && z.core.passdown.Load())
 }
 
-// zeroHydrated makes [lo, hi), of hydrated regions, zero in the destination.
-func (l *Lane) zeroHydrated(o *op, lo, hi int64) {
-	if o.buf != nil && l.spares(o) && !o.req.NoUnmap {
+// hydrated makes [lo, hi), of hydrated regions, zero in the destination.
+func (z *zeroing) hydrated(o *op, lo, hi int64) {
+	if o.buf != nil && z.spares(o) && !o.req.NoUnmap {
 		o.look = look{at: lo, end: hi, buf: o.buf}
-		l.lookOn(o)
+		z.readPiece(o)
 		return
 	}
 	o.step = zeroWrite
-	l.backend.ZeroDest(o.token, lo, hi-lo, o.passdown || o.req.Op == OpWriteZeroes && !o.req.NoUnmap)
+	z.backend.ZeroDest(o.token, lo, hi-lo, o.passdown || o.req.Op == OpWriteZeroes && !o.req.NoUnmap)
 }
 
-// lookOn begins the next piece, or ends the zeroing.
-func (l *Lane) lookOn(o *op) {
+// readPiece begins the next piece.
+func (z *zeroing) readPiece(o *op) {
 	k := &o.look
-	if k.at == k.end {
-		l.zeroWriteDone(o, nil)
-		return
-	}
 	n := int64(len(k.buf))
 	k.stop, k.discarded = k.end, false
 	if k.end-k.at > n {
 		k.stop = (k.at/n + 1) * n
 	}
-	l.readLook(o)
+	z.readLook(o)
 }
 
-func (l *Lane) readLook(o *op) {
+func (z *zeroing) readLook(o *op) {
 	k := &o.look
 	o.step = lookRead
-	l.backend.ReadDest(o.token, k.at, Data{Buf: k.buf[:k.stop-k.at]})
+	z.backend.ReadDest(o.token, k.at, Data{Buf: k.buf[:k.stop-k.at]})
 }
 
-// lookReadDone: what cannot be read is written.
-func (l *Lane) lookReadDone(o *op, err error) {
+// lookReadDone: what cannot be read is written. It says whether the zeroing is done.
+func (z *zeroing) lookReadDone(o *op, err error) (done bool) {
 	k := &o.look
 	k.from = k.at
 	switch {
 	case err != nil:
-		l.writeLook(o, k.stop)
+		z.writeLook(o, k.stop)
 	case k.claimed && !k.discarded && !allZeros(k.buf[:k.stop-k.at]):
 		k.discarded = true
 		o.step = lookDiscard
-		l.backend.DiscardDest(o.token, k.at, k.stop-k.at)
+		z.backend.DiscardDest(o.token, k.at, k.stop-k.at)
 	default:
-		l.writeNonzero(o)
+		return z.writeNonzero(o)
 	}
+	return false
 }
 
-// writeNonzero writes zeros over the next chunks of the piece that are not zero, or goes on with the next piece.
-func (l *Lane) writeNonzero(o *op) {
+// writeNonzero writes zeros over the next chunks of the piece that are not zero, or goes on with the next piece; done:
+// there is none.
+func (z *zeroing) writeNonzero(o *op) (done bool) {
 	k := &o.look
-	for k.from < k.stop && l.chunkZero(k, k.from) {
+	for k.from < k.stop && k.chunkZero(k.from) {
 		k.from = k.chunkEnd(k.from)
 	}
 	end := k.from
-	for end < k.stop && !l.chunkZero(k, end) {
+	for end < k.stop && !k.chunkZero(end) {
 		end = k.chunkEnd(end)
 	}
 	if k.from < end {
-		l.writeLook(o, end)
-		return
+		z.writeLook(o, end)
+		return false
 	}
 	k.at = k.stop
-	l.lookOn(o)
+	if k.at == k.end {
+		return true
+	}
+	z.readPiece(o)
+	return false
 }
 
-func (l *Lane) chunkZero(k *look, off int64) bool {
+func (k *look) chunkZero(off int64) bool {
 	return allZeros(k.buf[off-k.at : k.chunkEnd(off)-k.at])
 }
 
 func (k *look) chunkEnd(off int64) int64 { return min(k.stop, (off/lookChunk+1)*lookChunk) }
 
 // writeLook writes zeros up to end.
-func (l *Lane) writeLook(o *op, end int64) {
+func (z *zeroing) writeLook(o *op, end int64) {
 	k := &o.look
 	off := k.from
 	k.from = end
 	o.step = lookWrite
-	l.backend.ZeroDest(o.token, off, end-off, false)
+	z.backend.ZeroDest(o.token, off, end-off, false)
 }
 
-func (l *Lane) lookWriteDone(o *op, err error) {
-	if err != nil {
-		l.zeroWriteDone(o, err)
-		return
-	}
-	l.writeNonzero(o)
-}
+// lookWriteDone says whether the zeroing is done, badly if so is the write.
+func (z *zeroing) lookWriteDone(o *op, err error) (done bool) { return err != nil || z.writeNonzero(o) }

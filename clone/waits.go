@@ -24,36 +24,19 @@ type Waits struct {
 	Time     time.Duration // of these together
 }
 
-// Waits may be asked from any thread.
-func (c *Core) Waits() (w Waits) {
-	for _, l := range c.lanes {
-		w.Requests += l.Requests()
-		w.Reads += l.waits.reads.Load()
-		w.Timed += l.waits.timed.Load()
-		w.Time += time.Duration(l.waits.time.Load())
-	}
-	return w
-}
-
-// NewPeriod begins one and answers what has been counted up to then. There is one for all: only the hydrator asks for it.
-func (c *Core) NewPeriod() Waits {
-	c.period.Add(1)
-	return c.Waits()
-}
-
 // beginWait is the start of a read of the source for a user.
-func (l *Lane) beginWait(o *op) { o.period, o.began = l.core.period.Load(), l.core.now() }
+func (s *source) beginWait(o *op) { o.period, o.began = s.core.period.Load(), s.core.now() }
 
 // endWait is its end. One that fails, or has failed before, says nothing about hydration.
-func (l *Lane) endWait(o *op, err error) {
+func (s *source) endWait(o *op, err error) {
 	period := o.period
 	o.period = 0
 	if err != nil {
 		return
 	}
-	add(&l.waits.reads, 1)
-	if period == l.core.period.Load() {
-		add(&l.waits.timed, 1)
-		add(&l.waits.time, l.core.now().Sub(o.began).Nanoseconds())
+	add(&s.waits.reads, 1)
+	if period == s.core.period.Load() {
+		add(&s.waits.timed, 1)
+		add(&s.waits.time, s.core.now().Sub(o.began).Nanoseconds())
 	}
 }

@@ -2,6 +2,16 @@ package clone
 
 import "github.com/ublk-clone/ublk-clone/bitmap"
 
+// changes are WRITEs, DISCARDs and WRITE_ZEROES: they change the destination, and mostly need a claim, and a plan for it.
+type changes struct {
+	core    *Core
+	backend Backend
+	pool    *pool
+	users   *users
+	plans   *plans
+	recent  recent
+}
+
 // write routes a WRITE:
 //
 //	all regions hydrated   straight to the destination: no lock, no claim
@@ -12,109 +22,119 @@ import "github.com/ublk-clone/ublk-clone/bitmap"
 //
 // Whoever meets somebody else's claim, or finds no operation or buffer, waits holding nothing and
 // comes back to here.
-func (l *Lane) write(r *Request) {
-	l.recent.note(r.Off, r.Len)
-	first, end := l.core.geo.Touched(r.Off, r.Len)
-	if l.core.regions.AllHydrated(first, end) {
-		if o := l.newOp(r); o != nil {
-			l.writeThrough(o, first, end)
+func (c *changes) write(r *Request) {
+	c.recent.note(r.Off, r.Len)
+	first, end := c.core.geo.Touched(r.Off, r.Len)
+	if c.core.regions.AllHydrated(first, end) {
+		if o := c.pool.newOp(r); o != nil {
+			c.writeThrough(o, first, end)
 		}
 		return
 	}
-	o := l.claimOp(r, first, end)
+	o := c.claimOp(r, first, end)
 	switch {
 	case o == nil:
 	case o.holds:
-		l.planWrite(o)
-		l.nextSegment(o)
+		c.planWrite(o)
+		c.plans.nextSegment(o)
 	default: // hydrated meanwhile
-		l.freeBuffer(o)
-		l.writeThrough(o, first, end)
+		c.pool.freeBuffer(o)
+		c.writeThrough(o, first, end)
 	}
 }
 
 // claimOp takes an operation for r, a buffer if r covers a region in part or looks at the destination, and a claim of
 // what in [first, end) is not hydrated; without one when all of it is. nil: r waits, or has been refused.
-func (l *Lane) claimOp(r *Request, first, end uint64) *op {
-	o := l.newOp(r)
+func (c *changes) claimOp(r *Request, first, end uint64) *op {
+	o := c.pool.newOp(r)
 	if o == nil {
 		return nil
 	}
-	if (r.Op != OpDiscard && l.ragged(r) || l.looks(r, first, end)) && !l.takeBuffer(o) {
-		l.freeOp(o)
-		l.starved.push(r)
+	if (r.Op != OpDiscard && c.ragged(r) || c.looks(r, first, end)) && !c.pool.takeBuffer(o) {
+		c.pool.freeOp(o)
+		c.pool.starved.push(r)
 		return nil
 	}
-	s := l.claimSpan(r, first, end)
+	s := c.claimSpan(r, first, end)
 	v := released
 	for v == released {
-		if err := l.core.takeMemory(s); err != nil {
-			l.freeOp(o)
-			l.end(r, err)
+		if err := c.core.memory.take(s); err != nil {
+			c.pool.freeOp(o)
+			c.users.end(r, err)
 			return nil
 		}
-		v = l.core.claimFor(r, &o.claim, s)
+		v = c.core.claimFor(r, &o.claim, s)
 	}
 	switch v {
 	case claimed, nothing:
 		o.holds = v == claimed
 		return o
 	case refused:
-		l.freeOp(o)
-		l.end(r, ErrReadOnly)
+		c.pool.freeOp(o)
+		c.users.end(r, ErrReadOnly)
 	case excluded, full: // r is in a list already, and perhaps woken
-		l.freeOp(o)
+		c.pool.freeOp(o)
 	}
 	return nil
 }
 
+// looks says whether r, of the regions [first, end), will look at the destination, for which it needs a buffer.
+func (c *changes) looks(r *Request, first, end uint64) bool {
+	spared := c.core.spare() == SpareAll && r.Op == OpWriteZeroes || c.core.spare() != SpareNothing && r.Op == OpDiscard
+	if !spared || r.NoUnmap {
+		return false
+	}
+	_, any := c.core.regions.NextHydrated(first, end)
+	return any
+}
+
 // claimSpan is what r claims of the regions [first, end).
-func (l *Lane) claimSpan(r *Request, first, end uint64) span {
+func (c *changes) claimSpan(r *Request, first, end uint64) span {
 	s := span{first: first, end: end}
 	if r.Op == OpDiscard || r.Op == OpWriteZeroes {
-		s.zero, s.zeroEnd = l.core.geo.Covered(r.Off, r.Len)
+		s.zero, s.zeroEnd = c.core.geo.Covered(r.Off, r.Len)
 	}
 	return s
 }
 
 // ragged says whether r covers a region in part.
-func (l *Lane) ragged(r *Request) bool {
-	first, end := l.core.geo.Touched(r.Off, r.Len)
-	return l.core.geo.Start(first) < r.Off || l.core.geo.End(end-1) > r.Off+r.Len
+func (c *changes) ragged(r *Request) bool {
+	first, end := c.core.geo.Touched(r.Off, r.Len)
+	return c.core.geo.Start(first) < r.Off || c.core.geo.End(end-1) > r.Off+r.Len
 }
 
 // writeThrough writes hydrated regions. A FUA of regions whose marks are durable is mostly one durable write;
 // otherwise it is a plain write, and a commit makes data and marks durable together (I5).
-func (l *Lane) writeThrough(o *op, first, end uint64) {
+func (c *changes) writeThrough(o *op, first, end uint64) {
 	r := o.req
 	o.step = writeThrough
 	if r.FUA {
-		o.durable = l.core.beginDurable(first, end)
+		o.durable = c.core.beginDurable(first, end)
 	}
-	l.backend.WriteDest(o.token, r.Off, Data{Request: r, Len: r.Len}, o.durable)
+	c.backend.WriteDest(o.token, r.Off, Data{Request: r, Len: r.Len}, o.durable)
 }
 
-func (l *Lane) writeThroughDone(o *op, err error) {
+func (c *changes) writeThroughDone(o *op, err error) {
 	r, durable := o.req, o.durable
-	l.freeOp(o)
+	c.pool.freeOp(o)
 	if durable {
-		l.core.endDurable(err)
-		l.end(r, err)
+		c.core.endDurable(err)
+		c.users.end(r, err)
 		return
 	}
-	l.answer(r, err)
+	c.users.answer(r, err)
 }
 
 // planWrite widens the write to the edges of the regions at its ends that are not hydrated.
-func (l *Lane) planWrite(o *op) {
-	r, geo, p := o.req, l.core.geo, &o.plan
+func (c *changes) planWrite(o *op) {
+	r, geo, p := o.req, c.core.geo, &o.plan
 	off, end := r.Off, r.Off+r.Len
 	lo, hi := off, end
-	if st := l.state(o.claim.first); st != bitmap.Hydrated && geo.Start(o.claim.first) < off {
+	if st := c.core.state(o.claim.first); st != bitmap.Hydrated && geo.Start(o.claim.first) < off {
 		lo = geo.Start(o.claim.first)
 		p.edge(st)
 	}
-	if st := l.state(o.claim.end - 1); st != bitmap.Hydrated && geo.End(o.claim.end-1) > end {
+	if st := c.core.state(o.claim.end - 1); st != bitmap.Hydrated && geo.End(o.claim.end-1) > end {
 		hi = geo.End(o.claim.end - 1)
 		if lo == off || o.claim.end-o.claim.first > 1 {
 			p.edge(st)
@@ -122,14 +142,14 @@ func (l *Lane) planWrite(o *op) {
 	}
 	switch {
 	case lo == off && hi == end:
-		l.freeBuffer(o)
+		c.pool.freeBuffer(o)
 		p.work(segData, off, end)
-	case hi-lo <= l.bufSize:
+	case hi-lo <= c.pool.bufSize:
 		p.work(segMerge, lo, hi)
 	default:
-		l.planEdge(p, lo, off)
+		c.planEdge(p, lo, off)
 		p.work(segData, off, end)
-		l.planEdge(p, end, hi)
+		c.planEdge(p, end, hi)
 	}
 	p.mark(mark{bitmap.PlaneHydrated, o.claim.first, o.claim.end})
 }
@@ -142,8 +162,8 @@ func (p *plan) edge(st bitmap.State) {
 }
 
 // planEdge fills [lo, hi), which is empty or lies inside one claimed region.
-func (l *Lane) planEdge(p *plan, lo, hi int64) {
-	if lo < hi && l.state(l.core.geo.Region(lo)) == bitmap.Zero {
+func (c *changes) planEdge(p *plan, lo, hi int64) {
+	if lo < hi && c.core.state(c.core.geo.Region(lo)) == bitmap.Zero {
 		p.work(segZero, lo, hi)
 		return
 	}

@@ -6,44 +6,44 @@ import "github.com/ublk-clone/ublk-clone/bitmap"
 // what is hydrated is zeroed in place before the answer; never by a discard whose zeros nobody promises
 // (dm-clone shows the destination's old content there). With passdown the space is given up: by the zeroing,
 // where the destination can (spare.go), and by a discard of what is not hydrated, before its claim ends.
-func (l *Lane) discard(r *Request) {
-	first, end := l.core.geo.Covered(r.Off, r.Len)
+func (c *changes) discard(r *Request) {
+	first, end := c.core.geo.Covered(r.Off, r.Len)
 	if first == end {
-		l.end(r, nil)
+		c.users.end(r, nil)
 		return
 	}
-	l.zero(r, first, end)
+	c.zero(r, first, end)
 }
 
 // writeZeroes covers every byte: whole regions as discard does, ragged edges like a partial write.
-func (l *Lane) writeZeroes(r *Request) {
-	first, end := l.core.geo.Touched(r.Off, r.Len)
-	l.zero(r, first, end)
+func (c *changes) writeZeroes(r *Request) {
+	first, end := c.core.geo.Touched(r.Off, r.Len)
+	c.zero(r, first, end)
 }
 
 // zero claims the regions of [first, end) that are not hydrated. The claim stays, and the request
 // unanswered, until all zeroing of the destination has ended (I3): the hydrated regions among and
 // beside them cannot come to be otherwise meanwhile.
-func (l *Lane) zero(r *Request, first, end uint64) {
-	if o := l.claimOp(r, first, end); o != nil {
-		l.planZero(o)
-		l.nextSegment(o)
+func (c *changes) zero(r *Request, first, end uint64) {
+	if o := c.claimOp(r, first, end); o != nil {
+		c.planZero(o)
+		c.plans.nextSegment(o)
 	}
 }
 
 // planZero: hydrated bytes in place, partly covered regions of the source merged, the rest only marked.
-func (l *Lane) planZero(o *op) {
-	r, geo, p := o.req, l.core.geo, &o.plan
+func (c *changes) planZero(o *op) {
+	r, geo, p := o.req, c.core.geo, &o.plan
 	off, end := r.Off, r.Off+r.Len
 	first, stop := geo.Covered(off, r.Len)
 	if r.Op == OpDiscard {
-		o.passdown = l.core.passdown.Load()
+		o.passdown = c.core.passdown.Load()
 		p.work(segRuns, geo.Start(first), geo.Start(stop))
 	} else {
 		p.work(segRuns, off, end)
-		l.planZeroEdge(p, off, end, geo.Region(off))
+		c.planZeroEdge(p, off, end, geo.Region(off))
 		if last := geo.Region(end - 1); last != geo.Region(off) {
-			l.planZeroEdge(p, off, end, last)
+			c.planZeroEdge(p, off, end, last)
 		}
 	}
 	if o.holds {
@@ -53,12 +53,12 @@ func (l *Lane) planZero(o *op) {
 
 // planZeroEdge hydrates region with zeros laid over [off, end), if it is in state Source and covered
 // only in part; in state Zero there is nothing to do, and hydrated it is done in place.
-func (l *Lane) planZeroEdge(p *plan, off, end int64, region uint64) {
-	lo, hi := l.core.geo.Start(region), l.core.geo.End(region)
-	if off <= lo && hi <= end || l.state(region) != bitmap.Source {
+func (c *changes) planZeroEdge(p *plan, off, end int64, region uint64) {
+	lo, hi := c.core.geo.Start(region), c.core.geo.End(region)
+	if off <= lo && hi <= end || c.core.state(region) != bitmap.Source {
 		return
 	}
-	if hi-lo <= l.bufSize {
+	if hi-lo <= c.pool.bufSize {
 		p.work(segMerge, lo, hi)
 	} else {
 		p.work(segCopy, lo, off)

@@ -32,9 +32,15 @@
 // rules and the figures. Settings.MinRate is kept also where it costs users more, Settings.Rate where it would cost
 // them nothing.
 //
-// # Threads and locks
+// # Parts, threads and locks
 //
-// Pump runs on the lane's thread, once a round of its loop, and never blocks; the batches and the bad
-// ranges belong to it. Configure, Resume and Status may be called from any thread: they share a small
-// struct under Hydrator.shared, a leaf lock.
+//	Hydrator   Pump, and what becomes of a batch that has ended
+//	search     which regions are next (next.go), with what has failed (bad.go)
+//	quota      how much at once: rates (pace.go), what users leave (yield.go), what the source takes
+//	flight     the batches in flight
+//	board      what other threads set and ask
+//
+// Pump runs on the lane's thread, once a round of its loop, and never blocks; all parts but the board belong to that
+// thread. Configure, Resume and Status may be called from any thread: they meet Pump at the board, Hydrator.shared,
+// whose lock is a leaf.
 package hydrate

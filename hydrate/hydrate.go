@@ -2,26 +2,17 @@ package hydrate
 
 import (
 	"cmp"
-	"sync"
 	"time"
 
-	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
 const (
-	// zeroSpan is the most bytes that one background zeroing covers. It needs no buffer, but its regions
-	// are claimed meanwhile.
-	zeroSpan = 8 << 20
 	// yieldPause is how often it is looked whether users' requests are still in flight, or their claims
 	// still open, when no end of a batch makes it look sooner.
 	yieldPause = 5 * time.Millisecond
 	// stallPause is how often a stalled hydrator looks whether users have healed what failed.
 	stallPause = time.Second
-	// yieldBytes is a small batch, which is where it begins among users' requests (yield.go).
-	yieldBytes = 256 << 10
-	// batchesASecond bounds a batch under a cap: a slow cap is not kept by a long copy every few seconds.
-	batchesASecond = 8
 	// commitPause is the time given to a commit that has to come first.
 	commitPause = 10 * time.Millisecond
 )
@@ -55,7 +46,7 @@ type Config struct {
 	// Holes may be nil: the source has none.
 	Holes Holes
 	// Request is the most that the source is asked for at a time, in bytes, as the kernel cuts what is larger, and Depth
-	// how many such requests it takes; 0 = anything. See Hydrator.whole.
+	// how many such requests it takes; 0 = anything. See quota.whole.
 	Request int64
 	Depth   int
 	// Align is what the end of a batch is a multiple of where it can be, in bytes; 0 = nothing. What the destination gives
@@ -75,117 +66,36 @@ type Config struct {
 
 // Hydrator is the background. See the package comment.
 type Hydrator struct {
-	cfg     Config
-	geo     clone.Geometry
-	regions *bitmap.Map
+	cfg    Config
+	flight flight
+	search search
+	quota  quota
+	shared board
 
-	free   []*batch
-	flying []*batch
-	inWork uint64 // regions in flight
-	cursor uint64
-	split  []span
-	// retrying: a region that has failed before is in flight.
-	retrying bool
-	bad      badRanges
-	again    time.Time     // not before: a commit comes first
-	cap      pace          // no more than that is copied
-	floor    pace          // no less than that, where the devices can
-	yield    yield         // how much there is beside users
-	nap      time.Duration // until the next Pump, as far as this one has found; 0: none needed
-
-	shared struct {
-		sync.Mutex
-		settings Settings
-		resume   bool
-		status   Status
-	}
-}
-
-// Status is a snapshot.
-type Status struct {
-	State    State
-	InFlight uint64 // regions
-	Bad      []BadRange
-	// LastError is why the newest failed batch failed, at byte LastErrorAt; nil after a Resume.
-	LastError   error
-	LastErrorAt int64
-	Failures    uint64 // failed copies since the start
-}
-
-// State is what the hydrator does.
-type State uint8
-
-const (
-	Paused State = iota
-	Hydrating
-	Yielding
-	Stalled
-	Done
-)
-
-func (s State) String() string {
-	return [...]string{"paused", "hydrating", "yielding", "stalled", "done"}[s]
-}
-
-// span is the regions [first, end).
-type span struct{ first, end uint64 }
-
-// batch is one Hydration in flight.
-type batch struct {
-	clone.Hydration
-	at    int // place in flying
-	retry bool
-}
-
-// New makes a hydrator; nothing happens before the first Pump.
-func New(cfg Config) *Hydrator {
-	h := &Hydrator{cfg: cfg, geo: cfg.Core.Geometry(), regions: cfg.Core.Regions()}
-	h.bad.now = cfg.Now
-	h.yield.forget()
-	for range cfg.Batches {
-		b := &batch{}
-		b.Done = func(*clone.Hydration, error) { panic("unset") }
-		h.free = append(h.free, b)
-	}
-	for _, b := range h.free {
-		b.Done = func(_ *clone.Hydration, err error) { h.done(b, err) }
-	}
-	h.shared.settings = cfg.Settings
-	return h
+	again time.Time     // not before: a commit comes first
+	nap   time.Duration // until the next Pump, as far as this one has found; 0: none needed
 }
 
 // Configure changes the settings, from any thread.
 func (h *Hydrator) Configure(s Settings) {
-	h.shared.Lock()
-	h.shared.settings = s
-	h.shared.Unlock()
+	h.shared.configure(s)
 	h.cfg.Wake()
 }
 
 // Settings may be asked from any thread.
-func (h *Hydrator) Settings() Settings {
-	h.shared.Lock()
-	defer h.shared.Unlock()
-	return h.shared.settings
-}
+func (h *Hydrator) Settings() Settings { return h.shared.wanted() }
 
 // Resume forgets what has failed and tries again, from any thread.
 func (h *Hydrator) Resume() {
-	h.shared.Lock()
-	h.shared.resume = true
-	h.shared.Unlock()
+	h.shared.askResume()
 	h.cfg.Wake()
 }
 
 // Status may be asked from any thread.
-func (h *Hydrator) Status() Status {
-	h.shared.Lock()
-	defer h.shared.Unlock()
-	return h.shared.status
-}
+func (h *Hydrator) Status() Status { return h.shared.current() }
 
 // InFlight is the number of batches in flight. On the lane's thread.
-func (h *Hydrator) InFlight() int { return len(h.flying) }
+func (h *Hydrator) InFlight() int { return len(h.flight.flying) }
 
 // Pump starts what may be started now. On the lane's thread, after completions.
 func (h *Hydrator) Pump() {
@@ -195,23 +105,22 @@ func (h *Hydrator) Pump() {
 	if h.nap > 0 {
 		h.cfg.After(h.nap)
 	}
-	h.publish(state)
+	if h.shared.publish(state, h.flight.inWork, &h.search.bad) && h.cfg.Event != nil {
+		h.cfg.Event()
+	}
 }
 
 // take gives the settings, and acts on a Resume.
 func (h *Hydrator) take() Settings {
-	h.shared.Lock()
-	s, resume := h.shared.settings, h.shared.resume
-	h.shared.resume = false
-	h.shared.Unlock()
+	s, resume := h.shared.take()
 	if resume {
-		h.bad.forget()
-		h.cursor = 0
+		h.search.bad.forget()
+		h.search.cursor = 0
 	}
 	now := h.cfg.Now()
-	h.cap.set(s.Rate, now)
-	h.floor.set(s.MinRate, now)
-	h.bad.limit = int(cmp.Or(s.Retries, defaultRetries))
+	h.quota.cap.set(s.Rate, now)
+	h.quota.floor.set(s.MinRate, now)
+	h.search.bad.limit = int(cmp.Or(s.Retries, defaultRetries))
 	if !s.Enabled || h.cfg.Core.Mode() != clone.ReadWrite {
 		s.Threshold = 0
 	}
@@ -221,23 +130,26 @@ func (h *Hydrator) take() Settings {
 
 // pump starts batches until a bound is met and says in which state that leaves us.
 func (h *Hydrator) pump(s Settings) State {
-	if h.regions.NrHydrated() == h.geo.Regions() {
+	if h.search.regions.NrHydrated() == h.search.geo.Regions() {
 		return Done
 	}
 	if s.Threshold == 0 {
 		return Paused
 	}
 	state := h.lookAtUsers(s)
-	for len(h.free) > 0 && !h.waits() {
-		room := h.room(s)
-		n := h.batchRegions(s, state, room)
+	for len(h.flight.free) > 0 && !h.waits() {
+		room := s.Threshold - min(s.Threshold, h.flight.inWork)
+		n, wait := h.quota.batch(s, state, room, &h.flight, h.cfg.Now())
+		if wait > 0 {
+			h.sleep(wait)
+		}
 		if n == 0 {
 			return state
 		}
 		if state == Yielding {
 			room = n
 		}
-		next, ok := h.next(n, room)
+		next, ok := h.search.next(n, room)
 		if !ok {
 			return h.idle(state)
 		}
@@ -251,79 +163,16 @@ func (h *Hydrator) pump(s Settings) State {
 // lookAtUsers says whether they are there, and sees how they are.
 func (h *Hydrator) lookAtUsers(s Settings) State {
 	now := h.cfg.Now()
-	reading := h.yield.reading(now, h.cfg.Core.Waits())
+	reading := h.quota.yield.reading(now, h.cfg.Core.Waits())
 	if !reading && h.cfg.Core.UserInFlight() == 0 {
-		h.yield.away()
+		h.quota.yield.away()
 		return Hydrating
 	}
 	h.sleep(yieldPause)
-	most := min(s.Threshold, uint64(h.cfg.Batches)*s.Batch) / h.smallBatch(s.Batch)
-	h.yield.look(now, h.cfg.Core, h.bytes(h.inWork), h.bytes(h.smallBatch(s.Batch)), float64(most))
+	most := min(s.Threshold, uint64(h.cfg.Batches)*s.Batch) / h.quota.small(s.Batch)
+	h.quota.yield.look(now, h.cfg.Core, h.quota.bytes(h.flight.inWork), h.quota.bytes(h.quota.small(s.Batch)), float64(most))
 	return Yielding
 }
-
-// room is how many regions may be started in all.
-func (h *Hydrator) room(s Settings) uint64 { return s.Threshold - min(s.Threshold, h.inWork) }
-
-// batchRegions is how many regions the next batch may copy, 0 = none now.
-func (h *Hydrator) batchRegions(s Settings, state State, room uint64) uint64 {
-	now := h.cfg.Now()
-	if room == 0 || len(h.flying) > 0 && room < s.Batch/2 { // what is left of the threshold is not worth a request
-		return 0
-	}
-	if debt := h.cap.debt(now); debt > 0 {
-		h.sleep(debt)
-		return 0
-	}
-	n := h.whole(min(s.Batch, room))
-	if h.cap.rate > 0 {
-		n = min(n, h.nrIn(h.cap.rate/batchesASecond))
-	}
-	if state == Yielding {
-		return h.besideUsers(n, h.smallBatch(s.Batch), now)
-	}
-	return n
-}
-
-// besideUsers cuts a batch of n regions to what users leave us, but for the floor, which is kept with small batches (I12).
-func (h *Hydrator) besideUsers(n, small uint64, now time.Time) uint64 {
-	if h.yield.alone {
-		return 0
-	}
-	allowed, flying := h.yield.allowed(h.bytes(small)), h.bytes(h.inWork)
-	left := allowed - min(allowed, flying)
-	switch {
-	case flying == 0, left >= min(allowed, h.bytes(small))/2: // less is not worth a request
-		return h.whole(min(n, h.nrIn(int64(left))))
-	case h.floor.behind(h.bytes(min(n, small)), now):
-		h.yield.forced = true
-		return min(n, small)
-	}
-	return 0
-}
-
-// smallBatch is how many regions are a small batch.
-func (h *Hydrator) smallBatch(batch uint64) uint64 { return h.whole(min(batch, h.nrIn(yieldBytes))) }
-
-// whole cuts a batch to whole requests of the source, of those no more than it takes at a time. On a disk of depth 1 that
-// takes 127 KiB, batches of 1 MiB end with a request of 8 KiB, which lasts as long as the others; and several of them take
-// turns there, end together, and fill the destination's queue at once while it was idle before: 4 KiB writes of users
-// waited for 2.2 ms at p99 (342 us without hydration).
-func (h *Hydrator) whole(batch uint64) uint64 {
-	bytes, request := int64(h.bytes(batch)), h.cfg.Request
-	if request == 0 || bytes <= request {
-		return batch
-	}
-	if h.cfg.Depth > 0 {
-		bytes = min(bytes, request*int64(h.cfg.Depth))
-	}
-	return h.nrIn(bytes / request * request)
-}
-
-// nrIn is how many regions bytes are, at least 1.
-func (h *Hydrator) nrIn(bytes int64) uint64 { return max(1, uint64(bytes/h.geo.RegionSize())) }
-
-func (h *Hydrator) bytes(regions uint64) uint64 { return regions * uint64(h.geo.RegionSize()) }
 
 // waits says that a commit has to come first.
 func (h *Hydrator) waits() bool {
@@ -344,20 +193,20 @@ func (h *Hydrator) sleep(d time.Duration) {
 // idle: nothing can be started. Batches in flight come back to Pump by themselves, what has failed by
 // its back-off.
 func (h *Hydrator) idle(state State) State {
-	if len(h.flying) > 0 {
+	if len(h.flight.flying) > 0 {
 		return state
 	}
-	h.bad.prune(h.regions)
-	if h.bad.empty() { // claimed by users just now, or done
+	h.search.bad.prune(h.search.regions)
+	if h.search.bad.empty() { // claimed by users just now, or done
 		h.sleep(yieldPause)
 		return state
 	}
-	wait, tries := h.bad.nextTry()
+	wait, tries := h.search.bad.nextTry()
 	if !tries {
 		wait = stallPause
 	}
 	h.sleep(min(wait, stallPause))
-	if tries && !h.bad.away() {
+	if tries && !h.search.bad.away() {
 		return state
 	}
 	return Stalled
@@ -366,63 +215,37 @@ func (h *Hydrator) idle(state State) State {
 // start gives a batch to the lane; false when it has no room, or nothing of the batch could be claimed
 // now: going on at once would spin.
 func (h *Hydrator) start(w work) bool {
-	b := h.free[len(h.free)-1]
-	b.First, b.End, b.Kind = w.first, w.end, w.kind
-	h.free = h.free[:len(h.free)-1]
-	b.retry, b.Alone = w.retry, w.retry
-	h.retrying = h.retrying || w.retry
-	b.at = len(h.flying)
-	h.flying = append(h.flying, b)
-	h.inWork += w.end - w.first
-	n := len(h.flying)
+	b := h.flight.start(w)
+	n := len(h.flight.flying)
 	if !h.cfg.Lane.Hydrate(&b.Hydration) {
-		h.land(b)
+		h.flight.land(b)
 		return false
 	}
 	if w.kind == clone.CopySource {
-		h.spend(w.span)
+		h.quota.spend(w.end-w.first, h.cfg.Now())
 	}
-	if len(h.flying) < n {
+	if len(h.flight.flying) < n {
 		h.sleep(yieldPause)
 		return false
 	}
 	return true
 }
 
-// spend books a copy to cap and floor.
-func (h *Hydrator) spend(s span) {
-	n, now := h.bytes(s.end-s.first), h.cfg.Now()
-	h.cap.take(n, now)
-	h.floor.take(n, now)
-	h.floor.advance()
-}
-
-// land takes a batch out of flight.
-func (h *Hydrator) land(b *batch) {
-	last := h.flying[len(h.flying)-1]
-	h.flying[b.at] = last
-	last.at = b.at
-	h.flying = h.flying[:len(h.flying)-1]
-	h.inWork -= b.End - b.First
-	h.retrying = h.retrying && !b.retry
-	h.free = append(h.free, b)
-}
-
 // done is the end of a batch.
 func (h *Hydrator) done(b *batch, err error) {
-	h.land(b)
+	h.flight.land(b)
 	switch {
 	case err == nil:
-		h.bad.succeeded(b.First, b.End)
+		h.search.bad.succeeded(b.First, b.End)
 	case err == clone.ErrCommitFirst:
 		h.again = h.cfg.Now().Add(commitPause)
 	case err == clone.ErrReadOnly:
 	case b.End-b.First > 1:
-		h.split = append(h.split, span{b.First, b.End})
-		h.bad.row++
+		h.search.split = append(h.search.split, span{b.First, b.End})
+		h.search.bad.row++
 		h.note(b, err)
 	default:
-		h.bad.failed(b.First)
+		h.search.bad.failed(b.First)
 		h.note(b, err)
 	}
 }
@@ -430,29 +253,7 @@ func (h *Hydrator) done(b *batch, err error) {
 // note keeps the error for the status. One that is not of these regions alone says that all others would fail too.
 func (h *Hydrator) note(b *batch, err error) {
 	if h.cfg.Core.Class(err) != clone.Local {
-		h.bad.row = max(h.bad.row, awayAfter)
+		h.search.bad.row = max(h.search.bad.row, awayAfter)
 	}
-	h.shared.Lock()
-	h.shared.status.LastError = err
-	h.shared.status.LastErrorAt = h.geo.Start(b.First)
-	h.shared.status.Failures++
-	h.shared.Unlock()
-}
-
-// publish updates the status and tells of a change of state.
-func (h *Hydrator) publish(state State) {
-	h.shared.Lock()
-	st := &h.shared.status
-	changed := st.State != state
-	st.State, st.InFlight = state, h.inWork
-	if h.bad.changed {
-		st.Bad, h.bad.changed = h.bad.list(), false
-	}
-	if h.bad.empty() && state != Stalled {
-		st.LastError = nil
-	}
-	h.shared.Unlock()
-	if changed && h.cfg.Event != nil {
-		h.cfg.Event()
-	}
+	h.shared.failed(err, h.search.geo.Start(b.First))
 }

@@ -184,7 +184,7 @@ func TestBatchIsWholeRequests(t *testing.T) {
 		{3 * regionSize, 1, 3}, {3*regionSize - 512, 0, 5}, {3*regionSize - 512, 1, 2}, {512, 0, 8}, {512, 1, 1},
 	} {
 		r := newRig(t, 100, on, nil)
-		r.h.cfg.Request, r.h.cfg.Depth = c.request, c.depth
+		r.h.quota.request, r.h.quota.depth = c.request, c.depth
 		r.h.Pump()
 		if len(r.asked) != 4 {
 			t.Errorf("%d requests of %d: asked %v", c.depth, c.request, r.asked)

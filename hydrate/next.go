@@ -5,6 +5,48 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
+// zeroSpan is the most bytes that one background zeroing covers. It needs no buffer, but its regions
+// are claimed meanwhile.
+const zeroSpan = 8 << 20
+
+// search chooses which regions are next. It knows what is in flight and what has failed, and starts nothing itself. It
+// belongs to the lane's thread.
+type search struct {
+	geo     clone.Geometry
+	regions *bitmap.Map
+	holes   Holes
+	unit    uint64 // regions: Config.Align
+	zeroMax uint64 // regions: zeroSpan
+	flight  *flight
+
+	cursor uint64
+	split  []span // batches that have failed, of which the regions are tried one by one
+	bad    badRanges
+}
+
+func newSearch(cfg *Config) search {
+	geo := cfg.Core.Geometry()
+	size := geo.RegionSize()
+	return search{geo: geo, regions: cfg.Core.Regions(), holes: cfg.Holes, unit: uint64(cfg.Align / size),
+		zeroMax: max(1, uint64(zeroSpan/size)), bad: badRanges{now: cfg.Now}}
+}
+
+// span is the regions [first, end).
+type span struct{ first, end uint64 }
+
+// New makes a hydrator; nothing happens before the first Pump.
+func New(cfg Config) *Hydrator {
+	h := &Hydrator{cfg: cfg, search: newSearch(&cfg), quota: newQuota(&cfg)}
+	h.search.flight = &h.flight
+	for range cfg.Batches {
+		b := &batch{}
+		b.Done = func(_ *clone.Hydration, err error) { h.done(b, err) }
+		h.flight.free = append(h.flight.free, b)
+	}
+	h.shared.settings = cfg.Settings
+	return h
+}
+
 // work is the regions [first, end) and what is to be done with them.
 type work struct {
 	span
@@ -15,118 +57,113 @@ type work struct {
 
 // next chooses the regions of the next batch: what was split off first, then from the cursor on, then
 // once more from the start. At most copyMax regions to copy, or zeroMax to zero.
-func (h *Hydrator) next(copyMax, zeroMax uint64) (w work, ok bool) {
-	if h.bad.away() {
-		return h.probe()
+func (s *search) next(copyMax, zeroMax uint64) (w work, ok bool) {
+	if s.bad.away() {
+		return s.probe()
 	}
-	if w, ok = h.nextRetry(); ok {
+	if w, ok = s.nextRetry(); ok {
 		return w, true
 	}
-	if w, ok = h.scan(h.cursor, h.geo.Regions(), copyMax, zeroMax); !ok && h.cursor > 0 {
-		h.cursor = 0
-		w, ok = h.scan(0, h.geo.Regions(), copyMax, zeroMax)
+	if w, ok = s.scan(s.cursor, s.geo.Regions(), copyMax, zeroMax); !ok && s.cursor > 0 {
+		s.cursor = 0
+		w, ok = s.scan(0, s.geo.Regions(), copyMax, zeroMax)
 	}
 	if ok {
-		h.cursor = w.end
+		s.cursor = w.end
 	}
 	return w, ok
 }
 
 // single is a region that has failed, alone; one in a hole is read all the same.
-func (h *Hydrator) single(region uint64) work {
+func (s *search) single(region uint64) work {
 	w := work{span: span{region, region + 1}, retry: true}
-	if h.regions.State(region) == bitmap.Zero {
+	if s.regions.State(region) == bitmap.Zero {
 		w.kind = clone.ZeroZero
 	}
 	return w
 }
 
 // probe tries one region when the source seems to be away.
-func (h *Hydrator) probe() (w work, ok bool) {
-	if len(h.flying) > 0 {
+func (s *search) probe() (w work, ok bool) {
+	if len(s.flight.flying) > 0 {
 		return w, false
 	}
-	if h.bad.empty() {
-		return h.nextSplit()
+	if s.bad.empty() {
+		return s.nextSplit()
 	}
-	due, found := h.bad.due()
+	due, found := s.bad.due()
 	if !found {
 		return w, false
 	}
-	return h.single(due), true
+	return s.single(due), true
 }
 
 // nextRetry takes a region that has failed. One at a time: the kernel merges reads of neighbours that are
 // issued together, and a bad region would take the good ones beside it along, again and again.
-func (h *Hydrator) nextRetry() (w work, ok bool) {
-	if h.retrying {
+func (s *search) nextRetry() (w work, ok bool) {
+	if s.flight.retrying {
 		return w, false
 	}
-	if w, ok = h.nextSplit(); ok {
+	if w, ok = s.nextSplit(); ok {
 		return w, true
 	}
-	if due, found := h.bad.due(); found {
-		return h.single(due), true
+	if due, found := s.bad.due(); found {
+		return s.single(due), true
 	}
 	return w, false
 }
 
 // nextSplit takes the next single region of a batch that failed.
-func (h *Hydrator) nextSplit() (w work, ok bool) {
-	for n := len(h.split); n > 0; n = len(h.split) {
-		last := &h.split[n-1]
-		r, found := h.regions.NextUnhydrated(last.first, last.end)
+func (s *search) nextSplit() (w work, ok bool) {
+	for n := len(s.split); n > 0; n = len(s.split) {
+		last := &s.split[n-1]
+		r, found := s.regions.NextUnhydrated(last.first, last.end)
 		if !found {
-			h.split = h.split[:n-1]
+			s.split = s.split[:n-1]
 			continue
 		}
 		if last.first = r + 1; last.first >= last.end {
-			h.split = h.split[:n-1]
+			s.split = s.split[:n-1]
 		}
-		if h.inFlight(r, r+1) == nil {
-			return h.single(r), true
+		if s.flight.find(r, r+1) == nil {
+			return s.single(r), true
 		}
 	}
 	return w, false
 }
 
 // scan looks in [from, end) for a run that nobody works on and that has not failed.
-func (h *Hydrator) scan(from, end, copyMax, zeroMax uint64) (w work, ok bool) {
-	zeroMax = min(zeroMax, h.nrIn(zeroSpan))
+func (s *search) scan(from, end, copyMax, zeroMax uint64) (w work, ok bool) {
+	zeroMax = min(zeroMax, s.zeroMax)
 	for from < end {
-		r, found := h.regions.NextUnhydrated(from, end)
+		r, found := s.regions.NextUnhydrated(from, end)
 		if !found {
 			return w, false
 		}
-		if skip := h.taken(r); skip > r {
+		if skip := s.taken(r); skip > r {
 			from = skip
 			continue
 		}
-		st, stop := h.regions.Run(r, min(end, r+max(copyMax, zeroMax)))
-		stop = h.untaken(r, stop)
+		st, stop := s.regions.Run(r, min(end, r+max(copyMax, zeroMax)))
+		stop = s.untaken(r, stop)
 		if st == bitmap.Zero {
-			return work{span: span{r, h.aligned(r, min(stop, r+zeroMax))}, kind: clone.ZeroZero}, true
+			return work{span: span{r, s.aligned(r, min(stop, r+zeroMax))}, kind: clone.ZeroZero}, true
 		}
-		hole, stop := h.extent(r, stop)
+		hole, stop := Extent(s.geo, s.holes, r, stop)
 		if hole {
-			return work{span: span{r, h.aligned(r, min(stop, r+zeroMax))}, kind: clone.ZeroHole}, true
+			return work{span: span{r, s.aligned(r, min(stop, r+zeroMax))}, kind: clone.ZeroHole}, true
 		}
-		return work{span: span{r, h.aligned(r, min(stop, r+copyMax))}, kind: clone.CopySource}, true
+		return work{span: span{r, s.aligned(r, min(stop, r+copyMax))}, kind: clone.CopySource}, true
 	}
 	return w, false
 }
 
 // aligned cuts a batch from region r to end so that it ends as Config.Align says, if anything is left then.
-func (h *Hydrator) aligned(r, end uint64) uint64 {
-	unit := uint64(h.cfg.Align / h.geo.RegionSize())
-	if unit > 1 && end/unit*unit > r {
-		return end / unit * unit
+func (s *search) aligned(r, end uint64) uint64 {
+	if s.unit > 1 && end/s.unit*s.unit > r {
+		return end / s.unit * s.unit
 	}
 	return end
-}
-
-func (h *Hydrator) extent(r, stop uint64) (hole bool, end uint64) {
-	return Extent(h.geo, h.cfg.Holes, r, stop)
 }
 
 // Extent says whether the regions from r on lie whole in a hole of the source, or hold data, and where that
@@ -153,38 +190,24 @@ func Extent(geo clone.Geometry, holes Holes, r, stop uint64) (hole bool, end uin
 }
 
 // taken gives the region behind what is being worked on or has failed at region r, r if it is free.
-func (h *Hydrator) taken(r uint64) uint64 {
-	if b := h.inFlight(r, r+1); b != nil {
+func (s *search) taken(r uint64) uint64 {
+	if b := s.flight.find(r, r+1); b != nil {
 		return b.End
 	}
-	for _, s := range h.split {
-		if s.first <= r && r < s.end {
-			return s.end
+	for _, t := range s.split {
+		if t.first <= r && r < t.end {
+			return t.end
 		}
 	}
-	return h.bad.behind(r)
+	return s.bad.behind(r)
 }
 
 // untaken gives the first region in (r, stop] that is being worked on or has failed.
-func (h *Hydrator) untaken(r, stop uint64) uint64 {
-	for _, s := range h.split {
-		if s.first > r {
-			stop = min(stop, s.first)
+func (s *search) untaken(r, stop uint64) uint64 {
+	for _, t := range s.split {
+		if t.first > r {
+			stop = min(stop, t.first)
 		}
 	}
-	for _, b := range h.flying {
-		if b.First > r {
-			stop = min(stop, b.First)
-		}
-	}
-	return h.bad.before(r, stop)
-}
-
-func (h *Hydrator) inFlight(first, end uint64) *batch {
-	for _, b := range h.flying {
-		if b.First < end && first < b.End {
-			return b
-		}
-	}
-	return nil
+	return s.bad.before(r, s.flight.before(r, stop))
 }

@@ -102,7 +102,7 @@ func TestNextIsNobodys(t *testing.T) {
 		taken := map[uint64]string{}
 		claim := func(first, end uint64, what string) bool {
 			for x := first; x < end; x++ {
-				if taken[x] != "" || h.regions.State(x) == bitmap.Hydrated {
+				if taken[x] != "" || h.search.regions.State(x) == bitmap.Hydrated {
 					return false
 				}
 			}
@@ -119,26 +119,26 @@ func TestNextIsNobodys(t *testing.T) {
 				if claim(first, end, "in flight") {
 					b := &batch{}
 					b.First, b.End = first, end
-					h.flying = append(h.flying, b)
+					h.flight.flying = append(h.flight.flying, b)
 				}
 			case 1:
 				if claim(first, end, "split") {
-					h.split = append(h.split, span{first, end})
+					h.search.split = append(h.search.split, span{first, end})
 				}
 			default:
 				if claim(first, first+1, "bad") {
-					h.bad.failed(first)
+					h.search.bad.failed(first)
 				}
 			}
 		}
-		h.retrying = len(h.split) > 0 || rng.IntN(2) == 0
-		h.cursor = rng.Uint64N(regions)
+		h.flight.retrying = len(h.search.split) > 0 || rng.IntN(2) == 0
+		h.search.cursor = rng.Uint64N(regions)
 		copyMax, zeroMax := 1+rng.Uint64N(8), 1+rng.Uint64N(16)
-		w, ok := h.next(copyMax, zeroMax)
+		w, ok := h.search.next(copyMax, zeroMax)
 		if !ok {
 			for x := range uint64(regions) {
-				if h.regions.State(x) != bitmap.Hydrated && taken[x] == "" {
-					t.Fatalf("seed %d: nothing to do, and region %d is %v and nobody's", seed, x, h.regions.State(x))
+				if h.search.regions.State(x) != bitmap.Hydrated && taken[x] == "" {
+					t.Fatalf("seed %d: nothing to do, and region %d is %v and nobody's", seed, x, h.search.regions.State(x))
 				}
 			}
 			continue
@@ -151,8 +151,8 @@ func TestNextIsNobodys(t *testing.T) {
 			t.Fatalf("seed %d: %+v, with at most %d", seed, w, most)
 		}
 		for x := w.first; x < w.end; x++ {
-			if taken[x] != "" || h.regions.State(x) != st {
-				t.Fatalf("seed %d: %+v has region %d, which is %v %s", seed, w, x, h.regions.State(x), taken[x])
+			if taken[x] != "" || h.search.regions.State(x) != st {
+				t.Fatalf("seed %d: %+v has region %d, which is %v %s", seed, w, x, h.search.regions.State(x), taken[x])
 			}
 		}
 	}
@@ -164,28 +164,28 @@ func TestSplitOffOneByOne(t *testing.T) {
 	r := newRig(t, 12, on, nil)
 	h := r.h
 	h.take()
-	h.split = []span{{2, 10}}
+	h.search.split = []span{{2, 10}}
 	r.core.Regions().Mark(bitmap.PlaneZero, 3, 4, bitmap.NewDelta(1, 1))
 	r.core.Regions().Mark(bitmap.PlaneHydrated, 5, 6, bitmap.NewDelta(1, 1))
 	flying := &batch{}
 	flying.First, flying.End = 7, 8
-	h.flying = append(h.flying, flying)
+	h.flight.flying = append(h.flight.flying, flying)
 	for _, want := range []struct {
 		region uint64
 		kind   clone.HydrationKind
 	}{{2, clone.CopySource}, {3, clone.ZeroZero}, {4, clone.CopySource}, {6, clone.CopySource}, {8, clone.CopySource}, {9, clone.CopySource}} {
-		w, ok := h.nextRetry()
+		w, ok := h.search.nextRetry()
 		if !ok || w.first != want.region || w.end != want.region+1 || w.kind != want.kind || !w.retry {
 			t.Fatalf("%+v %t, expected region %d, kind %d", w, ok, want.region, want.kind)
 		}
-		h.retrying = true
-		if w, ok := h.nextRetry(); ok {
+		h.flight.retrying = true
+		if w, ok := h.search.nextRetry(); ok {
 			t.Fatalf("%+v while another is tried", w)
 		}
-		h.retrying = false
+		h.flight.retrying = false
 	}
-	if w, ok := h.nextRetry(); ok || len(h.split) != 0 {
-		t.Errorf("%+v, %v left", w, h.split)
+	if w, ok := h.search.nextRetry(); ok || len(h.search.split) != 0 {
+		t.Errorf("%+v, %v left", w, h.search.split)
 	}
 }
 

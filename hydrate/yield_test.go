@@ -63,7 +63,7 @@ func newLab(t *testing.T, s Settings, source speed) *lab {
 	l := &lab{rig: newRigOf(t, labRegions, s, nil, 64, 8, 256), rng: rand.New(rand.NewPCG(1, 2)), speed: source, write: 10 * time.Microsecond}
 	l.h.cfg.After = func(d time.Duration) { l.timer = l.now.Add(d) }
 	if source.depth == 1 {
-		l.h.cfg.Request, l.h.cfg.Depth = 127<<10, 1
+		l.h.quota.request, l.h.quota.depth = 127<<10, 1
 	}
 	return l
 }
@@ -176,7 +176,7 @@ func (l *lab) run(d time.Duration) (mean time.Duration, rate float64) {
 	}
 	rate = float64((l.core.Regions().NrHydrated()-before)*regionSize) / d.Seconds()
 	mean = l.took / time.Duration(max(1, l.reads))
-	l.t.Logf("%v: %d readers, %v a read, %.2f MB/s hydrated, share %.3f", d, l.readers, mean, rate/1e6, l.h.yield.share)
+	l.t.Logf("%v: %d readers, %v a read, %.2f MB/s hydrated, share %.3f", d, l.readers, mean, rate/1e6, l.h.quota.yield.share)
 	return mean, rate
 }
 
@@ -306,16 +306,16 @@ func TestYieldToOthers(t *testing.T) {
 		l := newLab(t, defaults, far)
 		l.readers, l.write = 1, 200*time.Microsecond
 		l.run(20 * time.Second)
-		if l.h.yield.share < 8 {
-			t.Fatalf("share %v beside a reader", l.h.yield.share)
+		if l.h.quota.yield.share < 8 {
+			t.Fatalf("share %v beside a reader", l.h.quota.yield.share)
 		}
 		l.readers = readers
 		for i := range 4 { // one is always at work
 			l.writer(labRegions/2+int64(i), time.Duration(i)*l.write/4)
 		}
 		l.run(3 * time.Second)
-		if _, rate := l.run(2 * time.Second); l.h.yield.share != 1 || rate > 15e6 {
-			t.Errorf("share %v, %.2f MB/s beside writers and %d readers", l.h.yield.share, rate/1e6, readers)
+		if _, rate := l.run(2 * time.Second); l.h.quota.yield.share != 1 || rate > 15e6 {
+			t.Errorf("share %v, %.2f MB/s beside writers and %d readers", l.h.quota.yield.share, rate/1e6, readers)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package clonetest
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
@@ -261,51 +262,63 @@ func (s *sim) stateRun(q *io) (bitmap.State, int64) {
 	return st, min(q.off+q.length, s.geo.Start(stop))
 }
 
+// injector decides which pieces of I/O fail, and which take effect together.
+type injector struct {
+	cfg *Config
+	rng *rand.Rand
+	bad map[int64]bool // sectors of the source
+
+	calls   int           // pieces of backend I/O that could have failed
+	callsOf [nrKinds]int  // of these
+	broken  [nrKinds]bool // kinds that fail for good
+	healed  bool          // no further errors
+}
+
 // piece is how many of n bytes take effect together.
-func (s *sim) piece(n int64) int64 {
-	if n <= sectorBytes || s.rng.IntN(2) == 0 {
+func (j *injector) piece(n int64) int64 {
+	if n <= sectorBytes || j.rng.IntN(2) == 0 {
 		return n
 	}
-	return sectorBytes * (1 + s.rng.Int64N(n/sectorBytes))
+	return sectorBytes * (1 + j.rng.Int64N(n/sectorBytes))
 }
 
 // fails says whether an I/O of the bytes [lo, hi) fails, and where. Sectors before that one have taken
 // effect.
-func (s *sim) fails(k kind, lo, hi int64) *diskError {
-	if s.healed {
+func (j *injector) fails(k kind, lo, hi int64) *diskError {
+	if j.healed {
 		return nil
 	}
-	s.calls++
-	s.callsOf[k]++
-	if k == readSource && len(s.disks.bad) > 0 {
+	j.calls++
+	j.callsOf[k]++
+	if k == readSource && len(j.bad) > 0 {
 		for sector := lo / sectorBytes; sector < hi/sectorBytes; sector++ {
-			if s.disks.bad[sector] {
+			if j.bad[sector] {
 				return &diskError{kind: k, sector: sector}
 			}
 		}
 	}
-	if p := s.cfg.Failure[k]; !s.injected(k) && (p == 0 || s.rng.Float64() >= p) {
+	if p := j.cfg.Failure[k]; !j.injected(k) && (p == 0 || j.rng.Float64() >= p) {
 		return nil
 	}
 	if lo == hi {
 		return &diskError{kind: k, sector: -1}
 	}
-	e := &diskError{kind: k, sector: lo/sectorBytes + s.rng.Int64N((hi-lo)/sectorBytes)}
-	e.away = k == readSource && s.rng.IntN(4) == 0 && s.cfg.FailSpread != failOnce
-	e.full = k == writeDest && s.rng.IntN(4) == 0
+	e := &diskError{kind: k, sector: lo/sectorBytes + j.rng.Int64N((hi-lo)/sectorBytes)}
+	e.away = k == readSource && j.rng.IntN(4) == 0 && j.cfg.FailSpread != failOnce
+	e.full = k == writeDest && j.rng.IntN(4) == 0
 	return e
 }
 
 // injected says whether Config.FailAt makes this I/O fail.
-func (s *sim) injected(k kind) bool {
-	if s.calls == s.cfg.FailAt {
+func (j *injector) injected(k kind) bool {
+	if j.calls == j.cfg.FailAt {
 		for other := range nrKinds {
-			s.broken[other] = s.cfg.FailSpread == failKind && other == k ||
-				s.cfg.FailSpread == failDisk && other.disk() == k.disk()
+			j.broken[other] = j.cfg.FailSpread == failKind && other == k ||
+				j.cfg.FailSpread == failDisk && other.disk() == k.disk()
 		}
 		return true
 	}
-	return s.broken[k]
+	return j.broken[k]
 }
 
 // asDiskError gives the injected error behind err, or nil.

@@ -3,6 +3,7 @@ package clonetest
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
@@ -150,78 +151,90 @@ func (c *client) needs(p *operation, e *diskError) bool {
 	return p.op != clone.OpRead && touched
 }
 
+// workload is the requests: it draws them, and knows which are still to be answered.
+type workload struct {
+	cfg  *Config
+	rng  *rand.Rand
+	area area
+
+	left     int          // still to be issued
+	inFlight int          // issued and not answered
+	reissue  []*operation // of inFlight, those that the daemon's death took along
+	lastID   value
+}
+
 // next gives the next operation: of the script, or drawn.
-func (s *sim) next() *operation {
-	s.left--
-	s.lastID++
-	if s.cfg.Script == nil {
-		return s.draw()
+func (w *workload) next() *operation {
+	w.left--
+	w.lastID++
+	if w.cfg.Script == nil {
+		return w.draw()
 	}
-	n := s.cfg.Script[len(s.cfg.Script)-s.left-1]
-	return &operation{id: s.lastID, op: n.Op, fua: n.FUA, noUnmap: n.NoUnmap, off: n.First * sectorBytes, length: (n.End - n.First) * sectorBytes}
+	n := w.cfg.Script[len(w.cfg.Script)-w.left-1]
+	return &operation{id: w.lastID, op: n.Op, fua: n.FUA, noUnmap: n.NoUnmap, off: n.First * sectorBytes, length: (n.End - n.First) * sectorBytes}
 }
 
 // draw makes up an operation.
-func (s *sim) draw() *operation {
-	p := &operation{id: s.lastID, op: s.drawOp()}
+func (w *workload) draw() *operation {
+	p := &operation{id: w.lastID, op: w.drawOp()}
 	if p.op == clone.OpFlush {
 		return p
 	}
-	if s.cfg.Large && (p.op == clone.OpDiscard || p.op == clone.OpWriteZeroes) && s.rng.IntN(3) == 0 {
-		s.drawWide(p)
+	if w.cfg.Large && (p.op == clone.OpDiscard || p.op == clone.OpWriteZeroes) && w.rng.IntN(3) == 0 {
+		w.drawWide(p)
 		return p
 	}
-	w := s.area[s.rng.IntN(len(s.area))]
-	region := s.cfg.RegionSize / sectorBytes
-	maxLen := s.cfg.MaxIO / sectorBytes
+	at := w.area[w.rng.IntN(len(w.area))]
+	region := w.cfg.RegionSize / sectorBytes
+	maxLen := w.cfg.MaxIO / sectorBytes
 	if p.op == clone.OpDiscard || p.op == clone.OpWriteZeroes {
 		maxLen = 4 * maxLen
 	}
-	first := w.first + s.rng.Int64N(w.end-w.first)
-	length := 1 + s.rng.Int64N(maxLen)
-	switch s.rng.IntN(5) {
+	first := at.first + w.rng.Int64N(at.end-at.first)
+	length := 1 + w.rng.Int64N(maxLen)
+	switch w.rng.IntN(5) {
 	case 0: // a piece of a region
-		length = 1 + s.rng.Int64N(region)
+		length = 1 + w.rng.Int64N(region)
 	case 1: // regions, whole
-		first = max(w.first, first/region*region)
+		first = max(at.first, first/region*region)
 		length = (length + region - 1) / region * region
 	case 2: // from anywhere to a region's end
 		length = (first+length+region-1)/region*region - first
 	case 3: // 4 KiB
-		first, length = max(w.first, first/8*8), 8
+		first, length = max(at.first, first/8*8), 8
 	}
-	length = min(length, maxLen, w.end-first)
+	length = min(length, maxLen, at.end-first)
 	p.off, p.length = first*sectorBytes, length*sectorBytes
-	p.noUnmap = p.op == clone.OpWriteZeroes && s.rng.IntN(2) == 0
-	p.fua = p.op != clone.OpRead && p.op != clone.OpDiscard && s.rng.IntN(5) == 0
+	p.noUnmap = p.op == clone.OpWriteZeroes && w.rng.IntN(2) == 0
+	p.fua = p.op != clone.OpRead && p.op != clone.OpDiscard && w.rng.IntN(5) == 0
 	return p
 }
 
 // drawWide makes an operation cover whole pages of the region map, from somewhere to somewhere behind it.
-func (s *sim) drawWide(p *operation) {
-	n := s.rng.IntN(len(s.area))
-	from, to := s.area[n], s.area[n+s.rng.IntN(len(s.area)-n)]
-	first := from.first + s.rng.Int64N(2)*s.rng.Int64N(from.end-from.first)
-	end := to.end - s.rng.Int64N(2)*s.rng.Int64N(to.end-to.first)
+func (w *workload) drawWide(p *operation) {
+	n := w.rng.IntN(len(w.area))
+	from, to := w.area[n], w.area[n+w.rng.IntN(len(w.area)-n)]
+	first := from.first + w.rng.Int64N(2)*w.rng.Int64N(from.end-from.first)
+	end := to.end - w.rng.Int64N(2)*w.rng.Int64N(to.end-to.first)
 	p.off = first * sectorBytes
-	p.length = min(max(1, end-first)*sectorBytes, clone.MaxSpan, s.cfg.Size-p.off)
-	if half := int64(s.cfg.DeltaPages / 2); half > 0 { // no request may touch more pages (clone.Config)
-		p.length = min(p.length, (half-1)*bitmap.RegionsPerPage*s.cfg.RegionSize)
+	p.length = min(max(1, end-first)*sectorBytes, clone.MaxSpan, w.cfg.Size-p.off)
+	if half := int64(w.cfg.DeltaPages / 2); half > 0 { // no request may touch more pages (clone.Config)
+		p.length = min(p.length, (half-1)*bitmap.RegionsPerPage*w.cfg.RegionSize)
 	}
-	p.fua = p.op != clone.OpDiscard && s.rng.IntN(5) == 0
+	p.fua = p.op != clone.OpDiscard && w.rng.IntN(5) == 0
 }
 
-func (s *sim) drawOp() clone.Op {
+func (w *workload) drawOp() clone.Op {
 	total := 0
-	for _, w := range s.cfg.OpWeight {
-		total += w
+	for _, weight := range w.cfg.OpWeight {
+		total += weight
 	}
-	n := s.rng.IntN(total)
-	for op, w := range s.cfg.OpWeight {
-		if n < w {
+	n := w.rng.IntN(total)
+	for op, weight := range w.cfg.OpWeight {
+		if n < weight {
 			return clone.Op(op)
 		}
-		n -= w
+		n -= weight
 	}
 	panic("unreachable")
 }

@@ -197,7 +197,7 @@ func (m metaDevice) flushOpening() error {
 }
 
 // cutNow says that the open ends with this call.
-func (s *sim) cutNow() bool {
-	s.cutIn--
-	return s.cutIn == 0
+func (o *opening) cutNow() bool {
+	o.cutIn--
+	return o.cutIn == 0
 }

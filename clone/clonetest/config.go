@@ -77,15 +77,33 @@ const (
 	allLand
 )
 
-// Config is one run. All that is random in it is drawn from Seed.
+// Config is one run. All that is random in it is drawn from Seed. Its parts are one record where it is printed and read
+// again.
 type Config struct {
 	Seed uint64
+	device
+	pools
+	requests
+	ends
+	hydration
+	switches
+	faults
+	schedule
 
+	// Brief ends the run when all is answered and read once more.
+	Brief bool
+}
+
+// device is what is cloned.
+type device struct {
 	Size       int64 // of the device, bytes
 	RegionSize int64 // bytes
 	Windows    []Window
 	Large      bool // takes too long to hydrate
+}
 
+// pools are what lanes and core have to work with.
+type pools struct {
 	Lanes      int // of users; the hydrator has one more
 	Depth      int // requests a lane
 	Ops        int
@@ -93,11 +111,18 @@ type Config struct {
 	BufferSize int64 // bytes
 	DeltaPages int   // 0: the core's own
 	MaxIO      int64 // bytes of a READ or WRITE
+}
 
+// requests are what users ask for.
+type requests struct {
 	Requests int
 	// Script are the requests, in the order in which they are issued. nil: they are drawn.
-	Script    []Step
-	OpWeight  [clone.OpWriteZeroes + 1]int
+	Script   []Step
+	OpWeight [clone.OpWriteZeroes + 1]int
+}
+
+// ends are how often the daemon ends, and what becomes of it then.
+type ends struct {
 	PowerCuts int
 	Deaths    int // of the daemon
 	Restarts  int // of the daemon, in order
@@ -106,28 +131,40 @@ type Config struct {
 	CutOpens float64
 	// Unreadable is how often the metadata cannot be read after a death.
 	Unreadable float64
-	Background background
-	Threshold  uint64 // of the hydrator
-	Batch      uint64
-	// ReadThrough and Passdown are the core's switches, turned over now and then if Switch.
-	ReadThrough, Passdown, Switch bool
-	// LeastZeros is the core's; bytes.
-	LeastZeros int64
-	// Spares: the destination is read before zeros are written to it; a switch as well.
-	Spares     bool
-	BadSectors int // of the source, until the end
-
-	// Brief ends the run when all is answered and read once more.
-	Brief bool
-	// FailAt is the number of a piece of backend I/O, from 1, that fails, with FailSpread; 0: none.
-	FailAt     int
-	FailSpread spread
 	// DieAt is the event, from 1, before which the daemon dies, once and besides Deaths; 0: none.
 	DieAt int
 	Fate  fate
+}
 
+// hydration is what happens in the background.
+type hydration struct {
+	Background background
+	Threshold  uint64 // of the hydrator
+	Batch      uint64
+}
+
+// switches are the core's.
+type switches struct {
+	// ReadThrough and Passdown are turned over now and then if Switch.
+	ReadThrough, Passdown, Switch bool
+	// LeastZeros is in bytes.
+	LeastZeros int64
+	// Spares: the destination is read before zeros are written to it; a switch as well.
+	Spares bool
+}
+
+// faults are the errors that disks return.
+type faults struct {
+	BadSectors int // of the source, until the end
+	// FailAt is the number of a piece of backend I/O, from 1, that fails, with FailSpread; 0: none.
+	FailAt     int
+	FailSpread spread
 	// Failure is how often an I/O of a kind fails.
 	Failure [nrKinds]float64
+}
+
+// schedule is in which order things happen.
+type schedule struct {
 	// Weight is how often an event is picked, and Slow how often an I/O of a kind, once picked, is put
 	// off.
 	Weight [nrEvents]int
@@ -137,7 +174,7 @@ type Config struct {
 // Random draws a configuration.
 func Random(seed uint64) Config {
 	rng := rand.New(rand.NewPCG(seed, 1))
-	c := Config{Seed: seed, RegionSize: clone.MinRegionSize << rng.IntN(3)}
+	c := Config{Seed: seed, device: device{RegionSize: clone.MinRegionSize << rng.IntN(3)}}
 	c.LeastZeros = int64(seed%3) * c.RegionSize // of a third of the seeds none
 	c.Spares = seed/3%2 == 0
 	if rng.IntN(8) == 0 {
@@ -145,10 +182,10 @@ func Random(seed uint64) Config {
 	} else {
 		c.drawSmall(rng)
 	}
-	c.pools(rng)
-	c.work(rng)
-	c.faults(rng)
-	c.schedule(rng)
+	c.drawPools(rng)
+	c.drawWork(rng)
+	c.drawFaults(rng)
+	c.drawSchedule(rng)
 	return c
 }
 
@@ -181,7 +218,7 @@ func (c *Config) drawLarge(rng *rand.Rand) {
 	}
 }
 
-func (c *Config) pools(rng *rand.Rand) {
+func (c *Config) drawPools(rng *rand.Rand) {
 	c.Lanes = 1 + rng.IntN(3)
 	c.Depth = 1 + rng.IntN(6)
 	c.Ops = c.Depth + rng.IntN(3)
@@ -193,7 +230,7 @@ func (c *Config) pools(rng *rand.Rand) {
 	c.MaxIO = c.RegionSize * int64(1+rng.IntN(6))
 }
 
-func (c *Config) work(rng *rand.Rand) {
+func (c *Config) drawWork(rng *rand.Rand) {
 	c.Requests = 30 + rng.IntN(30<<rng.IntN(5))
 	for i := range c.OpWeight {
 		c.OpWeight[i] = rng.IntN(4)
@@ -215,7 +252,7 @@ func (c *Config) work(rng *rand.Rand) {
 	c.ReadThrough, c.Passdown, c.Switch = rng.IntN(2) == 0, rng.IntN(2) == 0, rng.IntN(4) == 0
 }
 
-func (c *Config) faults(rng *rand.Rand) {
+func (c *Config) drawFaults(rng *rand.Rand) {
 	if rng.IntN(2) == 0 {
 		return
 	}
@@ -231,9 +268,9 @@ func (c *Config) faults(rng *rand.Rand) {
 	}
 }
 
-// schedule draws weights over two orders of magnitude, so that some seeds have a source that never
+// drawSchedule draws weights over two orders of magnitude, so that some seeds have a source that never
 // answers, a committer that sleeps, completions that lag.
-func (c *Config) schedule(rng *rand.Rand) {
+func (c *Config) drawSchedule(rng *rand.Rand) {
 	for i := range c.Weight {
 		c.Weight[i] = 1 << rng.IntN(7)
 	}

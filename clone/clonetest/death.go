@@ -93,12 +93,13 @@ func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.
 
 // death kills the daemon and starts another. What was acknowledged must be there, flushed or not (I6); what was
 // not answered will be asked again.
-func (s *sim) death() error {
+func (e *endings) death() error {
+	s := e.sim
 	s.note("DAEMON DIES", nil, 0, 0, 0, nil)
-	s.diedAt = s.step
+	e.diedAt = s.step
 	regions, complete, durable := s.core.Regions(), s.core.Complete(), s.core.DurableHydrated()
 	mode, flushLost := s.core.Mode(), s.core.FlushLost()
-	s.fence()
+	e.fence()
 	s.committer.stop()
 	s.died = true
 	for _, l := range s.lanes {
@@ -111,11 +112,11 @@ func (s *sim) death() error {
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after the daemon's death: %w", err)
 	}
-	if err := s.stillDurable("daemon's death", complete, durable); err != nil {
+	if err := e.stillDurable("daemon's death", complete, durable); err != nil {
 		return err
 	}
-	if s.lostPower {
-		return s.crashed()
+	if e.lostPower {
+		return e.crashed()
 	}
 	if now := s.core.Regions(); now.NrHydrated() != regions.NrHydrated() || now.NrZero() != regions.NrZero() {
 		return fmt.Errorf("%d regions hydrated and %d zero after the daemon's death, %d and %d before it",
@@ -134,7 +135,8 @@ func (s *sim) death() error {
 // restart stops the daemon in order and starts another: with the clean mark the live map is of no use any more.
 // Where the last commit fails, as in mode ro with marks that are not committed, there is no clean mark, and the end is a
 // death; so it is where a slot that a failed repair has written keeps the store from setting the mark.
-func (s *sim) restart() error {
+func (e *endings) restart() error {
+	s := e.sim
 	left := s.left
 	s.left = 0
 	s.note("THE DAEMON STOPS", nil, 0, 0, 0, nil)
@@ -151,14 +153,14 @@ func (s *sim) restart() error {
 	s.left = left
 	mode := s.core.Mode()
 	if mode != clone.ReadWrite && s.committer.err != nil {
-		return s.death()
+		return e.death()
 	}
 	committer := s.committer
 	s.committer = nil
 	err := s.store.Update(func(sb *metadata.Superblock) error { sb.Clean = true; return s.refresh(sb) })
 	if mode != clone.ReadWrite && errors.Is(err, metadata.ErrUnflushed) {
 		s.committer = committer
-		return s.death()
+		return e.death()
 	}
 	committer.stop()
 	if err != nil {
@@ -168,11 +170,11 @@ func (s *sim) restart() error {
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after a stop in order: %w", err)
 	}
-	if err := s.stillDurable("restart", complete, durable); err != nil {
+	if err := e.stillDurable("restart", complete, durable); err != nil {
 		return err
 	}
-	if s.lostPower {
-		return s.crashed()
+	if e.lostPower {
+		return e.crashed()
 	}
 	if now := s.core.Regions(); now.NrHydrated() != regions.NrHydrated() || now.NrZero() != regions.NrZero() || s.core.Dirty() {
 		return fmt.Errorf("%d regions hydrated and %d zero after a restart, %d and %d before it, marks to commit: %t",
@@ -186,7 +188,8 @@ func (s *sim) restart() error {
 
 // fence lets each I/O in flight take effect not at all, in part or whole, in any order. Nothing of it lands
 // later: the next daemon waits for that (I7).
-func (s *sim) fence() {
+func (e *endings) fence() {
+	s := e.sim
 	type flying struct {
 		*lane
 		*io
@@ -230,11 +233,11 @@ func (l *lane) land(q *io, what fate) {
 // untold says that a flush has failed and nobody knows it yet, but for one of a commit's slots, which the next daemon
 // does not believe in. If the daemon dies now the error dies with it, and no daemon could tell what was lost: that is
 // left out.
-func (s *sim) untold() bool {
-	if s.committer.failed {
+func (d *daemon) untold() bool {
+	if d.committer.failed {
 		return true
 	}
-	for _, l := range s.lanes {
+	for _, l := range d.lanes {
 		if slices.ContainsFunc(l.ios, func(q *io) bool { return (q.kind == flushDest || q.durable) && q.done && q.err != nil }) {
 			return true
 		}
@@ -243,24 +246,26 @@ func (s *sim) untold() bool {
 }
 
 // powerCut loses what was not flushed, the live map with it, checks what is left, and starts anew.
-func (s *sim) powerCut() error {
+func (e *endings) powerCut() error {
+	s := e.sim
 	s.note("POWER CUT", nil, 0, 0, 0, nil)
 	complete, durable := s.core.Complete(), s.core.DurableHydrated()
 	s.committer.stop()
-	s.losePower()
+	e.losePower()
 	s.forced = s.healed || s.rng.IntN(4) > 0 // else the next one goes on in the mode that the superblock has (I10)
 	if err := s.open(); err != nil {
 		return fmt.Errorf("open after power loss: %w", err)
 	}
-	if err := s.stillDurable("power loss", complete, durable); err != nil {
+	if err := e.stillDurable("power loss", complete, durable); err != nil {
 		return err
 	}
-	return s.crashed()
+	return e.crashed()
 }
 
 // stillDurable: what a core has called durable is so to the next one, and a clone that was complete, or that the superblock
 // calls complete, is so, in any mode (I12). Only a daemon that cannot use the metadata does not know.
-func (s *sim) stillDurable(after string, complete bool, durable uint64) error {
+func (e *endings) stillDurable(after string, complete bool, durable uint64) error {
+	s := e.sim
 	switch {
 	case s.detached || s.core.Complete():
 		return nil
@@ -276,15 +281,17 @@ func (s *sim) stillDurable(after string, complete bool, durable uint64) error {
 }
 
 // losePower ends the boot.
-func (s *sim) losePower() {
+func (e *endings) losePower() {
+	s := e.sim
 	s.disks.powerCut(s.rng)
-	s.boot++
-	s.lostPower = true
+	e.boot++
+	e.lostPower = true
 }
 
 // crashed checks what a power loss has left.
-func (s *sim) crashed() error {
-	s.lostPower, s.inFlight, s.reissue = false, 0, nil
+func (e *endings) crashed() error {
+	s := e.sim
+	e.lostPower, s.inFlight, s.reissue = false, 0, nil
 	return s.oracle.crash(s.peek)
 }
 

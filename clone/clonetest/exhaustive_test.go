@@ -42,11 +42,12 @@ const dyingSteps = 6
 // so that cases differ in it and a case is the same every time; every second one has background hydration.
 func small(n, nr int) Config {
 	c := Config{
-		Seed: uint64(n), Size: smallSectors * sectorBytes, RegionSize: smallRegion * sectorBytes,
-		Windows: []Window{{0, smallSectors}},
-		Lanes:   1 + n%2, Depth: 3, Ops: 4, Buffers: 2, BufferSize: 4096, MaxIO: smallSectors * sectorBytes,
-		Script:     []Step{steps[n%nr], steps[n/nr%nr], steps[n/nr/nr%nr]},
-		Background: background(n / 2 % 2), Threshold: 2, Batch: 1, Brief: true,
+		Seed:      uint64(n),
+		device:    device{Size: smallSectors * sectorBytes, RegionSize: smallRegion * sectorBytes, Windows: []Window{{0, smallSectors}}},
+		pools:     pools{Lanes: 1 + n%2, Depth: 3, Ops: 4, Buffers: 2, BufferSize: 4096, MaxIO: smallSectors * sectorBytes},
+		requests:  requests{Script: []Step{steps[n%nr], steps[n/nr%nr], steps[n/nr/nr%nr]}},
+		hydration: hydration{Background: background(n / 2 % 2), Threshold: 2, Batch: 1},
+		Brief:     true,
 	}
 	for i := range c.Weight {
 		c.Weight[i] = 4

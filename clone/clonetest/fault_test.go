@@ -14,10 +14,12 @@ const scriptLength = 60
 // operations and buffers, and a script of operations of all kinds: always the same.
 func faultConfig() Config {
 	c := Config{
-		Seed: 4, Size: 33*8192 - 1536, RegionSize: 8192,
-		Lanes: 2, Depth: 3, Ops: 3, Buffers: 2, BufferSize: 4096, MaxIO: 3 * 8192,
-		OpWeight:   [clone.OpWriteZeroes + 1]int{3, 5, 1, 2, 2},
-		Background: policy, Threshold: 3, Batch: 2, ReadThrough: true, Passdown: true,
+		Seed:      4,
+		device:    device{Size: 33*8192 - 1536, RegionSize: 8192},
+		pools:     pools{Lanes: 2, Depth: 3, Ops: 3, Buffers: 2, BufferSize: 4096, MaxIO: 3 * 8192},
+		requests:  requests{OpWeight: [clone.OpWriteZeroes + 1]int{3, 5, 1, 2, 2}},
+		hydration: hydration{Background: policy, Threshold: 3, Batch: 2},
+		switches:  switches{ReadThrough: true, Passdown: true},
 	}
 	c.Windows = []Window{{0, c.Size / sectorBytes}}
 	for i := range c.Weight {

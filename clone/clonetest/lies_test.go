@@ -14,16 +14,17 @@ import (
 // is discarded, 3 and 4 are written in part, 5 and the tail are left alone. Everything is flushed but the last write.
 func liesConfig() Config {
 	c := Config{
-		Seed: 11, Size: 6*4096 + 3*sectorBytes, RegionSize: 4096,
-		Lanes: 1, Depth: 1, Ops: 2, Buffers: 2, BufferSize: 8192, MaxIO: 4 * 4096,
-		Script: []Step{
+		Seed:   11,
+		device: device{Size: 6*4096 + 3*sectorBytes, RegionSize: 4096},
+		pools:  pools{Lanes: 1, Depth: 1, Ops: 2, Buffers: 2, BufferSize: 8192, MaxIO: 4 * 4096},
+		requests: requests{Script: []Step{
 			{Op: clone.OpWrite, First: 0, End: 16},
 			{Op: clone.OpWrite, First: 0, End: 8},
 			{Op: clone.OpDiscard, First: 16, End: 24},
 			{Op: clone.OpWrite, First: 30, End: 34},
 			{Op: clone.OpFlush},
 			{Op: clone.OpWrite, First: 12, End: 13},
-		},
+		}},
 	}
 	c.Windows = []Window{{0, c.Size / sectorBytes}}
 	for i := range c.Weight {

@@ -17,46 +17,48 @@ import (
 //  3. Write the superblock of the session, whichever it is.
 //
 // If the metadata of a dead daemon cannot be read or written the live map has to do (I11).
-func (s *sim) openMap() (*bitmap.Map, *bitmap.Delta, error) {
-	died := s.died
-	s.detached = died && s.cfg.Unreadable > 0 && !s.healed && s.rng.Float64() < s.cfg.Unreadable
-	if !s.detached {
-		s.faulty = died
-		regions, uncommitted, err := s.openMetadata()
-		s.faulty = false
+func (o *opening) openMap() (*bitmap.Map, *bitmap.Delta, error) {
+	s := o.sim
+	died := o.died
+	o.detached = died && s.cfg.Unreadable > 0 && !s.healed && s.rng.Float64() < s.cfg.Unreadable
+	if !o.detached {
+		o.faulty = died
+		regions, uncommitted, err := o.openMetadata()
+		o.faulty = false
 		if err == nil || !died || asDiskError(err) == nil {
 			return regions, uncommitted, err
 		}
 		s.note("CANNOT OPEN", nil, 0, 0, 0, err)
-		s.detached = true
+		o.detached = true
 	}
-	return s.takeOverAlone()
+	return o.takeOverAlone()
 }
 
-func (s *sim) openMetadata() (*bitmap.Map, *bitmap.Delta, error) {
+func (o *opening) openMetadata() (*bitmap.Map, *bitmap.Delta, error) {
+	s := o.sim
 	store, _, err := metadata.Open(metaDevice{s.disks.meta, s})
 	if err != nil {
 		return nil, nil, err
 	}
 	s.store = store
 	sb := store.Superblock()
-	begins := sb.Clean || sb.BootID != s.bootID() // 1
+	begins := sb.Clean || sb.BootID != o.bootID() // 1
 	switch {
 	case !begins && (s.live == nil || s.live.session != sb.Session):
 		return nil, nil, fmt.Errorf("the metadata are of session %d, and there is no live map of that", sb.Session)
 	case begins:
-		if err := s.force(); err != nil {
+		if err := o.force(); err != nil {
 			return nil, nil, err
 		}
 		sb = store.Superblock()
 		s.live = newLiveMap(s.geo, &sb)
 	}
-	regions, uncommitted, err := s.fillMap(begins) // 2
+	regions, uncommitted, err := o.fillMap(begins) // 2
 	if err != nil {
 		return nil, nil, err
 	}
 	err = store.Update(func(sb *metadata.Superblock) error { // 3
-		sb.Clean, sb.Session, sb.BootID = false, s.live.session, s.bootID()
+		sb.Clean, sb.Session, sb.BootID = false, s.live.session, o.bootID()
 		sb.Counters.Starts++
 		return nil
 	})
@@ -67,7 +69,8 @@ func (s *sim) openMetadata() (*bitmap.Map, *bitmap.Delta, error) {
 	return regions, uncommitted, nil
 }
 
-func (s *sim) fillMap(begins bool) (regions *bitmap.Map, uncommitted *bitmap.Delta, err error) {
+func (o *opening) fillMap(begins bool) (regions *bitmap.Map, uncommitted *bitmap.Delta, err error) {
+	s := o.sim
 	regions = bitmap.New(s.geo.Regions(), s.live.pages)
 	regions.KeepZeros(s.live.zeros)
 	if begins {
@@ -78,8 +81,9 @@ func (s *sim) fillMap(begins bool) (regions *bitmap.Map, uncommitted *bitmap.Del
 }
 
 // force is --force: metadata and destination are taken to be repaired.
-func (s *sim) force() error {
-	if sb := s.store.Superblock(); !s.forced || sb.Mode == metadata.ModeReadWrite {
+func (o *opening) force() error {
+	s := o.sim
+	if sb := s.store.Superblock(); !o.forced || sb.Mode == metadata.ModeReadWrite {
 		return nil
 	}
 	return s.store.Update(func(sb *metadata.Superblock) error {
@@ -88,7 +92,7 @@ func (s *sim) force() error {
 	})
 }
 
-func (s *sim) bootID() metadata.UUID { return metadata.UUID{15: s.boot} }
+func (o *opening) bootID() metadata.UUID { return metadata.UUID{15: o.sim.boot} }
 
 // refresh is what the superblock says of the core.
 func (s *sim) refresh(sb *metadata.Superblock) error {
@@ -108,7 +112,8 @@ func (s *sim) update(change func(*metadata.Superblock) error) error {
 }
 
 // takeOverAlone makes the region map of the live map.
-func (s *sim) takeOverAlone() (regions *bitmap.Map, _ *bitmap.Delta, err error) {
+func (o *opening) takeOverAlone() (regions *bitmap.Map, _ *bitmap.Delta, err error) {
+	s := o.sim
 	s.note("METADATA UNREADABLE", nil, 0, 0, 0, nil)
 	s.live.mode = max(s.live.mode, clone.ReadOnly)
 	if s.store, err = metadata.Detached(s.live.superblock); err != nil {
@@ -131,6 +136,14 @@ func (s *sim) takeOverAlone() (regions *bitmap.Map, _ *bitmap.Delta, err error) 
 		}
 	}
 	return regions, bitmap.NewDelta(uint64(len(s.live.pages)), 0), nil
+}
+
+// repairing is the repairs of metadata that have failed.
+type repairing struct {
+	repairs  int // still to be tried
+	repaired int // when one has ended well, as the oracle counts
+	// repairsDone counts those that ended well, repairsAlone those of metadata that could not be read.
+	repairsDone, repairsAlone int
 }
 
 // repair has somebody say that the metadata are repaired, whether they are or not.

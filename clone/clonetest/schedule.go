@@ -24,24 +24,34 @@ const (
 	nrEvents
 )
 
+// scheduler chooses what happens next.
+type scheduler struct {
+	sim *sim
+
+	step int
+	each func() error // after each event; may be nil
+}
+
 // until runs events until done says so, or something is wrong.
-func (s *sim) until(done func() bool) error {
+func (d *scheduler) until(done func() bool) error {
+	s := d.sim
 	for s.failure == nil && !done() {
-		if s.step++; s.step > maxSteps {
-			return fmt.Errorf("still not done after %d events: %s", s.step, s.progress())
+		if d.step++; d.step > maxSteps {
+			return fmt.Errorf("still not done after %d events: %s", d.step, d.progress())
 		}
-		if !s.event() {
-			return fmt.Errorf("nothing left to happen: %s", s.progress())
+		if !d.event() {
+			return fmt.Errorf("nothing left to happen: %s", d.progress())
 		}
-		if s.each != nil && s.failure == nil {
-			s.failure = s.each()
+		if d.each != nil && s.failure == nil {
+			s.failure = d.each()
 		}
 	}
 	return s.failure
 }
 
 // progress is for messages: what is in flight and how far hydration is.
-func (s *sim) progress() string {
+func (d *scheduler) progress() string {
+	s := d.sim
 	r := s.core.Regions()
 	text := fmt.Sprintf("%d requests to be issued, mode %v, %d of %d regions hydrated, %d durably, %d zero", s.left,
 		s.core.Mode(), r.NrHydrated(), s.geo.Regions(), s.core.DurableHydrated(), r.NrZero())
@@ -63,10 +73,11 @@ func (s *sim) progress() string {
 }
 
 // event picks one event that can happen now, by weight, and lets it.
-func (s *sim) event() bool {
+func (d *scheduler) event() bool {
+	s := d.sim
 	weight, total := s.cfg.Weight, 0
 	for ev := range weight {
-		if !s.possible(ev) {
+		if !d.possible(ev) {
 			weight[ev] = 0
 		}
 		total += weight[ev]
@@ -77,7 +88,7 @@ func (s *sim) event() bool {
 	n := s.rng.IntN(total)
 	for ev, w := range weight {
 		if n < w {
-			s.happen(ev)
+			d.happen(ev)
 			return true
 		}
 		n -= w
@@ -85,7 +96,8 @@ func (s *sim) event() bool {
 	return false
 }
 
-func (s *sim) possible(ev int) bool {
+func (d *scheduler) possible(ev int) bool {
+	s := d.sim
 	switch ev {
 	case evSubmit:
 		return s.left+len(s.reissue) > 0 && s.inFlight-len(s.reissue) < s.cfg.Lanes*s.cfg.Depth
@@ -108,27 +120,29 @@ func (s *sim) possible(ev int) bool {
 }
 
 // busy says that something is left to happen that neither a timer nor the once-a-second commit does.
-func (s *sim) busy() bool {
+func (d *scheduler) busy() bool {
+	s := d.sim
 	return s.left+len(s.reissue) > 0 || s.queued(true)+s.queued(false)+s.dueLanes()+len(s.answers()) > 0 || !s.committer.idle || s.committer.kicked
 }
 
-func (s *sim) happen(ev int) {
+func (d *scheduler) happen(ev int) {
+	s := d.sim
 	switch ev {
 	case evSubmit:
-		s.turnSwitches()
-		s.submit()
+		d.turnSwitches()
+		d.submit()
 	case evExecute:
-		if l, q := s.pick(false); s.rng.Float64() >= s.cfg.Slow[l.ios[q].kind] {
+		if l, q := d.pick(false); s.rng.Float64() >= s.cfg.Slow[l.ios[q].kind] {
 			l.execute(l.ios[q])
 		}
 	case evComplete:
-		l, q := s.pick(true)
+		l, q := d.pick(true)
 		l.complete(q)
 	case evAnswer:
 		all := s.answers()
 		all[s.rng.IntN(len(all))].answer()
 	case evRound:
-		s.round()
+		d.round()
 	case evCommit:
 		s.committer.resume()
 	case evClock:
@@ -142,8 +156,9 @@ func (s *sim) happen(ev int) {
 }
 
 // submit sends a new request, or one that the daemon's death has left unanswered; those mostly come first.
-func (s *sim) submit() {
-	c := s.pickClient()
+func (d *scheduler) submit() {
+	s := d.sim
+	c := d.pickClient()
 	if n := len(s.reissue); n > 0 && (s.left == 0 || s.rng.IntN(4) > 0) {
 		i := s.rng.IntN(n)
 		p := s.reissue[i]
@@ -154,7 +169,8 @@ func (s *sim) submit() {
 	c.submit(s.next())
 }
 
-func (s *sim) turnSwitches() {
+func (d *scheduler) turnSwitches() {
+	s := d.sim
 	if s.cfg.Switch {
 		s.core.SetReadThrough(s.rng.IntN(2) == 0)
 		s.core.SetDiscardPassdown(s.rng.IntN(2) == 0)
@@ -163,8 +179,8 @@ func (s *sim) turnSwitches() {
 }
 
 // queued counts the I/Os that have, or have not, taken effect.
-func (s *sim) queued(done bool) (n int) {
-	for _, l := range s.lanes {
+func (d *daemon) queued(done bool) (n int) {
+	for _, l := range d.lanes {
 		for _, q := range l.ios {
 			if q.done == done {
 				n++
@@ -174,7 +190,8 @@ func (s *sim) queued(done bool) (n int) {
 	return n
 }
 
-func (s *sim) pick(done bool) (*lane, int) {
+func (d *scheduler) pick(done bool) (*lane, int) {
+	s := d.sim
 	n := s.rng.IntN(s.queued(done))
 	for _, l := range s.lanes {
 		for i, q := range l.ios {
@@ -191,20 +208,20 @@ func (s *sim) pick(done bool) (*lane, int) {
 }
 
 // answers gives the clients whose answer is on its way. The slice holds until the next call.
-func (s *sim) answers() []*client {
-	s.answered = s.answered[:0]
-	for _, l := range s.lanes {
+func (d *daemon) answers() []*client {
+	d.answered = d.answered[:0]
+	for _, l := range d.lanes {
 		for _, c := range l.clients {
 			if c.ended {
-				s.answered = append(s.answered, c)
+				d.answered = append(d.answered, c)
 			}
 		}
 	}
-	return s.answered
+	return d.answered
 }
 
-func (s *sim) dueLanes() (n int) {
-	for _, l := range s.lanes {
+func (d *daemon) dueLanes() (n int) {
+	for _, l := range d.lanes {
 		if l.due {
 			n++
 		}
@@ -213,7 +230,8 @@ func (s *sim) dueLanes() (n int) {
 }
 
 // round is a turn of a lane's loop.
-func (s *sim) round() {
+func (d *scheduler) round() {
+	s := d.sim
 	n := s.rng.IntN(s.dueLanes())
 	for _, l := range s.lanes {
 		if !l.due {
@@ -231,7 +249,8 @@ func (s *sim) round() {
 	}
 }
 
-func (s *sim) pickClient() *client {
+func (d *scheduler) pickClient() *client {
+	s := d.sim
 	for {
 		l := s.lanes[s.rng.IntN(s.cfg.Lanes)]
 		if c := l.clients[s.rng.IntN(len(l.clients))]; c.doing == nil {
@@ -240,71 +259,85 @@ func (s *sim) pickClient() *client {
 	}
 }
 
+// copying is what hydrates in the background. It dies with the daemon.
+type copying struct {
+	sim *sim
+
+	hydrator *hydrate.Hydrator
+	wild     []*clone.Hydration // free ones
+	now      time.Time
+	timer    time.Time // the hydrator's next, zero: none
+}
+
 // openBackground starts what the configuration has in the background.
-func (s *sim) openBackground() {
-	s.hydrator, s.wild, s.timer = nil, nil, time.Time{}
+func (c *copying) openBackground() {
+	s := c.sim
+	c.hydrator, c.wild, c.timer = nil, nil, time.Time{}
 	switch s.cfg.Background {
 	case policy:
-		s.newHydrator(hydrate.Settings{Enabled: true, Threshold: s.cfg.Threshold, Batch: s.cfg.Batch})
+		c.newHydrator(hydrate.Settings{Enabled: true, Threshold: s.cfg.Threshold, Batch: s.cfg.Batch})
 		s.lanes[len(s.lanes)-1].due = true
 	case wildBackground:
 		for range 4 {
-			s.wild = append(s.wild, &clone.Hydration{Done: func(h *clone.Hydration, err error) {
+			c.wild = append(c.wild, &clone.Hydration{Done: func(h *clone.Hydration, err error) {
 				s.note("hydrated", nil, 0, s.geo.Start(h.First), s.geo.Start(h.End)-s.geo.Start(h.First), err)
-				s.wild = append(s.wild, h)
+				c.wild = append(c.wild, h)
 			}})
 		}
 	}
 }
 
-func (s *sim) newHydrator(settings hydrate.Settings) {
+func (c *copying) newHydrator(settings hydrate.Settings) {
+	s := c.sim
 	l := s.lanes[len(s.lanes)-1]
-	s.hydrator = hydrate.New(hydrate.Config{
+	c.hydrator = hydrate.New(hydrate.Config{
 		Core:     s.core,
 		Lane:     l.Lane,
 		Holes:    holes{s.disks},
 		Batches:  s.cfg.Buffers,
-		Now:      func() time.Time { return s.now },
-		After:    s.after,
+		Now:      func() time.Time { return c.now },
+		After:    c.after,
 		Wake:     func() { l.due = true },
 		Settings: settings,
 	})
 }
 
-func (s *sim) after(d time.Duration) {
-	if t := s.now.Add(max(d, 1)); s.timer.IsZero() || t.Before(s.timer) {
-		s.timer = t
+func (c *copying) after(d time.Duration) {
+	if t := c.now.Add(max(d, 1)); c.timer.IsZero() || t.Before(c.timer) {
+		c.timer = t
 	}
 }
 
 // hydrateWildly hydrates some run of regions without any policy.
-func (s *sim) hydrateWildly() {
+func (c *copying) hydrateWildly() {
+	s := c.sim
 	l := s.lanes[len(s.lanes)-1]
 	w := s.area[s.rng.IntN(len(s.area))]
 	first, _ := s.geo.Touched(w.first*sectorBytes, 1)
 	_, end := s.geo.Touched(w.first*sectorBytes, (w.end-w.first)*sectorBytes)
 	first += s.rng.Uint64N(end - first)
 	st, stop := s.core.Regions().Run(first, min(end, first+1+s.rng.Uint64N(12)))
-	h := s.wild[len(s.wild)-1]
+	h := c.wild[len(c.wild)-1]
 	h.First, h.End, h.Kind = first, stop, clone.ZeroZero
 	switch {
 	case st == bitmap.Hydrated:
 		return
 	case st == bitmap.Source && s.rng.IntN(4) == 0:
-		if h.Kind = clone.ZeroHole; !s.hole(h) {
+		if h.Kind = clone.ZeroHole; !c.hole(h) {
 			return
 		}
 	case st == bitmap.Source:
 		h.Kind, h.End = clone.CopySource, min(stop, first+l.CopyRegions())
 	}
-	s.wild = s.wild[:len(s.wild)-1]
+	c.wild = c.wild[:len(c.wild)-1]
 	if !l.Hydrate(h) {
-		s.wild = append(s.wild, h)
+		c.wild = append(c.wild, h)
 	}
 }
 
 // hole cuts h to the regions from its first on that lie in a hole of the source; false: there are none.
-func (s *sim) hole(h *clone.Hydration) bool {
+func (c *copying) hole(h *clone.Hydration) bool {
+	s := c.sim
 	from := s.geo.Start(h.First)
 	data, err := holes{s.disks}.NextData(from)
 	if err != nil {

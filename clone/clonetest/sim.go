@@ -17,61 +17,57 @@ import (
 // reads of the source meet a background that is chosen 64 times as often and refused at once.
 const maxSteps = 1 << 23
 
-// sim is one run.
+// sim is one run. Its parts are embedded, and each says what it owns. Some of them are what acts, and reach the rest of
+// the run through sim, as lanes, clients and the committer do.
 type sim struct {
-	cfg    Config
-	rng    *rand.Rand
-	geo    clone.Geometry
-	area   area
+	cfg  Config
+	rng  *rand.Rand
+	geo  clone.Geometry
+	area area
+
+	world
+	daemon
+	copying
+	opening
+	endings
+	injector
+	workload
+	repairing
+	scheduler
+
+	failure error
+}
+
+// world is what there is whatever becomes of the daemon, and what is known of it. live dies with the power.
+type world struct {
 	oracle *oracle
 	disks  *disks
-	trace  trace
 	// initial is what the source holds, by sector.
 	initial map[int64]value
+	live    *liveMap
+	trace   trace
+	scratch scratch // of the store
+	spare   scratch // of stores that are only looked at
+}
 
-	// live dies with the power, the rest also with the daemon.
-	live      *liveMap
+// daemon is the running daemon: what dies with it.
+type daemon struct {
 	core      *clone.Core
 	store     *metadata.Store
 	lanes     []*lane // the last one is the hydrator's
 	committer *committer
-	hydrator  *hydrate.Hydrator
-	wild      []*clone.Hydration // free ones
-	now       time.Time
-	timer     time.Time // the hydrator's next, zero: none
-
-	scratch scratch       // of the store
-	spare   scratch       // of stores that are only looked at
-	calls   int           // pieces of backend I/O that could have failed
-	callsOf [nrKinds]int  // of these
-	broken  [nrKinds]bool // kinds that fail for good
-	diedAt  int           // the step of the last death
-	boot    byte          // a power loss begins another one
-	// Of the open to come: the daemon before has died, the power has been lost since the oracle was told, --force is given.
-	died, lostPower, forced bool
-	faulty                  bool // the metadata may fail while they are opened
-	cutIn                   int  // the call to the metadata from now on in which an open is cut short, if it gets there
-	detached                bool // the metadata could not be read when the daemon started
-	repairs                 int  // still to be tried
-	repaired                int  // when one has ended well, as the oracle counts
-	// repairsDone counts those that ended well, repairsAlone those of metadata that could not be read.
-	repairsDone, repairsAlone int
-	each                      func() error // after each event; may be nil
-	step                      int
-	left                      int          // requests still to be issued
-	inFlight                  int          // issued and not answered
-	answered                  []*client    // of answers
-	reissue                   []*operation // of inFlight, those that the daemon's death took along
-	lastID                    value
-	healed                    bool // no further errors
-	failure                   error
+	answered  []*client // of answers
 }
 
 // Run runs one configuration and gives what went wrong, with the history.
 func Run(cfg Config) error { return newSim(cfg).report() }
 
 func newSim(cfg Config) *sim {
-	return &sim{cfg: cfg, area: newArea(cfg.Windows), rng: rand.New(rand.NewPCG(cfg.Seed, 2)), lastID: firstValue}
+	s := &sim{cfg: cfg, area: newArea(cfg.Windows), rng: rand.New(rand.NewPCG(cfg.Seed, 2))}
+	s.opening.sim, s.endings.sim, s.scheduler.sim, s.copying.sim = s, s, s, s
+	s.injector.cfg, s.injector.rng = &s.cfg, s.rng
+	s.workload = workload{cfg: &s.cfg, rng: s.rng, area: s.area, lastID: firstValue}
+	return s
 }
 
 // report runs and describes what went wrong.
@@ -144,6 +140,7 @@ func (s *sim) begin() (err error) {
 	if s.disks, err = newDisks(s); err != nil {
 		return err
 	}
+	s.injector.bad = s.disks.bad
 	s.initial = make(map[int64]value, s.area.sectors())
 	s.area.each(func(sector int64, _ int) { s.initial[sector], _ = look(s.disks.source, sector) })
 	s.oracle = newOracle(s.geo, s.area, func(sector int64) value { return s.initial[sector] })
@@ -157,11 +154,11 @@ func (s *sim) untouched() error {
 }
 
 // share is how many requests come before the i-th of n interruptions, or after the last one.
-func (s *sim) share(i, n int) int {
-	if s.cfg.Script != nil {
-		return max(0, len(s.cfg.Script)*(1-i))
+func (w *workload) share(i, n int) int {
+	if w.cfg.Script != nil {
+		return max(0, len(w.cfg.Script)*(1-i))
 	}
-	return s.cfg.Requests*(i+1)/(n+1) - s.cfg.Requests*i/(n+1)
+	return w.cfg.Requests*(i+1)/(n+1) - w.cfg.Requests*i/(n+1)
 }
 
 // fail keeps the first failure; the run ends with it.
@@ -179,16 +176,27 @@ func (s *sim) note(what string, l *lane, id value, off, length int64, err error)
 	s.trace.events = append(s.trace.events, event{s.step, what, nr, id, off, length, err})
 }
 
+// opening is how a daemon starts, as the engine does it.
+type opening struct {
+	sim *sim
+
+	died, forced bool // the daemon before has died; --force is given
+	faulty       bool // the metadata may fail while they are opened
+	cutIn        int  // the call to the metadata from now on in which an open is cut short, if it gets there
+	detached     bool // the metadata could not be read when the daemon started
+}
+
 // open starts a core over the disks as they are. If its daemon dies meanwhile, or the power is lost, it is done again.
-func (s *sim) open() error {
+func (o *opening) open() error {
+	s := o.sim
 	s.committer = nil
 	for {
-		if s.cutIn = 0; s.core != nil && s.rng.Float64() < s.cfg.CutOpens {
-			s.cutIn = 1 + s.rng.IntN(12)
+		if o.cutIn = 0; s.core != nil && s.rng.Float64() < s.cfg.CutOpens {
+			o.cutIn = 1 + s.rng.IntN(12)
 		}
-		cut, err := s.openOnce()
+		cut, err := o.openOnce()
 		if !cut {
-			s.died, s.forced, s.cutIn = false, false, 0
+			o.died, o.forced, o.cutIn = false, false, 0
 			return err
 		}
 		power := s.rng.IntN(2) == 0
@@ -196,13 +204,13 @@ func (s *sim) open() error {
 		if power {
 			s.note("POWER CUT", nil, 0, 0, 0, nil)
 			s.losePower()
-			s.died = false
+			o.died = false
 		}
 	}
 }
 
 // openOnce says whether it was cut short.
-func (s *sim) openOnce() (cut bool, err error) {
+func (o *opening) openOnce() (cut bool, err error) {
 	defer func() {
 		if e := recover(); e == (cutShort{}) {
 			cut = true
@@ -210,12 +218,13 @@ func (s *sim) openOnce() (cut bool, err error) {
 			panic(e)
 		}
 	}()
-	return false, s.start()
+	return false, o.start()
 }
 
 // start is one open.
-func (s *sim) start() error {
-	regions, uncommitted, err := s.openMap()
+func (o *opening) start() error {
+	s := o.sim
+	regions, uncommitted, err := o.openMap()
 	if err != nil {
 		return err
 	}
@@ -224,7 +233,7 @@ func (s *sim) start() error {
 		Geometry:    s.geo,
 		Map:         regions,
 		Uncommitted: uncommitted,
-		Doubt:       s.detached,
+		Doubt:       o.detached,
 		Mode:        max(s.live.mode, clone.Mode(sb.Mode)),
 		FlushLost:   s.live.flushLost || sb.DestFlushFailed,
 		Kick:        func() { s.committer.kicked = true },
@@ -252,6 +261,15 @@ func (s *sim) start() error {
 	return nil
 }
 
+// endings are how daemons end, and what must hold afterwards.
+type endings struct {
+	sim *sim
+
+	diedAt    int  // the step of the last death
+	boot      byte // a power loss begins another one
+	lostPower bool // since the oracle was told
+}
+
 // interruption is a power cut, a death or a restart; when makes its condition.
 type interruption struct {
 	when func() func() bool
@@ -259,31 +277,34 @@ type interruption struct {
 }
 
 // interruptions are those of the run, in any order.
-func (s *sim) interruptions() (all []interruption) {
+func (e *endings) interruptions() (all []interruption) {
+	s := e.sim
 	for range s.cfg.PowerCuts {
-		all = append(all, interruption{s.moment, s.powerCut})
+		all = append(all, interruption{e.moment, e.powerCut})
 	}
 	for range s.cfg.Deaths {
-		all = append(all, interruption{s.moment, s.death})
+		all = append(all, interruption{e.moment, e.death})
 	}
 	for range s.cfg.Restarts {
-		all = append(all, interruption{s.moment, s.restart})
+		all = append(all, interruption{e.moment, e.restart})
 	}
 	s.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	if s.cfg.DieAt > 0 {
-		all = append(all, interruption{s.dieAt, s.death})
+		all = append(all, interruption{e.dieAt, e.death})
 	}
 	return all
 }
 
 // dieAt gives the condition that Config.DieAt names, or that nothing is left to happen.
-func (s *sim) dieAt() func() bool {
+func (e *endings) dieAt() func() bool {
+	s := e.sim
 	return func() bool { return s.step+1 >= s.cfg.DieAt || !s.busy() }
 }
 
 // moment gives a condition for the next break: mostly within a commit, either soon or some time after the last
 // request.
-func (s *sim) moment() func() bool {
+func (e *endings) moment() func() bool {
+	s := e.sim
 	within, early := s.rng.IntN(2) == 0, s.rng.IntN(2) == 0
 	from := s.step + s.rng.IntN(1<<s.rng.IntN(9))
 	return func() bool {

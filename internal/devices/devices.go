@@ -247,9 +247,9 @@ func (d *Devices) superblock() (*metadata.Superblock, error) {
 		return nil, err
 	}
 	sb := &metadata.Superblock{
-		CreatedNs: time.Now().UnixNano(), MachineID: machine, BootID: boot,
-		RegionSize: d.Wanted.Definition.RegionSize, DeviceSize: d.Dest.Geometry.Size, LogicalBlockSize: uint32(d.Dest.Geometry.LogicalBlock),
-		Dest: identity.Of(d.Dest.Device, dest),
+		CreatedNs: time.Now().UnixNano(), Host: metadata.Host{MachineID: machine, BootID: boot},
+		Geometry: metadata.Geometry{RegionSize: d.Wanted.Definition.RegionSize, DeviceSize: d.Dest.Geometry.Size, LogicalBlockSize: uint32(d.Dest.Geometry.LogicalBlock)},
+		Dest:     identity.Of(d.Dest.Device, dest),
 	}
 	source.Put(sb)
 	return sb, nil
