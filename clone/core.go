@@ -42,7 +42,7 @@ type Config struct {
 	// Map holds what is durable already, and what a process that died had marked (Uncommitted).
 	Map *bitmap.Map
 	// Uncommitted are the marks of Map that are not durable: those of a process that died on this boot; perhaps
-	// empty. nil: Map holds what the metadata say and there was no such process. The core takes it over.
+	// empty. nil: Map holds what the metadata says and there was no such process. The core takes it over.
 	Uncommitted *bitmap.Delta
 	// Doubt: nobody knows which marks of Map are durable, because the metadata that would say so cannot be used (I11).
 	// The mode is ro at best, and no mark counts as durable before a Repair.

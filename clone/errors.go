@@ -6,7 +6,7 @@ import "errors"
 // frontend turns each of them into EIO.
 var (
 	// ErrReadOnly: the request needs a new mark, or a commit of marks, and the mode is not rw (I10).
-	ErrReadOnly = errors.New("metadata are read-only: no region can be marked")
+	ErrReadOnly = errors.New("metadata is read-only: no region can be marked")
 	// ErrFlushLost: a FLUSH or FUA after a flush of the destination failed. The kernel reports lost bytes
 	// once, and a later flush that succeeds proves nothing about them (I10, H24).
 	ErrFlushLost = errors.New("an earlier flush of the destination failed")

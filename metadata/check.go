@@ -53,7 +53,7 @@ func Check(dev Device) (CheckReport, error) {
 	sb := &r.Superblock
 	r.Pages = bitmap.PagesFor(sb.NrRegions)
 	if need := Size(sb.NrRegions); dev.Size() < need {
-		r.add(dev.Size(), true, "device of %d bytes, the metadata need %d", dev.Size(), need)
+		r.add(dev.Size(), true, "device of %d bytes, the metadata needs %d", dev.Size(), need)
 		return r, nil
 	}
 	if err := walk(dev, buf, sb, r.checkPage); err != nil {

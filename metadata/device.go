@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// BlockSize is the unit in which metadata are read and written, in bytes.
+// BlockSize is the unit in which metadata is read and written, in bytes.
 const BlockSize = 4096
 
 // Device is where metadata live: a file or a block device. Offsets and lengths are in

@@ -80,7 +80,7 @@
 // After a clean stop it is not: it was current, perhaps, and the other slot lacks bits
 // whose regions would be read from the source again. The map sum tells: a sum over the
 // pages of mix(page, sequence of the current slot), written with the clean mark. At open
-// with the mark it must be that of the winners, else the metadata are damaged and refused;
+// with the mark it must be that of the winners, else the metadata is damaged and refused;
 // this also finds a slot that went back in time. Torn slots are zeroed at the open after
 // the crash (Load), and a page that is undecided lets nobody set the mark.
 //

@@ -56,6 +56,6 @@ var (
 	ErrNotLoaded = errors.New("region map is not loaded")
 
 	// ErrInvalid: a superblock given to Create or made by Update that could not be opened
-	// again, or an Update that changes what is fixed when metadata are created.
+	// again, or an Update that changes what is fixed when metadata is created.
 	ErrInvalid = errors.New("invalid superblock")
 )

@@ -196,7 +196,7 @@ func TestReopenOfACopy(t *testing.T) {
 	}
 }
 
-// TestFailThenReopenThenCut: a commit or an update fails at some call, the metadata are opened again, in vain or not, and
+// TestFailThenReopenThenCut: a commit or an update fails at some call, the metadata is opened again, in vain or not, and
 // written anew; the power goes at every call of that.
 func TestFailThenReopenThenCut(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 11))

@@ -11,7 +11,7 @@ import (
 
 // Report says what Open and Load found.
 type Report struct {
-	Clean    bool     // the metadata were closed in order
+	Clean    bool     // the metadata was closed in order
 	ReadOnly bool     // a feature permits reading only: every write fails with ErrReadOnly
 	Warnings []string // one sentence each: a bad or older superblock copy, bad slots
 }
@@ -237,7 +237,7 @@ func (s *Store) LoadKnown(newest uint64, fn func(page uint64, img *bitmap.Page) 
 	return nil
 }
 
-// compare is step 2, and says whether the metadata are those of which newest is the last commit.
+// compare is step 2, and says whether the metadata is that of which newest is the last commit.
 func (l *loading) compare() error {
 	sb := &l.s.sb
 	switch {

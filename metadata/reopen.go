@@ -96,7 +96,7 @@ func (s *Store) Reopen(dev Device, newest uint64, seen func(page uint64, img *bi
 	return nil
 }
 
-// sameAs says why a superblock is not that of these metadata as they were left.
+// sameAs says why a superblock is not that of this metadata as it was left.
 func (c *copies) sameAs(found *Superblock, newest uint64, size int64) error {
 	old := &c.sb
 	switch {

@@ -206,7 +206,7 @@ func TestWritePageRefuses(t *testing.T) {
 	}
 }
 
-// TestCleanStaysWithoutLoad: settings may be changed in metadata that were opened for that
+// TestCleanStaysWithoutLoad: settings may be changed in metadata that was opened for that
 // only; clean mark and map sum stay.
 func TestCleanStaysWithoutLoad(t *testing.T) {
 	d, s := create(t)

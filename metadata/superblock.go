@@ -157,7 +157,7 @@ type Counters struct {
 	ActiveSeconds  uint64 `json:"active_seconds"` // of background hydration
 }
 
-// Superblock is what the metadata hold beside the region map. Fields marked "store" are
+// Superblock is what the metadata holds beside the region map. Fields marked "store" are
 // set by the Store and what a caller puts there is overwritten; "fixed" ones are set at
 // Create and do not change.
 type Superblock struct {
@@ -233,7 +233,7 @@ func NrRegions(deviceSize, regionSize int64) uint64 {
 	return n
 }
 
-// Match reports as ErrMismatch in which way the metadata are not those of want: region
+// Match reports as ErrMismatch in which way the metadata is not that of want: region
 // and device size and the identities of source and destination count, paths do not. A destination that has another size by
 // now, and room for the clone, is the same if it is known by an identity of its own, or in the boot in which it was used last.
 func (sb *Superblock) Match(want *Superblock) error {

@@ -16,7 +16,7 @@ type committer struct {
 	idle   bool
 	repair bool // what is to be done next, in place of a commit
 	failed bool // a flush has, which the core has not been told yet
-	slots  bool // the metadata are flushed for a commit's slots alone
+	slots  bool // the metadata is flushed for a commit's slots alone
 	mode   clone.Mode
 	full   bool // the superblock says that hydration is complete
 	// flushing: a flush of the destination is in flight.

@@ -126,7 +126,7 @@ type ends struct {
 	PowerCuts int
 	Deaths    int // of the daemon
 	Restarts  int // of the daemon, in order
-	Repairs   int // of metadata that have failed
+	Repairs   int // of metadata that has failed
 	// CutOpens is how often an open after the first one is cut short, by the daemon's death or a power loss.
 	CutOpens float64
 	// Unreadable is how often the metadata cannot be read after a death.

@@ -63,7 +63,7 @@ func (m *liveMap) loadPage(regions *bitmap.Map, page uint64, img *bitmap.Page) e
 	return regions.Load(page, img)
 }
 
-// takeOver makes the region map of what the metadata hold and what a dead daemon has marked in the live map. The marks
+// takeOver makes the region map of what the metadata holds and what a dead daemon has marked in the live map. The marks
 // that only the latter has are uncommitted.
 func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.Delta, error) {
 	used := make([]bool, len(m.pages))

@@ -12,7 +12,7 @@
 //	round      a lane that was woken, or had completions, drains its inbox; the hydrator's lane pumps
 //	commit     the committer goes on to its next blocking call: it is a coroutine, and each sector run
 //	           that it writes and each issue and end of a flush is an event of its own
-//	repair     in mode ro somebody says that the metadata are repaired, whether they are or not: the committer
+//	repair     in mode ro somebody says that the metadata is repaired, whether it is or not: the committer
 //	           opens them again, commits the whole map and records the mode; death and power loss come in between
 //	clock      time goes on to the hydrator's next timer
 //	power      all of it dies; each sector that was not flushed keeps any version; a new core opens, mostly with

@@ -140,7 +140,7 @@ next:
 	return list
 }
 
-// openMap adds the map that the metadata hold, unless it is known.
+// openMap adds the map that the metadata holds, unless it is known.
 func (x *crashes) openMap(meta *fakedisk.Disk) error {
 	store, _, err := metadata.Open(crashedMeta{meta, x.sim})
 	if err != nil {

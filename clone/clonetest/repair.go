@@ -45,7 +45,7 @@ func (o *opening) openMetadata() (*bitmap.Map, *bitmap.Delta, error) {
 	begins := sb.Clean || sb.BootID != o.bootID() // 1
 	switch {
 	case !begins && (s.live == nil || s.live.session != sb.Session):
-		return nil, nil, fmt.Errorf("the metadata are of session %d, and there is no live map of that", sb.Session)
+		return nil, nil, fmt.Errorf("the metadata is of session %d, and there is no live map of that", sb.Session)
 	case begins:
 		if err := o.force(); err != nil {
 			return nil, nil, err
@@ -138,7 +138,7 @@ func (o *opening) takeOverAlone() (regions *bitmap.Map, _ *bitmap.Delta, err err
 	return regions, bitmap.NewDelta(uint64(len(s.live.pages)), 0), nil
 }
 
-// repairing is the repairs of metadata that have failed.
+// repairing is the repairs of metadata that has failed.
 type repairing struct {
 	repairs  int // still to be tried
 	repaired int // when one has ended well, as the oracle counts
@@ -146,7 +146,7 @@ type repairing struct {
 	repairsDone, repairsAlone int
 }
 
-// repair has somebody say that the metadata are repaired, whether they are or not.
+// repair has somebody say that the metadata is repaired, whether it is or not.
 func (s *sim) repair() {
 	s.repairs--
 	s.broken[writeMeta], s.broken[flushMeta] = false, false
@@ -167,7 +167,7 @@ func (c *committer) doRepair() error {
 		}
 		s.repaired, s.detached = s.oracle.now, false
 	case asDiskError(err) == nil && !(errors.Is(err, clone.ErrFlushLost) && s.core.FlushLost()):
-		s.fail(fmt.Errorf("the metadata are healthy and cannot be repaired: %w", err))
+		s.fail(fmt.Errorf("the metadata is healthy and cannot be repaired: %w", err))
 	}
 	return err
 }

@@ -334,7 +334,7 @@ func metadataCommand(none, create, check, dump cli.ActionFunc) *cli.Command {
 					&cli.StringFlag{Name: definition.ZeroCopyFlag, Value: "on", Usage: "`on|off`: devices get the memory of users as it is, where the driver can (from 6.16 on), or a copy"},
 					&cli.StringFlag{Name: definition.DetectZeroesFlag, Value: "on", Usage: "`on|off`: 64 KiB and more of zeros in SOURCE become zeros of DEST, that need no space there, where it can"},
 					&cli.BoolFlag{Name: "source-shared", Usage: "do not lock the source"},
-					&cli.BoolFlag{Name: "force", Usage: "overwrite metadata that are not empty"},
+					&cli.BoolFlag{Name: "force", Usage: "overwrite metadata that is not empty"},
 					outputFlag("json (errors)"),
 				},
 			},

@@ -40,7 +40,7 @@ file is removed, on a device what it is known by is zeroed, so that no later add
 takes them for those of a clone. Prints what to use from now on.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME` for users, or for their requests to end (default: " + finishLimit.String() + ")"},
-			&cli.BoolFlag{Name: "keep-metadata", Usage: "the metadata stay as they are"},
+			&cli.BoolFlag{Name: "keep-metadata", Usage: "the metadata stays as it is"},
 			outputFlag("json"),
 		},
 	}

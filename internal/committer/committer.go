@@ -95,7 +95,7 @@ func (c *Committer) commit() {
 	err := c.Core.Commit(c.Dest, c.Store)
 	sampled := c.Sample.End(err)
 	if err != nil && c.Core.Mode() != c.Mode {
-		c.log.Error().Err(err).Msg("commit failed: the metadata are read-only from now on")
+		c.log.Error().Err(err).Msg("commit failed: the metadata is read-only from now on")
 	}
 	changed := sampled || c.Core.Complete() != c.Complete || c.Core.Mode() != c.Mode
 	c.Complete, c.Mode = c.Core.Complete(), c.Core.Mode()

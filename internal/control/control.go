@@ -67,7 +67,7 @@ type Request struct {
 	// After is the sequence number behind which events are asked for; without one
 	// only the last number is told.
 	After *uint64 `json:"after,omitempty"`
-	// Keep is of a finish: the metadata stay.
+	// Keep is of a finish: the metadata stays.
 	Keep bool `json:"keep,omitempty"`
 	// Force is of a stop: the device is taken from its users.
 	Force bool `json:"force,omitempty"`

@@ -37,7 +37,7 @@ func TestFinishOrder(t *testing.T) {
 			t.Errorf("%s: phase %d", c.name, d.life.mu.phase)
 		}
 		if def, err := d.dir.Load("c"); c.handed > 0 && (err != nil || !def.KeepMetadata) {
-			t.Errorf("%s: the definition does not say that the metadata stay: %+v, %v", c.name, def, err)
+			t.Errorf("%s: the definition does not say that the metadata stays: %+v, %v", c.name, def, err)
 		}
 	}
 }

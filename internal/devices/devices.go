@@ -115,7 +115,7 @@ func (d *Devices) matchBoth(source *blockdev.Device, size int64) (blockdev.Geome
 	return alone, d.Source.use(nil, &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: source.Path(), Cause: err})
 }
 
-// openStore opens the metadata that are there, or makes new ones where there are none.
+// openStore opens the metadata that is there, or makes new metadata where there is none.
 func (d *Devices) openStore(context.Context) error {
 	if d.Meta.Detached() != nil {
 		return d.adopt()
@@ -128,8 +128,8 @@ func (d *Devices) openStore(context.Context) error {
 	case errors.Is(err, metadata.ErrEmpty) && !d.Wanted.Open:
 		return d.createStore()
 	case err == nil && d.Wanted.Create && !d.Wanted.Force:
-		return &exit.Error{Code: exit.Refused, Doing: "create metadata on", Object: d.Wanted.Definition.Metadata, Cause: errors.New("there are metadata already"),
-			Next: "Leave --create out to go on with them; --force makes new ones and forgets what was hydrated."}
+		return &exit.Error{Code: exit.Refused, Doing: "create metadata on", Object: d.Wanted.Definition.Metadata, Cause: errors.New("there is metadata already"),
+			Next: "Leave --create out to go on with it; --force makes new metadata and forgets what was hydrated."}
 	case d.Wanted.Create && d.Wanted.Force && (err == nil || errors.Is(err, metadata.ErrDamaged) || errors.Is(err, metadata.ErrVersion)):
 		return d.createStore()
 	case err != nil && metadev.Unreadable(err):
@@ -147,7 +147,7 @@ func (d *Devices) openStore(context.Context) error {
 	return d.adopt()
 }
 
-// adopt checks that the metadata are of this pair and this machine, and takes what they say.
+// adopt checks that the metadata is of this pair and this machine, and takes what it says.
 func (d *Devices) adopt() error {
 	sb := d.Meta.Store.Superblock()
 	def := &d.Wanted.Definition
@@ -156,8 +156,8 @@ func (d *Devices) adopt() error {
 	}
 	if def.RegionSize != sb.RegionSize {
 		return &exit.Error{Code: exit.Metadata, Doing: "use the metadata", Object: d.Wanted.Definition.Metadata,
-			Cause: fmt.Errorf("their region size is %s, not %s", text.ExactSize(sb.RegionSize), text.ExactSize(def.RegionSize)),
-			Next:  "Leave --region-size out, or give " + text.ExactSize(sb.RegionSize) + ": the size of a region is fixed when metadata are made."}
+			Cause: fmt.Errorf("its region size is %s, not %s", text.ExactSize(sb.RegionSize), text.ExactSize(def.RegionSize)),
+			Next:  "Leave --region-size out, or give " + text.ExactSize(sb.RegionSize) + ": the size of a region is fixed when metadata is made."}
 	}
 	want, err := d.superblock()
 	if err != nil {
@@ -169,7 +169,7 @@ func (d *Devices) adopt() error {
 	elsewhere := sb.MachineID != want.MachineID && sb.BootID != want.BootID
 	if !sb.Clean && elsewhere && !d.Wanted.Force {
 		return &exit.Error{Code: exit.Refused, Doing: "use the metadata", Object: d.Wanted.Definition.Metadata,
-			Cause: fmt.Errorf("they are in use on another machine (%s), or were when it died", sb.MachineID),
+			Cause: fmt.Errorf("it is in use on another machine (%s), or was when that died", sb.MachineID),
 			Next:  "Stop the clone there; --force takes them over when that machine is gone."}
 	}
 	if err := d.Dest.Use.Outdated(d.Wanted.Definition.Metadata, &sb, d.Wanted.Force); err != nil {

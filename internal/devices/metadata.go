@@ -67,7 +67,7 @@ func (m *MetadataSide) remove() error {
 	return m.File.Remove()
 }
 
-// find looks for metadata that were there before this start, or what stands in for them.
+// find looks for metadata that was there before this start, or what stands in for them.
 func (m *MetadataSide) find() error {
 	if m.Wanted.Create {
 		return nil
@@ -131,11 +131,11 @@ func (m *MetadataSide) StandIn(cause error) error {
 	}
 	m.Store = store
 	m.SetDetached(cause)
-	m.Warn("the metadata %s cannot be used: %v. The live map stands in for them, read-only", m.Wanted.Definition.Metadata, cause)
+	m.Warn("the metadata %s cannot be used: %v. The live map stands in for it, read-only", m.Wanted.Definition.Metadata, cause)
 	return nil
 }
 
-// Detached says why the metadata are not read or written; nil: they are.
+// Detached says why the metadata is not read or written; nil: it is.
 func (m *MetadataSide) Detached() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -165,7 +165,7 @@ func (m *MetadataSide) Reopen(dest, source *blockdev.Device) (*blockdev.Metadata
 	if m.File == nil {
 		return nil, err
 	}
-	m.Log.Debug().Err(err).Msg("the metadata that are open are used again")
+	m.Log.Debug().Err(err).Msg("the metadata that is open is used again")
 	return m.File, nil // held by us; or gone, and then about to be seen to fail
 }
 
@@ -192,6 +192,6 @@ func (m *MetadataSide) erase() {
 		return
 	}
 	if err := m.File.Erase(metadata.Size(0)); err != nil {
-		m.Log.Warn().Err(err).Str("metadata", m.File.Path()).Msg("they are not needed any more, and are still there")
+		m.Log.Warn().Err(err).Str("metadata", m.File.Path()).Msg("it is not needed any more, and is still there")
 	}
 }

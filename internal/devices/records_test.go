@@ -128,7 +128,7 @@ func withCreate(s *definition.Start) { s.Create = true }
 
 func nothing(*Devices) error { return nil }
 
-// Metadata that were in use and are gone are not made again without a word.
+// Metadata that was in use and is gone is not made again without a word.
 func TestVanishedMetadata(t *testing.T) {
 	f := newFiles(t)
 	if err := f.use(1, plain); err != nil {
@@ -143,7 +143,7 @@ func TestVanishedMetadata(t *testing.T) {
 	f.expect("missing metadata", f.open(plain, nothing), exit.Refused, says...)
 	f.expect("missing metadata, --create", f.open(withCreate, nothing), exit.Refused, says...)
 	if _, err := os.Stat(f.metadata); err == nil {
-		t.Error("refused, and there are metadata")
+		t.Error("refused, and there is metadata")
 	}
 	f.make(f.metadata, testMiB)
 	f.expect("zeroed metadata", f.open(plain, nothing), exit.Refused, says...)
@@ -157,7 +157,7 @@ func TestVanishedMetadata(t *testing.T) {
 	f.expect("the old ones, --force", f.open(withForce, nothing), exit.OK)
 }
 
-// A copy of metadata that have been used since would show old bytes.
+// A copy of metadata that has been used since would show old bytes.
 func TestOldCopyOfMetadata(t *testing.T) {
 	f := newFiles(t)
 	if err := f.use(1, plain); err != nil {
@@ -244,7 +244,7 @@ func TestUnreadableRecord(t *testing.T) {
 	if err := os.WriteFile(all[0], []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f.expect("metadata that are there", f.open(plain, nothing), exit.OK)
+	f.expect("metadata that is there", f.open(plain, nothing), exit.OK)
 	if err := os.Remove(f.metadata); err != nil {
 		t.Fatal(err)
 	}

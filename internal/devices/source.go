@@ -147,7 +147,7 @@ func (s *SourceSide) use(d *blockdev.Device, why error) error {
 	return nil
 }
 
-// known is what the metadata say of the source: as it is now, or what they said before where it is away. It is away, too,
+// known is what the metadata says of the source: as it is now, or what it said before where it is away. It is away, too,
 // when it cannot be read, and for a recovery, which nobody has asked whether it may have changed, when it is not what it was.
 func (s *SourceSide) known() (identity.SourcePrint, error) {
 	d := s.Source.Device()
@@ -184,7 +184,7 @@ func (s *SourceSide) notePrint(print identity.SourcePrint) {
 	s.mu.Unlock()
 	guard.Go("note the source", func() {
 		if err := s.Save(context.Background()); err != nil {
-			s.Log.Warn().Err(err).Msg("the metadata do not know the times of the source as it was taken back")
+			s.Log.Warn().Err(err).Msg("the metadata does not know the times of the source as it was taken back")
 		}
 	})
 }
@@ -408,7 +408,7 @@ func (s *SourceSide) match(d *blockdev.Device) error {
 	return nil
 }
 
-// same says in which way the content of d is not that of the source which the metadata know. Its times do not count:
+// same says in which way the content of d is not that of the source which the metadata knows. Its times do not count:
 // whoever asks was told that it is the right one.
 func (s *SourceSide) same(d *blockdev.Device) (identity.SourcePrint, error) {
 	sb := s.meta.Store.Superblock()

@@ -72,7 +72,7 @@ func (b *sourceBench) move(from, to string) {
 	b.must(os.Rename(b.def.Source+from, b.def.Source+to))
 }
 
-// TestOpenStepsWithoutSource: metadata that are there stand in for a source that is not (I11); one that is there has
+// TestOpenStepsWithoutSource: metadata that is there stands in for a source that is not (I11); one that is there has
 // to be the right one, and a new clone needs one.
 func TestOpenStepsWithoutSource(t *testing.T) {
 	b := newSourceBench(t)
@@ -106,7 +106,7 @@ func TestOpenStepsWithoutSource(t *testing.T) {
 		t.Errorf("a new clone without a source: %v", err)
 	}
 	if _, err := os.Stat(b.def.Metadata); err == nil {
-		t.Error("metadata were left")
+		t.Error("metadata was left")
 	}
 }
 

@@ -128,7 +128,7 @@ func (b *metadataBench) put(content []byte) {
 func (b *metadataBench) untouched(content []byte) {
 	b.M.Helper()
 	if now := []byte(b.M.ReadFile(b.metadata.Path)); !bytes.Equal(now, content) {
-		b.M.Error("the metadata were written")
+		b.M.Error("the metadata was written")
 	}
 	if n := b.dest.Traffic().Writes - b.written; n != 0 {
 		b.M.Errorf("the destination was written %d times", n)

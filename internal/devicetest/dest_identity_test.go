@@ -76,7 +76,7 @@ func (b *exchangeBench) write(blocks int64) {
 	}
 }
 
-// sampled waits until the metadata hold a sample of the destination with some blocks that users wrote, and that have these
+// sampled waits until the metadata holds a sample of the destination with some blocks that users wrote, and that have these
 // flags.
 func (b *exchangeBench) sampled(flags uint64) {
 	b.M.Helper()

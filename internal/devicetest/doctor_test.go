@@ -264,7 +264,7 @@ func plantedClones(m *harness.Machine) []planted {
 			checks: []string{"left-devices problem"}, code: exit.NoAnswer, says: "prune",
 		},
 		{
-			name: "metadata have vanished", plant: func() { c.Del(); rename(metadata.Path, kept) }, heal: func() { rename(kept, metadata.Path) },
+			name: "metadata has vanished", plant: func() { c.Del(); rename(metadata.Path, kept) }, heal: func() { rename(kept, metadata.Path) },
 			checks: []string{"records problem"}, code: exit.Metadata, says: metadata.Path,
 		},
 		{

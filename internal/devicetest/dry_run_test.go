@@ -209,7 +209,7 @@ func TestDryRun(t *testing.T) {
 	if err := os.Rename(m.Dir+"/meta", kept); err != nil {
 		t.Fatal(err)
 	}
-	refused("the metadata have vanished", c, exit.Refused)
+	refused("the metadata has vanished", c, exit.Refused)
 	if err := os.Rename(kept, m.Dir+"/meta"); err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func mapOf(m *harness.Machine, s snapshot) *bitmap.Map {
 	return regions
 }
 
-// flushBench is a clone whose metadata are on a device that counts.
+// flushBench is a clone whose metadata is on a device that counts.
 type flushBench struct {
 	*harness.Clone
 	metadata *harness.Disk

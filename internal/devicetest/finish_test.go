@@ -366,7 +366,7 @@ func TestFinishPlain(t *testing.T) {
 	}
 	c.Path = ""
 	m.ExpectFailure(m.Try(harness.Command, "status", c.Name), exit.NoClone)
-	c.Add() // by the metadata that were kept
+	c.Add() // by the metadata that was kept
 	if s := c.Status(); s.State != "hydrated" {
 		t.Errorf("after --keep-metadata it is %s", s.State)
 	}

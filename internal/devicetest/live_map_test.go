@@ -52,7 +52,7 @@ func (b *liveMapBench) scatter() {
 	})
 }
 
-// marked is how many regions the metadata say are hydrated or zero.
+// marked is how many regions the metadata says are hydrated or zero.
 func (b *liveMapBench) marked() uint64 {
 	b.M.Helper()
 	durable := durableMap(b.M, b.metadata)

@@ -221,7 +221,7 @@ func TestMetadataUnreadable(t *testing.T) {
 			}
 			b.Recover()
 			if n := b.metadata.Under.Traffic().Since(before).Writes; n != 0 {
-				t.Errorf("the metadata were written %d times", n)
+				t.Errorf("the metadata was written %d times", n)
 			}
 			b.metadata.Mend()
 			b.readOnly("mended")
@@ -410,7 +410,7 @@ func TestMetadataDamaged(t *testing.T) {
 	b.resumes()
 }
 
-// overwrite changes what the metadata hold, whoever has them.
+// overwrite changes what the metadata holds, whoever has it.
 func (b *returnBench) overwrite(content []byte) {
 	b.M.Helper()
 	v := b.M.Open(b.metadata.Path, os.O_WRONLY)

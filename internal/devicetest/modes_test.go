@@ -11,7 +11,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// What a clone does when its metadata fail (I10).
+// What a clone does when its metadata fails (I10).
 
 // Metadata that cannot be written make the clone read-only. What was acknowledged stays visible, what needs
 // no mark works, FLUSH fails; del sets no clean mark and says so; and what was flushed before is there afterwards.

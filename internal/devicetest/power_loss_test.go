@@ -173,7 +173,7 @@ func newReplay(entries []harness.LogEntry) *replay {
 }
 
 // examineAll looks, without a clone, at what is behind the file system in front of each FLUSH and behind each entry
-// that changes something there: the metadata say for each region where its bytes are.
+// that changes something there: the metadata says for each region where its bytes are.
 func (b *lossBench) examineAll(entries []harness.LogEntry) {
 	b.Helper()
 	r := &replay{entries: behindFiles(entries), durable: make([]byte, lossRaw+lossMetadata)}

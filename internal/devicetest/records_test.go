@@ -77,14 +77,14 @@ func TestRecords(t *testing.T) {
 	if err := os.Rename(metadata.Path, kept); err != nil {
 		t.Fatal(err)
 	}
-	refused("metadata have vanished", metadata.Path, "partly hydrated", "--force")
+	refused("metadata has vanished", metadata.Path, "partly hydrated", "--force")
 	if _, err := os.Stat(metadata.Path); err == nil {
 		t.Error("the refused add has left metadata")
 	}
 	if err := os.WriteFile(metadata.Path, []byte(old), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	refused("metadata are an older copy", "old copy", "--force")
+	refused("metadata is an older copy", "old copy", "--force")
 	if err := os.Rename(kept, metadata.Path); err != nil {
 		t.Fatal(err)
 	}

@@ -131,7 +131,7 @@ func TestRecoverMounted(t *testing.T) {
 	c.Del()
 }
 
-// TestRecoverWithoutLiveMap: what the metadata say is not enough for a device in use. It goes on waiting, and so do its
+// TestRecoverWithoutLiveMap: what the metadata says is not enough for a device in use. It goes on waiting, and so do its
 // users: until the map is back, or until somebody says that the last commit will do.
 func TestRecoverWithoutLiveMap(t *testing.T) {
 	runs.On(t, "7.3")

@@ -82,7 +82,7 @@ func TestRepairAfterReplacement(t *testing.T) {
 	}{
 		{"killed", func() { b.metadata.Mend(); killed() }},
 		{"restarted, killed, restarted", func() { b.metadata.Mend(); restarted(); killed(); restarted() }},
-		{"killed before the metadata were mended", func() { killed(); b.metadata.Mend() }},
+		{"killed before the metadata was mended", func() { killed(); b.metadata.Mend() }},
 		{"killed before and after", func() { killed(); b.metadata.Mend(); killed() }},
 		{"a superblock written in part", func() {
 			b.metadata.FailWritesOf(64*harness.KiB, 68*harness.KiB)

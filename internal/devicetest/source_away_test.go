@@ -261,7 +261,7 @@ func TestOpenWithoutSource(t *testing.T) {
 	fresh := m.NewClone(b.link, m.NullBlk("new", harness.NullOptions{MiB: 8}), m.Missing("newmeta"))
 	m.ExpectFailure(m.Try(harness.Command, append([]string{"add", fresh.Name}, fresh.Args...)...), exit.Source, b.link.Path)
 	if _, err := os.Stat(filepath.Join(m.Dir, "newmeta")); err == nil {
-		t.Error("metadata were made without a source")
+		t.Error("metadata was made without a source")
 	}
 	m.ExpectFailure(m.Try(harness.Command, append([]string{"add", b.Name}, append(b.Args, "--create", "--force")...)...), exit.Source, b.link.Path)
 

@@ -25,7 +25,7 @@ import (
 const (
 	previous      = harness.Command + "-previous" // the previous release
 	otherLiveMap  = harness.Command + "-livemap"  // whose live maps are of another version
-	otherMetadata = harness.Command + "-metadata" // whose metadata are
+	otherMetadata = harness.Command + "-metadata" // whose metadata is
 )
 
 // heirBench is a clone with ext4 mounted on it, under users who verify what they read: fio, a diary, models. Its source is a

@@ -335,12 +335,12 @@ func checkRecord(h *machine, f *findings, path string) {
 	if h.there(r.Metadata) {
 		return
 	}
-	text := fmt.Sprintf("The destination %s holds %s of %s that its metadata know of, and these, %s, are not there.", r.Dest, text.Size(r.Hydrated), text.Size(r.Size), r.Metadata)
+	text := fmt.Sprintf("The destination %s holds %s of %s that its metadata knows of, and these, %s, are not there.", r.Dest, text.Size(r.Hydrated), text.Size(r.Size), r.Metadata)
 	if !h.there(r.Dest) {
 		f.warn(text+" The destination is not there either.", "Nothing, if both are only away. If that clone was given up, remove "+name+".")
 		return
 	}
-	f.problem(exit.Metadata, text, "Find those metadata: without them nobody knows which bytes are its own. If that clone was given up, remove "+name+".")
+	f.problem(exit.Metadata, text, "Find that metadata: without it nobody knows which bytes are its own. If that clone was given up, remove "+name+".")
 }
 
 func checkBlkid(h *machine, f *findings) {

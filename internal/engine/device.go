@@ -79,8 +79,8 @@ const maxHint = 512 << 10
 func (b *blockDevice) takeOver() (err error) {
 	def := &b.Wanted.Definition
 	if def.Mark != b.Mark() {
-		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: errors.New("these are not the metadata that its last daemon had"),
-			Next: "Nothing was written. Bring the right ones back to " + def.Metadata + "."}
+		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: errors.New("this is not the metadata that its last daemon had"),
+			Next: "Nothing was written. Bring the right metadata back to " + def.Metadata + "."}
 	}
 	r := leftover.Device{Control: b.control}
 	if err := r.Find(def); err != nil {

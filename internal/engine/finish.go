@@ -213,7 +213,7 @@ func (h *handover) settle(ctx context.Context) error {
 		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, err)
 	}
 	if !h.Meta.Store.Superblock().Complete {
-		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, errors.New("they do not say that all is hydrated"))
+		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, errors.New("it does not say that all is hydrated"))
 	}
 	h.session.closeUse()
 	return nil

@@ -76,7 +76,7 @@ func (l *liveMap) take(sb *metadata.Superblock, boot metadata.UUID, nr uint64) (
 	want := livemap.Identity{UUID: sb.UUID, Boot: boot, Session: sb.Session, Regions: nr}
 	switch {
 	case m.Identity() != want:
-		return false, fmt.Errorf("they are of session %d, its live map is of session %d", sb.Session, m.Identity().Session)
+		return false, fmt.Errorf("it is of session %d, its live map is of session %d", sb.Session, m.Identity().Session)
 	case l.Wanted.Force && m.State().FlushLost: // nobody can tell which of its marks are true
 		return false, errors.New("a flush of the destination has failed under the last daemon")
 	}
@@ -164,7 +164,7 @@ func (l *liveMap) load(fn func(page uint64, img *bitmap.Page) error) error {
 	}
 	switch {
 	case errors.Is(err, metadata.ErrOlder):
-		return l.refuse(fmt.Errorf("they are older than its live map: %w", err))
+		return l.refuse(fmt.Errorf("it is older than its live map: %w", err))
 	case err != nil:
 		return explain.Metadata("load the region map from", l.Wanted.Definition.Metadata, err)
 	}

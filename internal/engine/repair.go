@@ -68,11 +68,11 @@ func (s *session) repairMetadata() error {
 		return err
 	}
 	s.Meta.SetDetached(nil)
-	s.Log.Info().Msg("the metadata are repaired: all marks are committed")
+	s.Log.Info().Msg("the metadata is repaired: all marks are committed")
 	return nil
 }
 
-// known refuses an image of a page with marks that the region map has not: it is not of these metadata.
+// known refuses an image of a page with marks that the region map has not: it is not of this metadata.
 func (s *session) known(page uint64, img *bitmap.Page) error {
 	if s.lanes.core.Regions().Holds(page, img) {
 		return nil

@@ -63,7 +63,7 @@ func (s *session) readMap(nr uint64) (*bitmap.Map, error) {
 	return regions, nil
 }
 
-// mapInstead is the map when the live map stands in for metadata that have failed because of cause.
+// mapInstead is the map when the live map stands in for metadata that has failed because of cause.
 func (s *session) mapInstead(nr uint64, cause error) (*bitmap.Map, error) {
 	if err := s.Meta.StandIn(cause); err != nil {
 		return nil, err

@@ -12,7 +12,7 @@ import (
 )
 
 // TestEndAfterRepairInVain: in mode ro with all marks committed a repair fails, and the slots that it has written keep the
-// store from setting the clean mark. The user knows that the metadata have failed; the end itself is in order.
+// store from setting the clean mark. The user knows that the metadata has failed; the end itself is in order.
 func TestEndAfterRepairInVain(t *testing.T) {
 	geo, err := clone.NewGeometry(16*clone.MinRegionSize, clone.MinRegionSize)
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/records"
 )
 
-// recordUse notes that the destination is about to be hydrated by these metadata. The record is a second
+// recordUse notes that the destination is about to be hydrated by this metadata. The record is a second
 // guard: a machine on which it cannot be written, as one that was started from a read-only medium to
 // rescue data, is not kept from its clone.
 func (s *session) recordUse(context.Context) error {

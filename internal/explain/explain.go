@@ -30,7 +30,7 @@ func Metadata(doing, path string, err error) error {
 	e := &exit.Error{Code: exit.Metadata, Doing: doing + " the metadata", Object: path, Cause: err}
 	switch {
 	case errors.Is(err, metadata.ErrEmpty):
-		e.Next = "Check the path; without --open new metadata are made."
+		e.Next = "Check the path; without --open new metadata is made."
 	case errors.Is(err, metadata.ErrNotEmpty):
 		e.Next = "Check the path. `wipefs -a` or --create --force make room, if nothing on it is needed."
 	case errors.Is(err, metadata.ErrTooSmall):

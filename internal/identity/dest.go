@@ -12,7 +12,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// Is the destination the one of before? A WWID, a serial number or a UUID is compared with all else that the metadata say
+// Is the destination the one of before? A WWID, a serial number or a UUID is compared with all else that the metadata says
 // (metadata.Superblock.Match). Many devices have none, as virtio disks without a serial; then another of the same size could
 // take its place unnoticed, and the name by which it is opened says nothing. So in this order:
 //

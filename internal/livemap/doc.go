@@ -19,7 +19,7 @@
 // The identity says whose marks these are: UUID, the boot, the session, the number of regions. It is written
 // before the file gets its name and never changed. The state changes while the clone runs, each word of it by
 // one atomic store: the sequence of the last commit, the mode, whether a flush of the destination failed, whether
-// all that the metadata hold has been loaded, which copy of the superblock counts,
+// all that the metadata holds has been loaded, which copy of the superblock counts,
 // the number of the last event, how far the session has come (Life), and the path of the metadata.
 //
 // # Without the metadata
@@ -33,7 +33,7 @@
 //
 // # Who believes it
 //
-// The file counts while the metadata say that their session of this boot has not ended (no clean mark):
+// The file counts while the metadata says that its session of this boot has not ended (no clean mark):
 //
 //	metadata clean, or of another boot       the file is of no use: Create replaces it
 //	the same session, commits not older      the file's marks count, durable or not

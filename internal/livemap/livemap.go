@@ -22,7 +22,7 @@ const Folder = "/run/ublk-clone-maps"
 
 // Errors of Open.
 var (
-	// ErrDamaged: the file is no live map, or not one of these metadata.
+	// ErrDamaged: the file is no live map, or not one of this metadata.
 	ErrDamaged = errors.New("damaged live map")
 
 	// ErrVersion: a program made it whose format this one does not know.
@@ -140,7 +140,7 @@ func TryMount(dir string) (free int64, err error) {
 // Path is the file of the metadata with this UUID.
 func Path(dir string, uuid [16]byte) string { return filepath.Join(dir, fmt.Sprintf("%x.map", uuid)) }
 
-// List gives the metadata that have a map in dir, which need not be there.
+// List gives the metadata that has a map in dir, which need not be there.
 func List(dir string) (uuids [][16]byte, err error) {
 	paths, err := filepath.Glob(filepath.Join(dir, "*.map"))
 	if err != nil {
@@ -309,7 +309,7 @@ func (m *Map) Identity() Identity { return m.id }
 // Path is the file's.
 func (m *Map) Path() string { return m.path }
 
-// SetLoaded notes that all that the metadata hold is in the map: with what is marked it is the whole truth.
+// SetLoaded notes that all that the metadata holds is in the map: with what is marked it is the whole truth.
 func (m *Map) SetLoaded() {
 	if m.zeroBits.bits == nil {
 		m.words.loaded.Store(1)

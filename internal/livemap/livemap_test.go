@@ -136,7 +136,7 @@ func TestOtherVersion(t *testing.T) {
 	}
 }
 
-// TestDamaged: what is no map of these metadata is refused, whatever byte of its header is another.
+// TestDamaged: what is no map of this metadata is refused, whatever byte of its header is another.
 func TestDamaged(t *testing.T) {
 	dir := folder(t)
 	m := newTestMap(t, dir)

@@ -10,7 +10,7 @@ type State struct {
 	Commit    uint64 // sequence of the last commit
 	Mode      uint8  // 0 is rw
 	FlushLost bool   // a flush of the destination has failed
-	Loaded    bool   // all that the metadata hold is in the map
+	Loaded    bool   // all that the metadata holds is in the map
 }
 
 // words is the state as it lies in memory, behind the fixed part. Any thread sets it.

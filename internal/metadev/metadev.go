@@ -52,7 +52,7 @@ func readSuperblock(path string) (metadata.Superblock, error) {
 // Unopened says that metadata cannot be opened to be read and written, for now.
 func Unopened(err error) bool { return blockdev.Away(err) || blockdev.Unwritable(err) }
 
-// Unreadable says that metadata were opened and cannot be read, or make no sense.
+// Unreadable says that metadata was opened and cannot be read, or makes no sense.
 func Unreadable(err error) bool {
 	if errors.Is(err, metadata.ErrVersion) {
 		return false

@@ -187,9 +187,9 @@ func (p *preflight) lookAtMetadata() error {
 	case errors.Join(err, errBoot, errRead) != nil:
 		err = errors.Join(err, errBoot, errRead)
 	case p.sb.UUID.Mark() != p.def.Mark || p.sb.BootID != boot || p.sb.Clean:
-		err = errors.New("they are not those of the daemon that serves the clone")
+		err = errors.New("it is not that of the daemon that serves the clone")
 	case readOnly:
-		err = errors.New("they could only be read")
+		err = errors.New("it could only be read")
 	}
 	if err != nil {
 		return explain.Metadata("use", p.def.Metadata, err)

@@ -29,7 +29,7 @@ const defaultRecordDir = "/var/lib/ublk-clone"
 // vanish: without the record, the same add would then take it for an empty one and show the source's old
 // bytes where the user has written.
 //
-//	there      since a daemon first used the destination with these metadata
+//	there      since a daemon first used the destination with this metadata
 //	rewritten  at every start and stop; never while the device is served, on which this folder may lie
 //	removed    when everything is durably hydrated: then the destination stands alone. Nothing else removes
 //	           it, not even del, after which the same add is to go on; add --force replaces it
@@ -134,11 +134,11 @@ func (u *Use) Vanished(path string, force bool) error {
 		return nil
 	}
 	return &exit.Error{Code: exit.Refused, Doing: "create metadata on", Object: path, Cause: u.conflict(),
-		Next: "Find those metadata and name them with --metadata. If that clone was given up, remove " + u.Dir.path(u.Id) +
+		Next: "Find that metadata and name it with --metadata. If that clone was given up, remove " + u.Dir.path(u.Id) +
 			", or use --force: what was written to it is then lost."}
 }
 
-// Outdated refuses, with exit code 14, metadata that are not those by which the destination was last
+// Outdated refuses, with exit code 14, metadata that is not that by which the destination was last
 // hydrated, or are an old copy of them.
 func (u *Use) Outdated(path string, sb *metadata.Superblock, force bool) error {
 	if force || u.was == nil || u.was.UUID == sb.UUID.String() && u.was.Session <= sb.Session {
@@ -146,10 +146,10 @@ func (u *Use) Outdated(path string, sb *metadata.Superblock, force bool) error {
 	}
 	cause := u.conflict()
 	if u.was.UUID == sb.UUID.String() {
-		cause = fmt.Errorf("they are an old copy, of session %d: %w in session %d", sb.Session, cause, u.was.Session)
+		cause = fmt.Errorf("it is an old copy, of session %d: %w in session %d", sb.Session, cause, u.was.Session)
 	}
 	return &exit.Error{Code: exit.Refused, Doing: "use the metadata", Object: path, Cause: cause,
-		Next: "Name the newest metadata with --metadata. --force goes back to these: what was written to the clone since is then lost."}
+		Next: "Name the newest metadata with --metadata. --force goes back to this: what was written to the clone since is then lost."}
 }
 
 // conflict says what is recorded.
