@@ -33,7 +33,8 @@ func NewDelta(nrPages uint64, capacity int) *Delta {
 	}
 }
 
-// addZeroPage records that all n regions of a page were marked zero, of which nothing was marked before.
+// addZeroPage records that all n regions of a page were marked zero, of which nothing was marked
+// before.
 func (d *Delta) addZeroPage(page, n uint64) {
 	d.zero[page/64] |= 1 << (page % 64)
 	d.nrZero++
@@ -51,7 +52,8 @@ func (d *Delta) Empty() bool { return d.Used() == 0 && d.nrZero == 0 }
 // Touches reports whether something of a page is in the set.
 func (d *Delta) Touches(page uint64) bool { return d.Page(page) != nil || d.zeroPage(page) }
 
-// Each calls visit for each page of which something is in the set, until it fails. It must not change the set.
+// Each calls visit for each page of which something is in the set, until it fails. It must not
+// change the set.
 func (d *Delta) Each(visit func(page uint64) error) error {
 	for _, page := range d.pages {
 		if err := visit(page); err != nil {

@@ -6,9 +6,10 @@ import (
 	"testing"
 )
 
-// TestDeltaOverPages compares a Delta with a naive set of marks: few marks in many pages, most of them beside a page's
-// boundary, and questions about ranges that begin and end there, with pages without marks between them. The pool grows
-// while it is in use, over the size at which it grows by itself.
+// TestDeltaOverPages compares a Delta with a naive set of marks: few marks in many pages, most of
+// them beside a page's boundary, and questions about ranges that begin and end there, with pages
+// without marks between them. The pool grows while it is in use, over the size at which it grows by
+// itself.
 func TestDeltaOverPages(t *testing.T) {
 	const pages = 180
 	for seed := range uint64(20) {

@@ -31,9 +31,9 @@
 // it stands one counter per page and plane, and a page whose counters say "nothing
 // marked" or "everything hydrated" is neither read nor written.
 //
-// A page that is marked zero as a whole takes no memory either, if the map was given bits that outlive the process as its
-// memory does (KeepZeros): the page's bit says it. When a region of the page is hydrated later, the page's memory is
-// filled in first. A Delta has such a bit a page too.
+// A page that is marked zero as a whole takes no memory either, if the map was given bits that
+// outlive the process as its memory does (KeepZeros): the page's bit says it. When a region of the
+// page is hydrated later, the page's memory is filled in first. A Delta has such a bit a page too.
 //
 // # Threads
 //
@@ -52,14 +52,14 @@
 //
 // # The double look
 //
-// Once a page is durably hydrated throughout, Release lets its memory go, and from then
-// on it may read as zeros (I9). The counter says "full" before that. So a reader that
-// has loaded a clear bit looks at the counter again, after the load: if it is full now
-// the zero may be the released page's, and the region is hydrated; if it is not, the
-// page had not been released when the bit was loaded, and the bit was truly clear.
-// A page that is zero throughout may be released too (ReleaseZero), and used again later. So a reader looks at the other
-// counter as well: once it says that all is marked zero, no region is in state Source, whatever the Z word was.
-// The H word of such a page is right: it was all clear when the page was released.
+// Once a page is durably hydrated throughout, Release lets its memory go, and from then on it may
+// read as zeros (I9). The counter says "full" before that. So a reader that has loaded a clear bit
+// looks at the counter again, after the load: if it is full now the zero may be the released
+// page's, and the region is hydrated; if it is not, the page had not been released when the bit was
+// loaded, and the bit was truly clear. A page that is zero throughout may be released too
+// (ReleaseZero), and used again later. So a reader looks at the other counter as well: once it says
+// that all is marked zero, no region is in state Source, whatever the Z word was. The H word of
+// such a page is right: it was all clear when the page was released.
 //
 // One look before the load is not enough (it was not full, the page fills up and is
 // released, the load gives zero), and one look covers both planes, as only H counts.

@@ -61,7 +61,8 @@ type Page [PageWords]uint64
 // word returns word w of a plane.
 func (pg *Page) word(p Plane, w uint64) *uint64 { return &pg[p.base()+w] }
 
-// load loads a word of a plane that others may be setting bits in. The memory must be one that may be touched.
+// load loads a word of a plane that others may be setting bits in. The memory must be one that may
+// be touched.
 func (pg *Page) load(p Plane, w uint64) uint64 { return atomic.LoadUint64(pg.word(p, w)) }
 
 // fillZeros makes the memory of a page of n regions say that none of them is in state Source.

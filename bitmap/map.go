@@ -26,9 +26,10 @@ func New(nrRegions uint64, mem []Page) *Map {
 	return m
 }
 
-// KeepZeros gives the map a bit a page, beside its memory and as lasting as that. A page whose bit is set has no
-// region in state Source, and its memory need not say so in the Z plane: a page that is zero throughout needs no
-// memory. Before anything is loaded or marked; what is in bits is for Recover and RecoverZero.
+// KeepZeros gives the map a bit a page, beside its memory and as lasting as that. A page whose bit
+// is set has no region in state Source, and its memory need not say so in the Z plane: a page that
+// is zero throughout needs no memory. Before anything is loaded or marked; what is in bits is for
+// Recover and RecoverZero.
 func (m *Map) KeepZeros(bits []atomic.Uint64) {
 	if uint64(len(bits))*64 < m.NrPages() {
 		panic(fmt.Sprintf("bitmap: %d words of bits for %d pages", len(bits), m.NrPages()))
@@ -129,8 +130,8 @@ func (m *Map) Holds(page uint64, img *Page) bool {
 	return true
 }
 
-// words loads a word of both planes, without a look at memory that may have been released because the page is zero
-// throughout.
+// words loads a word of both planes, without a look at memory that may have been released because
+// the page is zero throughout.
 func (m *Map) words(page, w uint64) (h, z uint64) {
 	if m.AllZero(page) {
 		return 0, ^uint64(0)
@@ -301,8 +302,8 @@ func (m *Map) Release(page uint64, give func(mem *Page)) bool {
 	return true
 }
 
-// ReleaseZero is Release of a page that is durably zero throughout. Before a region of it is hydrated the caller sees
-// to it that there is memory again.
+// ReleaseZero is Release of a page that is durably zero throughout. Before a region of it is
+// hydrated the caller sees to it that there is memory again.
 func (m *Map) ReleaseZero(page uint64, give func(mem *Page)) bool {
 	if m.zeros == nil || !m.AllZero(page) {
 		return false

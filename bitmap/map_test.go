@@ -430,8 +430,8 @@ func TestReleaseWhileLookedAt(t *testing.T) {
 	}, inState(Hydrated))
 }
 
-// releaseWhileLookedAt marks all regions of a page but one, then the last one, has the page released, and
-// begins anew, while each look is had by a thread of its own.
+// releaseWhileLookedAt marks all regions of a page but one, then the last one, has the page
+// released, and begins anew, while each look is had by a thread of its own.
 func releaseWhileLookedAt(t *testing.T, p Plane, release func(*Map, uint64, func(*Page)) bool, looks ...func(*Map) string) {
 	t.Helper()
 	const nr, rounds = 64, 20_000

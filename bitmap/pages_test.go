@@ -2,8 +2,9 @@ package bitmap
 
 import "testing"
 
-// TestRangesOverPages: every mixture of pages without marks, with all but one and with all, in each plane, and ranges
-// that begin and end next to their boundaries: each answer about them is the naive one.
+// TestRangesOverPages: every mixture of pages without marks, with all but one and with all, in each
+// plane, and ranges that begin and end next to their boundaries: each answer about them is the
+// naive one.
 func TestRangesOverPages(t *testing.T) {
 	const pages, nr = 3, 3*RegionsPerPage - 7
 	fills := []func(first, end uint64) (uint64, uint64){ // what is marked of a page

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestRecover kills a process at a random moment between marks and commits: the next one finds every mark of
-// the live map, and knows exactly which of them are durable.
+// TestRecover kills a process at a random moment between marks and commits: the next one finds
+// every mark of the live map, and knows exactly which of them are durable.
 func TestRecover(t *testing.T) {
 	const pages, nr = 5, 4*RegionsPerPage + 700
 	for seed := range uint64(60) {
@@ -87,7 +87,8 @@ func commit(m *Map, active *Delta, durable map[uint64]*Page) {
 	active.Reset()
 }
 
-// recoverMap opens what a process has left: page by page, what lives in memory with Recover, the rest with Load.
+// recoverMap opens what a process has left: page by page, what lives in memory with Recover, the
+// rest with Load.
 func recoverMap(t *testing.T, nr uint64, mem []Page, durable map[uint64]*Page) (*Map, *Delta) {
 	t.Helper()
 	m, d := New(nr, mem), NewDelta(uint64(len(mem)), 1)
@@ -136,7 +137,8 @@ func TestRecoverRefusesWhatCannotBe(t *testing.T) {
 	}
 }
 
-// TestRecoverAlone: what a process has left is enough when nobody can say what is durable; full pages are told apart.
+// TestRecoverAlone: what a process has left is enough when nobody can say what is durable; full
+// pages are told apart.
 func TestRecoverAlone(t *testing.T) {
 	const pages, nr = 3, 2*RegionsPerPage + 9
 	mem := make([]Page, pages)

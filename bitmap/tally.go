@@ -5,9 +5,9 @@ import (
 	"sync/atomic"
 )
 
-// tally says how much is marked: of each page in each plane, and of the whole map. Whoever marks sees to it, in the
-// order that the package comment gives; anybody may look, at any time. What a page's counters say decides whether its
-// memory is looked at.
+// tally says how much is marked: of each page in each plane, and of the whole map. Whoever marks
+// sees to it, in the order that the package comment gives; anybody may look, at any time. What a
+// page's counters say decides whether its memory is looked at.
 type tally struct {
 	nr uint64
 
@@ -48,13 +48,14 @@ func (t *tally) Full(page uint64) bool {
 	return uint64(t.marked[PlaneHydrated][page].Load()) == regionsIn(t.nr, page)
 }
 
-// AllZero reports whether every region of the page is zero and not hydrated: its memory is not looked at. Any thread.
+// AllZero reports whether every region of the page is zero and not hydrated: its memory is not
+// looked at. Any thread.
 func (t *tally) AllZero(page uint64) bool {
 	return t.marked[PlaneHydrated][page].Load() == 0 && t.noSource(page)
 }
 
-// noSource reports whether no region of the page is in state Source, for having been marked zero: then the Z plane of
-// its memory is not looked at. It stays so.
+// noSource reports whether no region of the page is in state Source, for having been marked zero:
+// then the Z plane of its memory is not looked at. It stays so.
 func (t *tally) noSource(page uint64) bool {
 	return uint64(t.marked[PlaneZero][page].Load()) == regionsIn(t.nr, page)
 }
@@ -97,7 +98,8 @@ func panicRange(first, end, nr uint64) {
 	panic(fmt.Sprintf("bitmap: regions [%d, %d) outside a map of %d", first, end, nr))
 }
 
-// zeroBits is a bit a page that says that no region of it is in state Source (Map.KeepZeros); nil: there are none.
+// zeroBits is a bit a page that says that no region of it is in state Source (Map.KeepZeros); nil:
+// there are none.
 type zeroBits []atomic.Uint64
 
 func (z zeroBits) has(page uint64) bool { return z != nil && z[page/64].Load()>>(page%64)&1 != 0 }

@@ -35,8 +35,8 @@ func sameStates(t *testing.T, what string, got, want *Map) {
 	}
 }
 
-// TestZeroPages: pages that are marked zero as a whole take neither memory nor a slot, are committed as what they are,
-// and are found again by the next process, whatever of them is durable.
+// TestZeroPages: pages that are marked zero as a whole take neither memory nor a slot, are
+// committed as what they are, and are found again by the next process, whatever of them is durable.
 func TestZeroPages(t *testing.T) {
 	const nr = 3*RegionsPerPage + 100 // the last page is a short one
 	k := keep(nr)
@@ -128,8 +128,8 @@ func TestZeroPages(t *testing.T) {
 	}
 }
 
-// TestReleaseZeroUnderReaders: a page fills up with zeros bit by bit, is released, and is used again. No reader sees a
-// region go back to a state that it had before.
+// TestReleaseZeroUnderReaders: a page fills up with zeros bit by bit, is released, and is used
+// again. No reader sees a region go back to a state that it had before.
 func TestReleaseZeroUnderReaders(t *testing.T) {
 	const pages, readers = 12, 3
 	const nr = pages * RegionsPerPage
@@ -169,8 +169,8 @@ func TestReleaseZeroUnderReaders(t *testing.T) {
 	}
 }
 
-// TestReleaseZeroWhileLookedAt is its narrow case: a reader that loads the counter before, and the word after, the last
-// region of the page is marked zero and the page released.
+// TestReleaseZeroWhileLookedAt is its narrow case: a reader that loads the counter before, and the
+// word after, the last region of the page is marked zero and the page released.
 func TestReleaseZeroWhileLookedAt(t *testing.T) {
 	releaseWhileLookedAt(t, PlaneZero, (*Map).ReleaseZero, inState(Zero), func(m *Map) string {
 		if r, ok := m.NextSource(0, 63); ok {

@@ -6,17 +6,17 @@ import (
 	"time"
 )
 
-// A read of the source for a user that has failed is tried again before it counts. The kernel makes one request
-// of neighbours' reads that are issued together, and a bad sector that one of them covers fails all of them; so
-// it is read once more
+// A read of the source for a user that has failed is tried again before it counts. The kernel makes
+// one request of neighbours' reads that are issued together, and a bad sector that one of them
+// covers fails all of them; so it is read once more
 //
 //	alone      one such read at a time in a lane, which the backend keeps apart from all others
 //	bounded    sourceTries times, the last one begun at most againLimit after the first failure; not at all
 //	           when the device as a whole does not answer (Away): nobody waits for minutes
 //	by the map what somebody has hydrated meanwhile comes from the destination (I11)
 //
-// and then it fails the request that it belongs to, and no other. Package hydrate tries again what fails in the
-// background.
+// and then it fails the request that it belongs to, and no other. Package hydrate tries again what
+// fails in the background.
 const (
 	sourceTries = 2
 	againLimit  = 10 * time.Second
@@ -39,7 +39,8 @@ func (c *Core) Class(err error) ErrorClass {
 	return c.classify(err)
 }
 
-// source is a lane's reads of the source: how long users' take, and those that are to be tried again.
+// source is a lane's reads of the source: how long users' take, and those that are to be tried
+// again.
 type source struct {
 	core    *Core
 	backend Backend
@@ -74,7 +75,8 @@ func (s *source) ended(o *op, err error) {
 	}
 }
 
-// tryAgain puts an operation whose read of the source has failed in line for another try, or answers false.
+// tryAgain puts an operation whose read of the source has failed in line for another try, or
+// answers false.
 func (s *source) tryAgain(o *op, err error) bool {
 	if o.req == nil || o.tries == sourceTries || s.core.Class(err) == Away {
 		return false

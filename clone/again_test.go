@@ -7,8 +7,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// TestReadAgain: a READ or a partial WRITE whose read of the source has failed reads it once more, alone, and fails
-// with the error of the last try only.
+// TestReadAgain: a READ or a partial WRITE whose read of the source has failed reads it once more,
+// alone, and fails with the error of the last try only.
 func TestReadAgain(t *testing.T) {
 	const R = testRegion
 	for _, op := range []Op{OpRead, OpWrite} {
@@ -80,7 +80,8 @@ func TestReadAgainOneByOne(t *testing.T) {
 	r.wantNothingHeld()
 }
 
-// TestReadAgainByTheMap: what was hydrated while a read waited for its turn comes from the destination.
+// TestReadAgainByTheMap: what was hydrated while a read waited for its turn comes from the
+// destination.
 func TestReadAgainByTheMap(t *testing.T) {
 	const R = testRegion
 	r := newRig(t, 8, 2)
@@ -99,7 +100,8 @@ func TestReadAgainByTheMap(t *testing.T) {
 	r.wantNothingHeld()
 }
 
-// TestReadAgainAway: when the source as a whole is away, nothing is tried again, nor read in another way.
+// TestReadAgainAway: when the source as a whole is away, nothing is tried again, nor read in
+// another way.
 func TestReadAgainAway(t *testing.T) {
 	const R = testRegion
 	r := newRig(t, 8, 2)
@@ -128,7 +130,8 @@ func TestReadAgainLimit(t *testing.T) {
 	r.wantNothingHeld()
 }
 
-// TestFailedDurableWrite: a durable write that fails is a flush that failed, unless there was no space for it.
+// TestFailedDurableWrite: a durable write that fails is a flush that failed, unless there was no
+// space for it.
 func TestFailedDurableWrite(t *testing.T) {
 	for _, class := range []ErrorClass{Local, Away, Full} {
 		r := newRig(t, 8, 2)
@@ -153,7 +156,8 @@ func TestFailedDurableWrite(t *testing.T) {
 	}
 }
 
-// TestDurableWriteAndFlush: the two are never in flight together, and neither keeps the other waiting for ever.
+// TestDurableWriteAndFlush: the two are never in flight together, and neither keeps the other
+// waiting for ever.
 func TestDurableWriteAndFlush(t *testing.T) {
 	r := newRig(t, 8, 2)
 	r.hydrate(0, 4)

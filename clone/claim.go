@@ -7,8 +7,8 @@ import (
 )
 
 // A claim is the right to write regions that are not hydrated, and to mark them: at most one claim
-// holds a region (I3, H15). It lies inside its operation and is in the table from the look at the map
-// that justified it until its end, which alone marks.
+// holds a region (I3, H15). It lies inside its operation and is in the table from the look at the
+// map that justified it until its end, which alone marks.
 type claim struct {
 	first, end uint64 // regions
 	at         int    // place in the table
@@ -16,12 +16,13 @@ type claim struct {
 	waiters    requestList
 }
 
-// claimTable is scanned: there are at most as many claims as operations, some hundreds, and a scan of
-// 512 takes less than the atomic operations around it.
+// claimTable is scanned: there are at most as many claims as operations, some hundreds, and a scan
+// of 512 takes less than the atomic operations around it.
 type claimTable struct {
 	open []*claim
-	// reserved is how many pages of the active set the open claims may still need. What it has and reserved together
-	// never exceed the pool, so a settle always finds room, also right after a freeze.
+	// reserved is how many pages of the active set the open claims may still need. What it has and
+	// reserved together never exceed the pool, so a settle always finds room, also right after a
+	// freeze.
 	reserved int
 }
 
@@ -59,13 +60,13 @@ const (
 	released         // memory that takeMemory has taken was given back: it is to be taken again
 )
 
-// span is what a claim is to be of: the regions [first, end). What of them are [zero, zeroEnd) and not hydrated is
-// marked zero by its end, if anything.
+// span is what a claim is to be of: the regions [first, end). What of them are [zero, zeroEnd) and
+// not hydrated is marked zero by its end, if anything.
 type span struct{ first, end, zero, zeroEnd uint64 }
 
 // claimFor claims the regions of s for request r, unless all of them are hydrated; or it makes r
-// wait, for the claim in the way, or for a commit to free the pool of uncommitted pages (I9). Hydrated
-// regions inside a claim do no harm: nobody asks for a claim of those. Called without mu.
+// wait, for the claim in the way, or for a commit to free the pool of uncommitted pages (I9).
+// Hydrated regions inside a claim do no harm: nobody asks for a claim of those. Called without mu.
 func (c *Core) claimFor(r *Request, k *claim, s span) verdict {
 	c.mu.Lock()
 	if c.regions.AllHydrated(s.first, s.end) {
@@ -88,8 +89,8 @@ func (c *Core) claimFor(r *Request, k *claim, s span) verdict {
 	return v
 }
 
-// open puts k into the table, or answers excluded, full, refused or released; room is how many pages of the pool
-// may be taken in all.
+// open puts k into the table, or answers excluded, full, refused or released; room is how many
+// pages of the pool may be taken in all.
 func (g *guarded) open(k *claim, s span, room int, m *mapMemory) verdict {
 	if g.mode != ReadWrite {
 		return refused
@@ -116,10 +117,11 @@ func (g *guarded) open(k *claim, s span, room int, m *mapMemory) verdict {
 	return claimed
 }
 
-// claimBackground claims for the hydrator the first stretch in [from, end) that is still in state st
-// and nobody's, or answers nothing. It never waits: what is claimed is left out (I8). When the pool is
-// full or the mode is not rw it answers so. Half of the pool is left to users: a request that finds it full waits for a
-// commit, and would find it full again if the background took what the commit has freed (I8).
+// claimBackground claims for the hydrator the first stretch in [from, end) that is still in state
+// st and nobody's, or answers nothing. It never waits: what is claimed is left out (I8). When the
+// pool is full or the mode is not rw it answers so. Half of the pool is left to users: a request
+// that finds it full waits for a commit, and would find it full again if the background took what
+// the commit has freed (I8).
 func (c *Core) claimBackground(k *claim, st bitmap.State, from, end uint64) verdict {
 	v := nothing
 	c.mu.Lock()

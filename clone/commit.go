@@ -23,13 +23,15 @@ type MapStore interface {
 //	4  flush    the metadata
 //	5  answer   who waited; the frozen set is empty
 //
-// If a step fails, the frozen set stays as it is: nothing of it counts as committed, the mode becomes ro and
-// no commit follows, unless a Repair ends that. That includes step 2: the kernel reports a failed flush once, and
-// a second one that succeeds proves nothing about the bytes that the first one lost (H24).
+// If a step fails, the frozen set stays as it is: nothing of it counts as committed, the mode
+// becomes ro and no commit follows, unless a Repair ends that. That includes step 2: the kernel
+// reports a failed flush once, and a second one that succeeds proves nothing about the bytes that
+// the first one lost (H24).
 
-// Commit is one commit, with nothing marked and somebody waiting just a flush of the destination. One
-// caller at a time: the committer. An error has been acted on already and is for the log. While a lane
-// flushes the destination, or writes it durably, it is ErrCommitPutOff: the end of that kicks, if somebody waits.
+// Commit is one commit, with nothing marked and somebody waiting just a flush of the destination.
+// One caller at a time: the committer. An error has been acted on already and is for the log. While
+// a lane flushes the destination, or writes it durably, it is ErrCommitPutOff: the end of that
+// kicks, if somebody waits.
 func (c *Core) Commit(dest Flusher, store MapStore) error {
 	served, work, err := c.mu.freeze()
 	if work {
@@ -52,8 +54,8 @@ func (c *Core) WantFlush() {
 	c.mu.flushWanted = true
 }
 
-// freeze is step 1; work says that there is something to do. In a mode that allows no commit of marks
-// whoever waited for one gets the error. It takes the lock.
+// freeze is step 1; work says that there is something to do. In a mode that allows no commit of
+// marks whoever waited for one gets the error. It takes the lock.
 func (g *guarded) freeze() (served requestList, work bool, err error) {
 	g.Lock()
 	defer g.Unlock()
@@ -128,7 +130,8 @@ func (c *commit) flushStore() error {
 	return nil
 }
 
-// releasePages gives back the memory of the pages that this commit has made durably hydrated, or zero, throughout (I9).
+// releasePages gives back the memory of the pages that this commit has made durably hydrated, or
+// zero, throughout (I9).
 func (c *commit) releasePages() {
 	if c.memory.release == nil {
 		return

@@ -9,8 +9,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// TestFlushWaitsForCommit: with marks a FLUSH is a commit's, and one that comes after the freeze waits
-// for the next (I5, H6).
+// TestFlushWaitsForCommit: with marks a FLUSH is a commit's, and one that comes after the freeze
+// waits for the next (I5, H6).
 func TestFlushWaitsForCommit(t *testing.T) {
 	r := newRig(t, 8, 2)
 	w := r.submit(OpWrite, 0, testRegion)
@@ -56,8 +56,8 @@ func TestCommitWritesNothingTwice(t *testing.T) {
 	}
 }
 
-// TestOneFlushAtATime: while one is in flight, further FLUSHes share a commit after it, and a commit is
-// put off; of two in flight the kernel would report lost bytes to one (H24).
+// TestOneFlushAtATime: while one is in flight, further FLUSHes share a commit after it, and a
+// commit is put off; of two in flight the kernel would report lost bytes to one (H24).
 func TestOneFlushAtATime(t *testing.T) {
 	r := newRig(t, 8, 2)
 	first := r.submit(OpFlush, 0, 0)
@@ -82,8 +82,8 @@ func TestOneFlushAtATime(t *testing.T) {
 	r.want(third, nil)
 }
 
-// TestFlushLost: after a failed flush of the destination, a lane's or a commit's, with or without marks,
-// no FLUSH succeeds and no mark is committed (I10, H24).
+// TestFlushLost: after a failed flush of the destination, a lane's or a commit's, with or without
+// marks, no FLUSH succeeds and no mark is committed (I10, H24).
 func TestFlushLost(t *testing.T) {
 	for _, c := range []struct {
 		name         string
@@ -131,8 +131,8 @@ func TestFlushLost(t *testing.T) {
 	}
 }
 
-// TestFlushLostIsTold: also in mode ro, where the mode does not change: whoever records it for the next start
-// hears of it (I10).
+// TestFlushLostIsTold: also in mode ro, where the mode does not change: whoever records it for the
+// next start hears of it (I10).
 func TestFlushLostIsTold(t *testing.T) {
 	r := newRig(t, 8, 2)
 	told := 0
@@ -166,9 +166,9 @@ func (r *rig) takeOver(cfg Config) {
 	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 4, Buffers: [][]byte{make([]byte, testRegion)}})
 }
 
-// TestTakenOverReadOnly: a process that died in mode ro costs the next one nothing that it knows to be durable. With no
-// mark uncommitted FLUSH and FUA succeed, and a complete clone stays complete (I12). With one, FLUSH needs a commit and
-// fails, and so does FUA where that mark is.
+// TestTakenOverReadOnly: a process that died in mode ro costs the next one nothing that it knows to
+// be durable. With no mark uncommitted FLUSH and FUA succeed, and a complete clone stays complete
+// (I12). With one, FLUSH needs a commit and fails, and so does FUA where that mark is.
 func TestTakenOverReadOnly(t *testing.T) {
 	r := newRig(t, 8, 2)
 	r.hydrate(0, 8)
@@ -199,8 +199,8 @@ func TestTakenOverReadOnly(t *testing.T) {
 	}
 }
 
-// TestTakenOverInDoubt: when nobody knows which marks are durable none is. FLUSH and FUA fail, everything stays visible,
-// and a Repair ends it.
+// TestTakenOverInDoubt: when nobody knows which marks are durable none is. FLUSH and FUA fail,
+// everything stays visible, and a Repair ends it.
 func TestTakenOverInDoubt(t *testing.T) {
 	r := newRig(t, 8, 2)
 	r.hydrate(0, 8)
@@ -221,8 +221,8 @@ func TestTakenOverInDoubt(t *testing.T) {
 	}
 }
 
-// TestMetadataError: mode ro; acknowledged data stay visible, hydrated regions writable; FLUSH fails as
-// marks cannot be committed (I10, H23).
+// TestMetadataError: mode ro; acknowledged data stay visible, hydrated regions writable; FLUSH
+// fails as marks cannot be committed (I10, H23).
 func TestMetadataError(t *testing.T) {
 	r := newRig(t, 8, 2)
 	r.hydrate(0, 1)
@@ -332,8 +332,8 @@ func TestPoolLeavesRoomForUsers(t *testing.T) {
 	}
 }
 
-// TestReleasePages: the memory of a page is given back by the commit that makes it durably hydrated throughout,
-// once, and not while a mark in it waits for a commit or any region is missing (I9).
+// TestReleasePages: the memory of a page is given back by the commit that makes it durably hydrated
+// throughout, once, and not while a mark in it waits for a commit or any region is missing (I9).
 func TestReleasePages(t *testing.T) {
 	const nr = bitmap.RegionsPerPage + 8
 	r := newRig(t, nr, 2)
@@ -384,8 +384,8 @@ func TestReleasePages(t *testing.T) {
 	r.want(a, nil)
 }
 
-// TestTouch: memory of the map is taken before the first claim in a page, once, and a request that cannot have
-// it fails and holds nothing; hydrated regions need none.
+// TestTouch: memory of the map is taken before the first claim in a page, once, and a request that
+// cannot have it fails and holds nothing; hydrated regions need none.
 func TestTouch(t *testing.T) {
 	const page = bitmap.RegionsPerPage * int64(testRegion)
 	r := newRig(t, 3*bitmap.RegionsPerPage, 2)

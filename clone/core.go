@@ -27,13 +27,13 @@ func (m Mode) String() string {
 	return "Fail"
 }
 
-// MaxSpan is the most bytes that a request may cover; the frontend advertises it. It bounds how many
-// pages of the map one claim may mark (18 at 4 KiB regions), and with them the pools (I9).
+// MaxSpan is the most bytes that a request may cover; the frontend advertises it. It bounds how
+// many pages of the map one claim may mark (18 at 4 KiB regions), and with them the pools (I9).
 const MaxSpan = MaxRegionSize
 
-// deltaPages is how many pages of the region map may hold marks that are not committed yet. At 4 KiB
-// regions a page stands for 63 MiB of the device, so this is 252 GiB of scattered writes between two
-// commits; a request that finds the pool full waits for a commit.
+// deltaPages is how many pages of the region map may hold marks that are not committed yet. At 4
+// KiB regions a page stands for 63 MiB of the device, so this is 252 GiB of scattered writes
+// between two commits; a request that finds the pool full waits for a commit.
 const deltaPages = 4096
 
 // Config is what a Core is made from.
@@ -41,11 +41,12 @@ type Config struct {
 	Geometry Geometry
 	// Map holds what is durable already, and what a process that died had marked (Uncommitted).
 	Map *bitmap.Map
-	// Uncommitted are the marks of Map that are not durable: those of a process that died on this boot; perhaps
-	// empty. nil: Map holds what the metadata says and there was no such process. The core takes it over.
+	// Uncommitted are the marks of Map that are not durable: those of a process that died on this
+	// boot; perhaps empty. nil: Map holds what the metadata says and there was no such process. The
+	// core takes it over.
 	Uncommitted *bitmap.Delta
-	// Doubt: nobody knows which marks of Map are durable, because the metadata that would say so cannot be used (I11).
-	// The mode is ro at best, and no mark counts as durable before a Repair.
+	// Doubt: nobody knows which marks of Map are durable, because the metadata that would say so
+	// cannot be used (I11). The mode is ro at best, and no mark counts as durable before a Repair.
 	Doubt bool
 	// Mode that the clone was left in, and whether a flush of the destination had failed: a restart
 	// starts no better (I10).
@@ -55,24 +56,28 @@ type Config struct {
 	Kick func()
 	// Event tells of a change of mode or of completion. It must not block. May be nil.
 	Event func()
-	// State keeps the mode, and whether a flush of the destination has failed, where a process that dies leaves them to
-	// the next one. Called at the start and with each change, under the core's lock: the calls come in the order of the
-	// changes, so the last one is how things are. It must not block. May be nil.
+	// State keeps the mode, and whether a flush of the destination has failed, where a process that
+	// dies leaves them to the next one. Called at the start and with each change, under the core's
+	// lock: the calls come in the order of the changes, so the last one is how things are. It must
+	// not block. May be nil.
 	State func(mode Mode, flushLost bool)
-	// Release gives the memory of a page of the map back, which may read as zeros from then on: all of its
-	// regions are durably hydrated, and it is not looked at again; or all are durably zero (Map.KeepZeros), and it is
-	// not looked at before Touch. Called under the core's lock; it must not block for long. May be nil.
+	// Release gives the memory of a page of the map back, which may read as zeros from then on: all
+	// of its regions are durably hydrated, and it is not looked at again; or all are durably zero
+	// (Map.KeepZeros), and it is not looked at before Touch. Called under the core's lock; it must
+	// not block for long. May be nil.
 	Release func(page uint64, memory *bitmap.Page)
-	// Touch takes the memory of a page of the map, so that a mark in it cannot fail: called before the first
-	// claim in a page that marks part of it, and again after a Release, from any lane's thread, perhaps more than
-	// once. A request that needs the page fails with its error. May be nil.
+	// Touch takes the memory of a page of the map, so that a mark in it cannot fail: called before
+	// the first claim in a page that marks part of it, and again after a Release, from any lane's
+	// thread, perhaps more than once. A request that needs the page fails with its error. May be
+	// nil.
 	Touch func(page uint64) error
-	// DeltaPages is how many pages of the region map may hold marks that are not committed yet; 0 is the
-	// default. Half of it is the users'; neither a request nor a Hydration may touch more pages than that.
+	// DeltaPages is how many pages of the region map may hold marks that are not committed yet; 0
+	// is the default. Half of it is the users'; neither a request nor a Hydration may touch more
+	// pages than that.
 	DeltaPages int
-	// LeastZeros is from how many bytes on zeros that were read from the source in the background, or for a user whose
-	// READ is kept, are written as zeros and not as data: the destination may have a cheaper way, and give up the space.
-	// 0 = never.
+	// LeastZeros is from how many bytes on zeros that were read from the source in the background,
+	// or for a user whose READ is kept, are written as zeros and not as data: the destination may
+	// have a cheaper way, and give up the space. 0 = never.
 	LeastZeros int64
 	// Classify tells of a backend's error what it means, from any thread. nil: all are Local.
 	Classify func(error) ErrorClass

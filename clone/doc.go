@@ -1,8 +1,8 @@
 // Package clone is the core of ublk-clone: it routes requests to the source or the destination,
-// hydrates regions on demand and in the background, and commits the region map. It does no I/O of its
-// own and knows no kernel interface: a Lane is handed requests and completions, and hands out reads,
-// writes and zeroings to its Backend. The same code runs under the ublk driver and under a seeded
-// simulator (package clonetest) with disks that lose what was not flushed.
+// hydrates regions on demand and in the background, and commits the region map. It does no I/O of
+// its own and knows no kernel interface: a Lane is handed requests and completions, and hands out
+// reads, writes and zeroings to its Backend. The same code runs under the ublk driver and under a
+// seeded simulator (package clonetest) with disks that lose what was not flushed.
 //
 // # Region states
 //
@@ -22,18 +22,18 @@
 //
 // # Claims
 //
-// Whatever marks a region holds a claim of it from its look at the map to the mark (I3); a region has
-// at most one. A request that meets somebody else's claim waits in that claim's list, holding nothing,
-// and starts again from the top. READs and WRITEs of hydrated regions need no claim and no lock.
-// Background copies read first and claim for their write only, so nobody waits for a read that no user
-// asked for (I8).
+// Whatever marks a region holds a claim of it from its look at the map to the mark (I3); a region
+// has at most one. A request that meets somebody else's claim waits in that claim's list, holding
+// nothing, and starts again from the top. READs and WRITEs of hydrated regions need no claim and no
+// lock. Background copies read first and claim for their write only, so nobody waits for a read
+// that no user asked for (I8).
 //
 //	free --claimFor, claimBackground--> claimed --settle: mark, wake--> free
 //
 // # Threads and locks
 //
-// A Lane belongs to one thread: Submit, Complete, Drain and Hydrate run there and never block. The parts
-// of a Lane are listed at its type. Lanes share the Core:
+// A Lane belongs to one thread: Submit, Complete, Drain and Hydrate run there and never block. The
+// parts of a Lane are listed at its type. Lanes share the Core:
 //
 //	view       the region map, by bytes of the device: read with atomic loads by anybody
 //	switches   settings, read the same way
@@ -42,9 +42,9 @@
 //	guarded    what is under Core.mu: claims, marks since the last commit, the mode, flushes and waiters
 //	commit     one commit or repair, as it writes
 //
-// Core.mu is held for a few map operations, never across an I/O or a callback. A lane's inbox has a lock
-// of its own, a leaf, which may be taken under Core.mu. Commit runs on the committer's goroutine and may
-// block.
+// Core.mu is held for a few map operations, never across an I/O or a callback. A lane's inbox has a
+// lock of its own, a leaf, which may be taken under Core.mu. Commit runs on the committer's
+// goroutine and may block.
 //
 // # Invariants kept here
 //

@@ -7,8 +7,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// TestFrontendErrors: bytes that cannot be copied from or to a request fail it, and what could not be written is not
-// marked.
+// TestFrontendErrors: bytes that cannot be copied from or to a request fail it, and what could not
+// be written is not marked.
 func TestFrontendErrors(t *testing.T) {
 	for _, c := range []struct {
 		name        string
@@ -45,8 +45,8 @@ func TestFrontendErrors(t *testing.T) {
 	}
 }
 
-// TestReadFindsZeros: a part that was cut as the source's, and is in state Zero when its read is tried again, is zeros;
-// and when they cannot be brought to the READ it fails.
+// TestReadFindsZeros: a part that was cut as the source's, and is in state Zero when its read is
+// tried again, is zeros; and when they cannot be brought to the READ it fails.
 func TestReadFindsZeros(t *testing.T) {
 	for _, want := range []error{nil, errInjected} {
 		r := newRig(t, 4, 2)
@@ -59,8 +59,8 @@ func TestReadFindsZeros(t *testing.T) {
 	}
 }
 
-// TestMayUnmap: space is given up where somebody has allowed it: by WRITE_ZEROES without NOUNMAP, by a DISCARD or in the
-// background with passdown.
+// TestMayUnmap: space is given up where somebody has allowed it: by WRITE_ZEROES without NOUNMAP,
+// by a DISCARD or in the background with passdown.
 func TestMayUnmap(t *testing.T) {
 	for _, c := range []struct {
 		op                Op
@@ -97,8 +97,8 @@ func TestMayUnmap(t *testing.T) {
 	}
 }
 
-// TestRepairBesideFlush: a repair's flush of the destination waits for a durable write or a flush in flight, whose end
-// tells the committer, and no durable write begins while a repair waits (H24).
+// TestRepairBesideFlush: a repair's flush of the destination waits for a durable write or a flush
+// in flight, whose end tells the committer, and no durable write begins while a repair waits (H24).
 func TestRepairBesideFlush(t *testing.T) {
 	record := func() error { return nil }
 	for _, what := range []string{"durable write", "flush"} {
@@ -139,8 +139,8 @@ func TestRepairBesideFlush(t *testing.T) {
 	}
 }
 
-// pagesRig is a rig of so many pages of the map, with a pool of four, taken over from a process that died with marks in
-// the first dead pages.
+// pagesRig is a rig of so many pages of the map, with a pool of four, taken over from a process
+// that died with marks in the first dead pages.
 func pagesRig(t *testing.T, pages, dead uint64) *rig {
 	r := newRig(t, max(2, pages)*bitmap.RegionsPerPage, 8)
 	cfg := Config{Geometry: r.core.Geometry(), Map: r.core.Regions(), Kick: func() { r.kicks++ }, DeltaPages: 4}
@@ -157,8 +157,9 @@ func pagesRig(t *testing.T, pages, dead uint64) *rig {
 
 const pageBytes = bitmap.RegionsPerPage * int64(testRegion)
 
-// TestPoolAfterManyMarks: a daemon that died may have left more marks than the pool takes otherwise. The pools are then
-// both that large: whatever was let in before a commit began finds its place after it (I9).
+// TestPoolAfterManyMarks: a daemon that died may have left more marks than the pool takes
+// otherwise. The pools are then both that large: whatever was let in before a commit began finds
+// its place after it (I9).
 func TestPoolAfterManyMarks(t *testing.T) {
 	const pages, dead = 24, 6
 	r := pagesRig(t, pages, dead)
@@ -196,8 +197,8 @@ func TestPoolAfterManyMarks(t *testing.T) {
 	r.wantNothingHeld()
 }
 
-// TestPoolOverPages: a claim takes as much of the pool as it has pages; a request, or a hydration, that finds it full
-// asks for a commit, and goes on after it (I9).
+// TestPoolOverPages: a claim takes as much of the pool as it has pages; a request, or a hydration,
+// that finds it full asks for a commit, and goes on after it (I9).
 func TestPoolOverPages(t *testing.T) {
 	r := pagesRig(t, 12, 0)
 	over := func(page int64) *answered { return r.submit(OpDiscard, page*pageBytes-testRegion, 2*testRegion) }
@@ -234,8 +235,8 @@ func TestPoolOverPages(t *testing.T) {
 	r.wantNothingHeld()
 }
 
-// TestFUAOverPages: FUA of regions in several pages asks for the marks in each of them: one that is not committed makes a
-// commit of it, wherever it is (I5).
+// TestFUAOverPages: FUA of regions in several pages asks for the marks in each of them: one that is
+// not committed makes a commit of it, wherever it is (I5).
 func TestFUAOverPages(t *testing.T) {
 	for _, marked := range []int64{-1, 0, 1, 2, 3} {
 		r := newRig(t, 4*bitmap.RegionsPerPage, 2)
@@ -258,8 +259,8 @@ func TestFUAOverPages(t *testing.T) {
 	}
 }
 
-// TestFUAWaits: whatever changes the destination with FUA is answered by a commit, whichever way it goes, unless one
-// durable write is enough (I5).
+// TestFUAWaits: whatever changes the destination with FUA is answered by a commit, whichever way it
+// goes, unless one durable write is enough (I5).
 func TestFUAWaits(t *testing.T) {
 	const hydrated, zero = 4 * testRegion, 6 * testRegion
 	for _, c := range []struct {

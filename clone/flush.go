@@ -1,8 +1,8 @@
 package clone
 
-// flush answers when all that was answered before it, and its marks, are durable (I5). With marks that
-// are not committed that is a commit's end. With none it is a flush of the destination from here, unless
-// one is in flight already, or somebody waits for a commit's.
+// flush answers when all that was answered before it, and its marks, are durable (I5). With marks
+// that are not committed that is a commit's end. With none it is a flush of the destination from
+// here, unless one is in flight already, or somebody waits for a commit's.
 func (l *Lane) flush(r *Request) {
 	o := l.pool.newOp(r)
 	if o == nil {
@@ -24,9 +24,9 @@ func (l *Lane) flushDestDone(o *op, err error) {
 	l.users.end(r, err)
 }
 
-// beginFlush says whether a lane may flush the destination by itself now. There are never two flushes in
-// flight, the commit's counted: the kernel reports lost bytes to one of them only, and the other would be
-// answered, or its marks committed, as if they were durable (H24).
+// beginFlush says whether a lane may flush the destination by itself now. There are never two
+// flushes in flight, the commit's counted: the kernel reports lost bytes to one of them only, and
+// the other would be answered, or its marks committed, as if they were durable (H24).
 func (c *Core) beginFlush() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -52,9 +52,9 @@ func (c *Core) endFlush(err error) {
 	}
 }
 
-// beginDurable says whether a FUA of the regions [first, end), which are hydrated, may be one durable write: if
-// their marks are durable, and there is no flush in flight or about to be. A durable write has a flush in it, which
-// must not be beside another, as beginFlush says.
+// beginDurable says whether a FUA of the regions [first, end), which are hydrated, may be one
+// durable write: if their marks are durable, and there is no flush in flight or about to be. A
+// durable write has a flush in it, which must not be beside another, as beginFlush says.
 func (c *Core) beginDurable(first, end uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -65,9 +65,9 @@ func (c *Core) beginDurable(first, end uint64) bool {
 	return true
 }
 
-// endDurable ends one. Nobody can tell whether a failure was the write's or the flush's, and the kernel may have
-// reported to it alone what others had lost. So it counts as a flush that failed (I10), but for want of space
-// (Full), which is found out before anything is written.
+// endDurable ends one. Nobody can tell whether a failure was the write's or the flush's, and the
+// kernel may have reported to it alone what others had lost. So it counts as a flush that failed
+// (I10), but for want of space (Full), which is found out before anything is written.
 func (c *Core) endDurable(err error) {
 	full := err != nil && c.Class(err) == Full
 	c.mu.Lock()

@@ -12,8 +12,8 @@ const (
 )
 
 // Geometry is all region arithmetic of the clone. Offsets and lengths are bytes, regions are
-// numbers; everything is 64-bit (H20). The last region, the tail, may be shorter than the others and
-// is a whole region all the same (H12): the device's end counts as a region boundary.
+// numbers; everything is 64-bit (H20). The last region, the tail, may be shorter than the others
+// and is a whole region all the same (H12): the device's end counts as a region boundary.
 type Geometry struct {
 	size  int64
 	shift uint
@@ -57,7 +57,8 @@ func (g Geometry) Start(region uint64) int64 {
 // End is the offset behind a region's last byte.
 func (g Geometry) End(region uint64) int64 { return g.Start(region + 1) }
 
-// Touched rounds outward: the regions [first, end) that hold at least one byte of [off, off+length).
+// Touched rounds outward: the regions [first, end) that hold at least one byte of [off,
+// off+length).
 func (g Geometry) Touched(off, length int64) (first, end uint64) {
 	if length <= 0 {
 		first = g.Region(off)
@@ -66,8 +67,8 @@ func (g Geometry) Touched(off, length int64) (first, end uint64) {
 	return g.Region(off), g.Region(off+length-1) + 1
 }
 
-// Covered rounds inward: the regions [first, end) of which every byte lies in [off, off+length). It is
-// empty (first == end) rather than backwards when there is none (H9).
+// Covered rounds inward: the regions [first, end) of which every byte lies in [off, off+length). It
+// is empty (first == end) rather than backwards when there is none (H9).
 func (g Geometry) Covered(off, length int64) (first, end uint64) {
 	first = (uint64(off) + uint64(1)<<g.shift - 1) >> g.shift
 	end = g.Region(off + length)

@@ -5,8 +5,9 @@ import (
 	"testing"
 )
 
-// TestGeometryEveryRange compares every range of three regions, in steps of 512 bytes, with a model that
-// looks at each sector (H9, H12): with a full tail, shorter ones, and a device of less than a region.
+// TestGeometryEveryRange compares every range of three regions, in steps of 512 bytes, with a model
+// that looks at each sector (H9, H12): with a full tail, shorter ones, and a device of less than a
+// region.
 func TestGeometryEveryRange(t *testing.T) {
 	const region, step = MinRegionSize, 512
 	for _, size := range []int64{3 * region, 3*region - step, 2*region + step, region, 2 * step} {
@@ -22,7 +23,8 @@ func TestGeometryEveryRange(t *testing.T) {
 	}
 }
 
-// checkRange asks the model: a region is touched if one of its sectors is in the range, covered if all.
+// checkRange asks the model: a region is touched if one of its sectors is in the range, covered if
+// all.
 func checkRange(t *testing.T, geo Geometry, off, length, step int64) {
 	t.Helper()
 	in := make(map[uint64]int64)

@@ -7,9 +7,10 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// guarded is what the core's lock guards, which is held for a few map operations, never across an I/O or a callback
-// into a frontend or backend. A lane's inbox lock may be taken under it (a leaf). It must be held for all methods, those
-// of the parts too, but for freeze and freezeAll, which take it.
+// guarded is what the core's lock guards, which is held for a few map operations, never across an
+// I/O or a callback into a frontend or backend. A lane's inbox lock may be taken under it (a leaf).
+// It must be held for all methods, those of the parts too, but for freeze and freezeAll, which take
+// it.
 type guarded struct {
 	sync.Mutex
 	health
@@ -66,14 +67,14 @@ func (h *health) keepState() {
 	}
 }
 
-// marks are those since the last commit: active collects them, frozen is being committed (I4). A mark is recorded
-// here before it shows in the map.
+// marks are those since the last commit: active collects them, frozen is being committed (I4). A
+// mark is recorded here before it shows in the map.
 type marks struct {
 	active, frozen *bitmap.Delta
 	// bounded: the map has more pages than the pool, which can therefore be full.
 	bounded bool
-	// doubt: nobody knows which marks are durable, so none counts: the metadata cannot be read (Config.Doubt), or a
-	// Repair has given up the set of the commit that failed.
+	// doubt: nobody knows which marks are durable, so none counts: the metadata cannot be read
+	// (Config.Doubt), or a Repair has given up the set of the commit that failed.
 	doubt bool
 }
 
@@ -118,19 +119,21 @@ func (m *marks) markZero(v *view, first, end uint64) (n int64) {
 	return n
 }
 
-// flushes are those of the destination: never are two in flight, nor a durable write beside one (Core.beginFlush).
+// flushes are those of the destination: never are two in flight, nor a durable write beside one
+// (Core.beginFlush).
 type flushes struct {
 	// flushing: a flush of the destination is in flight, a lane's or a commit's.
 	flushing bool
 	// flushWanted: the next commit is to flush the destination in any case.
 	flushWanted bool
-	// durable is how many durable writes of lanes are in flight; putOff: a commit waits for their end.
+	// durable is how many durable writes of lanes are in flight; putOff: a commit waits for their
+	// end.
 	durable int
 	putOff  bool
 }
 
-// committable says why a commit cannot succeed, if so. In mode ro there may still be nothing to commit,
-// and then a flush is enough.
+// committable says why a commit cannot succeed, if so. In mode ro there may still be nothing to
+// commit, and then a flush is enough.
 func (g *guarded) committable() error {
 	switch {
 	case g.flushLost:

@@ -13,8 +13,9 @@ import (
 // mostBytes is up to which size of the device a rig has the bytes of source and destination.
 const mostBytes = 100 << 20
 
-// A rig is a core with one lane whose backend does nothing by itself: a test looks at what was queued
-// and ends it. Source bytes are 's', the destination's old ones 'd', what a WRITE brings 'w'.
+// A rig is a core with one lane whose backend does nothing by itself: a test looks at what was
+// queued and ends it. Source bytes are 's', the destination's old ones 'd', what a WRITE brings
+// 'w'.
 type rig struct {
 	t            testing.TB
 	core         *Core
@@ -109,8 +110,8 @@ func (r *rig) DiscardDest(token uint32, off, length int64) {
 	r.ios = append(r.ios, queued{what: "discard dest", token: token, off: off, length: length})
 }
 
-// wantNoFlush: of two flushes at once the kernel reports lost bytes to one only (H24). A durable write has a flush in
-// it, which must not be beside another, but for those of other durable writes.
+// wantNoFlush: of two flushes at once the kernel reports lost bytes to one only (H24). A durable
+// write has a flush in it, which must not be beside another, but for those of other durable writes.
 func (r *rig) wantNoFlush(durable bool) {
 	r.t.Helper()
 	busy := r.flushing

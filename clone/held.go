@@ -5,8 +5,9 @@ import (
 	"strings"
 )
 
-// Held says what is still held by somebody, one thing a line: operations, buffers, claims, requests in lists.
-// When no request and no hydration is in flight that is nothing, or it has leaked (H22). No lane may be running.
+// Held says what is still held by somebody, one thing a line: operations, buffers, claims, requests
+// in lists. When no request and no hydration is in flight that is nothing, or it has leaked (H22).
+// No lane may be running.
 func (c *Core) Held() string {
 	var b strings.Builder
 	for i, l := range c.lanes.list {

@@ -6,7 +6,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// hotRegions is how many regions the hot path's device has: each run of an unhydrated path takes a new one.
+// hotRegions is how many regions the hot path's device has: each run of an unhydrated path takes a
+// new one.
 const hotRegions = 1 << 22
 
 // quiet is a backend that keeps only the token of the I/O that was queued last.

@@ -6,9 +6,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// Hydration is one background hydration, preallocated by the hydrator: the regions [First, End), all in the
-// state that Kind says when it began. A copy of more than one region must fit a copy buffer. Regions that
-// others claim or settle meanwhile are left out (I8).
+// Hydration is one background hydration, preallocated by the hydrator: the regions [First, End),
+// all in the state that Kind says when it began. A copy of more than one region must fit a copy
+// buffer. Regions that others claim or settle meanwhile are left out (I8).
 type Hydration struct {
 	First, End uint64
 	Kind       HydrationKind
@@ -64,8 +64,8 @@ func (b *background) start(h *Hydration) bool {
 	return true
 }
 
-// earlyReadDone: the read held no claim, so no user waited for it (I8); now the regions that are still
-// the source's are claimed, for their write only.
+// earlyReadDone: the read held no claim, so no user waited for it (I8); now the regions that are
+// still the source's are claimed, for their write only.
 func (b *background) earlyReadDone(o *op, err error) {
 	if err != nil {
 		b.hydrationDone(o, err)
@@ -110,16 +110,17 @@ func (b *background) land(o *op, region uint64) {
 	}
 }
 
-// pieceEnd is the end of the regions that are looked at together from region on: pieces end at multiples of the buffer
-// size, so that a discard of one covers whole blocks of the destination where it can.
+// pieceEnd is the end of the regions that are looked at together from region on: pieces end at
+// multiples of the buffer size, so that a discard of one covers whole blocks of the destination
+// where it can.
 func (b *background) pieceEnd(region uint64) uint64 {
 	end := (b.core.geo.Start(region)/b.pool.bufSize + 1) * b.pool.bufSize
 	return max(region+1, b.core.geo.Region(end))
 }
 
-// sameStretch is where the regions from first on, of what was read early, end to be all zeros, for at least leastZeros bytes,
-// or to be anything else. It looks at each region once or twice, and mostly only at its first bytes. A region that is larger
-// than the buffer is data.
+// sameStretch is where the regions from first on, of what was read early, end to be all zeros, for
+// at least leastZeros bytes, or to be anything else. It looks at each region once or twice, and
+// mostly only at its first bytes. A region that is larger than the buffer is data.
 func (b *background) sameStretch(o *op, first uint64) (zeros bool, end uint64) {
 	geo, read := b.core.geo, o.off+b.pool.bufSize
 	run := first // where the zeros begin that region ends

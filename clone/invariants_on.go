@@ -18,7 +18,8 @@ func (m *listMark) enter() {
 
 func (m *listMark) leave() { m.in = false }
 
-// check: no two claims overlap (I3), and a settle finds room for its marks (I9). Core.mu must be held.
+// check: no two claims overlap (I3), and a settle finds room for its marks (I9). Core.mu must be
+// held.
 func (t *claimTable) check(m *marks) {
 	pages := 0
 	for i, k := range t.open {

@@ -10,8 +10,8 @@ import (
 
 const region = int64(testRegion)
 
-// TestReadThrough: what a READ gets from the source is written to the destination after the READ was answered;
-// the next READ comes from there.
+// TestReadThrough: what a READ gets from the source is written to the destination after the READ
+// was answered; the next READ comes from there.
 func TestReadThrough(t *testing.T) {
 	r := newRig(t, 8, 4)
 	r.core.SetReadThrough(true)
@@ -39,8 +39,8 @@ func TestReadThrough(t *testing.T) {
 	}
 }
 
-// TestReadThroughKeepsWholeRegions: what is covered in part is left, and so is all of it while the switch is
-// off, in mode ro, when the READ fails.
+// TestReadThroughKeepsWholeRegions: what is covered in part is left, and so is all of it while the
+// switch is off, in mode ro, when the READ fails.
 func TestReadThroughKeepsWholeRegions(t *testing.T) {
 	for _, c := range []struct {
 		name        string
@@ -74,7 +74,8 @@ func TestReadThroughKeepsWholeRegions(t *testing.T) {
 	}
 }
 
-// TestReadThroughOfFailedRead: a READ of which one part has failed stays failed when another one ends well and is kept.
+// TestReadThroughOfFailedRead: a READ of which one part has failed stays failed when another one
+// ends well and is kept.
 func TestReadThroughOfFailedRead(t *testing.T) {
 	r := newRig(t, 8, 4)
 	r.hydrate(2, 3)
@@ -88,8 +89,8 @@ func TestReadThroughOfFailedRead(t *testing.T) {
 	r.want(a, errBackend)
 }
 
-// TestReadThroughLeavesRoom: half of operations and buffers stay with users, and a failed write of what is
-// kept fails nothing and marks nothing.
+// TestReadThroughLeavesRoom: half of operations and buffers stay with users, and a failed write of
+// what is kept fails nothing and marks nothing.
 func TestReadThroughLeavesRoom(t *testing.T) {
 	r := newRig(t, 8, 4)
 	r.core.SetReadThrough(true)
@@ -110,8 +111,8 @@ func TestReadThroughLeavesRoom(t *testing.T) {
 	}
 }
 
-// TestReadThroughMeetsWrite: a WRITE that claimed meanwhile is left alone, one that comes later waits for the
-// write of what is kept (I3).
+// TestReadThroughMeetsWrite: a WRITE that claimed meanwhile is left alone, one that comes later
+// waits for the write of what is kept (I3).
 func TestReadThroughMeetsWrite(t *testing.T) {
 	r := newRig(t, 8, 4)
 	r.core.SetReadThrough(true)
@@ -129,8 +130,9 @@ func TestReadThroughMeetsWrite(t *testing.T) {
 	r.want(late, nil)
 }
 
-// TestPassdown: a DISCARD goes down where nothing of the region is in the destination yet, before the mark; where
-// the region is hydrated the zeroing may give up the space. An error of what goes down is no matter (H14).
+// TestPassdown: a DISCARD goes down where nothing of the region is in the destination yet, before
+// the mark; where the region is hydrated the zeroing may give up the space. An error of what goes
+// down is no matter (H14).
 func TestPassdown(t *testing.T) {
 	r := newRig(t, 8, 4)
 	r.hydrate(2, 3)

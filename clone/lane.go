@@ -17,14 +17,14 @@ type LaneConfig struct {
 	Wake func()
 	// Ops is how many operations may be in flight: at least the queue depth.
 	Ops int
-	// Buffers are the copy buffers, page-aligned, all of one size, which is a multiple of 4096 bytes and
-	// at least 2. A region that fits into one is hydrated with one read and one write.
+	// Buffers are the copy buffers, page-aligned, all of one size, which is a multiple of 4096
+	// bytes and at least 2. A region that fits into one is hydrated with one read and one write.
 	Buffers [][]byte
 }
 
-// Lane is the core's context for one thread: a plain single-threaded object. All methods but Requests and post are
-// called on its thread. It takes requests and completions in and leads them to its parts, each of which knows those that
-// it is given:
+// Lane is the core's context for one thread: a plain single-threaded object. All methods but
+// Requests and post are called on its thread. It takes requests and completions in and leads them
+// to its parts, each of which knows those that it is given:
 //
 //	reads       READs, and what of them is kept
 //	changes     WRITEs, DISCARDs and WRITE_ZEROES: routed, and planned
@@ -139,8 +139,8 @@ func (l *Lane) nextRound() {
 	}
 }
 
-// Drain takes what other threads posted, tries again what has failed, and restarts who found no operation or buffer. Completions
-// never call into another request: they leave it to here.
+// Drain takes what other threads posted, tries again what has failed, and restarts who found no
+// operation or buffer. Completions never call into another request: they leave it to here.
 func (l *Lane) Drain() {
 	l.nextRound()
 	posted := l.inbox.take()

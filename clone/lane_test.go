@@ -8,8 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// TestIOCounts: what a request costs in backend I/O (requests are not split at regions; a partial write
-// is one read and one write).
+// TestIOCounts: what a request costs in backend I/O (requests are not split at regions; a partial
+// write is one read and one write).
 func TestIOCounts(t *testing.T) {
 	const R = testRegion
 	for _, c := range []struct {
@@ -90,8 +90,8 @@ func TestReadCutByState(t *testing.T) {
 	r.want(a, nil)
 }
 
-// TestNobodyWaitsForBackgroundRead: a WRITE to a region that is being read in the background does its own
-// work at once, and the background leaves the region out (I8).
+// TestNobodyWaitsForBackgroundRead: a WRITE to a region that is being read in the background does
+// its own work at once, and the background leaves the region out (I8).
 func TestNobodyWaitsForBackgroundRead(t *testing.T) {
 	const R = testRegion
 	r := newRig(t, 8, 2)
@@ -130,8 +130,8 @@ func (r *rig) wantStates(want ...bitmap.State) {
 	}
 }
 
-// TestClaimWaits: who meets a claim waits for its end and looks again; when the work of the claim has
-// failed, who waited does its own (H15, I11).
+// TestClaimWaits: who meets a claim waits for its end and looks again; when the work of the claim
+// has failed, who waited does its own (H15, I11).
 func TestClaimWaits(t *testing.T) {
 	for _, fail := range []error{nil, errInjected} {
 		const R = testRegion
@@ -154,8 +154,8 @@ func TestClaimWaits(t *testing.T) {
 	}
 }
 
-// TestMergeNarrows: when the wide read fails, the edges are read alone, and only a failure of bytes that
-// are needed fails the WRITE (I11).
+// TestMergeNarrows: when the wide read fails, the edges are read alone, and only a failure of bytes
+// that are needed fails the WRITE (I11).
 func TestMergeNarrows(t *testing.T) {
 	const R = testRegion
 	r := newRig(t, 8, 2)
@@ -184,7 +184,8 @@ func TestMergeNarrows(t *testing.T) {
 	r.wantStates(bitmap.Source, bitmap.Source, bitmap.Source, bitmap.Source)
 }
 
-// TestFailedReadLooksAgain: a failed read of the source is no failure once the region is hydrated (I11).
+// TestFailedReadLooksAgain: a failed read of the source is no failure once the region is hydrated
+// (I11).
 func TestFailedReadLooksAgain(t *testing.T) {
 	const R = testRegion
 	r := newRig(t, 8, 2)
@@ -208,7 +209,8 @@ func TestFailedReadLooksAgain(t *testing.T) {
 	r.want(b, errInjected)
 }
 
-// TestStarvation: who finds no buffer waits holding nothing, and is started by Drain when one is free.
+// TestStarvation: who finds no buffer waits holding nothing, and is started by Drain when one is
+// free.
 func TestStarvation(t *testing.T) {
 	r := newRig(t, 64, 1)
 	var all []*answered
@@ -276,7 +278,8 @@ func TestStats(t *testing.T) {
 	}
 }
 
-// TestHole: zeros are written to regions in state Source that are nobody's, and counted as discarded.
+// TestHole: zeros are written to regions in state Source that are nobody's, and counted as
+// discarded.
 func TestHole(t *testing.T) {
 	const R = testRegion
 	r := newRig(t, 8, 2)

@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// lanes are all lanes of a core: set up before the first request and not changed afterwards. Any thread may ask for
-// what they have counted.
+// lanes are all lanes of a core: set up before the first request and not changed afterwards. Any
+// thread may ask for what they have counted.
 type lanes struct {
 	list   []*Lane
 	period atomic.Uint64 // of the time of users' reads of the source, from 1 on
 }
 
 // Stats are sums over lanes, in bytes: how regions left the source (Copied from it, Written whole
-// by users, Discarded or zeroed), what was read from the source, what users read and wrote; Ops is the
-// number of requests by Op.
+// by users, Discarded or zeroed), what was read from the source, what users read and wrote; Ops is
+// the number of requests by Op.
 type Stats struct {
 	Copied, Written, Discarded int64
 	SourceRead                 int64
@@ -57,7 +57,8 @@ func (all *lanes) Waits() (w Waits) {
 	return w
 }
 
-// NewPeriod begins one and answers what has been counted up to then. There is one for all: only the hydrator asks for it.
+// NewPeriod begins one and answers what has been counted up to then. There is one for all: only the
+// hydrator asks for it.
 func (all *lanes) NewPeriod() Waits {
 	all.period.Add(1)
 	return all.Waits()

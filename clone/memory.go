@@ -7,8 +7,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// mapMemory takes the memory of the map's pages before they are marked, so that a mark cannot fail, and gives it back
-// when nobody can look at it any more (I9).
+// mapMemory takes the memory of the map's pages before they are marked, so that a mark cannot fail,
+// and gives it back when nobody can look at it any more (I9).
 type mapMemory struct {
 	*view
 	release func(page uint64, memory *bitmap.Page) // Config.Release, or nil
@@ -54,15 +54,17 @@ func (m *mapMemory) takePage(page uint64) error {
 	return err
 }
 
-// give gives back the memory of a page that is durably hydrated, or zero, throughout. Core.mu must be held.
+// give gives back the memory of a page that is durably hydrated, or zero, throughout. Core.mu must
+// be held.
 func (m *mapMemory) give(page uint64, claims *claimTable) {
 	if !m.regions.Release(page, func(memory *bitmap.Page) { m.release(page, memory) }) {
 		m.giveZero(page, claims)
 	}
 }
 
-// giveZero gives back the memory of a page that is durably zero throughout, unless a claim is open there: its end may
-// mark the page. Whoever claims next takes the memory again (claimFor). Core.mu must be held.
+// giveZero gives back the memory of a page that is durably zero throughout, unless a claim is open
+// there: its end may mark the page. Whoever claims next takes the memory again (claimFor). Core.mu
+// must be held.
 func (m *mapMemory) giveZero(page uint64, claims *claimTable) {
 	first := page * bitmap.RegionsPerPage
 	m.touching.Lock()

@@ -27,16 +27,17 @@ const (
 // belongs to a request, or to a background hydration.
 type op struct {
 	token uint32
-	// period and began are of the user's read of the source that is in flight; period 0: there is none (waits.go).
+	// period and began are of the user's read of the source that is in flight; period 0: there is
+	// none (waits.go).
 	period uint64
 	began  time.Time
 	opState
 	plan plan
 }
 
-// opState is what of an operation is cleared when it ends; of the plan nothing is, but for its counts. (Clearing all
-// of the 432 bytes was 0.4 % of what a write costs. An op is a multiple of 16 bytes: with 8 more of them each request took
-// 6 ns more.)
+// opState is what of an operation is cleared when it ends; of the plan nothing is, but for its
+// counts. (Clearing all of the 432 bytes was 0.4 % of what a write costs. An op is a multiple of 16
+// bytes: with 8 more of them each request took 6 ns more.)
 type opState struct {
 	step    step
 	holds   bool // claim is in the table
@@ -59,7 +60,8 @@ type opState struct {
 	claim claim
 }
 
-// landing is the background hydration that an operation carries out; bg is nil if it belongs to a request.
+// landing is the background hydration that an operation carries out; bg is nil if it belongs to a
+// request.
 type landing struct {
 	bg   *Hydration
 	kept Hydration // bg, if that is what a READ got from the source
@@ -90,8 +92,8 @@ type segment struct {
 	lo, hi int64 // bytes of the device
 }
 
-// plan is the work of a claim: segments one after the other, then the marks. Nothing shows before the
-// marks are made, so the order of the segments is free and a failure on the way costs nothing.
+// plan is the work of a claim: segments one after the other, then the marks. Nothing shows before
+// the marks are made, so the order of the segments is free and a failure on the way costs nothing.
 type plan struct {
 	segments [5]segment // WRITE_ZEROES inside large regions: head copy, zeros; tail zeros, copy; runs
 	marks    [3]mark
@@ -167,7 +169,8 @@ func (l *Lane) readDone(o *op, err error) {
 	}
 }
 
-// readAgain begins the next of the reads of the source in line. Those that have waited too long fail.
+// readAgain begins the next of the reads of the source in line. Those that have waited too long
+// fail.
 func (l *Lane) readAgain() {
 	for l.source.due() {
 		o, late := l.source.next()

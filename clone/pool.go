@@ -1,7 +1,7 @@
 package clone
 
-// pool is a lane's operations and copy buffers, a fixed number of each (I9). Whoever finds none free waits in starved,
-// if it is a request, holding nothing. Lane.Drain starts those again.
+// pool is a lane's operations and copy buffers, a fixed number of each (I9). Whoever finds none
+// free waits in starved, if it is a request, holding nothing. Lane.Drain starts those again.
 type pool struct {
 	ops     []op
 	freeOps []*op

@@ -39,7 +39,8 @@ func (rd *reads) readOn(r *Request) {
 }
 
 // readPart starts the part [r.cursor, stop). Without a free operation it answers false: parts in
-// flight will go on with the rest when they end, and a request that has none is in the starved list.
+// flight will go on with the rest when they end, and a request that has none is in the starved
+// list.
 func (rd *reads) readPart(r *Request, stop int64) bool {
 	if r.pending > 0 && len(rd.pool.freeOps) == 0 {
 		return false
@@ -57,8 +58,8 @@ func (rd *reads) readPart(r *Request, stop int64) bool {
 	return true
 }
 
-// readRun reads the next run of a part, or answers that nothing is left to wait for. Mostly the part is
-// one run; it falls apart when regions were hydrated since it was cut.
+// readRun reads the next run of a part, or answers that nothing is left to wait for. Mostly the
+// part is one run; it falls apart when regions were hydrated since it was cut.
 func (rd *reads) readRun(o *op) bool {
 	r := o.req
 	for o.off < o.end && r.err == nil {
@@ -83,8 +84,8 @@ func (rd *reads) readRun(o *op) bool {
 	return false
 }
 
-// readRunDone: a failed read of the source looks at the map again before it counts, as the bytes may
-// be in the destination by now (I11), and is tried again.
+// readRunDone: a failed read of the source looks at the map again before it counts, as the bytes
+// may be in the destination by now (I11), and is tried again.
 func (rd *reads) readRunDone(o *op, err error) {
 	r := o.req
 	if err == nil && o.buf != nil {

@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// TestRepair: mode ro ends when, and only when, all that is marked has been committed and the mode is recorded. FLUSH
-// fails until then, and a mark that a claim makes meanwhile is left to the next commit.
+// TestRepair: mode ro ends when, and only when, all that is marked has been committed and the mode
+// is recorded. FLUSH fails until then, and a mark that a claim makes meanwhile is left to the next
+// commit.
 func TestRepair(t *testing.T) {
 	r := newRig(t, 8, 2)
 	if err := r.core.Repair(r, r, func() error { return nil }); !errors.Is(err, ErrNoRepair) {
@@ -65,8 +66,8 @@ func TestRepairOfWorseMode(t *testing.T) {
 	}
 }
 
-// TestStateIsKept: whoever keeps the state is told of each change before anybody is answered, and of no other, and has
-// the newest one last.
+// TestStateIsKept: whoever keeps the state is told of each change before anybody is answered, and
+// of no other, and has the newest one last.
 func TestStateIsKept(t *testing.T) {
 	r := newRig(t, 8, 2)
 	type state struct {

@@ -28,8 +28,8 @@ func (o Op) String() string {
 	return "unknown"
 }
 
-// Request is one request of the frontend's, preallocated by it (one per queue and tag) and the core's
-// from Lane.Submit until End is called, which happens exactly once, on the lane's thread.
+// Request is one request of the frontend's, preallocated by it (one per queue and tag) and the
+// core's from Lane.Submit until End is called, which happens exactly once, on the lane's thread.
 type Request struct {
 	Op      Op
 	FUA     bool

@@ -19,7 +19,8 @@ type plans struct {
 	gains
 }
 
-// gains are the bytes that left state Source, by what made them leave. Written by their lane only and read by anybody.
+// gains are the bytes that left state Source, by what made them leave. Written by their lane only
+// and read by anybody.
 type gains struct{ copied, written, discarded atomic.Int64 }
 
 // segmentDone goes on with the next segment, or ends the plan.
@@ -32,7 +33,8 @@ func (p *plans) segmentDone(o *op, err error) {
 	p.nextSegment(o)
 }
 
-// nextSegment starts the segment at hand. All but segRuns, which may find nothing to do, queue an I/O.
+// nextSegment starts the segment at hand. All but segRuns, which may find nothing to do, queue an
+// I/O.
 func (p *plans) nextSegment(o *op) {
 	for o.plan.seg < o.plan.nrSegs {
 		s := &o.plan.segments[o.plan.seg]
@@ -66,11 +68,11 @@ func (p *plans) nextSegment(o *op) {
 	p.planDone(o, nil)
 }
 
-// merge reads what the request does not cover of [s.lo, s.hi): the two edges, of which either may be
-// empty, or in state Zero and need no read. When both are needed it is one read from the first byte to
-// the last, the covered bytes between them included; should that fail, each edge is read alone, as the
-// trouble may lie in bytes that nobody needs (I11). It is called again after each read, with o.at
-// behind what has been read.
+// merge reads what the request does not cover of [s.lo, s.hi): the two edges, of which either may
+// be empty, or in state Zero and need no read. When both are needed it is one read from the first
+// byte to the last, the covered bytes between them included; should that fail, each edge is read
+// alone, as the trouble may lie in bytes that nobody needs (I11). It is called again after each
+// read, with o.at behind what has been read.
 func (p *plans) merge(o *op, s *segment) {
 	head, tail := s.edges(o.req)
 	needHead := head > s.lo && p.core.state(p.core.geo.Region(s.lo)) == bitmap.Source
@@ -118,7 +120,8 @@ func (p *plans) mergeReadDone(o *op, err error) {
 	p.merge(o, s)
 }
 
-// mergeOut lays the request's bytes (zeros for WRITE_ZEROES) over what was read and writes all of it.
+// mergeOut lays the request's bytes (zeros for WRITE_ZEROES) over what was read and writes all of
+// it.
 func (p *plans) mergeOut(o *op, s *segment, head, tail int64) {
 	over := o.buf[head-s.lo : tail-s.lo]
 	if o.req.Op != OpWrite {
@@ -159,9 +162,9 @@ func (p *plans) copyWriteDone(o *op, err error) {
 	p.copyPiece(o, s)
 }
 
-// zeroRun zeroes the next run of hydrated regions in [o.at, s.hi), or passes a discard of others down, whose
-// bytes in the destination nobody reads; false: there is no such run. The states stand still meanwhile: H is
-// final, and what is not H is in our claim.
+// zeroRun zeroes the next run of hydrated regions in [o.at, s.hi), or passes a discard of others
+// down, whose bytes in the destination nobody reads; false: there is no such run. The states stand
+// still meanwhile: H is final, and what is not H is in our claim.
 func (p *plans) zeroRun(o *op, s *segment) bool {
 	geo := p.core.geo
 	_, end := geo.Touched(s.lo, s.hi-s.lo)

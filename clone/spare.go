@@ -1,27 +1,33 @@
 package clone
 
-// A destination that can discard but has no cheap way to write zeroes (dm-thin, many SATA SSDs) must be written in
-// order to hold zeros, and then the zeros take space there. Core.SetSpareZeros makes the lane look first (I17):
+// A destination that can discard but has no cheap way to write zeroes (dm-thin, many SATA SSDs)
+// must be written in order to hold zeros, and then the zeros take space there. Core.SetSpareZeros
+// makes the lane look first (I17):
 //
 //	1  read a piece of what is to become zero
 //	2  if all of it is zero, the piece is done
 //	3  if the piece is claimed, discard it and read it again, once
 //	4  write zeros over what is still not zero
 //
-// Nobody believes a discard to leave zeros: step 3 reads what it has left. That what reads as zeros stays so must be known of
-// the destination (blockdev.Device.SparesZeros): after a TRIM some disks return something else at each read. Step 3 is for claimed regions only, because nobody reads
-// the destination there; readers of hydrated regions would see whatever the discard leaves until step 4 has ended.
+// Nobody believes a discard to leave zeros: step 3 reads what it has left. That what reads as zeros
+// stays so must be known of the destination (blockdev.Device.SparesZeros): after a TRIM some disks
+// return something else at each read. Step 3 is for claimed regions only, because nobody reads the
+// destination there; readers of hydrated regions would see whatever the discard leaves until step 4
+// has ended.
 //
-// What step 1 has read stays so until the mark. In regions that are not hydrated the whole procedure runs under
-// their claim, and a claim excludes all writes, zeroings and discards of others (I3). In hydrated regions a WRITE that
-// is in flight beside the DISCARD may be ordered after it. The zeros may be in the destination's volatile cache, but
-// the mark becomes durable only after a flush of the destination (I4, step 2).
+// What step 1 has read stays so until the mark. In regions that are not hydrated the whole
+// procedure runs under their claim, and a claim excludes all writes, zeroings and discards of
+// others (I3). In hydrated regions a WRITE that is in flight beside the DISCARD may be ordered
+// after it. The zeros may be in the destination's volatile cache, but the mark becomes durable only
+// after a flush of the destination (I4, step 2).
 //
-// Users may wait for the claim of such a piece, as they wait for one in which zeros are written. A piece is a copy
-// buffer at most, and a region larger than a buffer stays claimed until all of its pieces are done.
+// Users may wait for the claim of such a piece, as they wait for one in which zeros are written. A
+// piece is a copy buffer at most, and a region larger than a buffer stays claimed until all of its
+// pieces are done.
 
-// Some destinations keep zeros that were read only until a part of the unit is written in which they give up space: then
-// the rest of it shows old bytes (dm-thin with skip_block_zeroing). There only what users have discarded is spared.
+// Some destinations keep zeros that were read only until a part of the unit is written in which
+// they give up space: then the rest of it shows old bytes (dm-thin with skip_block_zeroing). There
+// only what users have discarded is spared.
 
 // Spare is what is spared.
 type Spare uint32
@@ -33,7 +39,8 @@ const (
 	SpareAll
 )
 
-// zeroing makes stretches of the destination zero. Where zeros that are there already are spared, it looks first.
+// zeroing makes stretches of the destination zero. Where zeros that are there already are spared,
+// it looks first.
 type zeroing struct {
 	core    *Core
 	backend Backend
@@ -118,8 +125,8 @@ func (z *zeroing) lookReadDone(o *op, err error) (done bool) {
 	return false
 }
 
-// writeNonzero writes zeros over the next chunks of the piece that are not zero, or goes on with the next piece; done:
-// there is none.
+// writeNonzero writes zeros over the next chunks of the piece that are not zero, or goes on with
+// the next piece; done: there is none.
 func (z *zeroing) writeNonzero(o *op) (done bool) {
 	k := &o.look
 	for k.from < k.stop && k.chunkZero(k.from) {

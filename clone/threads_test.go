@@ -14,11 +14,11 @@ import (
 	"github.com/ublk-clone/ublk-clone/hydrate"
 )
 
-// TestThreads runs several lanes, the hydrator and the committer on goroutines of their own, for the race
-// detector. Source and destination are plain bytes without a lock, so two writers of one byte at a time,
-// or a read that is not ordered behind the write that it must see, is a data race by itself. Each client
-// has sectors of its own, spread over all regions: the clients meet in claims, never in bytes, and each
-// knows what it must read.
+// TestThreads runs several lanes, the hydrator and the committer on goroutines of their own, for
+// the race detector. Source and destination are plain bytes without a lock, so two writers of one
+// byte at a time, or a read that is not ordered behind the write that it must see, is a data race
+// by itself. Each client has sectors of its own, spread over all regions: the clients meet in
+// claims, never in bytes, and each knows what it must read.
 func TestThreads(t *testing.T) {
 	const (
 		lanes, depth = 3, 4
@@ -175,8 +175,8 @@ func (l *threadLane) Clear(r *clone.Request, at, n int64) error {
 	return nil
 }
 
-// round ends what was queued before it and drains. What that queues is the next round's, so that other
-// lanes meet the claims.
+// round ends what was queued before it and drains. What that queues is the next round's, so that
+// other lanes meet the claims.
 func (l *threadLane) round() {
 	ios := l.ios
 	l.ios = nil
@@ -254,7 +254,8 @@ func commits(core *clone.Core, kick, stop chan struct{}) {
 	}
 }
 
-// threadClient writes, zeroes and reads sectors of its own: those that are its number modulo stride.
+// threadClient writes, zeroes and reads sectors of its own: those that are its number modulo
+// stride.
 type threadClient struct {
 	lane   *threadLane
 	req    clone.Request
@@ -305,9 +306,9 @@ func (c *threadClient) next() {
 	c.lane.Submit(r)
 }
 
-// pick gives one of the client's sectors. All clients go through the device together, so that they meet
-// where regions are being hydrated; by the clock, as a counter that they share would order their accesses
-// and hide races.
+// pick gives one of the client's sectors. All clients go through the device together, so that they
+// meet where regions are being hydrated; by the clock, as a counter that they share would order
+// their accesses and hide races.
 func (c *threadClient) pick(progress float64) int64 {
 	mine := int64(len(c.lane.world.source)) / 512 / c.stride
 	if c.rng.IntN(8) == 0 {

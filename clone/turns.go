@@ -1,12 +1,13 @@
 package clone
 
-// turnPages is how many pages of the region map DISCARDs and WRITE_ZEROES may go through in a round of the loop, or one
-// request if it goes through more. A discard of a whole device comes as thousands of requests, of up to 17 pages each; a
-// READ that comes meanwhile waits for those of one round, not for all that are there.
+// turnPages is how many pages of the region map DISCARDs and WRITE_ZEROES may go through in a round
+// of the loop, or one request if it goes through more. A discard of a whole device comes as
+// thousands of requests, of up to 17 pages each; a READ that comes meanwhile waits for those of one
+// round, not for all that are there.
 const turnPages = 16
 
-// turns are DISCARDs and WRITE_ZEROES that wait for theirs, and allowance is how many pages of the region map such
-// requests may still go through in this round.
+// turns are DISCARDs and WRITE_ZEROES that wait for theirs, and allowance is how many pages of the
+// region map such requests may still go through in this round.
 type turns struct {
 	wakeUp    func()
 	waiting   requestList

@@ -12,8 +12,9 @@ type clearing struct{ Backend }
 
 func (clearing) Clear(*Request, int64, int64) error { return nil }
 
-// TestTurns: a discard of a whole device comes as many requests. In a round those of a few pages of the map are served,
-// in order, and none is forgotten; it takes no memory of the map, and none of the pool.
+// TestTurns: a discard of a whole device comes as many requests. In a round those of a few pages of
+// the map are served, in order, and none is forgotten; it takes no memory of the map, and none of
+// the pool.
 func TestTurns(t *testing.T) {
 	const nr = 64
 	geo, err := NewGeometry(nr*MaxSpan, MinRegionSize)

@@ -2,8 +2,8 @@ package clone
 
 import "sync/atomic"
 
-// users are the requests of users in a lane, from their arrival to their answer: how many there are, and what they
-// were. The counters are written by the lane only and read by anybody.
+// users are the requests of users in a lane, from their arrival to their answer: how many there
+// are, and what they were. The counters are written by the lane only and read by anybody.
 type users struct {
 	core *Core
 
@@ -34,7 +34,8 @@ func (u *users) end(r *Request, err error) {
 	r.End(r, err)
 }
 
-// answer ends a request that changed the destination; FUA waits for a commit of its marks first (I5).
+// answer ends a request that changed the destination; FUA waits for a commit of its marks first
+// (I5).
 func (u *users) answer(r *Request, err error) {
 	if err == nil && r.FUA {
 		u.deferToCommit(r)

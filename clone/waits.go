@@ -5,11 +5,13 @@ import (
 	"time"
 )
 
-// The hydrator competes with users for the source. For it to see what it costs them, each lane counts their reads of the
-// source and the time that these take. Reads and writes of hydrated regions know nothing of that: they look at no clock.
+// The hydrator competes with users for the source. For it to see what it costs them, each lane
+// counts their reads of the source and the time that these take. Reads and writes of hydrated
+// regions know nothing of that: they look at no clock.
 //
-// Time is counted by periods: a read counts only if it began and ended in the same one. So what changes with a new period, as
-// hydration that has paused, has its own figure, and no read that saw both is in either.
+// Time is counted by periods: a read counts only if it began and ended in the same one. So what
+// changes with a new period, as hydration that has paused, has its own figure, and no read that saw
+// both is in either.
 
 // waits are written by their lane only and read by anybody.
 type waits struct {

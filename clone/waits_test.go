@@ -7,7 +7,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// TestWaits: users' reads of the source are counted and timed, each in the period that saw all of it; nothing else is.
+// TestWaits: users' reads of the source are counted and timed, each in the period that saw all of
+// it; nothing else is.
 func TestWaits(t *testing.T) {
 	const regions = 64
 	geo, err := NewGeometry(regions*testRegion, testRegion)

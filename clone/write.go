@@ -2,7 +2,8 @@ package clone
 
 import "github.com/ublk-clone/ublk-clone/bitmap"
 
-// changes are WRITEs, DISCARDs and WRITE_ZEROES: they change the destination, and mostly need a claim, and a plan for it.
+// changes are WRITEs, DISCARDs and WRITE_ZEROES: they change the destination, and mostly need a
+// claim, and a plan for it.
 type changes struct {
 	core    *Core
 	backend Backend
@@ -43,8 +44,9 @@ func (c *changes) write(r *Request) {
 	}
 }
 
-// claimOp takes an operation for r, a buffer if r covers a region in part or looks at the destination, and a claim of
-// what in [first, end) is not hydrated; without one when all of it is. nil: r waits, or has been refused.
+// claimOp takes an operation for r, a buffer if r covers a region in part or looks at the
+// destination, and a claim of what in [first, end) is not hydrated; without one when all of it is.
+// nil: r waits, or has been refused.
 func (c *changes) claimOp(r *Request, first, end uint64) *op {
 	o := c.pool.newOp(r)
 	if o == nil {
@@ -78,7 +80,8 @@ func (c *changes) claimOp(r *Request, first, end uint64) *op {
 	return nil
 }
 
-// looks says whether r, of the regions [first, end), will look at the destination, for which it needs a buffer.
+// looks says whether r, of the regions [first, end), will look at the destination, for which it
+// needs a buffer.
 func (c *changes) looks(r *Request, first, end uint64) bool {
 	spared := c.core.spare() == SpareAll && r.Op == OpWriteZeroes || c.core.spare() != SpareNothing && r.Op == OpDiscard
 	if !spared || r.NoUnmap {
@@ -103,8 +106,9 @@ func (c *changes) ragged(r *Request) bool {
 	return c.core.geo.Start(first) < r.Off || c.core.geo.End(end-1) > r.Off+r.Len
 }
 
-// writeThrough writes hydrated regions. A FUA of regions whose marks are durable is mostly one durable write;
-// otherwise it is a plain write, and a commit makes data and marks durable together (I5).
+// writeThrough writes hydrated regions. A FUA of regions whose marks are durable is mostly one
+// durable write; otherwise it is a plain write, and a commit makes data and marks durable together
+// (I5).
 func (c *changes) writeThrough(o *op, first, end uint64) {
 	r := o.req
 	o.step = writeThrough

@@ -2,10 +2,11 @@ package clone
 
 import "github.com/ublk-clone/ublk-clone/bitmap"
 
-// discard rounds inward: ragged ends keep their data. What is in state Source becomes Zero without a copy,
-// what is hydrated is zeroed in place before the answer; never by a discard whose zeros nobody promises
-// (dm-clone shows the destination's old content there). With passdown the space is given up: by the zeroing,
-// where the destination can (spare.go), and by a discard of what is not hydrated, before its claim ends.
+// discard rounds inward: ragged ends keep their data. What is in state Source becomes Zero without
+// a copy, what is hydrated is zeroed in place before the answer; never by a discard whose zeros
+// nobody promises (dm-clone shows the destination's old content there). With passdown the space is
+// given up: by the zeroing, where the destination can (spare.go), and by a discard of what is not
+// hydrated, before its claim ends.
 func (c *changes) discard(r *Request) {
 	first, end := c.core.geo.Covered(r.Off, r.Len)
 	if first == end {
@@ -31,7 +32,8 @@ func (c *changes) zero(r *Request, first, end uint64) {
 	}
 }
 
-// planZero: hydrated bytes in place, partly covered regions of the source merged, the rest only marked.
+// planZero: hydrated bytes in place, partly covered regions of the source merged, the rest only
+// marked.
 func (c *changes) planZero(o *op) {
 	r, geo, p := o.req, c.core.geo, &o.plan
 	off, end := r.Off, r.Off+r.Len
@@ -51,8 +53,8 @@ func (c *changes) planZero(o *op) {
 	}
 }
 
-// planZeroEdge hydrates region with zeros laid over [off, end), if it is in state Source and covered
-// only in part; in state Zero there is nothing to do, and hydrated it is done in place.
+// planZeroEdge hydrates region with zeros laid over [off, end), if it is in state Source and
+// covered only in part; in state Zero there is nothing to do, and hydrated it is done in place.
 func (c *changes) planZeroEdge(p *plan, off, end int64, region uint64) {
 	lo, hi := c.core.geo.Start(region), c.core.geo.End(region)
 	if off <= lo && hi <= end || c.core.state(region) != bitmap.Source {

@@ -8,8 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// TestZerosOfSource: runs of zeros that are long enough are written as zeros when they are copied in the background, of
-// whole regions that are still the source's, and the rest as it was read.
+// TestZerosOfSource: runs of zeros that are long enough are written as zeros when they are copied
+// in the background, of whole regions that are still the source's, and the rest as it was read.
 func TestZerosOfSource(t *testing.T) {
 	for _, c := range []struct {
 		source  string // a letter for each region: 0 = zeros, 1 = a zero at each end and something within, 9 = zeros but for the last byte, else data
@@ -116,7 +116,8 @@ func TestAllZeros(t *testing.T) {
 	}
 }
 
-// TestZerosOfLargeRegion: a region that is larger than the buffer is data, whatever its beginning is.
+// TestZerosOfLargeRegion: a region that is larger than the buffer is data, whatever its beginning
+// is.
 func TestZerosOfLargeRegion(t *testing.T) {
 	r := newRigOf(t, 8*testRegion, 8*testRegion, 2)
 	r.core.leastZeros = testRegion

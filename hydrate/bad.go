@@ -13,7 +13,8 @@ const (
 	lastBackoff  = 30 * time.Second
 	// defaultRetries is how often a region is tried before it waits for a Resume: for 8 s.
 	defaultRetries = 6
-	// awayAfter failures in a row, of batches and single regions, mean that the source as a whole is away.
+	// awayAfter failures in a row, of batches and single regions, mean that the source as a whole
+	// is away.
 	awayAfter = 64
 )
 
@@ -30,8 +31,8 @@ type badRegion struct {
 	again    time.Time
 }
 
-// badRanges are the regions that failed, in order of region. There are at most awayAfter more of them
-// than successes have been in between, so the list stays short when a whole source is away.
+// badRanges are the regions that failed, in order of region. There are at most awayAfter more of
+// them than successes have been in between, so the list stays short when a whole source is away.
 type badRanges struct {
 	now     func() time.Time
 	limit   int // attempts for each region

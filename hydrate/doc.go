@@ -1,5 +1,6 @@
-// Package hydrate decides which regions are hydrated in the background, when, and how many at once. It
-// moves no data: a clone.Lane of its own does (clone.Lane.Hydrate), and users' requests come first.
+// Package hydrate decides which regions are hydrated in the background, when, and how many at once.
+// It moves no data: a clone.Lane of its own does (clone.Lane.Hydrate), and users' requests come
+// first.
 //
 // # What is next
 //
@@ -7,11 +8,12 @@
 //	|--H--|--S--|--Z--|--S--|--H--|       state Zero or in a hole of the source, at most zeroSpan bytes
 //	                                      each; holes are asked for when the cursor comes to them.
 //
-// A batch that fails is split: its regions are tried one by one, never two at a time (I11). A region that fails alone is
-// bad: it is left out and tried again after a back-off that doubles, at most Settings.Retries times; then it
-// waits for Resume. When too many fail in a row, or one with an error that says so (clone.Away, clone.Full),
-// the source is taken to be away as a whole, or the destination to be full, and one region
-// probes it at the pace of the same back-off. So an error never makes it spin (I12).
+// A batch that fails is split: its regions are tried one by one, never two at a time (I11). A
+// region that fails alone is bad: it is left out and tried again after a back-off that doubles, at
+// most Settings.Retries times; then it waits for Resume. When too many fail in a row, or one with
+// an error that says so (clone.Away, clone.Full), the source is taken to be away as a whole, or the
+// destination to be full, and one region probes it at the pace of the same back-off. So an error
+// never makes it spin (I12).
 //
 // # States
 //
@@ -26,11 +28,11 @@
 //
 // # Back-off
 //
-// What hydration costs users is measured, not guessed: the core counts how long their reads of the source take
-// (clone.Waits), in short pauses alone and otherwise with hydration beside them. While they are hardly slower there is
-// a little more of it each time; when they are much slower it is halved, down to a region at a time. yield.go has the
-// rules and the figures. Settings.MinRate is kept also where it costs users more, Settings.Rate where it would cost
-// them nothing.
+// What hydration costs users is measured, not guessed: the core counts how long their reads of the
+// source take (clone.Waits), in short pauses alone and otherwise with hydration beside them. While
+// they are hardly slower there is a little more of it each time; when they are much slower it is
+// halved, down to a region at a time. yield.go has the rules and the figures. Settings.MinRate is
+// kept also where it costs users more, Settings.Rate where it would cost them nothing.
 //
 // # Parts, threads and locks
 //
@@ -40,7 +42,7 @@
 //	flight     the batches in flight
 //	board      what other threads set and ask
 //
-// Pump runs on the lane's thread, once a round of its loop, and never blocks; all parts but the board belong to that
-// thread. Configure, Resume and Status may be called from any thread: they meet Pump at the board, Hydrator.shared,
-// whose lock is a leaf.
+// Pump runs on the lane's thread, once a round of its loop, and never blocks; all parts but the
+// board belong to that thread. Configure, Resume and Status may be called from any thread: they
+// meet Pump at the board, Hydrator.shared, whose lock is a leaf.
 package hydrate

@@ -2,7 +2,8 @@ package hydrate
 
 import "github.com/ublk-clone/ublk-clone/clone"
 
-// flight is the batches: those in flight and those that are free. All of it belongs to the lane's thread.
+// flight is the batches: those in flight and those that are free. All of it belongs to the lane's
+// thread.
 type flight struct {
 	free   []*batch
 	flying []*batch

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// yieldPause is how often it is looked whether users' requests are still in flight, or their claims
-	// still open, when no end of a batch makes it look sooner.
+	// yieldPause is how often it is looked whether users' requests are still in flight, or their
+	// claims still open, when no end of a batch makes it look sooner.
 	yieldPause = 5 * time.Millisecond
 	// stallPause is how often a stalled hydrator looks whether users have healed what failed.
 	stallPause = time.Second
@@ -24,16 +24,17 @@ type Settings struct {
 	Threshold uint64
 	// Batch is the most contiguous regions in one copy; one larger than Threshold is cut to it.
 	Batch uint64
-	// Rate is the most that is copied, MinRate what is copied also under steady requests of users, where
-	// the devices can; bytes a second, 0 = none. The smaller one holds.
+	// Rate is the most that is copied, MinRate what is copied also under steady requests of users,
+	// where the devices can; bytes a second, 0 = none. The smaller one holds.
 	Rate, MinRate int64
-	// Retries is how often a region is tried before it waits for a Resume; 0 = as often as the default.
+	// Retries is how often a region is tried before it waits for a Resume; 0 = as often as the
+	// default.
 	Retries uint32
 }
 
-// Holes tells of holes in the source, in bytes. NextData gives the first offset from off on that is not
-// in a hole, NextHole the first that is; both the source's size if there is none. They must not block
-// for long.
+// Holes tells of holes in the source, in bytes. NextData gives the first offset from off on that is
+// not in a hole, NextHole the first that is; both the source's size if there is none. They must not
+// block for long.
 type Holes interface {
 	NextData(off int64) (int64, error)
 	NextHole(off int64) (int64, error)
@@ -45,12 +46,12 @@ type Config struct {
 	Lane *clone.Lane
 	// Holes may be nil: the source has none.
 	Holes Holes
-	// Request is the most that the source is asked for at a time, in bytes, as the kernel cuts what is larger, and Depth
-	// how many such requests it takes; 0 = anything. See quota.whole.
+	// Request is the most that the source is asked for at a time, in bytes, as the kernel cuts what
+	// is larger, and Depth how many such requests it takes; 0 = anything. See quota.whole.
 	Request int64
 	Depth   int
-	// Align is what the end of a batch is a multiple of where it can be, in bytes; 0 = nothing. What the destination gives
-	// up in such units only should not be cut by batches.
+	// Align is what the end of a batch is a multiple of where it can be, in bytes; 0 = nothing.
+	// What the destination gives up in such units only should not be cut by batches.
 	Align int64
 	// Batches is the most batches in flight: the operations and buffers of the lane.
 	Batches int
@@ -190,8 +191,8 @@ func (h *Hydrator) sleep(d time.Duration) {
 	}
 }
 
-// idle: nothing can be started. Batches in flight come back to Pump by themselves, what has failed by
-// its back-off.
+// idle: nothing can be started. Batches in flight come back to Pump by themselves, what has failed
+// by its back-off.
 func (h *Hydrator) idle(state State) State {
 	if len(h.flight.flying) > 0 {
 		return state
@@ -212,8 +213,8 @@ func (h *Hydrator) idle(state State) State {
 	return Stalled
 }
 
-// start gives a batch to the lane; false when it has no room, or nothing of the batch could be claimed
-// now: going on at once would spin.
+// start gives a batch to the lane; false when it has no room, or nothing of the batch could be
+// claimed now: going on at once would spin.
 func (h *Hydrator) start(w work) bool {
 	b := h.flight.start(w)
 	n := len(h.flight.flying)
@@ -250,7 +251,8 @@ func (h *Hydrator) done(b *batch, err error) {
 	}
 }
 
-// note keeps the error for the status. One that is not of these regions alone says that all others would fail too.
+// note keeps the error for the status. One that is not of these regions alone says that all others
+// would fail too.
 func (h *Hydrator) note(b *batch, err error) {
 	if h.cfg.Core.Class(err) != clone.Local {
 		h.search.bad.row = max(h.search.bad.row, awayAfter)

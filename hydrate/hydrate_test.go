@@ -10,8 +10,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
-// The tests run a real core and a hydrator over a backend that only notes what is asked of it; the test
-// ends the I/O. The clock stands still unless the test moves it.
+// The tests run a real core and a hydrator over a backend that only notes what is asked of it; the
+// test ends the I/O. The clock stands still unless the test moves it.
 
 const regionSize = 4096
 
@@ -172,8 +172,8 @@ func TestBatchIsCutToThreshold(t *testing.T) {
 	}
 }
 
-// TestBatchIsWholeRequests of the source: the last one is not smaller than the others, there are no more than the source
-// takes, and a small rest of the threshold is no batch.
+// TestBatchIsWholeRequests of the source: the last one is not smaller than the others, there are no
+// more than the source takes, and a small rest of the threshold is no batch.
 func TestBatchIsWholeRequests(t *testing.T) {
 	for _, c := range []struct {
 		request int64
@@ -259,8 +259,8 @@ func TestBadRegionHurtsOnlyItself(t *testing.T) {
 	}
 }
 
-// TestSourceSaysAway: an error that says that the whole source is away stalls at once; one region is tried at a time,
-// and with its success all goes on.
+// TestSourceSaysAway: an error that says that the whole source is away stalls at once; one region
+// is tried at a time, and with its success all goes on.
 func TestSourceSaysAway(t *testing.T) {
 	r := newRig(t, 1000, on, nil)
 	reads := 0
@@ -284,8 +284,9 @@ func TestSourceSaysAway(t *testing.T) {
 	}
 }
 
-// TestRetriesAreAlone: a device that fails a request whole fails all reads that the kernel has merged into it,
-// which are those of neighbours in flight together. Only the bad region stays bad all the same (I11).
+// TestRetriesAreAlone: a device that fails a request whole fails all reads that the kernel has
+// merged into it, which are those of neighbours in flight together. Only the bad region stays bad
+// all the same (I11).
 func TestRetriesAreAlone(t *testing.T) {
 	r := newRig(t, 100, on, nil)
 	merged := func(a asked) bool { // into the one that touches region 42
@@ -385,7 +386,8 @@ func TestYield(t *testing.T) {
 	}
 }
 
-// TestYieldBegins with a small batch, also when the first look at users comes after reads of theirs.
+// TestYieldBegins with a small batch, also when the first look at users comes after reads of
+// theirs.
 func TestYieldBegins(t *testing.T) {
 	r := newRig(t, 1000, on, nil)
 	req := clone.Request{Op: clone.OpRead, Off: 999 * regionSize, Len: regionSize, End: func(*clone.Request, error) {}}

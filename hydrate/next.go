@@ -5,12 +5,12 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
-// zeroSpan is the most bytes that one background zeroing covers. It needs no buffer, but its regions
-// are claimed meanwhile.
+// zeroSpan is the most bytes that one background zeroing covers. It needs no buffer, but its
+// regions are claimed meanwhile.
 const zeroSpan = 8 << 20
 
-// search chooses which regions are next. It knows what is in flight and what has failed, and starts nothing itself. It
-// belongs to the lane's thread.
+// search chooses which regions are next. It knows what is in flight and what has failed, and starts
+// nothing itself. It belongs to the lane's thread.
 type search struct {
 	geo     clone.Geometry
 	regions *bitmap.Map
@@ -55,8 +55,8 @@ type work struct {
 	retry bool
 }
 
-// next chooses the regions of the next batch: what was split off first, then from the cursor on, then
-// once more from the start. At most copyMax regions to copy, or zeroMax to zero.
+// next chooses the regions of the next batch: what was split off first, then from the cursor on,
+// then once more from the start. At most copyMax regions to copy, or zeroMax to zero.
 func (s *search) next(copyMax, zeroMax uint64) (w work, ok bool) {
 	if s.bad.away() {
 		return s.probe()
@@ -98,8 +98,9 @@ func (s *search) probe() (w work, ok bool) {
 	return s.single(due), true
 }
 
-// nextRetry takes a region that has failed. One at a time: the kernel merges reads of neighbours that are
-// issued together, and a bad region would take the good ones beside it along, again and again.
+// nextRetry takes a region that has failed. One at a time: the kernel merges reads of neighbours
+// that are issued together, and a bad region would take the good ones beside it along, again and
+// again.
 func (s *search) nextRetry() (w work, ok bool) {
 	if s.flight.retrying {
 		return w, false
@@ -158,7 +159,8 @@ func (s *search) scan(from, end, copyMax, zeroMax uint64) (w work, ok bool) {
 	return w, false
 }
 
-// aligned cuts a batch from region r to end so that it ends as Config.Align says, if anything is left then.
+// aligned cuts a batch from region r to end so that it ends as Config.Align says, if anything is
+// left then.
 func (s *search) aligned(r, end uint64) uint64 {
 	if s.unit > 1 && end/s.unit*s.unit > r {
 		return end / s.unit * s.unit
@@ -166,8 +168,8 @@ func (s *search) aligned(r, end uint64) uint64 {
 	return end
 }
 
-// Extent says whether the regions from r on lie whole in a hole of the source, or hold data, and where that
-// ends, at most at stop. A failed look at the source is no hole.
+// Extent says whether the regions from r on lie whole in a hole of the source, or hold data, and
+// where that ends, at most at stop. A failed look at the source is no hole.
 func Extent(geo clone.Geometry, holes Holes, r, stop uint64) (hole bool, end uint64) {
 	if holes == nil {
 		return false, stop

@@ -9,7 +9,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
-// sectors is a source of which each sector of 512 bytes is data or in a hole; fails fails the n-th question, from 1.
+// sectors is a source of which each sector of 512 bytes is data or in a hole; fails fails the n-th
+// question, from 1.
 type sectors struct {
 	data  []bool
 	asked int
@@ -31,8 +32,8 @@ func (s *sectors) next(off int64, data bool) (int64, error) {
 func (s *sectors) NextData(off int64) (int64, error) { return s.next(off, true) }
 func (s *sectors) NextHole(off int64) (int64, error) { return s.next(off, false) }
 
-// TestExtent: what is called a hole has no data in it, in the region's first sector or its last; what is called data is
-// no hole as a whole; and when the source cannot tell it is data.
+// TestExtent: what is called a hole has no data in it, in the region's first sector or its last;
+// what is called data is no hole as a whole; and when the source cannot tell it is data.
 func TestExtent(t *testing.T) {
 	const perRegion = regionSize / 512
 	for seed := range uint64(400) {
@@ -86,8 +87,9 @@ func TestExtent(t *testing.T) {
 	}
 }
 
-// TestNextIsNobodys: whatever is in flight, has been split off or is bad, the next batch lies in regions that nobody works
-// on, all in one state, and has no more of them than it may; what has failed is tried one at a time.
+// TestNextIsNobodys: whatever is in flight, has been split off or is bad, the next batch lies in
+// regions that nobody works on, all in one state, and has no more of them than it may; what has
+// failed is tried one at a time.
 func TestNextIsNobodys(t *testing.T) {
 	const regions = 60
 	for seed := range uint64(300) {
@@ -158,8 +160,8 @@ func TestNextIsNobodys(t *testing.T) {
 	}
 }
 
-// TestSplitOffOneByOne: of a batch that failed each region comes once more, alone, as what it is by then; not what a
-// user has hydrated meanwhile, nor what is in flight.
+// TestSplitOffOneByOne: of a batch that failed each region comes once more, alone, as what it is by
+// then; not what a user has hydrated meanwhile, nor what is in flight.
 func TestSplitOffOneByOne(t *testing.T) {
 	r := newRig(t, 12, on, nil)
 	h := r.h

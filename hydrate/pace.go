@@ -2,12 +2,13 @@ package hydrate
 
 import "time"
 
-// saving is the time whose bytes a pace keeps for later: a thread that was kept from running for so long still
-// keeps the rate (with 100 ms a busy guest lost 12 % of it).
+// saving is the time whose bytes a pace keeps for later: a thread that was kept from running for so
+// long still keeps the rate (with 100 ms a busy guest lost 12 % of it).
 const saving = 300 * time.Millisecond
 
-// pace is an allowance of bytes that grows with time. What is started is taken from it at once, and may be
-// more than is there: the debt is waited for, so that over any longer time no more than rate is taken.
+// pace is an allowance of bytes that grows with time. What is started is taken from it at once, and
+// may be more than is there: the debt is waited for, so that over any longer time no more than rate
+// is taken.
 type pace struct {
 	rate int64     // bytes a second; 0: none
 	left float64   // bytes at the time at; negative: a debt

@@ -7,8 +7,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
-// copyFor lets the clock run for span, in steps of a millisecond, while each backend I/O takes latency, and
-// returns the bytes that were copied in it.
+// copyFor lets the clock run for span, in steps of a millisecond, while each backend I/O takes
+// latency, and returns the bytes that were copied in it.
 func (r *rig) copyFor(span, latency time.Duration) int64 {
 	type flight struct {
 		asked
@@ -36,8 +36,8 @@ func (r *rig) read(region int64) {
 	r.asked = nil
 }
 
-// TestRate: the cap is kept to within a few percent, whatever it is to a batch, after an idle time too, and
-// can be changed; without one everything is copied at once.
+// TestRate: the cap is kept to within a few percent, whatever it is to a batch, after an idle time
+// too, and can be changed; without one everything is copied at once.
 func TestRate(t *testing.T) {
 	const span = 10 * time.Second
 	for _, rate := range []int64{10 * regionSize, 1 << 20, 4 << 20} {
@@ -63,8 +63,8 @@ func (r *rig) within(t *testing.T, want, got int64, when string) {
 	}
 }
 
-// TestFloor: with a user's request always in flight, one small batch at a time is what a slow source gives;
-// the floor is reached by more of them, and no more than it.
+// TestFloor: with a user's request always in flight, one small batch at a time is what a slow
+// source gives; the floor is reached by more of them, and no more than it.
 func TestFloor(t *testing.T) {
 	const latency = 50 * time.Millisecond // of a read, and of a write
 	alone := int64(8*regionSize) * 10     // a batch every 100 ms

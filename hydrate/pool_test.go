@@ -7,8 +7,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
-// TestFullPoolDoesNotSpin: when the background's share of the pool of uncommitted marks is used up, Pump
-// gives up until a commit had time, and goes on after it (I12).
+// TestFullPoolDoesNotSpin: when the background's share of the pool of uncommitted marks is used up,
+// Pump gives up until a commit had time, and goes on after it (I12).
 func TestFullPoolDoesNotSpin(t *testing.T) {
 	const pages = 6
 	r := newRig(t, pages*bitmap.RegionsPerPage, on, holes{})

@@ -9,16 +9,17 @@ import (
 const (
 	// yieldBytes is a small batch, which is where it begins among users' requests (yield.go).
 	yieldBytes = 256 << 10
-	// batchesASecond bounds a batch under a cap: a slow cap is not kept by a long copy every few seconds.
+	// batchesASecond bounds a batch under a cap: a slow cap is not kept by a long copy every few
+	// seconds.
 	batchesASecond = 8
 )
 
-// quota is how much may be copied now: what the settings' rates allow, what users leave, and what the source takes
-// well. It belongs to the lane's thread, and starts nothing itself.
+// quota is how much may be copied now: what the settings' rates allow, what users leave, and what
+// the source takes well. It belongs to the lane's thread, and starts nothing itself.
 type quota struct {
 	geo clone.Geometry
-	// request is the most that the source is asked for at a time, in bytes, and depth how many such requests it takes
-	// (Config).
+	// request is the most that the source is asked for at a time, in bytes, and depth how many such
+	// requests it takes (Config).
 	request int64
 	depth   int
 
@@ -33,8 +34,8 @@ func newQuota(cfg *Config) quota {
 	return q
 }
 
-// batch is how many regions the next batch may copy, 0 = none now, and for how long that is certain. room is how many
-// may be started in all.
+// batch is how many regions the next batch may copy, 0 = none now, and for how long that is
+// certain. room is how many may be started in all.
 func (q *quota) batch(s Settings, state State, room uint64, f *flight, now time.Time) (n uint64, wait time.Duration) {
 	if room == 0 || len(f.flying) > 0 && room < s.Batch/2 { // what is left of the threshold is not worth a request
 		return 0, 0
@@ -52,7 +53,8 @@ func (q *quota) batch(s Settings, state State, room uint64, f *flight, now time.
 	return n, 0
 }
 
-// besideUsers cuts a batch of n regions to what users leave us, but for the floor, which is kept with small batches (I12).
+// besideUsers cuts a batch of n regions to what users leave us, but for the floor, which is kept
+// with small batches (I12).
 func (q *quota) besideUsers(n, small, inWork uint64, now time.Time) uint64 {
 	if q.yield.alone {
 		return 0
@@ -72,10 +74,11 @@ func (q *quota) besideUsers(n, small, inWork uint64, now time.Time) uint64 {
 // small is how many regions are a small batch.
 func (q *quota) small(batch uint64) uint64 { return q.whole(min(batch, q.nrIn(yieldBytes))) }
 
-// whole cuts a batch to whole requests of the source, of those no more than it takes at a time. On a disk of depth 1 that
-// takes 127 KiB, batches of 1 MiB end with a request of 8 KiB, which lasts as long as the others; and several of them take
-// turns there, end together, and fill the destination's queue at once while it was idle before: 4 KiB writes of users
-// waited for 2.2 ms at p99 (342 us without hydration).
+// whole cuts a batch to whole requests of the source, of those no more than it takes at a time. On
+// a disk of depth 1 that takes 127 KiB, batches of 1 MiB end with a request of 8 KiB, which lasts
+// as long as the others; and several of them take turns there, end together, and fill the
+// destination's queue at once while it was idle before: 4 KiB writes of users waited for 2.2 ms at
+// p99 (342 us without hydration).
 func (q *quota) whole(batch uint64) uint64 {
 	bytes, request := int64(q.bytes(batch)), q.request
 	if request == 0 || bytes <= request {

@@ -28,8 +28,9 @@ func (s State) String() string {
 	return [...]string{"paused", "hydrating", "yielding", "stalled", "done"}[s]
 }
 
-// board is what the hydrator and other threads tell each other: settings and wishes come in, the status goes out. Its
-// lock is a leaf. Any thread may call it, but for take, failed and publish, which are the hydrator's.
+// board is what the hydrator and other threads tell each other: settings and wishes come in, the
+// status goes out. Its lock is a leaf. Any thread may call it, but for take, failed and publish,
+// which are the hydrator's.
 type board struct {
 	sync.Mutex
 	settings Settings

@@ -6,8 +6,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
-// How much hydration has in flight beside users is chosen by what it costs them: the time that their reads of the source take
-// with hydration beside them, to the same alone.
+// How much hydration has in flight beside users is chosen by what it costs them: the time that
+// their reads of the source take with hydration beside them, to the same alone.
 //
 //	          windowReads reads            every probeEvery
 //	beside --------------------> judge ----------------------> alone: nothing of ours in flight
@@ -15,18 +15,21 @@ import (
 //	  +--- one step more or less --+                             | windowReads reads, or probeLimit
 //	  +----------------------------------------------------------+
 //
-// It begins with one small batch (yieldBytes). Under growBelow there is one more with each window, over shrinkAbove for two
-// of them half as much, as long as that helps; between them all stays as it is. The two are that far apart for a disk of
-// depth 1: there any batch makes a reader's time double, and a smaller one hardly less. One small batch then is right, and a
-// second one (three times) is never tried.
+// It begins with one small batch (yieldBytes). Under growBelow there is one more with each window,
+// over shrinkAbove for two of them half as much, as long as that helps; between them all stays as
+// it is. The two are that far apart for a disk of depth 1: there any batch makes a reader's time
+// double, and a smaller one hardly less. One small batch then is right, and a second one (three
+// times) is never tried.
 //
-// A time alone that is old is no reason to take less: users may ask for more at a time than before. Then they are measured
-// alone again first, and so they are when their reads take less beside us than they took alone. And what is measured must be
-// most of what users do: of requests for hydrated regions, and of writes, nothing is known, so beside those there is one small
-// batch at most.
+// A time alone that is old is no reason to take less: users may ask for more at a time than before.
+// Then they are measured alone again first, and so they are when their reads take less beside us
+// than they took alone. And what is measured must be most of what users do: of requests for
+// hydrated regions, and of writes, nothing is known, so beside those there is one small batch at
+// most.
 //
-// Measured in the counting guest (TestBenchReaders, TestBenchWideSource, 6.18, S=4) with one reader of 4 KiB of unhydrated
-// regions, and in yield_test.go, where the source's time is computed (the last four; the disk has a seek of 3 to 13 ms):
+// Measured in the counting guest (TestBenchReaders, TestBenchWideSource, 6.18, S=4) with one reader
+// of 4 KiB of unhydrated regions, and in yield_test.go, where the source's time is computed (the
+// last four; the disk has a seek of 3 to 13 ms):
 //
 //	                                      always one small batch     by what it costs
 //	source                        alone    a read   hydrated         a read   hydrated
@@ -42,22 +45,25 @@ const (
 	fewestReads = 4
 	growBelow   = 1.5
 	shrinkAbove = 2.5
-	// regrowBelow is for less than a small batch: a disk of depth 1 takes twice the time whatever there is beside a reader.
+	// regrowBelow is for less than a small batch: a disk of depth 1 takes twice the time whatever
+	// there is beside a reader.
 	regrowBelow = 2.1
 	doubtBelow  = 0.75
-	// helps: a smaller share that leaves users with more than that of what they had waited is given back.
+	// helps: a smaller share that leaves users with more than that of what they had waited is given
+	// back.
 	helps = 0.85
-	// probeLimit bounds the time alone, where reads take long, and the wait for what is in flight before a window. A pace's
-	// saving is longer: the floor is kept over a probe.
+	// probeLimit bounds the time alone, where reads take long, and the wait for what is in flight
+	// before a window. A pace's saving is longer: the floor is kept over a probe.
 	probeLimit = 250 * time.Millisecond
-	// probeEvery and doubtAfter are in times that the last probe took: probes are a thirtieth of the time, and at most a
-	// ninth where users' load changes all the time.
+	// probeEvery and doubtAfter are in times that the last probe took: probes are a thirtieth of
+	// the time, and at most a ninth where users' load changes all the time.
 	probeEvery = 32
 	doubtAfter = 8
 	// leastShare of a small batch, 4 KiB: on a slow line that is most of what there is.
 	leastShare = 1.0 / 64
-	// lingering is how long a reader counts as there when its last read has ended: with one read at a time there is none in
-	// flight just when it is looked, now and then, and all of the threshold would come before its next one.
+	// lingering is how long a reader counts as there when its last read has ended: with one read at
+	// a time there is none in flight just when it is looked, now and then, and all of the threshold
+	// would come before its next one.
 	lingering = 20 * time.Millisecond
 	// forgetAfter a time without users' reads of the source all begins anew.
 	forgetAfter = 2 * time.Second
@@ -73,7 +79,8 @@ type stopwatch interface {
 type yield struct {
 	share float64 // of what users leave us: small batches in flight
 	alone bool    // the window is a probe
-	// open: the window has begun, at began; it was asked for at asked, when more than allowed was in flight yet.
+	// open: the window has begun, at began; it was asked for at asked, when more than allowed was
+	// in flight yet.
 	open         bool
 	asked, began time.Time
 	from         clone.Waits   // when it began
@@ -110,7 +117,8 @@ func (y *yield) allowed(small uint64) uint64 {
 	return uint64(y.share * float64(small))
 }
 
-// look at users. bytes are in flight, small are a small batch, and most of them are all that could be.
+// look at users. bytes are in flight, small are a small batch, and most of them are all that could
+// be.
 func (y *yield) look(now time.Time, s stopwatch, bytes, small uint64, most float64) {
 	if now.Sub(y.read) > forgetAfter {
 		y.forget()

@@ -8,10 +8,12 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
-// Here a real core and hydrator share a source that has a time of its own with users who read from it one request at a time
-// each. Their reads are in the second half, which hydration does not reach.
+// Here a real core and hydrator share a source that has a time of its own with users who read from
+// it one request at a time each. Their reads are in the second half, which hydration does not
+// reach.
 
-// speed is what a source does: so many requests at a time, each takes latency, and their bytes come one after the other.
+// speed is what a source does: so many requests at a time, each takes latency, and their bytes come
+// one after the other.
 type speed struct {
 	depth     int
 	latency   time.Duration
@@ -300,7 +302,8 @@ func TestYieldBetweenReads(t *testing.T) {
 	}
 }
 
-// TestYieldToOthers: beside users who mostly do something else than read from the source there is one small batch.
+// TestYieldToOthers: beside users who mostly do something else than read from the source there is
+// one small batch.
 func TestYieldToOthers(t *testing.T) {
 	for readers := range 2 {
 		l := newLab(t, defaults, far)

@@ -27,7 +27,8 @@ func (c *copies) adopt(sb Superblock, raw []byte) {
 	c.set(sb)
 }
 
-// Superblock returns a copy of the superblock as it was last written. It never waits for the device.
+// Superblock returns a copy of the superblock as it was last written. It never waits for the
+// device.
 func (c *copies) Superblock() Superblock {
 	c.shown.Lock()
 	defer c.shown.Unlock()
@@ -67,8 +68,8 @@ func (c *copies) write(m *medium, sb Superblock, flush func() error) error {
 	return nil
 }
 
-// settle makes the safe copy durable before the other one is touched, by writing it again as it was found. See "The
-// superblock copy that is overwritten" in the package comment.
+// settle makes the safe copy durable before the other one is touched, by writing it again as it was
+// found. See "The superblock copy that is overwritten" in the package comment.
 func (c *copies) settle(m *medium, flush func() error) error {
 	if c.unsettled == nil {
 		return nil

@@ -415,8 +415,8 @@ func TestFailedWriteEndsTheCommit(t *testing.T) {
 	}
 }
 
-// TestFailedUpdateFlushEndsTheCommit: a failed flush is told once, here to Update. The commit that is under way learns
-// of it at its next step: it must not end as if its pages were durable.
+// TestFailedUpdateFlushEndsTheCommit: a failed flush is told once, here to Update. The commit that
+// is under way learns of it at its next step: it must not end as if its pages were durable.
 func TestFailedUpdateFlushEndsTheCommit(t *testing.T) {
 	boom := errors.New("boom")
 	for _, more := range []bool{false, true} { // the commit goes on with another page

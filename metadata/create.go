@@ -66,7 +66,8 @@ func (sb *Superblock) create() {
 	}
 }
 
-// useFeatures sets the bits of the features that the superblock's fields need. A bit that is set stays.
+// useFeatures sets the bits of the features that the superblock's fields need. A bit that is set
+// stays.
 func (sb *Superblock) useFeatures() {
 	if sb.SourcePieces != (Pieces{}) || sb.SourceChangeNs != 0 || sb.Settings.SourceTimeout != 0 {
 		sb.FeatureCompat |= compatSource

@@ -88,8 +88,9 @@
 //
 // # A Store
 //
-// It is made of the device with its buffer (medium), the two copies of the superblock (copies), and a table that says of
-// each page which slot is current and which is next (slotTable). It orders commits and updates, which share the device.
+// It is made of the device with its buffer (medium), the two copies of the superblock (copies), and
+// a table that says of each page which slot is current and which is next (slotTable). It orders
+// commits and updates, which share the device.
 //
 // # Threads
 //

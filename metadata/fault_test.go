@@ -1,7 +1,8 @@
 package metadata
 
-// An error at every call, then a power loss at every later one. A store goes on after an error, as the daemon does when
-// the mode has become ro or a status could not be recorded; whatever it writes then must not cost what was durable before.
+// An error at every call, then a power loss at every later one. A store goes on after an error, as
+// the daemon does when the mode has become ro or a status could not be recorded; whatever it writes
+// then must not cost what was durable before.
 
 import (
 	"errors"
@@ -14,7 +15,8 @@ import (
 
 var errCall = errors.New("call failed")
 
-// failThenCut is a fault: the n-th changing call fails, and during the m-th, a later one, the power goes.
+// failThenCut is a fault: the n-th changing call fails, and during the m-th, a later one, the power
+// goes.
 func failThenCut(n, m int, landed bool) func(fakedisk.Call) *fakedisk.Fault {
 	fail, cut := fakedisk.FailCall(n, errCall, landed), fakedisk.CutPower(m)
 	return func(c fakedisk.Call) *fakedisk.Fault {
@@ -25,8 +27,8 @@ func failThenCut(n, m int, landed bool) func(fakedisk.Call) *fakedisk.Fault {
 	}
 }
 
-// someCrashes calls visit with a few of the disks that a power loss may leave: nothing and all of what was not flushed,
-// each block alone or half of it, and the choices of rng.
+// someCrashes calls visit with a few of the disks that a power loss may leave: nothing and all of
+// what was not flushed, each block alone or half of it, and the choices of rng.
 func someCrashes(d *fakedisk.Disk, rng *rand.Rand, visit func(after *fakedisk.Disk)) {
 	blockOf := func(u fakedisk.Unflushed) int64 { return u.Sector * fakedisk.SectorBytes / BlockSize }
 	visit(d.CrashClone(fakedisk.KeepNone))
@@ -51,8 +53,8 @@ func someCrashes(d *fakedisk.Disk, rng *rand.Rand, visit func(after *fakedisk.Di
 	}
 }
 
-// history is what a store has been asked for: of each page and of the superblock the last value that has ended well,
-// and those tried since.
+// history is what a store has been asked for: of each page and of the superblock the last value
+// that has ended well, and those tried since.
 type history struct {
 	levels [testPages]uint64
 	tried  [testPages][]uint64
@@ -60,7 +62,8 @@ type history struct {
 	wanted []uint64
 }
 
-// setMark changes the first and a later sector of the superblock, so that part of the write is a torn one.
+// setMark changes the first and a later sector of the superblock, so that part of the write is a
+// torn one.
 func setMark(n uint64) func(*Superblock) error {
 	return func(sb *Superblock) error {
 		le.PutUint64(sb.MachineID[:], n)
@@ -119,8 +122,9 @@ func among(v, ended uint64, tried []uint64) bool {
 	return v == ended
 }
 
-// TestFailThenCut: whatever call of updates and commits fails, and whenever the power goes after that: the metadata open,
-// no page is older than its last commit that ended well, and no superblock than its last update.
+// TestFailThenCut: whatever call of updates and commits fails, and whenever the power goes after
+// that: the metadata open, no page is older than its last commit that ended well, and no superblock
+// than its last update.
 func TestFailThenCut(t *testing.T) {
 	base, first := create(t)
 	if err := first.Update(setMark(0)); err != nil {
@@ -169,8 +173,8 @@ func TestFailThenCut(t *testing.T) {
 	}
 }
 
-// TestReopenOfACopy: metadata that somebody has copied back are in the device's cache at first. They are durable
-// before anything is written over a slot or a superblock.
+// TestReopenOfACopy: metadata that somebody has copied back are in the device's cache at first.
+// They are durable before anything is written over a slot or a superblock.
 func TestReopenOfACopy(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 11))
 	for cut, ended := 1, false; !ended; cut++ {
@@ -196,8 +200,8 @@ func TestReopenOfACopy(t *testing.T) {
 	}
 }
 
-// TestFailThenReopenThenCut: a commit or an update fails at some call, the metadata is opened again, in vain or not, and
-// written anew; the power goes at every call of that.
+// TestFailThenReopenThenCut: a commit or an update fails at some call, the metadata is opened
+// again, in vain or not, and written anew; the power goes at every call of that.
 func TestFailThenReopenThenCut(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 11))
 	for fail := 1; fail <= 7; fail++ {
@@ -249,8 +253,8 @@ func TestFailThenReopenThenCut(t *testing.T) {
 	}
 }
 
-// mortal is a disk whose daemon is killed in one of its calls to it: a write may have got there, a flush has asked for
-// nothing. From then on every call fails.
+// mortal is a disk whose daemon is killed in one of its calls to it: a write may have got there, a
+// flush has asked for nothing. From then on every call fails.
 type mortal struct {
 	*fakedisk.Disk
 	left   int // calls that it gets done, a partial write not counted
@@ -276,9 +280,10 @@ func (m *mortal) Flush() error {
 	return errKilled
 }
 
-// TestDaemonsFailThenCut: several daemons have the metadata one after the other. Any call of theirs may fail, and they are
-// killed in any other. The last one meets a power loss. No daemon knows which flush has failed under another, so it must
-// not overwrite the only thing that is durable: a superblock copy, or a slot.
+// TestDaemonsFailThenCut: several daemons have the metadata one after the other. Any call of theirs
+// may fail, and they are killed in any other. The last one meets a power loss. No daemon knows
+// which flush has failed under another, so it must not overwrite the only thing that is durable: a
+// superblock copy, or a slot.
 func TestDaemonsFailThenCut(t *testing.T) {
 	for seed := range uint64(1000) {
 		rng := rand.New(rand.NewPCG(seed, 13))

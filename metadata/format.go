@@ -23,9 +23,9 @@ const version = 1
 // featureKnown is the compatible feature of a superblock that has DestMark or DestSample.
 const featureKnown uint64 = 1 << 0
 
-// compatSource says that the superblock holds more about the source than version 1 began with: when its file
-// changed last, the pieces of its sample, and how long it may take to answer. A program that does not know the feature
-// keeps these bytes and compares the older sample.
+// compatSource says that the superblock holds more about the source than version 1 began with: when
+// its file changed last, the pieces of its sample, and how long it may take to answer. A program
+// that does not know the feature keeps these bytes and compares the older sample.
 const compatSource uint64 = 1 << 1
 
 // Features that this program knows.

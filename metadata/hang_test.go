@@ -20,7 +20,8 @@ func (d *stuckDevice) WriteAt(b []byte, off int64) error {
 	return d.Device.WriteAt(b, off)
 }
 
-// TestSuperblockBesideAWriteThatHangs: whoever only looks at the superblock does not wait for the device.
+// TestSuperblockBesideAWriteThatHangs: whoever only looks at the superblock does not wait for the
+// device.
 func TestSuperblockBesideAWriteThatHangs(t *testing.T) {
 	_, s := create(t)
 	stuck := &stuckDevice{Device: s.dev, writing: make(chan struct{}, 1), release: make(chan struct{})}

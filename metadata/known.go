@@ -9,8 +9,8 @@ import (
 //
 //   - DestMark: which device it was in the session that this is the mark of. It holds for one boot.
 //   - DestSample: checksums over blocks that are durable in it. They hold over boots. At a clean
-//     stop the sample is exact; in a session it is from a while ago, and users may have written some
-//     of its blocks since.
+//     stop the sample is exact; in a session it is from a while ago, and users may have written
+//     some of its blocks since.
 //
 // Both are compatible additions (featureKnown): a program that does not know them keeps their bytes
 // and does not bring them up to date. So each names its session, and an exact sample the sequence

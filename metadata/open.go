@@ -134,8 +134,8 @@ func Open(dev Device) (*Store, Report, error) {
 	return s, s.Report(), nil
 }
 
-// Peek reads the superblock of metadata that somebody else serves, and may be writing just now. Nothing is written or
-// flushed. Errors: as of Open.
+// Peek reads the superblock of metadata that somebody else serves, and may be writing just now.
+// Nothing is written or flushed. Errors: as of Open.
 func Peek(dev Device) (Superblock, error) {
 	buf := newScratch(dev)
 	for try := 0; ; try++ {
@@ -151,7 +151,8 @@ func Peek(dev Device) (Superblock, error) {
 	}
 }
 
-// The two copies are written one after the other, and both can be found half written only if two updates came in between.
+// The two copies are written one after the other, and both can be found half written only if two
+// updates came in between.
 const (
 	peekTries = 3
 	peekPause = 20 * time.Millisecond
@@ -251,8 +252,8 @@ func (l *loading) compare() error {
 	return notTried(l.highest, l.newest)
 }
 
-// notTried is about a commit of which there are traces. One after the newest may have been tried: who fails in it
-// tries no other.
+// notTried is about a commit of which there are traces. One after the newest may have been tried:
+// who fails in it tries no other.
 func notTried(found, newest uint64) error {
 	if found > newest+1 {
 		return fmt.Errorf("%w: commit %d, the last one known is %d", ErrMismatch, found, newest)
@@ -277,8 +278,8 @@ func (l *loading) page(page uint64, slots *[2]slot) error {
 	return l.fn(page, &w.img)
 }
 
-// setAside sees to the slots of a page that do not count: bad ones are to be rewritten, and one of a later commit is
-// the next to be written, whatever the other one is.
+// setAside sees to the slots of a page that do not count: bad ones are to be rewritten, and one of
+// a later commit is the next to be written, whatever the other one is.
 func (l *loading) setAside(page uint64, slots *[2]slot) {
 	for i := range slots {
 		if slots[i].err != nil {

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestPeek: whoever only looks sees the newest superblock and changes nothing, also when one copy is just being written.
+// TestPeek: whoever only looks sees the newest superblock and changes nothing, also when one copy
+// is just being written.
 func TestPeek(t *testing.T) {
 	d, s := create(t)
 	mustUpdate(t, s, func(sb *Superblock) { sb.Settings.Rate = 7 })

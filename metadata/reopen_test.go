@@ -11,8 +11,9 @@ import (
 
 func anyImage(uint64, *bitmap.Page) error { return nil }
 
-// TestReopenKeepsWhatIsDurable: a commit whose flush has failed can be read and is lost all the same. The first write
-// after Reopen, torn by a power loss, must not cost what the commit before it had made durable.
+// TestReopenKeepsWhatIsDurable: a commit whose flush has failed can be read and is lost all the
+// same. The first write after Reopen, torn by a power loss, must not cost what the commit before it
+// had made durable.
 func TestReopenKeepsWhatIsDurable(t *testing.T) {
 	failed := errors.New("flush failed")
 	for seed := range uint64(200) {
@@ -137,7 +138,8 @@ func TestDetached(t *testing.T) {
 	}
 }
 
-// replaced opens metadata as a daemon does that takes over from another, which knew newest as its last commit.
+// replaced opens metadata as a daemon does that takes over from another, which knew newest as its
+// last commit.
 func replaced(dev Device, newest uint64) (*Store, [testPages]uint64, error) {
 	var levels [testPages]uint64
 	s, _, err := Open(dev)
@@ -151,10 +153,11 @@ func replaced(dev Device, newest uint64) (*Store, [testPages]uint64, error) {
 	return s, levels, err
 }
 
-// TestRepairAfterReplacements: a commit fails, with some of its slots written, and then daemons replace one another, of
-// this version and of one that took the failed commit's sequence for its own, some of which do not get through with
-// the superblock. Whatever has happened, metadata that work again can be reopened and hold everything after a commit,
-// and no power loss on the way costs what was durable.
+// TestRepairAfterReplacements: a commit fails, with some of its slots written, and then daemons
+// replace one another, of this version and of one that took the failed commit's sequence for its
+// own, some of which do not get through with the superblock. Whatever has happened, metadata that
+// work again can be reopened and hold everything after a commit, and no power loss on the way costs
+// what was durable.
 func TestRepairAfterReplacements(t *testing.T) {
 	boom := errors.New("boom")
 	for seed := range uint64(300) {
@@ -219,8 +222,8 @@ func replaceAtRandom(t *testing.T, d *fakedisk.Disk, rng *rand.Rand) *Store {
 	return s
 }
 
-// TestLoadKnown: slots of a commit that nobody has seen the end of count for nothing, and are the ones that the next
-// commit writes.
+// TestLoadKnown: slots of a commit that nobody has seen the end of count for nothing, and are the
+// ones that the next commit writes.
 func TestLoadKnown(t *testing.T) {
 	d, s := create(t)
 	mustCommit(t, s, 1, 0, 1)
@@ -274,7 +277,8 @@ func TestLoadKnown(t *testing.T) {
 	expectLevels(t, d.CrashClone(fakedisk.KeepNone), 5, 1, 5)
 }
 
-// TestLoadKnownBesideBadSlot: also when the other slot of the page is bad, both slots never get the same sequence.
+// TestLoadKnownBesideBadSlot: also when the other slot of the page is bad, both slots never get the
+// same sequence.
 func TestLoadKnownBesideBadSlot(t *testing.T) {
 	for bad := range 2 {
 		d, s := create(t)

@@ -2,7 +2,8 @@ package metadata
 
 import "github.com/ublk-clone/ublk-clone/bitmap"
 
-// slotTable says of each page which slot is current and which is written next, and has the pages of the commit under way.
+// slotTable says of each page which slot is current and which is written next, and has the pages of
+// the commit under way.
 type slotTable struct {
 	committed uint64   // sequence of the last commit
 	sum       uint64   // map sum of the current slots

@@ -15,7 +15,8 @@ func withPieces() *Superblock {
 	return sb
 }
 
-// TestMatchSource: what tells one source from another, and what somebody who vouches for it may have changed.
+// TestMatchSource: what tells one source from another, and what somebody who vouches for it may
+// have changed.
 func TestMatchSource(t *testing.T) {
 	for name, c := range map[string]struct {
 		change                 func(*Superblock)
@@ -46,7 +47,8 @@ func TestMatchSource(t *testing.T) {
 	}
 }
 
-// TestMatchSourceOfFormerMetadata: without pieces the older sample tells, and no change time is compared.
+// TestMatchSourceOfFormerMetadata: without pieces the older sample tells, and no change time is
+// compared.
 func TestMatchSourceOfFormerMetadata(t *testing.T) {
 	want := withPieces()
 	if err := sample().MatchSource(want); err != nil {
@@ -70,8 +72,8 @@ func TestPieceBadForGood(t *testing.T) {
 	}
 }
 
-// TestSourceFeature: the feature bit is set with the first field that needs it, and not before, so that an older program
-// can check that the rest of the block is empty.
+// TestSourceFeature: the feature bit is set with the first field that needs it, and not before, so
+// that an older program can check that the rest of the block is empty.
 func TestSourceFeature(t *testing.T) {
 	d, s := create(t)
 	if got := s.Superblock().FeatureCompat; got != 0 {

@@ -8,8 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 )
 
-// Store is open metadata. Its methods may be called from any goroutine; but for Superblock they wait for each
-// other and block for the device's time, so no lane calls them.
+// Store is open metadata. Its methods may be called from any goroutine; but for Superblock they
+// wait for each other and block for the device's time, so no lane calls them.
 type Store struct {
 	mu sync.Mutex // guards everything below, but what copies show; held across I/O
 	medium
@@ -136,7 +136,8 @@ func (s *Store) takeSpoiled() error {
 // among them. change must not call the Store. If Update fails, Superblock has the old
 // values and the device may have the old or the new ones.
 //
-//  0. Where another daemon may have written the safe copy, write that again as it is, and flush (settle).
+//  0. Where another daemon may have written the safe copy, write that again as it is, and flush
+//     (settle).
 //  1. Write the copy that is not known to be good; normally that is copy 0.
 //  2. Flush. From here on a crash leaves the new values.
 //  3. Write the other copy.

@@ -250,8 +250,8 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// TestMatchResizedDestination: a destination that was made larger or smaller is the same where something else says so and the
-// clone fits.
+// TestMatchResizedDestination: a destination that was made larger or smaller is the same where
+// something else says so and the clone fits.
 func TestMatchResizedDestination(t *testing.T) {
 	for _, c := range []struct {
 		name          string

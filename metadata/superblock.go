@@ -10,7 +10,8 @@ import (
 // UUID is a 128-bit identity: of the metadata, of a machine, of a boot.
 type UUID [16]byte
 
-// Mark is the beginning of the UUID as a number, by which the driver's device is known as the clone's.
+// Mark is the beginning of the UUID as a number, by which the driver's device is known as the
+// clone's.
 func (u UUID) Mark() uint64 { return binary.LittleEndian.Uint64(u[:]) }
 
 // String returns the identity in the usual form, 8-4-4-4-12 hexadecimal digits.
@@ -83,8 +84,8 @@ func (h Hash) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(h
 // NrPieces is the number of Pieces, part of the format.
 const NrPieces = 80
 
-// Pieces are checksums of pieces of the source, which whoever opens the source makes and compares. 0 stands for a
-// piece that could not be read.
+// Pieces are checksums of pieces of the source, which whoever opens the source makes and compares.
+// 0 stands for a piece that could not be read.
 type Pieces [NrPieces]uint32
 
 // Known is how many pieces could be read.
@@ -97,7 +98,8 @@ func (p *Pieces) Known() (n int) {
 	return n
 }
 
-// match compares the pieces that could be read both times. There must be at least half of those that are known.
+// match compares the pieces that could be read both times. There must be at least half of those
+// that are known.
 func (p *Pieces) match(now *Pieces) error {
 	both := 0
 	for i, piece := range p {
@@ -178,8 +180,9 @@ type Superblock struct {
 	DestMark   DestMark   `json:"dest_mark"`
 	DestSample DestSample `json:"dest_sample"`
 
-	// SourceChangeNs is when the inode of a source file changed last, which tells of a change also where the
-	// modification time was put back; nanoseconds since 1970; 0 where it was not recorded.
+	// SourceChangeNs is when the inode of a source file changed last, which tells of a change also
+	// where the modification time was put back; nanoseconds since 1970; 0 where it was not
+	// recorded.
 	SourceChangeNs int64  `json:"source_change_ns"`
 	SourcePieces   Pieces `json:"source_pieces"`
 }
@@ -233,9 +236,10 @@ func NrRegions(deviceSize, regionSize int64) uint64 {
 	return n
 }
 
-// Match reports as ErrMismatch in which way the metadata is not that of want: region
-// and device size and the identities of source and destination count, paths do not. A destination that has another size by
-// now, and room for the clone, is the same if it is known by an identity of its own, or in the boot in which it was used last.
+// Match reports as ErrMismatch in which way the metadata is not that of want: region and device
+// size and the identities of source and destination count, paths do not. A destination that has
+// another size by now, and room for the clone, is the same if it is known by an identity of its
+// own, or in the boot in which it was used last.
 func (sb *Superblock) Match(want *Superblock) error {
 	destSize := want.Dest.Size
 	if destSize >= sb.DeviceSize && (sb.Dest.ID != "" || sb.BootID == want.BootID) {
@@ -267,8 +271,8 @@ func (sb *Superblock) MatchSource(want *Superblock) error {
 	return mismatch([]field{{"source modification time", sb.Source.ModTimeNs, want.Source.ModTimeNs}})
 }
 
-// MatchUsedSource is MatchSource for a source that was in use until now. Its inode has not changed either, by a name that it
-// was given or by a modification time that was put back.
+// MatchUsedSource is MatchSource for a source that was in use until now. Its inode has not changed
+// either, by a name that it was given or by a modification time that was put back.
 func (sb *Superblock) MatchUsedSource(want *Superblock) error {
 	if err := sb.MatchSource(want); err != nil || sb.SourceChangeNs == 0 {
 		return err
@@ -276,8 +280,8 @@ func (sb *Superblock) MatchUsedSource(want *Superblock) error {
 	return mismatch([]field{{"source change time", sb.SourceChangeNs, want.SourceChangeNs}})
 }
 
-// MatchSourceContent is MatchSource for somebody who has said that the source may have been touched: only what it is and
-// the samples of its content count.
+// MatchSourceContent is MatchSource for somebody who has said that the source may have been
+// touched: only what it is and the samples of its content count.
 func (sb *Superblock) MatchSourceContent(want *Superblock) error {
 	err := mismatch([]field{
 		{"source kind", sb.Source.Kind, want.Source.Kind},

@@ -37,8 +37,8 @@ const (
 	OpWriteZeroes = 5
 )
 
-// Flags of a request, tested on op_flags as it is. (The header's ublksrv_get_flags shifts them by 8, and
-// these constants do not fit its result.)
+// Flags of a request, tested on op_flags as it is. (The header's ublksrv_get_flags shifts them by
+// 8, and these constants do not fit its result.)
 const (
 	FlagMeta    = 1 << 11 // file system metadata: a hint
 	FlagFUA     = 1 << 13 // durable when answered
@@ -48,8 +48,8 @@ const (
 	flagNeedRegBuf = 1 << 17 // its pages could not be registered
 )
 
-// autoBufFallback is UBLK_AUTO_BUF_REG_FALLBACK of struct ublk_auto_buf_reg, which is the address of an entry: a request
-// that cannot be registered comes all the same.
+// autoBufFallback is UBLK_AUTO_BUF_REG_FALLBACK of struct ublk_auto_buf_reg, which is the address
+// of an entry: a request that cannot be registered comes all the same.
 //
 //	struct ublk_auto_buf_reg { __u16 index; __u8 flags; __u8 reserved0; __u32 reserved1; };
 const autoBufFallback = 1
@@ -182,8 +182,8 @@ type paramsDiscard struct {
 	reserved0             uint16
 }
 
-// kernelParams is struct ublk_params of 7.x, 152 bytes; older kernels take its beginning. The parts that are
-// not used have their place only.
+// kernelParams is struct ublk_params of 7.x, 152 bytes; older kernels take its beginning. The parts
+// that are not used have their place only.
 //
 //	struct ublk_params {
 //		__u32 len; __u32 types;

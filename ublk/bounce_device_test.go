@@ -9,8 +9,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestRegistrationFails: the driver fails to register the pages of most requests, several at once. All of them are
-// answered, and none of them waits for another request to come. Where the driver registers nothing it shows nothing.
+// TestRegistrationFails: the driver fails to register the pages of most requests, several at once.
+// All of them are answered, and none of them waits for another request to come. Where the driver
+// registers nothing it shows nothing.
 func TestRegistrationFails(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	for name, set := range map[string]func(*Options){

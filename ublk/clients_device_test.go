@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeDevice stops and deletes a device, whoever made it. Its server, if it has one, is a process that this
-// one has killed.
+// removeDevice stops and deletes a device, whoever made it. Its server, if it has one, is a process
+// that this one has killed.
 func removeDevice(t *testing.T, id int) {
 	t.Helper()
 	ctl, err := controlOfAll()
@@ -33,8 +33,9 @@ func removeDevice(t *testing.T, id int) {
 	}
 }
 
-// clients use a block device beside what is done to its server: each writes to a part of its own and reads back
-// what it wrote, from all CPUs and so through all queues. No error and no wrong byte may come.
+// clients use a block device beside what is done to its server: each writes to a part of its own
+// and reads back what it wrote, from all CPUs and so through all queues. No error and no wrong byte
+// may come.
 type clients struct {
 	t       *testing.T
 	stop    atomic.Bool
@@ -46,8 +47,9 @@ type clients struct {
 
 const clientPart = mib
 
-// startClients returns when all of them are at work: 6.18 looks for partitions when a device has started already, and
-// who opens it waits for that, which is for ever if the server holds those reads.
+// startClients returns when all of them are at work: 6.18 looks for partitions when a device has
+// started already, and who opens it waits for that, which is for ever if the server holds those
+// reads.
 func startClients(t *testing.T, id, n int) *clients {
 	t.Helper()
 	c := &clients{t: t}
@@ -59,7 +61,8 @@ func startClients(t *testing.T, id, n int) *clients {
 	return c
 }
 
-// end lets the clients do some more operations each, ends them, and tells how long the longest one took.
+// end lets the clients do some more operations each, ends them, and tells how long the longest one
+// took.
 func (c *clients) end() time.Duration {
 	c.t.Helper()
 	before := c.done.Load()

@@ -18,16 +18,16 @@ import (
 
 const controlPath = "/dev/ublk-control"
 
-// Control is the driver's control device. Its methods may be called from any goroutine. Each sends one
-// command and ends at the latest with its context, or after 30 s if that has no deadline, with a
-// TimeoutError; other commands go on beside one that hangs.
+// Control is the driver's control device. Its methods may be called from any goroutine. Each sends
+// one command and ends at the latest with its context, or after 30 s if that has no deadline, with
+// a TimeoutError; other commands go on beside one that hangs.
 type Control struct {
 	file   *os.File
 	thread *controlThread
 }
 
-// OpenControl opens /dev/ublk-control. An error that is ErrNoDriver says which module is missing and how to
-// get it.
+// OpenControl opens /dev/ublk-control. An error that is ErrNoDriver says which module is missing
+// and how to get it.
 func OpenControl() (*Control, error) {
 	file, err := os.OpenFile(controlPath, os.O_RDWR, 0)
 	if err != nil {
@@ -126,8 +126,9 @@ func (c *Control) Features(ctx context.Context) (Features, error) {
 	return decodeFeatures(bits), err
 }
 
-// AddDev adds a device; want says its ID (or AnyID), Queues, Depth, MaxIO, Features.Bits and Private. What
-// the driver made of it is returned: fewer queues, features that it does not know left out.
+// AddDev adds a device; want says its ID (or AnyID), Queues, Depth, MaxIO, Features.Bits and
+// Private. What the driver made of it is returned: fewer queues, features that it does not know
+// left out.
 func (c *Control) AddDev(ctx context.Context, want Info) (Info, error) {
 	k := devInfo{
 		nrHWQueues:    uint16(want.Queues),
@@ -147,8 +148,8 @@ func (c *Control) AddDev(ctx context.Context, want Info) (Info, error) {
 // GetDevInfo describes device id, whoever made it. One that does not exist is ENODEV.
 func (c *Control) GetDevInfo(ctx context.Context, id int) (Info, error) {
 	var k devInfo
-	// The form of 6.3, which also tells of devices of other users: before its place for the answer it has
-	// the path of ublkcN, which the driver looks up.
+	// The form of 6.3, which also tells of devices of other users: before its place for the answer
+	// it has the path of ublkcN, which the driver looks up.
 	path := CharPath(id)
 	cmd := &command{
 		name: "GET_DEV_INFO2", op: cmdGetDevInfo2,
@@ -176,8 +177,8 @@ func (c *Control) GetParams(ctx context.Context, id int) (Params, error) {
 	return k.decode(), err
 }
 
-// StartDev makes /dev/ublkbN appear. It returns when all tags of all queues are fetched, and on some kernels
-// after reads of the device, so that no queue's thread may call it.
+// StartDev makes /dev/ublkbN appear. It returns when all tags of all queues are fetched, and on
+// some kernels after reads of the device, so that no queue's thread may call it.
 func (c *Control) StartDev(ctx context.Context, id int) error {
 	return c.simple(ctx, id, "START_DEV", cmdStartDev, uint64(os.Getpid()))
 }
@@ -197,13 +198,14 @@ func (c *Control) TryStop(ctx context.Context, id int) error {
 	return err
 }
 
-// DelDev deletes device id, and returns when its last user has let go: openers of ublkbN and of ublkcN, their
-// mappings, fixed files.
+// DelDev deletes device id, and returns when its last user has let go: openers of ublkbN and of
+// ublkcN, their mappings, fixed files.
 func (c *Control) DelDev(ctx context.Context, id int) error {
 	return c.simple(ctx, id, "DEL_DEV", cmdDelDev, 0)
 }
 
-// DelDevAsync deletes device id and returns at once; the id is free when its last user has let go (6.9).
+// DelDevAsync deletes device id and returns at once; the id is free when its last user has let go
+// (6.9).
 func (c *Control) DelDevAsync(ctx context.Context, id int) error {
 	err := c.simple(ctx, id, "DEL_DEV_ASYNC", cmdDelDevAsync, 0)
 	if errors.Is(err, unix.EOPNOTSUPP) {
@@ -212,22 +214,22 @@ func (c *Control) DelDevAsync(ctx context.Context, id int) error {
 	return err
 }
 
-// StartRecovery is the first step of taking device id over from a server that is dead. EBUSY: the dead server's
-// ublkcN is not closed yet, or its requests are not back in the driver.
+// StartRecovery is the first step of taking device id over from a server that is dead. EBUSY: the
+// dead server's ublkcN is not closed yet, or its requests are not back in the driver.
 func (c *Control) StartRecovery(ctx context.Context, id int) error {
 	return c.simple(ctx, id, "START_USER_RECOVERY", cmdStartRecovery, 0)
 }
 
-// EndRecovery is the last one: this process serves device id from now on. As StartDev it returns when all tags
-// of all queues are fetched.
+// EndRecovery is the last one: this process serves device id from now on. As StartDev it returns
+// when all tags of all queues are fetched.
 func (c *Control) EndRecovery(ctx context.Context, id int) error {
 	return c.simple(ctx, id, "END_USER_RECOVERY", cmdEndRecovery, uint64(os.Getpid()))
 }
 
-// Quiesce keeps requests back in the driver from now on and gives up the tags that the server does not have at
-// work; limit is how long the driver may wait for such a tag in each queue. If it fails the device may be left
-// half-way: only closing ublkcN, and a recovery, bring it back. Before 6.16, and for a device that was not made
-// with it, it is a FeatureError.
+// Quiesce keeps requests back in the driver from now on and gives up the tags that the server does
+// not have at work; limit is how long the driver may wait for such a tag in each queue. If it fails
+// the device may be left half-way: only closing ublkcN, and a recovery, bring it back. Before 6.16,
+// and for a device that was not made with it, it is a FeatureError.
 func (c *Control) Quiesce(ctx context.Context, id int, limit time.Duration) error {
 	ms := min(max(limit.Milliseconds(), 1), math.MaxUint32) // 0 would be for ever
 	err := c.simple(ctx, id, "QUIESCE_DEV", cmdQuiesceDev, uint64(ms))
@@ -269,8 +271,8 @@ func List() ([]int, error) {
 	return ids, nil
 }
 
-// ListDevices describes all devices there are, in the order of their ids, whoever serves them. Those that it
-// could ask are returned also with an error.
+// ListDevices describes all devices there are, in the order of their ids, whoever serves them.
+// Those that it could ask are returned also with an error.
 func (c *Control) ListDevices(ctx context.Context) ([]Info, error) {
 	ids, err := List()
 	errs := []error{err}

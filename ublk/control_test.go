@@ -15,8 +15,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
-// zeroControl is a Control on /dev/zero, which refuses every command: the way to the kernel and back without
-// a driver.
+// zeroControl is a Control on /dev/zero, which refuses every command: the way to the kernel and
+// back without a driver.
 func zeroControl(t *testing.T) *Control {
 	t.Helper()
 	f, err := os.OpenFile("/dev/zero", os.O_RDWR, 0)
@@ -55,8 +55,8 @@ func TestCommandsFromManyGoroutines(t *testing.T) {
 	wg.Wait()
 }
 
-// TestGivenUpCommand: a command that the kernel gave up before it began is issued again, one that was
-// cancelled here is not.
+// TestGivenUpCommand: a command that the kernel gave up before it began is issued again, one that
+// was cancelled here is not.
 func TestGivenUpCommand(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The bytes of requests come from and go to ublkcN, of which a sparse file stands in: it has a place for each byte of each
-// tag of each queue, as the driver has (UBLK_F_USER_COPY).
+// The bytes of requests come from and go to ublkcN, of which a sparse file stands in: it has a
+// place for each byte of each tag of each queue, as the driver has (UBLK_F_USER_COPY).
 
 const copyDepth = 4
 
@@ -46,11 +46,12 @@ func (q *Queue) describe(tag uint16, op, flags uint32, length int) {
 	q.descs[tag] = ioDesc{opFlags: op | flags, nrSectors: uint32(length >> sectorShift)}
 }
 
-// placeOf is where ublk_cmd.h has byte at of tag of queue 3: UBLKSRV_IO_BUF_OFFSET, 25 bits of bytes, 16 of tags.
+// placeOf is where ublk_cmd.h has byte at of tag of queue 3: UBLKSRV_IO_BUF_OFFSET, 25 bits of
+// bytes, 16 of tags.
 func placeOf(tag uint16, at int64) int64 { return 0x80000000 + 3<<41 + int64(tag)<<25 + at }
 
-// TestUserCopy: the bytes of a registered request are fetched from, stored to and cleared at its own place, all of them
-// and no others.
+// TestUserCopy: the bytes of a registered request are fetched from, stored to and cleared at its
+// own place, all of them and no others.
 func TestUserCopy(t *testing.T) {
 	q, ublkc := copyQueue(t, true)
 	if !q.buffers.registers || q.slots() != copyDepth || q.memory(1) != nil {
@@ -123,7 +124,8 @@ func TestUserCopy(t *testing.T) {
 	}
 }
 
-// TestTagBuffers: without registration each tag has a buffer of its own, which the driver is told of.
+// TestTagBuffers: without registration each tag has a buffer of its own, which the driver is told
+// of.
 func TestTagBuffers(t *testing.T) {
 	q, _ := copyQueue(t, false)
 	for tag := range uint16(copyDepth) {
@@ -151,8 +153,9 @@ func TestTagBuffers(t *testing.T) {
 	}
 }
 
-// TestBouncedBytes: a WRITE for which the driver could not register memory has its bytes in the bounce buffer, a READ
-// brings them from there to the request when it ends well, and meanwhile others wait.
+// TestBouncedBytes: a WRITE for which the driver could not register memory has its bytes in the
+// bounce buffer, a READ brings them from there to the request when it ends well, and meanwhile
+// others wait.
 func TestBouncedBytes(t *testing.T) {
 	q, ublkc := copyQueue(t, true)
 	const length = 64 << 10

@@ -23,7 +23,8 @@ import (
 // ZeroCopy says whether the device's requests are registered.
 func (i Info) ZeroCopy() bool { return i.Features.AutoBufReg && i.Features.UserCopy }
 
-// buffers is the memory of a queue for the bytes of requests, and the way to those that are registered.
+// buffers is the memory of a queue for the bytes of requests, and the way to those that are
+// registered.
 type buffers struct {
 	dev       *kernelDevice
 	queue     int
@@ -68,8 +69,8 @@ func (b *buffers) slots() int {
 	return 0
 }
 
-// place tells the driver where the bytes of tag's next request belong: in its buffer, each time the same, or in its
-// slot of the table.
+// place tells the driver where the bytes of tag's next request belong: in its buffer, each time the
+// same, or in its slot of the table.
 func (b *buffers) place(tag uint16) (inEntry, inCommand uint64) {
 	if b.registers {
 		return uint64(tag) | autoBufFallback<<16, 0
@@ -93,8 +94,8 @@ func (b *buffers) memory(tag uint16) []byte {
 	return nil
 }
 
-// Data are the bytes of tag's request, while the target has it, for backend I/O: a WRITE's are in it, a READ's are to
-// be there at Commit. Empty for other operations.
+// Data are the bytes of tag's request, while the target has it, for backend I/O: a WRITE's are in
+// it, a READ's are to be there at Commit. Empty for other operations.
 func (q *Queue) Data(tag uint16) uring.Data {
 	d := q.desc(tag)
 	switch m := q.memory(tag); {
@@ -139,8 +140,9 @@ func (b *buffers) Clear(tag uint16, at, n int64) error {
 	return err
 }
 
-// userCopy has the driver copy all of p, which must be in memory, from or to tag's request. It waits for nothing.
-// The place of a request in ublkcN is given by UBLK_IO_BUF_OFF, UBLK_TAG_OFF, UBLK_QID_OFF (ublk_cmd.h).
+// userCopy has the driver copy all of p, which must be in memory, from or to tag's request. It
+// waits for nothing. The place of a request in ublkcN is given by UBLK_IO_BUF_OFF, UBLK_TAG_OFF,
+// UBLK_QID_OFF (ublk_cmd.h).
 func (b *buffers) userCopy(transfer func(fd int, b []byte, off int64) (int, error), tag uint16, at int64, p []byte) error {
 	place := ioBufStart + int64(b.queue)<<queueOffset + int64(tag)<<tagOffset + at
 	for len(p) > 0 {
@@ -166,10 +168,12 @@ func (b *buffers) needsBounce(d Desc) bool {
 	return d.Flags&flagNeedRegBuf != 0 || b.dev.opts.bounce
 }
 
-// bounceIsFree says whether a request may have the bounce buffer now. Those that wait for it come first.
+// bounceIsFree says whether a request may have the bounce buffer now. Those that wait for it come
+// first.
 func (b *buffers) bounceIsFree() bool { return b.bounced == noTag && len(b.waiting) == 0 }
 
-// serveBounced gives the bounce buffer to tag, with the bytes of a WRITE, and the request to the target.
+// serveBounced gives the bounce buffer to tag, with the bytes of a WRITE, and the request to the
+// target.
 func (q *Queue) serveBounced(tag uint16, d Desc) {
 	if d.Op == OpWrite {
 		if err := q.Fetch(tag, 0, q.buffers.bounce[:d.Length()]); err != nil {
@@ -181,7 +185,8 @@ func (q *Queue) serveBounced(tag uint16, d Desc) {
 	q.target.Request(tag, d)
 }
 
-// leaveBounce brings the bytes of a READ to the request, if tag has the bounce buffer, and lets go of it.
+// leaveBounce brings the bytes of a READ to the request, if tag has the bounce buffer, and lets go
+// of it.
 func (q *Queue) leaveBounce(tag uint16, err error) error {
 	if q.buffers.bounced != int(tag) {
 		return err
@@ -193,7 +198,8 @@ func (q *Queue) leaveBounce(tag uint16, err error) error {
 	return err
 }
 
-// nextBounce serves the next request in line, if the bounce buffer is free, and says whether it did.
+// nextBounce serves the next request in line, if the bounce buffer is free, and says whether it
+// did.
 func (q *Queue) nextBounce() bool {
 	if q.buffers.bounced != noTag || len(q.buffers.waiting) == 0 {
 		return false

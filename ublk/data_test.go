@@ -66,8 +66,9 @@ func (s *scripted) answer(tag uint16, err error) {
 	s.q.Commit(tag, err)
 }
 
-// newBounceQueue makes a queue of a device whose driver could register none of the requests' pages: all of them need
-// the only bounce buffer. The driver is a file, for the copies; nothing is submitted to it.
+// newBounceQueue makes a queue of a device whose driver could register none of the requests' pages:
+// all of them need the only bounce buffer. The driver is a file, for the copies; nothing is
+// submitted to it.
 func newBounceQueue(t *testing.T, how answering) (*events, *scripted) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -107,8 +108,9 @@ func (e *events) arrive(tag uint16, op uint8) {
 	e.Command(uint32(tag), 0)
 }
 
-// TestBounceServesAllThatWait: when the driver could register several requests at once nowhere, every one of them is
-// served without another request to come, however the target answers, and the first one first.
+// TestBounceServesAllThatWait: when the driver could register several requests at once nowhere,
+// every one of them is served without another request to come, however the target answers, and the
+// first one first.
 func TestBounceServesAllThatWait(t *testing.T) {
 	for name, how := range map[string]answering{
 		"at once": atOnce, "in Drain": inDrain, "by a backend I/O": byIO, "the first by a backend I/O": firstIO, "with an error": refusing,
@@ -137,7 +139,8 @@ func TestBounceServesAllThatWait(t *testing.T) {
 	}
 }
 
-// TestBounceIsFair: a request that comes when the buffer has just been let go of stands behind those that wait.
+// TestBounceIsFair: a request that comes when the buffer has just been let go of stands behind
+// those that wait.
 func TestBounceIsFair(t *testing.T) {
 	e, s := newBounceQueue(t, byIO)
 	for tag := range uint16(3) {
@@ -156,7 +159,8 @@ func TestBounceIsFair(t *testing.T) {
 	}
 }
 
-// TestBounceWhileLeaving: those in line are requests that the queue has taken on. It serves them before it rests.
+// TestBounceWhileLeaving: those in line are requests that the queue has taken on. It serves them
+// before it rests.
 func TestBounceWhileLeaving(t *testing.T) {
 	e, s := newBounceQueue(t, firstIO)
 	for tag := range uint16(bounceDepth) {
@@ -171,8 +175,8 @@ func TestBounceWhileLeaving(t *testing.T) {
 	}
 }
 
-// TestBounceMovesBytes: a WRITE's bytes are in the buffer when the target has it, a READ's are with the request when it
-// is answered.
+// TestBounceMovesBytes: a WRITE's bytes are in the buffer when the target has it, a READ's are with
+// the request when it is answered.
 func TestBounceMovesBytes(t *testing.T) {
 	e, s := newBounceQueue(t, byIO)
 	q := s.q

@@ -15,8 +15,8 @@ type descriptors struct {
 }
 
 // mmap maps the queue's descriptors. The driver divides the offset by what the deepest possible
-// queue would need (ublk_ch_mmap, ublk_drv.c, 6.12), so that a distance by the real depth would silently map
-// queue 0.
+// queue would need (ublk_ch_mmap, ublk_drv.c, 6.12), so that a distance by the real depth would
+// silently map queue 0.
 func (d *descriptors) mmap(dev *kernelDevice, queue int) error {
 	depth := dev.info.Depth
 	offset := int64(queue) * int64(roundToPage(maxDepth*int(unsafe.Sizeof(ioDesc{}))))
@@ -30,8 +30,8 @@ func (d *descriptors) mmap(dev *kernelDevice, queue int) error {
 	return nil
 }
 
-// desc reads tag's descriptor. The driver wrote it before the completion that brought the request and leaves
-// it until the commit.
+// desc reads tag's descriptor. The driver wrote it before the completion that brought the request
+// and leaves it until the commit.
 func (d *descriptors) desc(tag uint16) Desc {
 	io := &d.descs[tag]
 	return Desc{Op: uint8(io.opFlags & opMask), Flags: io.opFlags, Sector: io.startSector, NrSectors: io.nrSectors}

@@ -22,12 +22,12 @@ type Options struct {
 	Params Params // where requests are copied, Params.MaxIO times Depth is the memory of each queue
 	// Private is kept by the driver for the server (ublksrv_flags): a mark to know the device by.
 	Private uint64
-	// Recoverable makes a device that outlives its server: requests wait until a new one takes over with
-	// Recover, and those that the dead one had are given to the new one again. A driver that cannot is a
-	// FeatureError.
+	// Recoverable makes a device that outlives its server: requests wait until a new one takes over
+	// with Recover, and those that the dead one had are given to the new one again. A driver that
+	// cannot is a FeatureError.
 	Recoverable bool
-	// RecoverTime is how long Recover, and the Start after it, wait for the dead server's last traces to go;
-	// 0 = a minute.
+	// RecoverTime is how long Recover, and the Start after it, wait for the dead server's last
+	// traces to go; 0 = a minute.
 	RecoverTime time.Duration
 
 	// Copy has the bytes of requests copied also by a driver that can register them.
@@ -37,12 +37,14 @@ type Options struct {
 	// Pin keeps each queue's thread on the CPUs whose requests it gets.
 	Pin bool
 
-	// Fatal is called when a queue cannot go on, by a panic of its target or a failure of its ring; nil = the
-	// function Fatal of internal/guard, which ends the process. If it returns, the queue's requests fail from then on.
+	// Fatal is called when a queue cannot go on, by a panic of its target or a failure of its ring;
+	// nil = the function Fatal of internal/guard, which ends the process. If it returns, the
+	// queue's requests fail from then on.
 	Fatal func(error)
 
-	// In tests: fail makes a step fail; bounce takes no request for registered; table, if not 0, is how many places the
-	// ring's table has, so that the driver cannot register the requests of other tags.
+	// In tests: fail makes a step fail; bounce takes no request for registered; table, if not 0, is
+	// how many places the ring's table has, so that the driver cannot register the requests of
+	// other tags.
 	fail   func(step string) error
 	bounce bool
 	table  int
@@ -67,7 +69,8 @@ type Device struct {
 	online   bool // START_DEV or END_USER_RECOVERY was sent
 }
 
-// kernelDevice is the device as the driver has it: what it is like, its commands, and its node ublkcN.
+// kernelDevice is the device as the driver has it: what it is like, its commands, and its node
+// ublkcN.
 type kernelDevice struct {
 	ctl      *Control
 	opts     Options
@@ -147,7 +150,8 @@ func Create(ctl *Control, o Options) (*Device, error) {
 	return d, nil
 }
 
-// Try says what a device made with these options would have, without making it, or why Create would refuse them.
+// Try says what a device made with these options would have, without making it, or why Create would
+// refuse them.
 func Try(ctl *Control, o Options) (Features, error) {
 	o.Params = o.Params.withDefaults()
 	if err := o.validate(); err != nil {
@@ -207,8 +211,8 @@ func (d *kernelDevice) compare() error {
 	return missing(flags, d.info.Features.Bits)
 }
 
-// openChar is step 3. The node appears a little later than the device, and udev may be the other opener that
-// it does not allow.
+// openChar is step 3. The node appears a little later than the device, and udev may be the other
+// opener that it does not allow.
 func (d *kernelDevice) openChar() error {
 	if err := d.step("open"); err != nil {
 		return err
@@ -254,13 +258,14 @@ func (d *kernelDevice) BlockPath() string { return BlockPath(d.info.ID) }
 //  2. the queues leave, each when the driver has given up all its tags and no backend I/O is left
 //  3. close ublkcN
 //
-// It takes as long as requests take to be answered; after timeout it returns a TimeoutError, with the queues
-// still serving, and may be called again. Without a Start it only closes. Then the device can be deleted. A
-// device that was left, or found by Recover and not started, is not this process's to stop: ErrState.
+// It takes as long as requests take to be answered; after timeout it returns a TimeoutError, with
+// the queues still serving, and may be called again. Without a Start it only closes. Then the
+// device can be deleted. A device that was left, or found by Recover and not started, is not this
+// process's to stop: ErrState.
 //
-// Of a recoverable device the driver answers only what the queues have got, and fails the rest, also what the
-// kernel writes because of the stop: pages that users have written and not synced are lost (force_abort in
-// ublk_drv.c, 6.12 and 6.18). Sync it before.
+// Of a recoverable device the driver answers only what the queues have got, and fails the rest,
+// also what the kernel writes because of the stop: pages that users have written and not synced are
+// lost (force_abort in ublk_drv.c, 6.12 and 6.18). Sync it before.
 func (d *Device) Stop(timeout time.Duration) error {
 	switch d.phase {
 	case phaseStopped, phaseDeleted:
@@ -304,7 +309,8 @@ func (d *Device) awaitQueues(ctx context.Context, verb string) error {
 	return nil
 }
 
-// closeChar closes ublkcN after the queues have left, if they do not park, and returns what went wrong in giving back.
+// closeChar closes ublkcN after the queues have left, if they do not park, and returns what went
+// wrong in giving back.
 func (d *Device) closeChar() error {
 	if d.char != nil && !d.orders.parks {
 		d.failures.keep(d.char.Close())
@@ -312,15 +318,15 @@ func (d *Device) closeChar() error {
 	return d.failures.ofGivingBack()
 }
 
-// Delete deletes a device that was stopped or never started. It waits until everybody has closed ublkbN;
-// after timeout it returns a TimeoutError, and the device goes when they have. After Delete, or a Start that
-// failed, it does nothing. A device that was left is not deleted: ErrState.
+// Delete deletes a device that was stopped or never started. It waits until everybody has closed
+// ublkbN; after timeout it returns a TimeoutError, and the device goes when they have. After
+// Delete, or a Start that failed, it does nothing. A device that was left is not deleted: ErrState.
 func (d *Device) Delete(timeout time.Duration) error {
 	return d.deleteBy(d.ctl.DelDev, timeout)
 }
 
-// DeleteLater is Delete that does not wait for whoever has ublkbN open: the device's number is free when they have closed
-// it.
+// DeleteLater is Delete that does not wait for whoever has ublkbN open: the device's number is free
+// when they have closed it.
 func (d *Device) DeleteLater(timeout time.Duration) error {
 	return d.deleteBy(d.ctl.DelDevAsync, timeout)
 }
@@ -344,8 +350,8 @@ func (d *Device) deleteBy(command func(context.Context, int) error, timeout time
 	return nil
 }
 
-// undo takes back what was done before a step that failed. A device that was found, with users whose requests
-// wait in it, is left as it was.
+// undo takes back what was done before a step that failed. A device that was found, with users
+// whose requests wait in it, is left as it was.
 func (d *Device) undo() error {
 	if !d.fetching {
 		for _, q := range d.queues {

@@ -31,8 +31,9 @@ func TestDriver(t *testing.T) {
 	}
 }
 
-// TestQueues: with 1, 2 and 4 queues, a thread on each CPU writes its own pattern. The requests of a CPU come
-// to the queue whose CPU it is, and with its own data: a wrong descriptor mapping shows another queue's.
+// TestQueues: with 1, 2 and 4 queues, a thread on each CPU writes its own pattern. The requests of
+// a CPU come to the queue whose CPU it is, and with its own data: a wrong descriptor mapping shows
+// another queue's.
 func TestQueues(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 2, 4} {

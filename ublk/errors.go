@@ -9,8 +9,8 @@ import (
 )
 
 var (
-	// ErrNoDriver is wrapped when /dev/ublk-control does not exist: the module ublk_drv is not loaded, or the
-	// kernel was built without it.
+	// ErrNoDriver is wrapped when /dev/ublk-control does not exist: the module ublk_drv is not
+	// loaded, or the kernel was built without it.
 	ErrNoDriver = errors.New("ublk driver not available")
 	// ErrClosed is returned by commands of a Control that was closed, or whose ring has failed.
 	ErrClosed = errors.New("ublk control closed")
@@ -18,15 +18,18 @@ var (
 	ErrNotSupported = errors.New("not supported by this kernel's ublk driver")
 	// ErrParams is wrapped by what Params.Validate returns.
 	ErrParams = errors.New("invalid device parameters")
-	// ErrState is returned by a Device's method that does not fit its state, such as a second Start.
+	// ErrState is returned by a Device's method that does not fit its state, such as a second
+	// Start.
 	ErrState = errors.New("device is in the wrong state")
-	// ErrForeign is wrapped by Recover for a device whose Private is not the one expected: it is somebody
-	// else's.
+	// ErrForeign is wrapped by Recover for a device whose Private is not the one expected: it is
+	// somebody else's.
 	ErrForeign = errors.New("device belongs to somebody else")
-	// ErrServed is wrapped by Recover and by the Start after it for a device that a living process serves.
+	// ErrServed is wrapped by Recover and by the Start after it for a device that a living process
+	// serves.
 	ErrServed = errors.New("device has a living server")
-	// ErrUnrecoverable is wrapped by Recover for a device that no new server can take over: made without
-	// Options.Recoverable, stopped, or made to be served in a way that this package does not know.
+	// ErrUnrecoverable is wrapped by Recover for a device that no new server can take over: made
+	// without Options.Recoverable, stopped, or made to be served in a way that this package does
+	// not know.
 	ErrUnrecoverable = errors.New("device cannot be recovered")
 )
 
@@ -56,8 +59,8 @@ func (e *CommandError) Error() string {
 
 func (e *CommandError) Unwrap() error { return e.Errno }
 
-// TimeoutError is a control command that did not return in time, or did not succeed in time. In the first case
-// the kernel was asked to give it up and may still be at it.
+// TimeoutError is a control command that did not return in time, or did not succeed in time. In the
+// first case the kernel was asked to give it up and may still be at it.
 type TimeoutError struct {
 	Command string
 	Device  int // -1: none yet

@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// failures are what goes wrong in the queues of a device, on their threads. A queue that fails before the device is live
-// ends its Start; from then on that is fatal.
+// failures are what goes wrong in the queues of a device, on their threads. A queue that fails
+// before the device is live ends its Start; from then on that is fatal.
 type failures struct {
 	mu     sync.Mutex // guards all; a leaf
 	live   bool       // Start has returned: from here on a queue that fails is fatal

@@ -86,8 +86,8 @@ func Needed(offered Features) error {
 	return err
 }
 
-// missing is a FeatureError for the first flag of asked that is not in got. An old driver clears what it does
-// not know and says nothing.
+// missing is a FeatureError for the first flag of asked that is not in got. An old driver clears
+// what it does not know and says nothing.
 func missing(asked, got uint64) error {
 	for _, f := range featureNames {
 		if asked&^got&f.flag != 0 {
@@ -97,8 +97,8 @@ func missing(asked, got uint64) error {
 	return nil
 }
 
-// servedFlags are those of devices that this package can serve, also where it would not ask for them. A driver sets
-// some by itself.
+// servedFlags are those of devices that this package can serve, also where it would not ask for
+// them. A driver sets some by itself.
 const servedFlags = flagAutoBufReg | flagUserCopy | flagCompInTask | flagUserRecovery | flagUserRecoveryReissue | flagCmdIoctlEncode |
 	flagUserRecoveryFailIO | flagUpdateSize | flagQuiesce | flagPerIODaemon | flagBufRegOffDaemon |
 	flagSafeStopDev | flagNoAutoPartScan

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These tests make real devices: they run as root in a guest whose kernel has the driver. They work on a
-// machine of their own, where nobody else makes ublk devices.
+// These tests make real devices: they run as root in a guest whose kernel has the driver. They work
+// on a machine of their own, where nobody else makes ublk devices.
 
 func TestMain(m *testing.M) {
 	if config := os.Getenv(serverVariable); config != "" {
@@ -51,7 +51,8 @@ type seen struct {
 	Desc
 }
 
-// memory is a disk in memory with a target for each queue. Requests may be held back, and made to fail.
+// memory is a disk in memory with a target for each queue. Requests may be held back, and made to
+// fail.
 type memory struct {
 	disk []byte
 

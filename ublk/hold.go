@@ -11,14 +11,15 @@ type hold struct {
 	rests chan struct{} // gets one from each queue whose target has nothing at work
 }
 
-// heldQuiesceTime is how long a device that is held waits for the driver to keep requests back. The driver wants a tag
-// without a request in each queue for that (ublk_wait_for_idle_io, ublk_drv.c, 6.18), and every tag may have one that is
-// kept. It need not succeed.
+// heldQuiesceTime is how long a device that is held waits for the driver to keep requests back. The
+// driver wants a tag without a request in each queue for that (ublk_wait_for_idle_io, ublk_drv.c,
+// 6.18), and every tag may have one that is kept. It need not succeed.
 const heldQuiesceTime = 100 * time.Millisecond
 
-// Hold keeps new requests from the targets and waits until these have answered all that they have, at most timeout. The
-// device's users wait meanwhile. After nil nothing is at work, and no backend I/O of the queues is under way: Leave takes
-// no time, and Release has the device go on. With an error, a deadline's, the device has gone on already.
+// Hold keeps new requests from the targets and waits until these have answered all that they have,
+// at most timeout. The device's users wait meanwhile. After nil nothing is at work, and no backend
+// I/O of the queues is under way: Leave takes no time, and Release has the device go on. With an
+// error, a deadline's, the device has gone on already.
 func (d *Device) Hold(timeout time.Duration) error {
 	if d.phase != phaseLive {
 		return d.wrong("hold")

@@ -36,13 +36,14 @@ type Info struct {
 	ServerPID int    // as the server said, in its process namespace; it may be dead
 }
 
-// Served says that the device is live and that its server is a process that is not about to end. A device that
-// is being started or recovered is not served yet.
+// Served says that the device is live and that its server is a process that is not about to end. A
+// device that is being started or recovered is not served yet.
 func (i Info) Served() bool {
 	return i.State == StateLive && processLives(i.ServerPID)
 }
 
-// ServerLives says that the process that is or was the device's server lives, whatever state the device is in.
+// ServerLives says that the process that is or was the device's server lives, whatever state the
+// device is in.
 func (i Info) ServerLives() bool { return processLives(i.ServerPID) }
 
 // recoverable: the driver keeps the device, without a server, for the next one.

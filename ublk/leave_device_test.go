@@ -14,7 +14,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestLeave: a planned restart, with clients that notice nothing, by another process and by the same one.
+// TestLeave: a planned restart, with clients that notice nothing, by another process and by the
+// same one.
 func TestLeave(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 4} {
@@ -38,8 +39,9 @@ func TestLeave(t *testing.T) {
 	}
 }
 
-// TestLeaveAndComeBack: a request that the target has at work is answered first; a device left is not stopped,
-// deleted or started; with QUIESCE_DEV the same process can recover it, without it the device stays open.
+// TestLeaveAndComeBack: a request that the target has at work is answered first; a device left is
+// not stopped, deleted or started; with QUIESCE_DEV the same process can recover it, without it the
+// device stays open.
 func TestLeaveAndComeBack(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	ctl := openTestControl(t)
@@ -102,8 +104,9 @@ func TestLeaveAndComeBack(t *testing.T) {
 	must(t, again.Delete(testLimit))
 }
 
-// TestHold: users of a device that is held and released again and again notice nothing, and a device that is held can be
-// left with every tag at a request. A hold that its target keeps from ending ends itself, and says so in time.
+// TestHold: users of a device that is held and released again and again notice nothing, and a
+// device that is held can be left with every tag at a request. A hold that its target keeps from
+// ending ends itself, and says so in time.
 func TestHold(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 4} {

@@ -83,8 +83,8 @@ func testStopWithIO(t *testing.T, recoverable bool) {
 	}
 }
 
-// TestDeleteWaitsForOpeners: a device that somebody has open is deleted when they close it, and Delete does
-// not wait longer than it was told.
+// TestDeleteWaitsForOpeners: a device that somebody has open is deleted when they close it, and
+// Delete does not wait longer than it was told.
 func TestDeleteWaitsForOpeners(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	m := newMemory(64 * mib)
@@ -157,8 +157,8 @@ func resourcesNow(t *testing.T) resources {
 	return resources{count("/proc/self/fd"), count("/proc/self/task"), nodes, ids}
 }
 
-// leftBehind compares what there is with before. Threads may be threadSlack more: the runtime makes and keeps
-// some, and the kernel's workers go a little later.
+// leftBehind compares what there is with before. Threads may be threadSlack more: the runtime makes
+// and keeps some, and the kernel's workers go a little later.
 func leftBehind(t *testing.T, before resources) {
 	t.Helper()
 	const threadSlack = 8

@@ -15,9 +15,9 @@ type Params struct {
 	IOOpt             int   // preferred I/O, a power of two; 0 = none stated
 	MaxIO             int   // largest READ or WRITE, and the size of a tag's buffer: a multiple of the page size, at most 32 MiB; 0 = 512 KiB
 
-	// Discard and write-zeroes carry no data and are not bounded by MaxIO. Limits are rounded down to
-	// multiples of DiscardGranularity, so that the kernel cuts there; 0 = the operation is not offered. A
-	// granularity of 0 is that of the physical block.
+	// Discard and write-zeroes carry no data and are not bounded by MaxIO. Limits are rounded down
+	// to multiples of DiscardGranularity, so that the kernel cuts there; 0 = the operation is not
+	// offered. A granularity of 0 is that of the physical block.
 	DiscardGranularity int64 // a power of two
 	MaxDiscard         int64
 	MaxWriteZeroes     int64
@@ -51,8 +51,8 @@ func (p Params) withDefaults() Params {
 	return p
 }
 
-// Validate says what the driver would refuse with a bare EINVAL (ublk_validate_params, ublk_drv.c, 6.12), and
-// what it would take and get wrong. Its error wraps ErrParams.
+// Validate says what the driver would refuse with a bare EINVAL (ublk_validate_params, ublk_drv.c,
+// 6.12), and what it would take and get wrong. Its error wraps ErrParams.
 func (p Params) Validate() error {
 	p = p.withDefaults()
 	page := os.Getpagesize()

@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// passthrough serves each request by one I/O to a backend, on the queue's own ring; the token is the tag.
+// passthrough serves each request by one I/O to a backend, on the queue's own ring; the token is
+// the tag.
 type passthrough struct {
 	q    *Queue
 	file *uring.Port
@@ -43,7 +44,8 @@ func (p *passthrough) Complete(token uint32, err error) { p.q.Commit(uint16(toke
 
 func (p *passthrough) Drain() {}
 
-// makeNullBlk makes a null_blk device in memory of 64 MiB with the given attributes, until the test ends.
+// makeNullBlk makes a null_blk device in memory of 64 MiB with the given attributes, until the test
+// ends.
 func makeNullBlk(t testing.TB, name string, attributes map[string]string) *os.File {
 	t.Helper()
 	dir := filepath.Join("/sys/kernel/config/nullb", name)
@@ -73,9 +75,10 @@ func startPassthrough(t testing.TB, o Options, backend *os.File, limit int) *Dev
 	return startDevice(t, o, func(q *Queue) Target { return &passthrough{q: q, file: q.Loop().Open(file, limit)} })
 }
 
-// TestPassthrough does random operations from several clients, each in its own part of the device, and
-// compares with a model; at the end also the backend by itself. The backends differ in what they offer: block
-// devices with and without discard, files on a file system that knows how to zero and one that does not.
+// TestPassthrough does random operations from several clients, each in its own part of the device,
+// and compares with a model; at the end also the backend by itself. The backends differ in what
+// they offer: block devices with and without discard, files on a file system that knows how to zero
+// and one that does not.
 func TestPassthrough(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	for _, c := range []struct {
@@ -132,9 +135,9 @@ func testPassthrough(t *testing.T, backend *os.File, limit int, set func(*Option
 	}
 }
 
-// randomClient works on one part of the device; model is its content at the end. Before its first operation
-// it writes the whole part. Discards are left unread until written again, because their content is not
-// defined: they are followed by a write at once.
+// randomClient works on one part of the device; model is its content at the end. Before its first
+// operation it writes the whole part. Discards are left unread until written again, because their
+// content is not defined: they are followed by a write at once.
 func randomClient(t *testing.T, d *Device, random *rand.Rand, base int64, model []byte) {
 	f, err := os.OpenFile(d.BlockPath(), os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
@@ -186,7 +189,8 @@ func randomClient(t *testing.T, d *Device, random *rand.Rand, base int64, model 
 	}
 }
 
-// TestBackendCapabilities: what a block device does not offer is found out once, and done in another way.
+// TestBackendCapabilities: what a block device does not offer is found out once, and done in
+// another way.
 func TestBackendCapabilities(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	o := testOptions(1)
@@ -208,7 +212,8 @@ func TestBackendCapabilities(t *testing.T) {
 	}
 }
 
-// BenchmarkPassthrough is one 4 KiB write at a time through the device to a null_blk that answers at once.
+// BenchmarkPassthrough is one 4 KiB write at a time through the device to a null_blk that answers
+// at once.
 func BenchmarkPassthrough(b *testing.B) {
 	o := testOptions(1)
 	o.Tokens = o.Depth

@@ -9,14 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// processLives says that process pid exists and is not ending: a server that was killed has its device open
-// for some time yet.
+// processLives says that process pid exists and is not ending: a server that was killed has its
+// device open for some time yet.
 func processLives(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !ending(string(stat))
 }
 
-// Fields of /proc/PID/stat behind the name, which ends with the last ')' (do_task_stat, fs/proc/array.c, 6.12).
+// Fields of /proc/PID/stat behind the name, which ends with the last ')' (do_task_stat,
+// fs/proc/array.c, 6.12).
 const (
 	statState   = 0
 	statFlags   = 6
@@ -26,7 +27,8 @@ const (
 // taskExiting is PF_EXITING of include/linux/sched.h.
 const taskExiting = 0x4
 
-// ending reads from a process's stat that it is a zombie, on its way out, or killed and does not know it yet.
+// ending reads from a process's stat that it is a zombie, on its way out, or killed and does not
+// know it yet.
 func ending(stat string) bool {
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(fields) <= statPending {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Target serves one queue. It is called on the queue's thread only, and each of its requests is answered with
-// one Queue.Commit, from within any of these methods. None of them may block.
+// Target serves one queue. It is called on the queue's thread only, and each of its requests is
+// answered with one Queue.Commit, from within any of these methods. None of them may block.
 type Target interface {
 	// Request is a new request on tag. Its operation is one of the five Op constants.
 	Request(tag uint16, d Desc)
@@ -31,11 +31,12 @@ type Desc struct {
 	NrSectors uint32
 }
 
-// Offset is where the request begins, in bytes. Not for FLUSH, which has none (its sector is 2^64-1).
+// Offset is where the request begins, in bytes. Not for FLUSH, which has none (its sector is
+// 2^64-1).
 func (d Desc) Offset() int64 { return int64(d.Sector) << sectorShift }
 
-// Length is the request's size in bytes; 0 for FLUSH. For DISCARD and WRITE_ZEROES it may be larger than any
-// buffer.
+// Length is the request's size in bytes; 0 for FLUSH. For DISCARD and WRITE_ZEROES it may be larger
+// than any buffer.
 func (d Desc) Length() int64 { return int64(d.NrSectors) << sectorShift }
 
 // FUA says that the request is to be durable when it is answered.
@@ -44,8 +45,8 @@ func (d Desc) FUA() bool { return d.Flags&FlagFUA != 0 }
 // hasData: the request's bytes pass through the tag's buffer.
 func (d Desc) hasData() bool { return d.Op == OpRead || d.Op == OpWrite }
 
-// known says whether a target has to do with the request. The driver sends no others to a device without
-// zones.
+// known says whether a target has to do with the request. The driver sends no others to a device
+// without zones.
 func (d Desc) known(maxIO int) bool {
 	switch d.Op {
 	case OpRead, OpWrite:
@@ -56,9 +57,10 @@ func (d Desc) known(maxIO int) bool {
 	return false
 }
 
-// result is what the driver is told: the full length of a READ or WRITE (0 for what carries no data), or an
-// errno. Nothing in between: some kernels take a part for the whole (7.3, __ublk_complete_rq), others send a
-// WRITE answered with 0 again for ever. EAGAIN would be taken for "try without waiting" and is EIO.
+// result is what the driver is told: the full length of a READ or WRITE (0 for what carries no
+// data), or an errno. Nothing in between: some kernels take a part for the whole (7.3,
+// __ublk_complete_rq), others send a WRITE answered with 0 again for ever. EAGAIN would be taken
+// for "try without waiting" and is EIO.
 func (d Desc) result(err error) int32 {
 	if err == nil {
 		if d.hasData() {
@@ -92,8 +94,8 @@ const (
 	atRest
 )
 
-// Queue is one of a device's queues. Its methods are called on its thread, but for Index, Depth and those
-// that its Loop allows.
+// Queue is one of a device's queues. Its methods are called on its thread, but for Index, Depth and
+// those that its Loop allows.
 type Queue struct {
 	dev      *kernelDevice
 	orders   *orders
@@ -133,9 +135,9 @@ func (q *Queue) Depth() int { return q.dev.info.Depth }
 // Loop is the queue's event loop, for backend I/O and wake-ups.
 func (q *Queue) Loop() *uring.Loop { return q.loop }
 
-// Commit answers tag's request: with nil as done whole, otherwise with the errno in err, or EIO if there is
-// none. The tag may be called with its next request from the next round on. It is sent with the next
-// submission.
+// Commit answers tag's request: with nil as done whole, otherwise with the errno in err, or EIO if
+// there is none. The tag may be called with its next request from the next round on. It is sent
+// with the next submission.
 func (q *Queue) Commit(tag uint16, err error) {
 	if q.owners[tag] != withTarget {
 		panic(fmt.Sprintf("commit of tag %d, which the target does not have", tag))
@@ -161,10 +163,10 @@ type events Queue
 
 func (e *events) Complete(token uint32, err error) { e.target.Complete(token, err) }
 
-// Drain also serves the requests that wait for the bounce buffer: all that can have it in turn, as nobody asks for
-// another round when one of them is answered at once. After each the target drains again, as after any new request.
-// What was kept while the device was held comes before that. Then it looks whether a queue that is to leave, or to be
-// held, can.
+// Drain also serves the requests that wait for the bounce buffer: all that can have it in turn, as
+// nobody asks for another round when one of them is answered at once. After each the target drains
+// again, as after any new request. What was kept while the device was held comes before that. Then
+// it looks whether a queue that is to leave, or to be held, can.
 func (e *events) Drain() {
 	(*Queue)(e).serveKept()
 	e.target.Drain()
@@ -248,9 +250,9 @@ func (q *Queue) leave() {
 	}
 }
 
-// run is the queue's goroutine. It sends the outcome of the set-up on ready, then waits for the word to fetch,
-// and serves until the driver has given up all tags or the device is left. It stays locked, so that the thread
-// ends with it.
+// run is the queue's goroutine. It sends the outcome of the set-up on ready, then waits for the
+// word to fetch, and serves until the driver has given up all tags or the device is left. It stays
+// locked, so that the thread ends with it.
 func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
 	runtime.LockOSThread()
 	nameThread(fmt.Sprintf("queue %d", q.index))
@@ -270,9 +272,10 @@ func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
 	}
 }
 
-// serve fetches all tags and runs the loop. The descriptors are mapped after the tags were fetched and before
-// the first request is looked at: the driver lets only one process map them, and one before 6.15 that saw
-// START_USER_RECOVERY and a mapping, but no FETCH, never lets another (ub->mm, ublk_drv.c, 6.12).
+// serve fetches all tags and runs the loop. The descriptors are mapped after the tags were fetched
+// and before the first request is looked at: the driver lets only one process map them, and one
+// before 6.15 that saw START_USER_RECOVERY and a mapping, but no FETCH, never lets another (ub->mm,
+// ublk_drv.c, 6.12).
 func (q *Queue) serve() error {
 	q.live = len(q.owners)
 	for tag := range q.owners {
@@ -322,9 +325,9 @@ func (q *Queue) pin() error {
 	return nil
 }
 
-// tearDown gives back descriptors, ring and buffers, in this order: nothing refers to ublkcN afterwards. The
-// buffers stay if the driver has tags yet, because the loop has failed or the device is left: it may copy into
-// them until the thread has ended.
+// tearDown gives back descriptors, ring and buffers, in this order: nothing refers to ublkcN
+// afterwards. The buffers stay if the driver has tags yet, because the loop has failed or the
+// device is left: it may copy into them until the thread has ended.
 func (q *Queue) tearDown() {
 	q.failures.keep(q.descriptors.munmap())
 	if q.loop != nil {

@@ -16,21 +16,23 @@ const (
 	defaultRecoverTime = time.Minute
 	recoverPause       = 10 * time.Millisecond
 	settleTime         = 100 * time.Millisecond // see settle
-	// graceTime is how long a server must be seen alive beside its device before that is believed: between
-	// the moment when a killed process learns of it and the one when it is marked as ending, it looks alive.
+	// graceTime is how long a server must be seen alive beside its device before that is believed:
+	// between the moment when a killed process learns of it and the one when it is marked as
+	// ending, it looks alive.
 	graceTime = time.Second
 )
 
-// Recover finds device id, whose server is dead and which was made with Options.Recoverable, and waits until
-// the driver knows of the death. Nothing of the device is changed; Start takes it over. Its users notice
-// nothing but a delay: what they sent since waits in the driver, and what the dead server had and did not
-// answer is sent again, though it may have been done. The caller must know that none of the dead server's
-// backend I/O is still under way.
+// Recover finds device id, whose server is dead and which was made with Options.Recoverable, and
+// waits until the driver knows of the death. Nothing of the device is changed; Start takes it over.
+// Its users notice nothing but a delay: what they sent since waits in the driver, and what the dead
+// server had and did not answer is sent again, though it may have been done. The caller must know
+// that none of the dead server's backend I/O is still under way.
 //
-// The number of queues, their depth, the sizes and the features are the device's own, as Info and Params tell;
-// those in o are not looked at. o.Private must be the device's, which else is ErrForeign. ErrServed is a device
-// with a living server, ErrUnrecoverable one that cannot be taken over, ENODEV one that does not exist, and a
-// TimeoutError after o.RecoverTime says what was waited for.
+// The number of queues, their depth, the sizes and the features are the device's own, as Info and
+// Params tell; those in o are not looked at. o.Private must be the device's, which else is
+// ErrForeign. ErrServed is a device with a living server, ErrUnrecoverable one that cannot be taken
+// over, ENODEV one that does not exist, and a TimeoutError after o.RecoverTime says what was waited
+// for.
 func Recover(ctl *Control, id int, o Options) (*Device, error) {
 	if o.RecoverTime == 0 {
 		o.RecoverTime = defaultRecoverTime
@@ -45,8 +47,8 @@ func Recover(ctl *Control, id int, o Options) (*Device, error) {
 	return d, nil
 }
 
-// Recoverable says what device id is, and why a server of this program could not take it over from the one that it has: with
-// ErrForeign, ErrUnrecoverable or the driver's error. It changes nothing.
+// Recoverable says what device id is, and why a server of this program could not take it over from
+// the one that it has: with ErrForeign, ErrUnrecoverable or the driver's error. It changes nothing.
 func Recoverable(ctx context.Context, ctl *Control, id int, private uint64) (info Info, params Params, err error) {
 	if info, err = ctl.GetDevInfo(ctx, id); err == nil {
 		err = info.refusal(private)
@@ -76,9 +78,9 @@ func (d *kernelDevice) find() error {
 	return err
 }
 
-// takeOver is step 6. EINVAL of a device that can be recovered comes from drivers before 6.15 (nr_queues_ready
-// in ublk_ctrl_start_recovery, ublk_drv.c, 6.12): a recovery has begun before, and died before it fetched. The
-// driver is ready for FETCH then.
+// takeOver is step 6. EINVAL of a device that can be recovered comes from drivers before 6.15
+// (nr_queues_ready in ublk_ctrl_start_recovery, ublk_drv.c, 6.12): a recovery has begun before, and
+// died before it fetched. The driver is ready for FETCH then.
 func (d *kernelDevice) takeOver(ctx context.Context) error {
 	if err := d.step("recover"); err != nil {
 		return err
@@ -99,10 +101,11 @@ func (d *kernelDevice) takeOver(ctx context.Context) error {
 	return d.openChar()
 }
 
-// settle waits, with drivers before 6.15, until ublkcN is closed and then a little longer. When the last command of a
-// dead server is gone those still have work to do, which begins at once, takes no lock and cancels whatever commands
-// it finds: the next server's, if that was as fast, and the kernel dies of it (ublk_cancel_dev in
-// ublk_quiesce_work_fn, ublk_drv.c, 6.12). Nothing tells when it is done.
+// settle waits, with drivers before 6.15, until ublkcN is closed and then a little longer. When the
+// last command of a dead server is gone those still have work to do, which begins at once, takes no
+// lock and cancels whatever commands it finds: the next server's, if that was as fast, and the
+// kernel dies of it (ublk_cancel_dev in ublk_quiesce_work_fn, ublk_drv.c, 6.12). Nothing tells when
+// it is done.
 func (d *kernelDevice) settle() error {
 	if d.info.Features.Quiesce {
 		return nil
@@ -118,8 +121,9 @@ func (d *kernelDevice) settle() error {
 	return err
 }
 
-// untilFree does try again and again as long as it is EBUSY because of a server that is on its way out, and no
-// longer than Options.RecoverTime. A device that must not or cannot be recovered ends it.
+// untilFree does try again and again as long as it is EBUSY because of a server that is on its way
+// out, and no longer than Options.RecoverTime. A device that must not or cannot be recovered ends
+// it.
 func (d *kernelDevice) untilFree(command string, try func(Info) error) error {
 	begin := time.Now()
 	for alone := begin; ; time.Sleep(recoverPause) {

@@ -26,8 +26,9 @@ func count(reduced, full int) int {
 	return reduced
 }
 
-// TestRecoverReissues: what the dead server had and did not answer is given to the new one, and the users see
-// no error. The device keeps its number of queues and its depth, whatever the new server would have asked for.
+// TestRecoverReissues: what the dead server had and did not answer is given to the new one, and the
+// users see no error. The device keeps its number of queues and its depth, whatever the new server
+// would have asked for.
 func TestRecoverReissues(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 2, 4} {
@@ -84,7 +85,8 @@ func TestRecoverManyTimes(t *testing.T) {
 	}
 }
 
-// TestRecoverSaturated kills a server that had all tags at work. With 4 there is none to spare on 6.12.
+// TestRecoverSaturated kills a server that had all tags at work. With 4 there is none to spare on
+// 6.12.
 func TestRecoverSaturated(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	for _, depth := range []int{4, 16} {
@@ -112,7 +114,8 @@ func TestRecoverSaturated(t *testing.T) {
 	}
 }
 
-// TestRecoveryDies: a recovery that is killed at any step leaves a device that the next one recovers.
+// TestRecoveryDies: a recovery that is killed at any step leaves a device that the next one
+// recovers.
 func TestRecoveryDies(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	for _, queues := range []int{1, 2} {
@@ -137,8 +140,8 @@ func TestRecoveryDies(t *testing.T) {
 	}
 }
 
-// TestRecoveryFails: a recovery that fails at any step, or whose target cannot be set up, leaves the device as it
-// was.
+// TestRecoveryFails: a recovery that fails at any step, or whose target cannot be set up, leaves
+// the device as it was.
 func TestRecoveryFails(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	ctl := openTestControl(t)
@@ -227,7 +230,8 @@ func TestRecoverRefuses(t *testing.T) {
 	}
 }
 
-// TestRecoverWaits: as long as ublkcN is open Recover or Start waits, and says for what when its time is up.
+// TestRecoverWaits: as long as ublkcN is open Recover or Start waits, and says for what when its
+// time is up.
 func TestRecoverWaits(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	ctl := openTestControl(t)

@@ -37,8 +37,8 @@ func TestEnding(t *testing.T) {
 	}
 }
 
-// TestProcessLives asks the kernel itself: for this process, for one that was killed and not waited for, and for
-// one that is gone.
+// TestProcessLives asks the kernel itself: for this process, for one that was killed and not waited
+// for, and for one that is gone.
 func TestProcessLives(t *testing.T) {
 	if !processLives(os.Getpid()) {
 		t.Error("this process is said to be ending")
@@ -120,7 +120,8 @@ func TestObstacle(t *testing.T) {
 	}
 }
 
-// TestRefusedCommands: what the driver answers to recovery's commands comes back, from a device that knows none.
+// TestRefusedCommands: what the driver answers to recovery's commands comes back, from a device
+// that knows none.
 func TestRefusedCommands(t *testing.T) {
 	c, ctx := zeroControl(t), context.Background()
 	for name, err := range map[string]error{

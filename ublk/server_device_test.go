@@ -19,13 +19,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A server in a process of its own, so that it can be killed. It is the test binary again, told by the
-// environment what to do. Its disk is a file on a tmpfs that it maps, so that what it did outlives it and
-// nothing is under way when it has ended.
+// A server in a process of its own, so that it can be killed. It is the test binary again, told by
+// the environment what to do. Its disk is a file on a tmpfs that it maps, so that what it did
+// outlives it and nothing is under way when it has ended.
 //
-// It says on standard output what it has reached ("device 3", "live", "left", or "error: ..."), and is told on
-// standard input: hold (answer nothing), release, rest (Hold and Release), rest and leave, leave, count (how many requests
-// it has got since: "count 7").
+// It says on standard output what it has reached ("device 3", "live", "left", or "error: ..."), and
+// is told on standard input: hold (answer nothing), release, rest (Hold and Release), rest and
+// leave, leave, count (how many requests it has got since: "count 7").
 
 const serverVariable = "UBLK_TEST_CHILD"
 
@@ -256,7 +256,8 @@ func (s *server) killed() {
 	}
 }
 
-// makeServer starts a server with a new device, which is removed at the end, whoever serves it then.
+// makeServer starts a server with a new device, which is removed at the end, whoever serves it
+// then.
 func makeServer(t *testing.T, queues, depth int) (*server, serverConfig) {
 	t.Helper()
 	disk := filepath.Join(t.TempDir(), "disk")

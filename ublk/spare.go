@@ -16,14 +16,15 @@ const (
 	requestTime = 1000        // milliseconds after which the block layer asks for a request
 )
 
-// spareTag sees to it that the death of this process, or its leaving, is noticed at once by drivers before 6.15.
-// Those learn of it from a tag that waits for a request, in each queue; where all tags are at work they learn of
-// it when a request's time is up, after 30 s, and a recovery has to wait for that (ublk_uring_cmd_cancel_fn and
-// ublk_timeout, ublk_drv.c, 6.12; 31 s measured). So one tag of each queue is left unused, as far as the block
-// layer goes that low, and requests' time is short: a driver whose server lives gives it again and again.
+// spareTag sees to it that the death of this process, or its leaving, is noticed at once by drivers
+// before 6.15. Those learn of it from a tag that waits for a request, in each queue; where all tags
+// are at work they learn of it when a request's time is up, after 30 s, and a recovery has to wait
+// for that (ublk_uring_cmd_cancel_fn and ublk_timeout, ublk_drv.c, 6.12; 31 s measured). So one tag
+// of each queue is left unused, as far as the block layer goes that low, and requests' time is
+// short: a driver whose server lives gives it again and again.
 //
-// Both are for speed only, and anybody may change them: failures do not matter. Setting them waits for the
-// requests under way, and so is not done again by a recovery.
+// Both are for speed only, and anybody may change them: failures do not matter. Setting them waits
+// for the requests under way, and so is not done again by a recovery.
 func (d *kernelDevice) spareTag() {
 	if !d.info.Features.UserRecovery || d.info.Features.Quiesce {
 		return

@@ -8,25 +8,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Start starts the queues and makes the block device appear, or, of a device found by Recover, go on:
+// Start starts the queues and makes the block device appear, or, of a device found by Recover, go
+// on:
 //
 //  5. for each queue a thread with its ring and buffers, then its target
-//  6. a device found: START_USER_RECOVERY, as soon as the dead server's ublkcN is closed; open ublkcN
+//  6. a device found: START_USER_RECOVERY, as soon as the dead server's ublkcN is closed; open
+//     ublkcN
 //  7. each queue fetches all its tags and maps its descriptors
 //  8. START_DEV or END_USER_RECOVERY
 //
-// newTarget makes a queue's target, on the queue's thread, one queue after the other; its queue has a loop
-// already, whose methods it may call. Requests may come before Start returns: some kernels look for partitions
-// meanwhile, and from 6.15 on a device being recovered sends its requests from the last FETCH on. If a step
-// fails, the device is deleted; one that was found is left as recoverable as it was, with its users waiting,
-// for another Recover.
+// newTarget makes a queue's target, on the queue's thread, one queue after the other; its queue has
+// a loop already, whose methods it may call. Requests may come before Start returns: some kernels
+// look for partitions meanwhile, and from 6.15 on a device being recovered sends its requests from
+// the last FETCH on. If a step fails, the device is deleted; one that was found is left as
+// recoverable as it was, with its users waiting, for another Recover.
 //
-// Step 6 comes so late because drivers before 6.15 forget nothing of a recovery that died half-way. Those cases
-// are known (ublk_drv.c, 6.12):
+// Step 6 comes so late because drivers before 6.15 forget nothing of a recovery that died half-way.
+// Those cases are known (ublk_drv.c, 6.12):
 //
 //   - dead before the first FETCH: see takeOver;
-//   - dead between the FETCH of one queue and that of another, a moment: the next START_USER_RECOVERY follows a NULL
-//     pointer in the kernel (ublk_queue_reinit), and nothing can be done here against it;
+//   - dead between the FETCH of one queue and that of another, a moment: the next
+//     START_USER_RECOVERY follows a NULL pointer in the kernel (ublk_queue_reinit), and nothing can
+//     be done here against it;
 //   - dead between the last FETCH and END_USER_RECOVERY: see settle.
 func (d *Device) Start(newTarget func(q *Queue) Target) error {
 	if d.phase != phaseAdded && d.phase != phaseFound {
@@ -100,10 +103,11 @@ func (d *Device) startQueue(index int, newTarget func(q *Queue) Target) error {
 	}
 }
 
-// fetch is step 7, which the queues do. It waits for them: a FETCH beside a STOP_DEV or DEL_DEV is answered twice by
-// some drivers, which the kernel does not survive (ublk_cancel_dev, ublk_drv.c; seen on 6.18). And a queue that has failed
-// by then ends it before START_DEV, which reads the partition table: before 6.18 it does so with the device's lock held,
-// and waits for ever for a queue that nobody serves (seen on 6.12).
+// fetch is step 7, which the queues do. It waits for them: a FETCH beside a STOP_DEV or DEL_DEV is
+// answered twice by some drivers, which the kernel does not survive (ublk_cancel_dev, ublk_drv.c;
+// seen on 6.18). And a queue that has failed by then ends it before START_DEV, which reads the
+// partition table: before 6.18 it does so with the device's lock held, and waits for ever for a
+// queue that nobody serves (seen on 6.12).
 func (d *Device) fetch() error {
 	if err := d.step("fetch"); err != nil {
 		return err

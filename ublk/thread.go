@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	// controlSlots is the number of commands that the driver is given at a time. One that hangs holds its
-	// slot for good: more than a process with one device can have, with some to lose.
+	// controlSlots is the number of commands that the driver is given at a time. One that hangs
+	// holds its slot for good: more than a process with one device can have, with some to lose.
 	controlSlots = 16
-	// slotSize is the room for a command's data; the largest is the CPU bitmap of a queue, 1 KiB for 8192
-	// CPUs.
+	// slotSize is the room for a command's data; the largest is the CPU bitmap of a queue, 1 KiB
+	// for 8192 CPUs.
 	slotSize = 4096
 )
 
@@ -38,8 +38,8 @@ type command struct {
 
 const noSlot = -1
 
-// controlThread issues control commands from one thread and hands their results back. What other goroutines
-// reach is in mu.
+// controlThread issues control commands from one thread and hands their results back. What other
+// goroutines reach is in mu.
 type controlThread struct {
 	loop    *uring.Loop
 	fd      int
@@ -56,8 +56,8 @@ type controlThread struct {
 	err   error
 }
 
-// startControlThread starts the thread on the open control device, which must stay open until ended is
-// closed.
+// startControlThread starts the thread on the open control device, which must stay open until ended
+// is closed.
 func startControlThread(control *os.File) (*controlThread, error) {
 	scratch, err := uring.MapBuffer(controlSlots * slotSize)
 	if err != nil {
@@ -191,12 +191,13 @@ func (t *controlThread) Command(id uint32, res int32) {
 // Complete is never called: the thread has no backend I/O.
 func (t *controlThread) Complete(uint32, error) {}
 
-// nameThread gives the calling thread a name for those who look at the process. Where it fails nothing is lost.
+// nameThread gives the calling thread a name for those who look at the process. Where it fails
+// nothing is lost.
 func nameThread(name string) {
 	text := append([]byte(name), 0)
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.SliceData(text))), 0, 0, 0)
 }
 
-// commandTimeout is the limit of a command whose context has none. Those that wait for something outside the
-// driver take seconds at most.
+// commandTimeout is the limit of a command whose context has none. Those that wait for something
+// outside the driver take seconds at most.
 const commandTimeout = 30 * time.Second

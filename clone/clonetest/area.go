@@ -1,6 +1,7 @@
 package clonetest
 
-// Window is the sectors [First, End): a stretch of the device that requests go to and the oracle watches.
+// Window is the sectors [First, End): a stretch of the device that requests go to and the oracle
+// watches.
 type Window struct{ First, End int64 }
 
 // area is all of a small device, some windows of a large one.

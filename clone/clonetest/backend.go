@@ -10,8 +10,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
-// io is one queued backend I/O. It takes effect piece by piece and is then done, which its lane does
-// not know before it is completed.
+// io is one queued backend I/O. It takes effect piece by piece and is then done, which its lane
+// does not know before it is completed.
 type io struct {
 	kind    kind
 	token   uint32
@@ -70,8 +70,9 @@ func (l *lane) queue(q *io) {
 	l.sim.note("queue "+short[q.kind], l, q.id, q.off, q.length, nil)
 }
 
-// alone: a flush of the destination begins while no other is in flight, nor a durable write, which has one in it. Of two
-// the kernel reports lost bytes to one only (H24). Durable writes may be beside each other.
+// alone: a flush of the destination begins while no other is in flight, nor a durable write, which
+// has one in it. Of two the kernel reports lost bytes to one only (H24). Durable writes may be
+// beside each other.
 func (s *sim) alone(durable bool) {
 	busy := s.committer.flushing
 	for _, l := range s.lanes {
@@ -103,8 +104,9 @@ func (l *lane) ZeroDest(token uint32, off, length int64, unmap bool) {
 	l.queue(&io{kind: zeroDest, token: token, off: off, length: length})
 }
 
-// mayUnmap says whether bytes of the destination may lose their space: what is not hydrated has none to keep, and of the
-// rest those that a request at work covers which allows it. The background zeroes nothing that is hydrated.
+// mayUnmap says whether bytes of the destination may lose their space: what is not hydrated has
+// none to keep, and of the rest those that a request at work covers which allows it. The background
+// zeroes nothing that is hydrated.
 func (l *lane) mayUnmap(off, length int64) bool {
 	if first, _ := l.sim.geo.Touched(off, length); l.sim.core.Regions().State(first) != bitmap.Hydrated {
 		return true
@@ -180,8 +182,9 @@ func (l *lane) execute(q *io) {
 	s.note("did "+short[q.kind], l, q.id, q.off+lo, hi-lo, q.err)
 }
 
-// spread is what else an error does. The kernel had made one request of reads of the source that touch: it
-// fails whole. A durable write may have failed in its flush: then that has lost what it should have made durable.
+// spread is what else an error does. The kernel had made one request of reads of the source that
+// touch: it fails whole. A durable write may have failed in its flush: then that has lost what it
+// should have made durable.
 func (l *lane) spread(q *io, err *diskError) {
 	s := l.sim
 	switch {
@@ -223,7 +226,8 @@ func (l *lane) effect(q *io, lo, hi int64) {
 	}
 }
 
-// inArea does what changes [off, end) of the destination where the oracle looks: of a large device it may be gigabytes.
+// inArea does what changes [off, end) of the destination where the oracle looks: of a large device
+// it may be gigabytes.
 func (l *lane) inArea(off, end int64, change func(off, length int64) error) (err error) {
 	if !l.sim.cfg.Large {
 		return change(off, end-off)
@@ -255,7 +259,8 @@ func (l *lane) complete(i int) {
 	l.Complete(q.token, q.err)
 }
 
-// stateRun gives the state of the region in which an I/O begins and where that state ends, in bytes.
+// stateRun gives the state of the region in which an I/O begins and where that state ends, in
+// bytes.
 func (s *sim) stateRun(q *io) (bitmap.State, int64) {
 	first, end := s.geo.Touched(q.off, q.length)
 	st, stop := s.core.Regions().Run(first, end)
@@ -282,8 +287,8 @@ func (j *injector) piece(n int64) int64 {
 	return sectorBytes * (1 + j.rng.Int64N(n/sectorBytes))
 }
 
-// fails says whether an I/O of the bytes [lo, hi) fails, and where. Sectors before that one have taken
-// effect.
+// fails says whether an I/O of the bytes [lo, hi) fails, and where. Sectors before that one have
+// taken effect.
 func (j *injector) fails(k kind, lo, hi int64) *diskError {
 	if j.healed {
 		return nil

@@ -134,9 +134,9 @@ func (c *client) unexplained(p *operation, err error) string {
 // sourceTries is how often a read of the source fails before it fails a request.
 const sourceTries = 3
 
-// needs says whether an operation needs the I/O that failed at a sector: a READ what it asks for; the
-// others what they change, rounded outward to regions, and the source only beside the bytes that they
-// bring themselves.
+// needs says whether an operation needs the I/O that failed at a sector: a READ what it asks for;
+// the others what they change, rounded outward to regions, and the source only beside the bytes
+// that they bring themselves.
 func (c *client) needs(p *operation, e *diskError) bool {
 	geo, off := c.lane.sim.geo, e.sector*sectorBytes
 	inside := p.off <= off && off < p.off+p.length
@@ -210,7 +210,8 @@ func (w *workload) draw() *operation {
 	return p
 }
 
-// drawWide makes an operation cover whole pages of the region map, from somewhere to somewhere behind it.
+// drawWide makes an operation cover whole pages of the region map, from somewhere to somewhere
+// behind it.
 func (w *workload) drawWide(p *operation) {
 	n := w.rng.IntN(len(w.area))
 	from, to := w.area[n], w.area[n+w.rng.IntN(len(w.area)-n)]

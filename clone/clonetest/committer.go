@@ -8,8 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/fakedisk"
 )
 
-// committer is the goroutine that commits, as a coroutine: pause gives the scheduler its turn, so that
-// anything may happen between two steps of a commit.
+// committer is the goroutine that commits, as a coroutine: pause gives the scheduler its turn, so
+// that anything may happen between two steps of a commit.
 type committer struct {
 	sim    *sim
 	kicked bool
@@ -76,7 +76,8 @@ func (c *committer) commit() error {
 	return err
 }
 
-// mapStore is the store as the core has it: the live map knows of a commit before anybody is answered.
+// mapStore is the store as the core has it: the live map knows of a commit before anybody is
+// answered.
 type mapStore struct{ sim *sim }
 
 func (m mapStore) WritePage(page uint64, img *bitmap.Page) error {

@@ -77,8 +77,8 @@ const (
 	allLand
 )
 
-// Config is one run. All that is random in it is drawn from Seed. Its parts are one record where it is printed and read
-// again.
+// Config is one run. All that is random in it is drawn from Seed. Its parts are one record where it
+// is printed and read again.
 type Config struct {
 	Seed uint64
 	device
@@ -127,7 +127,8 @@ type ends struct {
 	Deaths    int // of the daemon
 	Restarts  int // of the daemon, in order
 	Repairs   int // of metadata that has failed
-	// CutOpens is how often an open after the first one is cut short, by the daemon's death or a power loss.
+	// CutOpens is how often an open after the first one is cut short, by the daemon's death or a
+	// power loss.
 	CutOpens float64
 	// Unreadable is how often the metadata cannot be read after a death.
 	Unreadable float64
@@ -165,8 +166,8 @@ type faults struct {
 
 // schedule is in which order things happen.
 type schedule struct {
-	// Weight is how often an event is picked, and Slow how often an I/O of a kind, once picked, is put
-	// off.
+	// Weight is how often an event is picked, and Slow how often an I/O of a kind, once picked, is
+	// put off.
 	Weight [nrEvents]int
 	Slow   [nrKinds]float64
 }
@@ -268,8 +269,8 @@ func (c *Config) drawFaults(rng *rand.Rand) {
 	}
 }
 
-// drawSchedule draws weights over two orders of magnitude, so that some seeds have a source that never
-// answers, a committer that sleeps, completions that lag.
+// drawSchedule draws weights over two orders of magnitude, so that some seeds have a source that
+// never answers, a committer that sleeps, completions that lag.
 func (c *Config) drawSchedule(rng *rand.Rand) {
 	for i := range c.Weight {
 		c.Weight[i] = 1 << rng.IntN(7)

@@ -11,8 +11,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// liveMap is what outlives the process and not the machine (I6): the memory of the region map, and of the
-// mode what the core has told of.
+// liveMap is what outlives the process and not the machine (I6): the memory of the region map, and
+// of the mode what the core has told of.
 type liveMap struct {
 	pages      []bitmap.Page
 	full       []bool          // of pages that are durably hydrated throughout
@@ -63,8 +63,8 @@ func (m *liveMap) loadPage(regions *bitmap.Map, page uint64, img *bitmap.Page) e
 	return regions.Load(page, img)
 }
 
-// takeOver makes the region map of what the metadata holds and what a dead daemon has marked in the live map. The marks
-// that only the latter has are uncommitted.
+// takeOver makes the region map of what the metadata holds and what a dead daemon has marked in the
+// live map. The marks that only the latter has are uncommitted.
 func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.Delta, error) {
 	used := make([]bool, len(m.pages))
 	for page := range m.pages {
@@ -91,8 +91,8 @@ func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.
 	return uncommitted, err
 }
 
-// death kills the daemon and starts another. What was acknowledged must be there, flushed or not (I6); what was
-// not answered will be asked again.
+// death kills the daemon and starts another. What was acknowledged must be there, flushed or not
+// (I6); what was not answered will be asked again.
 func (e *endings) death() error {
 	s := e.sim
 	s.note("DAEMON DIES", nil, 0, 0, 0, nil)
@@ -132,9 +132,10 @@ func (e *endings) death() error {
 	return s.oracle.died(s.peek)
 }
 
-// restart stops the daemon in order and starts another: with the clean mark the live map is of no use any more.
-// Where the last commit fails, as in mode ro with marks that are not committed, there is no clean mark, and the end is a
-// death; so it is where a slot that a failed repair has written keeps the store from setting the mark.
+// restart stops the daemon in order and starts another: with the clean mark the live map is of no
+// use any more. Where the last commit fails, as in mode ro with marks that are not committed, there
+// is no clean mark, and the end is a death; so it is where a slot that a failed repair has written
+// keeps the store from setting the mark.
 func (e *endings) restart() error {
 	s := e.sim
 	left := s.left
@@ -186,8 +187,8 @@ func (e *endings) restart() error {
 	return s.oracle.died(s.peek)
 }
 
-// fence lets each I/O in flight take effect not at all, in part or whole, in any order. Nothing of it lands
-// later: the next daemon waits for that (I7).
+// fence lets each I/O in flight take effect not at all, in part or whole, in any order. Nothing of
+// it lands later: the next daemon waits for that (I7).
 func (e *endings) fence() {
 	s := e.sim
 	type flying struct {
@@ -230,9 +231,9 @@ func (l *lane) land(q *io, what fate) {
 	}
 }
 
-// untold says that a flush has failed and nobody knows it yet, but for one of a commit's slots, which the next daemon
-// does not believe in. If the daemon dies now the error dies with it, and no daemon could tell what was lost: that is
-// left out.
+// untold says that a flush has failed and nobody knows it yet, but for one of a commit's slots,
+// which the next daemon does not believe in. If the daemon dies now the error dies with it, and no
+// daemon could tell what was lost: that is left out.
 func (d *daemon) untold() bool {
 	if d.committer.failed {
 		return true
@@ -262,8 +263,9 @@ func (e *endings) powerCut() error {
 	return e.crashed()
 }
 
-// stillDurable: what a core has called durable is so to the next one, and a clone that was complete, or that the superblock
-// calls complete, is so, in any mode (I12). Only a daemon that cannot use the metadata does not know.
+// stillDurable: what a core has called durable is so to the next one, and a clone that was
+// complete, or that the superblock calls complete, is so, in any mode (I12). Only a daemon that
+// cannot use the metadata does not know.
 func (e *endings) stillDurable(after string, complete bool, durable uint64) error {
 	s := e.sim
 	switch {

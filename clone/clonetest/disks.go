@@ -10,7 +10,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// destSpare is how much larger the destination is than the device, bytes: nothing may be written there.
+// destSpare is how much larger the destination is than the device, bytes: nothing may be written
+// there.
 const destSpare = 64 << 10
 
 // diskError is an error of a fake disk at a sector. A flush has none: -1.
@@ -148,8 +149,8 @@ func (d *disks) flush(disk *fakedisk.Disk, mark uint64, err *diskError) error {
 	return disk.FlushTo(mark)
 }
 
-// powerCut loses part of what was not flushed: at random, all of it, or nothing. What finds most is a
-// destination that lost all beside metadata that kept all.
+// powerCut loses part of what was not flushed: at random, all of it, or nothing. What finds most is
+// a destination that lost all beside metadata that kept all.
 func (d *disks) powerCut(rng *rand.Rand) {
 	keepDest, keepMeta := fakedisk.KeepRandom(rng), fakedisk.KeepRandom(rng)
 	switch rng.IntN(4) {

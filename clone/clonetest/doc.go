@@ -1,5 +1,5 @@
-// Package clonetest is a simulator: the real core with its lanes, the hydrator, the committer and the
-// metadata, over fake disks, single-threaded and decided by a seed alone.
+// Package clonetest is a simulator: the real core with its lanes, the hydrator, the committer and
+// the metadata, over fake disks, single-threaded and decided by a seed alone.
 //
 // # Method
 //
@@ -27,25 +27,31 @@
 //
 // # Faults
 //
-// Reads, writes, zeroings and flushes of all three disks fail with probabilities that are zero in some
-// seeds, and memory for the live map is not to be had; some sectors of the source are bad until the end. A failed write
-// has taken effect in part. Reads of the source that touch may fail together, as the kernel makes one of them.
-// After a death the metadata cannot be read, in some seeds: the live map stands in for them (I11). A
-// failed flush, or durable write, has lost what it should have made durable, and no later one brings it back. An error
-// names its sector, and a request may fail only with an error at a sector that it needs (I11).
+// Reads, writes, zeroings and flushes of all three disks fail with probabilities that are zero in
+// some seeds, and memory for the live map is not to be had; some sectors of the source are bad
+// until the end. A failed write has taken effect in part. Reads of the source that touch may fail
+// together, as the kernel makes one of them. After a death the metadata cannot be read, in some
+// seeds: the live map stands in for them (I11). A failed flush, or durable write, has lost what it
+// should have made durable, and no later one brings it back. An error names its sector, and a
+// request may fail only with an error at a sector that it needs (I11).
 //
-// Left out: a daemon that dies between the failure of a flush of the destination, or of the superblock, and its hearing
-// of it. The error dies with it; no other daemon can know what was lost.
+// Left out: a daemon that dies between the failure of a flush of the destination, or of the
+// superblock, and its hearing of it. The error dies with it; no other daemon can know what was
+// lost.
 //
 // # What must hold
 //
 //   - Per sector, what is read is what some order of the overlapping operations allows, and what is
-//     found after power loss is durable or newer, after the daemon's death acknowledged or newer (oracle).
-//   - A repair succeeds unless an error was injected into it, or a flush of the destination was lost.
-//   - Hydrated sectors that a WRITE_ZEROES with NOUNMAP covers are not zeroed in a way that may give up their space.
+//     found after power loss is durable or newer, after the daemon's death acknowledged or newer
+//     (oracle).
+//   - A repair succeeds unless an error was injected into it, or a flush of the destination was
+//     lost.
+//   - Hydrated sectors that a WRITE_ZEROES with NOUNMAP covers are not zeroed in a way that may
+//     give up their space.
 //   - A death changes no region's state, and the mode no better.
-//   - Neither a death nor a power loss makes less count as durable, or a complete clone incomplete, in any mode, unless
-//     the next daemon cannot use the metadata. Nor does the superblock call a clone complete that is not.
+//   - Neither a death nor a power loss makes less count as durable, or a complete clone incomplete,
+//     in any mode, unless the next daemon cannot use the metadata. Nor does the superblock call a
+//     clone complete that is not.
 //   - A flush of the destination is alone: no other, and no durable write, is in flight with it.
 //   - When nothing is left to happen, every request has been answered.
 //   - Once errors stop, hydration completes, and the destination alone equals the model, also when
@@ -53,17 +59,17 @@
 //   - The source, and the destination behind the device's end, are as they were.
 //
 // Written sectors carry their number and the operation that wrote them, so a wrong byte names where
-// it comes from. A failure is printed twice: in short with the seed that has shown it, and as the smallest
-// configuration found that fails too (shrink.go), with the operations and events that touched the first wrong
-// sector. Either can be replayed:
+// it comes from. A failure is printed twice: in short with the seed that has shown it, and as the
+// smallest configuration found that fails too (shrink.go), with the operations and events that
+// touched the first wrong sector. Either can be replayed:
 //
 //	go test ./clone/clonetest -run 'TestSim$' -seed N
 //	go test ./clone/clonetest -run 'TestSim$' -config '{...}'
 //
 // # Not at random
 //
-// Beside seeds there are small cases in which everything is tried (exhaustive.go): three operations on three
-// regions, a power loss after every event with every choice of what survives of the unflushed sectors, the
-// daemon's death before every event; and a script of 60 operations whose n-th piece of backend I/O fails, once
-// and for good, for every n.
+// Beside seeds there are small cases in which everything is tried (exhaustive.go): three operations
+// on three regions, a power loss after every event with every choice of what survives of the
+// unflushed sectors, the daemon's death before every event; and a script of 60 operations whose
+// n-th piece of backend I/O fails, once and for good, for every n.
 package clonetest

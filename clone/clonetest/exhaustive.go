@@ -10,13 +10,14 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// crashes checks, after every event of a run, every power loss that could come now: each choice of what the disks
-// keep of each unflushed sector.
+// crashes checks, after every event of a run, every power loss that could come now: each choice of
+// what the disks keep of each unflushed sector.
 //
-// The choices are not multiplied where that would show nothing new. After a power loss a sector of the clone is
-// decided by its region's state, which the metadata alone tell, and by one sector of the destination. So for each
-// map that some choice of the metadata's sectors leaves, each sector is looked at by itself, with each of its
-// versions: together that is every choice. Versions of the same content are one.
+// The choices are not multiplied where that would show nothing new. After a power loss a sector of
+// the clone is decided by its region's state, which the metadata alone tell, and by one sector of
+// the destination. So for each map that some choice of the metadata's sectors leaves, each sector
+// is looked at by itself, with each of its versions: together that is every choice. Versions of the
+// same content are one.
 type crashes struct {
 	sim  *sim
 	maps [][]bitmap.State // of each region, that may be found now

@@ -15,7 +15,8 @@ const (
 	smallSectors = 2*smallRegion + 5
 )
 
-// steps are the operations of the exhaustive tests: every kind, on regions whole, in part and across.
+// steps are the operations of the exhaustive tests: every kind, on regions whole, in part and
+// across.
 var steps = []Step{
 	{Op: clone.OpFlush},
 	{Op: clone.OpWrite, First: 2, End: 5},
@@ -38,8 +39,9 @@ var steps = []Step{
 // dyingSteps are those that the daemon dies in.
 const dyingSteps = 6
 
-// small is the case number n of three operations of the first nr steps. The schedule is drawn from the number,
-// so that cases differ in it and a case is the same every time; every second one has background hydration.
+// small is the case number n of three operations of the first nr steps. The schedule is drawn from
+// the number, so that cases differ in it and a case is the same every time; every second one has
+// background hydration.
 func small(n, nr int) Config {
 	c := Config{
 		Seed:      uint64(n),
@@ -63,8 +65,9 @@ func stride(normal int) int {
 	return normal
 }
 
-// TestEveryPowerLoss: all triples of steps, a power loss after every event, with every choice of what survives
-// of the unflushed sectors of destination and metadata. Every 8th triple without FULL=1.
+// TestEveryPowerLoss: all triples of steps, a power loss after every event, with every choice of
+// what survives of the unflushed sectors of destination and metadata. Every 8th triple without
+// FULL=1.
 func TestEveryPowerLoss(t *testing.T) {
 	var checked atomic.Int64
 	by := stride(8)
@@ -77,9 +80,9 @@ func TestEveryPowerLoss(t *testing.T) {
 	t.Logf("%d triples, %d versions of sectors after a power loss", runs, checked.Load())
 }
 
-// TestEveryDeath: all triples of the first steps; the daemon dies before every event, with all, some or nothing
-// of what is in flight landing; the next one goes on to the end, with a power loss after each of its events as
-// above. Every 9th triple without FULL=1.
+// TestEveryDeath: all triples of the first steps; the daemon dies before every event, with all,
+// some or nothing of what is in flight landing; the next one goes on to the end, with a power loss
+// after each of its events as above. Every 9th triple without FULL=1.
 func TestEveryDeath(t *testing.T) {
 	var checked, deaths atomic.Int64
 	by := stride(9)

@@ -10,8 +10,8 @@ import (
 // scriptLength is how many operations the script of TestFailEveryCall has.
 const scriptLength = 60
 
-// faultConfig is a clone of 33 regions with background hydration, read-through and passdown, two lanes and few
-// operations and buffers, and a script of operations of all kinds: always the same.
+// faultConfig is a clone of 33 regions with background hydration, read-through and passdown, two
+// lanes and few operations and buffers, and a script of operations of all kinds: always the same.
 func faultConfig() Config {
 	c := Config{
 		Seed:      4,
@@ -33,9 +33,10 @@ func faultConfig() Config {
 	return c
 }
 
-// TestFailEveryCall: the n-th piece of backend I/O of a fixed script fails, for every n: it alone, all later ones
-// of its kind, or all later ones of its disk. Nothing panics, no byte is wrong, no request fails that need not,
-// and nothing is held at the end, when the errors have stopped and hydration completes.
+// TestFailEveryCall: the n-th piece of backend I/O of a fixed script fails, for every n: it alone,
+// all later ones of its kind, or all later ones of its disk. Nothing panics, no byte is wrong, no
+// request fails that need not, and nothing is held at the end, when the errors have stopped and
+// hydration completes.
 func TestFailEveryCall(t *testing.T) {
 	cfg := faultConfig()
 	s := newSim(cfg)

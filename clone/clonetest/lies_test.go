@@ -10,8 +10,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// liesConfig is a small clone with a script, without any fault: regions 0 and 1 are written, the first twice, region 2
-// is discarded, 3 and 4 are written in part, 5 and the tail are left alone. Everything is flushed but the last write.
+// liesConfig is a small clone with a script, without any fault: regions 0 and 1 are written, the
+// first twice, region 2 is discarded, 3 and 4 are written in part, 5 and the tail are left alone.
+// Everything is flushed but the last write.
 func liesConfig() Config {
 	c := Config{
 		Seed:   11,
@@ -49,8 +50,9 @@ func onDest(sector int64, v value) func(*sim) {
 	return func(s *sim) { lay(s.disks.dest, sector, sector+1, v) }
 }
 
-// TestSimulatorSees: a simulator is worth what it sees. The script is run, and when all is answered something is changed
-// that must not be: on a disk, in the live map, in an answer. Each is reported, as what it is; without it nothing is.
+// TestSimulatorSees: a simulator is worth what it sees. The script is run, and when all is answered
+// something is changed that must not be: on a disk, in the live map, in an answer. Each is
+// reported, as what it is; without it nothing is.
 func TestSimulatorSees(t *testing.T) {
 	reads := func(s *sim) error { return s.readAll() }
 	dies := func(s *sim) error { return s.death() }

@@ -52,9 +52,9 @@ func (p *operation) content() value {
 
 // candidate is an operation that may have written a sector last.
 //
-// Operation u is superseded when one that was issued after u's end has ended well: from then on no read
-// that is issued may see u. It is also ruled out when a read that was issued after u's end sees another:
-// then u was overwritten or, if it failed, never happened.
+// Operation u is superseded when one that was issued after u's end has ended well: from then on no
+// read that is issued may see u. It is also ruled out when a read that was issued after u's end
+// sees another: then u was overwritten or, if it failed, never happened.
 type candidate struct {
 	by *operation
 	// ruledOut: no read issued at or after this time sees it.
@@ -66,8 +66,8 @@ type candidate struct {
 	gone bool
 }
 
-// oracle is the model: per sector, the operations that may have written it last. Time is a counter of
-// issues and ends, so that any two are ordered.
+// oracle is the model: per sector, the operations that may have written it last. Time is a counter
+// of issues and ends, so that any two are ordered.
 type oracle struct {
 	geo     clone.Geometry
 	area    area
@@ -212,8 +212,9 @@ func (o *oracle) crash(found func(sector int64) (value, error)) error {
 	return first
 }
 
-// died is the daemon's death, or its end in order: what the clone holds afterwards is the newest acknowledged write or a later
-// issued one, flushed or not. Operations in flight stay so, as they are issued again.
+// died is the daemon's death, or its end in order: what the clone holds afterwards is the newest
+// acknowledged write or a later issued one, flushed or not. Operations in flight stay so, as they
+// are issued again.
 func (o *oracle) died(found func(sector int64) (value, error)) error {
 	o.now++
 	var first error

@@ -7,7 +7,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 )
 
-// model drives an oracle by hand: four regions of 8 sectors and a tail of 3. The source is a hole in region 2.
+// model drives an oracle by hand: four regions of 8 sectors and a tail of 3. The source is a hole
+// in region 2.
 type model struct {
 	*oracle
 	lastID value
@@ -73,7 +74,8 @@ func (m *model) read(sector int64, v value) error {
 	return m.returns(m.begin(clone.OpRead, sector, sector+1), v)
 }
 
-// reads are some, one after the other: the verdict on the last of them. Those before it must be right.
+// reads are some, one after the other: the verdict on the last of them. Those before it must be
+// right.
 func (m *model) reads(sector int64, values ...value) error {
 	for _, v := range values[:len(values)-1] {
 		if err := m.read(sector, v); err != nil {
@@ -83,7 +85,8 @@ func (m *model) reads(sector int64, values ...value) error {
 	return m.read(sector, values[len(values)-1])
 }
 
-// cut is a power loss that leaves v in one sector and everywhere else what no operation has touched.
+// cut is a power loss that leaves v in one sector and everywhere else what no operation has
+// touched.
 func (m *model) cut(sector int64, v value) error { return m.crash(m.finds(sector, v)) }
 
 // die is the daemon's end.
@@ -98,8 +101,8 @@ func (m *model) finds(sector int64, v value) func(int64) (value, error) {
 	}
 }
 
-// TestOracle: of each kind of answer the oracle lets the right one pass and reports the wrong one. Without this a
-// simulator whose oracle believes everything would pass all its tests.
+// TestOracle: of each kind of answer the oracle lets the right one pass and reports the wrong one.
+// Without this a simulator whose oracle believes everything would pass all its tests.
 func TestOracle(t *testing.T) {
 	const (
 		right = true

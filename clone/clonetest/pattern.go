@@ -48,7 +48,8 @@ func fill(buf []byte, sector int64, v value) {
 	}
 }
 
-// spoil overwrites buf with what no operation writes, so that a READ which leaves bytes out is seen.
+// spoil overwrites buf with what no operation writes, so that a READ which leaves bytes out is
+// seen.
 func spoil(buf []byte) {
 	for len(buf) > 0 {
 		buf = buf[copy(buf, spoiled):]

@@ -9,10 +9,11 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// openMap opens the metadata and makes the region map of them and of what a dead daemon has left, as the engine does:
+// openMap opens the metadata and makes the region map of them and of what a dead daemon has left,
+// as the engine does:
 //
-//  1. The superblock says whether a session begins: with the clean mark, or on another boot. Otherwise the live map
-//     must be that of the session which goes on.
+//  1. The superblock says whether a session begins: with the clean mark, or on another boot.
+//     Otherwise the live map must be that of the session which goes on.
 //  2. Fill the map. The live map knows the last commit of a session that goes on.
 //  3. Write the superblock of the session, whichever it is.
 //
@@ -142,7 +143,8 @@ func (o *opening) takeOverAlone() (regions *bitmap.Map, _ *bitmap.Delta, err err
 type repairing struct {
 	repairs  int // still to be tried
 	repaired int // when one has ended well, as the oracle counts
-	// repairsDone counts those that ended well, repairsAlone those of metadata that could not be read.
+	// repairsDone counts those that ended well, repairsAlone those of metadata that could not be
+	// read.
 	repairsDone, repairsAlone int
 }
 
@@ -154,8 +156,8 @@ func (s *sim) repair() {
 	s.committer.resume()
 }
 
-// doRepair is the committer's part of it. A repair of healthy metadata must succeed: only an error that was injected
-// while it ran, or a flush of the destination that was lost, keeps it from that.
+// doRepair is the committer's part of it. A repair of healthy metadata must succeed: only an error
+// that was injected while it ran, or a flush of the destination that was lost, keeps it from that.
 func (c *committer) doRepair() error {
 	s := c.sim
 	err := c.tryRepair()

@@ -2,8 +2,8 @@ package clonetest
 
 import "testing"
 
-// TestRepairsHappen: the simulator brings metadata back, over deaths and without being able to read them, often enough
-// for its other tests to mean something.
+// TestRepairsHappen: the simulator brings metadata back, over deaths and without being able to read
+// them, often enough for its other tests to mean something.
 func TestRepairsHappen(t *testing.T) {
 	const enough = 5
 	repaired, alone := 0, 0

@@ -17,7 +17,8 @@ type wrongSector struct {
 
 func (w *wrongSector) Error() string { return w.text }
 
-// wrong describes a wrong sector: what was found, what was allowed and all operations that touched it.
+// wrong describes a wrong sector: what was found, what was allowed and all operations that touched
+// it.
 func (o *oracle) wrong(sector int64, where string, v value, err error) error {
 	var b strings.Builder
 	region := o.geo.Region(sector * sectorBytes)

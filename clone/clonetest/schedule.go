@@ -119,7 +119,8 @@ func (d *scheduler) possible(ev int) bool {
 	return s.left > 0 && len(s.wild) > 0
 }
 
-// busy says that something is left to happen that neither a timer nor the once-a-second commit does.
+// busy says that something is left to happen that neither a timer nor the once-a-second commit
+// does.
 func (d *scheduler) busy() bool {
 	s := d.sim
 	return s.left+len(s.reissue) > 0 || s.queued(true)+s.queued(false)+s.dueLanes()+len(s.answers()) > 0 || !s.committer.idle || s.committer.kicked
@@ -155,7 +156,8 @@ func (d *scheduler) happen(ev int) {
 	}
 }
 
-// submit sends a new request, or one that the daemon's death has left unanswered; those mostly come first.
+// submit sends a new request, or one that the daemon's death has left unanswered; those mostly come
+// first.
 func (d *scheduler) submit() {
 	s := d.sim
 	c := d.pickClient()
@@ -335,7 +337,8 @@ func (c *copying) hydrateWildly() {
 	}
 }
 
-// hole cuts h to the regions from its first on that lie in a hole of the source; false: there are none.
+// hole cuts h to the regions from its first on that lie in a hole of the source; false: there are
+// none.
 func (c *copying) hole(h *clone.Hydration) bool {
 	s := c.sim
 	from := s.geo.Start(h.First)

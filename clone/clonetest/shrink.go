@@ -1,13 +1,14 @@
 package clonetest
 
-// Bounds of a Shrink: events of the simulator in all, far more than any failing run needs, and runs of a smaller
-// configuration, as another schedule may be needed for it to fail.
+// Bounds of a Shrink: events of the simulator in all, far more than any failing run needs, and runs
+// of a smaller configuration, as another schedule may be needed for it to fail.
 const (
 	shrinkEvents = 4 << 20
 	shrinkSeeds  = 12
 )
 
-// simpler are the steps to a smaller configuration, the largest first. One that changes nothing is not tried.
+// simpler are the steps to a smaller configuration, the largest first. One that changes nothing is
+// not tried.
 var simpler = []func(*Config){
 	func(c *Config) { c.Failure, c.BadSectors = [nrKinds]float64{}, 0 },
 	func(c *Config) { c.Requests /= 2 },
@@ -46,9 +47,9 @@ func (c *Config) cut(size int64) {
 	}
 }
 
-// Shrink looks for a smaller configuration that fails too, step by step while one does, and gives it with its
-// failure, which may be another one. The same configuration always gives the same. run is a run of one, with
-// the number of its events.
+// Shrink looks for a smaller configuration that fails too, step by step while one does, and gives
+// it with its failure, which may be another one. The same configuration always gives the same. run
+// is a run of one, with the number of its events.
 func Shrink(c Config, failure error, run func(Config) (int, error)) (Config, error) {
 	events := 0
 	for again := true; again; {

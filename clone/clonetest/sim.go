@@ -13,12 +13,13 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// maxSteps is more than any run takes: one that gets there spins. Of 200 000 seeds one takes more than 2^20, where slow
-// reads of the source meet a background that is chosen 64 times as often and refused at once.
+// maxSteps is more than any run takes: one that gets there spins. Of 200 000 seeds one takes more
+// than 2^20, where slow reads of the source meet a background that is chosen 64 times as often and
+// refused at once.
 const maxSteps = 1 << 23
 
-// sim is one run. Its parts are embedded, and each says what it owns. Some of them are what acts, and reach the rest of
-// the run through sim, as lanes, clients and the committer do.
+// sim is one run. Its parts are embedded, and each says what it owns. Some of them are what acts,
+// and reach the rest of the run through sim, as lanes, clients and the committer do.
 type sim struct {
 	cfg  Config
 	rng  *rand.Rand
@@ -38,7 +39,8 @@ type sim struct {
 	failure error
 }
 
-// world is what there is whatever becomes of the daemon, and what is known of it. live dies with the power.
+// world is what there is whatever becomes of the daemon, and what is known of it. live dies with
+// the power.
 type world struct {
 	oracle *oracle
 	disks  *disks
@@ -186,7 +188,8 @@ type opening struct {
 	detached     bool // the metadata could not be read when the daemon started
 }
 
-// open starts a core over the disks as they are. If its daemon dies meanwhile, or the power is lost, it is done again.
+// open starts a core over the disks as they are. If its daemon dies meanwhile, or the power is
+// lost, it is done again.
 func (o *opening) open() error {
 	s := o.sim
 	s.committer = nil
@@ -301,8 +304,8 @@ func (e *endings) dieAt() func() bool {
 	return func() bool { return s.step+1 >= s.cfg.DieAt || !s.busy() }
 }
 
-// moment gives a condition for the next break: mostly within a commit, either soon or some time after the last
-// request.
+// moment gives a condition for the next break: mostly within a commit, either soon or some time
+// after the last request.
 func (e *endings) moment() func() bool {
 	s := e.sim
 	within, early := s.rng.IntN(2) == 0, s.rng.IntN(2) == 0
@@ -322,7 +325,8 @@ func (e *endings) moment() func() bool {
 	}
 }
 
-// finish answers everything, stops the errors, hydrates the rest, and looks at the destination alone.
+// finish answers everything, stops the errors, hydrates the rest, and looks at the destination
+// alone.
 func (s *sim) finish() error {
 	if err := s.dry(); err != nil {
 		return err
@@ -365,7 +369,8 @@ func (s *sim) finish() error {
 	return s.destAlone()
 }
 
-// rest runs until nothing is in flight, not even in the background, and looks for what is still held.
+// rest runs until nothing is in flight, not even in the background, and looks for what is still
+// held.
 func (s *sim) rest() error {
 	if s.hydrator != nil {
 		s.hydrator.Configure(hydrate.Settings{})
@@ -379,7 +384,8 @@ func (s *sim) rest() error {
 	return nil
 }
 
-// dry runs until every request is answered, which must be before nothing is left to happen but timers.
+// dry runs until every request is answered, which must be before nothing is left to happen but
+// timers.
 func (s *sim) dry() error {
 	if err := s.until(func() bool { return s.left+s.inFlight == 0 || !s.busy() }); err != nil {
 		return err

@@ -59,7 +59,8 @@ func firstLine(err error) string {
 	return line
 }
 
-// firstFailure does n runs, each of its own, on all CPUs, and gives the first that fails, by its number.
+// firstFailure does n runs, each of its own, on all CPUs, and gives the first that fails, by its
+// number.
 func firstFailure(n int, run func(i int) error) (first int, err error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -118,8 +119,8 @@ func seeds(t *testing.T) int {
 	return n
 }
 
-// TestShrink: what is not needed for a failure goes, another schedule is tried where the first one passes, and
-// the result is the same each time.
+// TestShrink: what is not needed for a failure goes, another schedule is tried where the first one
+// passes, and the result is the same each time.
 func TestShrink(t *testing.T) {
 	run := func(c Config) (int, error) {
 		if c.Requests < 5 || c.Deaths == 0 || c.Size < 2*c.RegionSize || c.Seed%3 == 0 {

@@ -92,8 +92,8 @@ func startDefined(defined etc.Dir, c *cli.Context) (definition.Start, error) {
 	return st, blame(path, err)
 }
 
-// asBefore is for a unit's clone that is there, and whose definition cannot be used by now: it goes on as it was defined, as
-// its users wait.
+// asBefore is for a unit's clone that is there, and whose definition cannot be used by now: it goes
+// on as it was defined, as its users wait.
 func (a adder) asBefore(c *cli.Context, bad error) error {
 	if !c.Bool("foreground") || daemon.FindManager(zerolog.Nop()) == nil {
 		return bad

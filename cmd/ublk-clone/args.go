@@ -31,8 +31,9 @@ func flagsFirst(app *cli.App, args []string) []string {
 	return out
 }
 
-// missingValue refuses a flag that another flag follows in its value's place. So it looks when a script's variable is
-// empty: `--metadata $FILE --no-hydration` would make a file of that name. A value that looks like a flag is given with "=".
+// missingValue refuses a flag that another flag follows in its value's place. So it looks when a
+// script's variable is empty: `--metadata $FILE --no-hydration` would make a file of that name. A
+// value that looks like a flag is given with "=".
 func missingValue(app *cli.App, args []string) error {
 	takesValue := map[string]bool{}
 	flagsOf(takesValue, app.Flags, app.Commands)

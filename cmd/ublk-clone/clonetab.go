@@ -22,8 +22,8 @@ type importer struct {
 	out     io.Writer
 }
 
-// run is the command. A clone that is defined already stays as it is; one of the same name that is defined
-// otherwise is an error, found before anything is written.
+// run is the command. A clone that is defined already stays as it is; one of the same name that is
+// defined otherwise is an error, found before anything is written.
 func (im importer) run(c *cli.Context) error {
 	args, err := words(c, 0, 1)
 	if err != nil {
@@ -56,8 +56,8 @@ func (im importer) run(c *cli.Context) error {
 	return nil
 }
 
-// importable refuses a line whose clone is defined otherwise, or was finished: a boot must not clone the source over a
-// destination that stands alone.
+// importable refuses a line whose clone is defined otherwise, or was finished: a boot must not
+// clone the source over a destination that stands alone.
 func importable(defined etc.Dir, t *etc.TabLine, text []byte, from string) error {
 	path := defined.Path(t.Name)
 	there, err := os.ReadFile(path)

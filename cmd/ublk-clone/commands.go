@@ -19,8 +19,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/leftover"
 )
 
-// words are the arguments of a command that takes between least and most of
-// them.
+// words are the arguments of a command that takes between least and most.
 func words(c *cli.Context, least, most int) ([]string, error) {
 	all := c.Args().Slice()
 	switch {
@@ -97,8 +96,8 @@ type reporter struct {
 	out  io.Writer
 }
 
-// statuses asks the daemons of these clones, all at once: none is to wait for one that is silent. A dead one has
-// a status too.
+// statuses asks the daemons of these clones, all at once: none is to wait for one that is silent. A
+// dead one has a status too.
 func (r reporter) statuses(names []string) ([]control.Status, error) {
 	all, errs := make([]*control.Status, len(names)), make([]error, len(names))
 	var group sync.WaitGroup
@@ -259,7 +258,7 @@ func (r reporter) table(c *cli.Context) error {
 	return nil
 }
 
-// complete loads a definition with what its daemon has added; exit code 13 if it has not come so far.
+// complete loads a definition with what its daemon has added; exit code 13 if that is to come.
 func complete(dir control.Dir, name string) (*definition.Definition, error) {
 	def, err := dir.Load(name)
 	if err != nil || def.Device != "" {

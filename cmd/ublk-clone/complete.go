@@ -12,9 +12,10 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/etc"
 )
 
-// Completion for shells: their scripts (packaging/completions) run `ublk-clone complete -- WORDS...`, with the words up
-// to the one that is being typed, and get what that may be, a line each: the word, a tab, what it is. The library's own
-// completion ends at the first word that is no flag, and so at NAME.
+// Completion for shells: their scripts (packaging/completions) run `ublk-clone complete --
+// WORDS...`, with the words up to the one that is being typed, and get what that may be, a line
+// each: the word, a tab, what it is. The library's own completion ends at the first word that is no
+// flag, and so at NAME.
 
 const (
 	completeCommand = "complete"
@@ -65,7 +66,7 @@ func (co completer) candidates(app *cli.App, before []string, last string) []can
 	return co.wordCandidates(command, len(words))
 }
 
-// findCommand goes down to the command, or subcommand, that the words name, and gives the words after it.
+// findCommand finds the command, or subcommand, that the words name, and gives the words after it.
 func findCommand(commands []*cli.Command, words []string) (found *cli.Command, rest []string) {
 	for len(words) > 0 {
 		i := slices.IndexFunc(commands, func(c *cli.Command) bool { return !c.Hidden && c.HasName(words[0]) })

@@ -14,7 +14,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// deadAndSilent are two clones: the daemon of a is dead and had no device, that of b lives and says nothing.
+// deadAndSilent are two clones: the daemon of a is dead and had no device, that of b lives and says
+// nothing.
 func deadAndSilent(t *testing.T) control.Dir {
 	t.Helper()
 	dir := control.Dir(t.TempDir())
@@ -31,8 +32,8 @@ func deadAndSilent(t *testing.T) control.Dir {
 	return dir
 }
 
-// TestDeadStatus: what is not known of a clone without a daemon is not printed as zero, and what is printed says
-// what to do.
+// TestDeadStatus: what is not known of a clone without a daemon is not printed as zero, and what is
+// printed says what to do.
 func TestDeadStatus(t *testing.T) {
 	dir := deadAndSilent(t)
 	for _, c := range []struct {
@@ -69,8 +70,8 @@ func TestDeadStatus(t *testing.T) {
 	}
 }
 
-// TestDying: a daemon that was killed takes requests until the kernel has taken it down, and answers none. It is dead,
-// not silent.
+// TestDying: a daemon that was killed takes requests until the kernel has taken it down, and
+// answers none. It is dead, not silent.
 func TestDying(t *testing.T) {
 	for line, says := range map[string]string{"status c": "Dead: ", "status c -o dm": "dead", "pause c": "dead", "del c --force": ""} {
 		dir := control.Dir(t.TempDir())

@@ -14,12 +14,13 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// onlyFlags cannot be in a definition: they are for one start, and not for every boot. One that forces would overwrite
-// a destination without a question.
+// onlyFlags cannot be in a definition: they are for one start, and not for every boot. One that
+// forces would overwrite a destination without a question.
 var onlyFlags = []string{"create", "open", "force", "foreground", "wait", "output", "dry-run"}
 
-// takeDefined sets the flags that the definition of the clone names, for an add that has none of its own that say what
-// the clone is made of. Flags of the command line go first. It gives the definition's path, "" if there is none.
+// takeDefined sets the flags that the definition of the clone names, for an add that has none of
+// its own that say what the clone is made of. Flags of the command line go first. It gives the
+// definition's path, "" if there is none.
 func takeDefined(defined etc.Dir, c *cli.Context) (path string, err error) {
 	for _, flag := range append([]string{"table"}, etc.PathKeys...) {
 		if c.IsSet(flag) {
@@ -47,7 +48,7 @@ func takeDefined(defined etc.Dir, c *cli.Context) (path string, err error) {
 	return path, nil
 }
 
-// checkDefined says whether add takes the definition, as far as that can be seen without looking at a device.
+// checkDefined says whether add takes the definition, without looking at any device.
 func checkDefined(defined etc.Dir, name string) error {
 	add := addCommand(func(c *cli.Context) error {
 		path, err := takeDefined(defined, c)

@@ -10,7 +10,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/etc"
 )
 
-// TestDefinedKeys: what a definition may say is what the flags of add say, but for those of one start only.
+// TestDefinedKeys: what a definition may say is what the flags of add say, but for those of one
+// start only.
 func TestDefinedKeys(t *testing.T) {
 	want := map[string]bool{etc.NetworkKey: true}
 	for _, f := range addCommand(nil).Flags {

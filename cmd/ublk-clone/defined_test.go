@@ -24,7 +24,8 @@ func withDefinition(t *testing.T, text string) (*program, *strings.Builder) {
 
 const threePaths = "source = \"/dev/src\"\ndest = \"/dev/dst\"\nmetadata = \"/var/lib/data.meta\"\n"
 
-// TestDefinitions: a definition is read as add's flags would be, and what is wrong with it is said with its path.
+// TestDefinitions: a definition is read as add's flags would be, and what is wrong with it is said
+// with its path.
 func TestDefinitions(t *testing.T) {
 	for _, c := range []struct{ text, says string }{
 		{threePaths, ""},
@@ -137,7 +138,8 @@ func contains(t *testing.T, path string, lines ...string) {
 	}
 }
 
-// TestClonetab: systemd's lines become definitions that add takes; nothing is written if one line is wrong.
+// TestClonetab: systemd's lines become definitions that add takes; nothing is written if one line
+// is wrong.
 func TestClonetab(t *testing.T) {
 	for _, c := range []struct{ text, says string }{
 		{"# none\n\n", ""},
@@ -203,8 +205,8 @@ func TestClonetabOrder(t *testing.T) {
 	}
 }
 
-// TestRetire: the definition of a clone that is finished is out of the next boot's way before anything else is done, and
-// back if the clone goes on.
+// TestRetire: the definition of a clone that is finished is out of the next boot's way before
+// anything else is done, and back if the clone goes on.
 func TestRetire(t *testing.T) {
 	p, _ := withDefinition(t, threePaths)
 	back, err := p.defined.Retire("data")

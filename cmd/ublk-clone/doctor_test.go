@@ -10,7 +10,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// TestDoctorCommand: the real machine is looked at, in text and JSON, and nothing is left in the folder of clones.
+// TestDoctorCommand: the real machine is looked at, in text and JSON, and nothing is left in the
+// folder of clones.
 func TestDoctorCommand(t *testing.T) {
 	code, out, errs := command(t, "doctor")
 	if !strings.Contains(out, " kernel ") || !strings.Contains(out, "not looked at") || (code == exit.OK) != (errs == "") {

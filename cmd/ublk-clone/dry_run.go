@@ -17,8 +17,8 @@ import (
 //	          -> asks the driver, looks at the live map, counts what is to be copied, reads the source for a
 //	          moment -> closes all, and reports
 //
-// It is a process of its own for the reasons that a daemon is one: it runs where daemons run, and a source that never
-// answers keeps it, and not the command.
+// It is a process of its own for the reasons that a daemon is one: it runs where daemons run, and a
+// source that never answers keeps it, and not the command.
 
 // dryRun is `add --dry-run`.
 func (a adder) dryRun(st definition.Start, asJSON string) error {

@@ -20,8 +20,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/udev"
 )
 
-// finishLimit is how long a finish waits for users of the block device to close it, or for their requests to end, if nobody
-// says.
+// finishLimit is how long a finish waits for users of the block device to close it, or for their
+// requests to end, if nobody says.
 const finishLimit = 10 * time.Second
 
 func finishCommand(action cli.ActionFunc) *cli.Command {
@@ -84,8 +84,9 @@ func (e ender) finish(c *cli.Context) error {
 	return err
 }
 
-// finishable sees that all is in the destination before the definition goes: from then on it does not matter when this
-// process or the machine ends, as nothing is left to be cloned. Of a dead daemon the layer tells.
+// finishable sees that all is in the destination before the definition goes: from then on it does
+// not matter when this process or the machine ends, as nothing is left to be cloned. Of a dead
+// daemon the layer tells.
 func finishable(dir control.Dir, name string, limit time.Duration) error {
 	_, err := dir.Ask(name, control.Request{Verb: control.VerbFinishable, WaitMS: limit.Milliseconds()}, limit+control.AskLimit)
 	if exit.Code(err) == exit.NoAnswer && !dir.Alive(name) {
@@ -97,8 +98,8 @@ func finishable(dir control.Dir, name string, limit time.Duration) error {
 	return err
 }
 
-// goesOn says whether the clone is what it was after a finish that has failed. It is not if the destination stands alone,
-// and only something behind that went wrong: its definition must not come back.
+// goesOn says whether the clone is what it was after a finish that has failed. It is not if the
+// destination stands alone, and only something later went wrong: its definition must not return.
 func goesOn(dir control.Dir, name string, failed error) bool {
 	st, err := dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 	if err == nil {
@@ -107,7 +108,7 @@ func goesOn(dir control.Dir, name string, failed error) bool {
 	return exit.Code(failed) == exit.NoAnswer // killed before that
 }
 
-// forgetDefined is for what knows of a clone that is finished: its unit, and udev, which has hidden the destination.
+// forgetDefined tells unit and udev, which has hidden the destination, that a clone is finished.
 func (e ender) forgetDefined(def *definition.Definition) {
 	var err error
 	if def.Unit != "" {
@@ -122,7 +123,7 @@ func (e ender) forgetDefined(def *definition.Definition) {
 	}
 }
 
-// finishNamed has the daemon finish a clone, or does what a dead one has left to do. It gives the last status.
+// finishNamed has the daemon finish a clone, or does what a dead one has left, for the last status.
 func (e ender) finishNamed(def *definition.Definition, keep bool, limit time.Duration) (last control.Status, err error) {
 	if st, err := e.dir.Ask(def.Name, control.Request{Verb: control.VerbStatus}, control.AskLimit); err == nil {
 		last = *st

@@ -14,8 +14,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// TestFinishDefinition: the definition goes when the daemon has said that nothing is left to be cloned, not before, and comes
-// back only if the clone goes on.
+// TestFinishDefinition: the definition goes when the daemon has said that nothing is left to be
+// cloned, not before, and comes back only if the clone goes on.
 func TestFinishDefinition(t *testing.T) {
 	t.Cleanup(func() { signal.Reset() }) // a finish ignores some
 	refused := &exit.Error{Code: exit.Refused, Doing: "finish clone", Object: "data", Cause: errors.New("not in the destination yet")}

@@ -67,7 +67,7 @@ func printEvent(out io.Writer, ev control.Event, output string) error {
 // errSeen ends a follow.
 var errSeen = errors.New("event seen")
 
-// waitFinished returns when the clone is finished, which is its last event; exit code 3 if it was deleted instead.
+// waitFinished waits for a clone's last event; exit code 3 if it was deleted, not finished.
 func waitFinished(ctx context.Context, dir control.Dir, name string, limit time.Duration) error {
 	err := followFor(ctx, dir, name, nil, limit, func(ev control.Event) error {
 		if ev.Kind == control.EventFinished {
@@ -82,7 +82,7 @@ func waitFinished(ctx context.Context, dir control.Dir, name string, limit time.
 	return err
 }
 
-// waitEvent shows the events of a clone behind number after, nil for those to come, as soon as there is one.
+// waitEvent shows the next events of a clone behind number after; nil: those to come.
 func waitEvent(ctx context.Context, dir control.Dir, name string, after *uint64, limit time.Duration, show func(control.Event) error) error {
 	err := followFor(ctx, dir, name, after, limit, func(ev control.Event) error {
 		if err := show(ev); err != nil {

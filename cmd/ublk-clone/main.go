@@ -13,8 +13,8 @@
 // daemon, over /run/ublk-clone/NAME.sock (package control). `add --foreground` is
 // the daemon itself; what a unit runs is in service.go.
 //
-// A program is the run of the command. Each group of commands is a type with what it needs of that: adder, restarter,
-// ender, reporter, asker, follower, metadataTool, importer, completer, unitHooks.
+// A program is the run of the command. Each group of commands is a type with what it needs of that:
+// adder, restarter, ender, reporter, asker, follower, metadataTool, importer, completer, unitHooks.
 //
 // This package makes the one connection between daemon and engine (program.host),
 // so neither imports the other.
@@ -67,16 +67,16 @@ func (p *program) clones() succession.Clones { return succession.Clones{Dir: p.d
 // left looks after what dead daemons have left.
 func (p *program) left() leftover.Folders { return leftover.Folders{Dir: p.dir, Defined: p.defined} }
 
-// collect removes what is needless, and warns of what it cannot remove: whoever calls it came for something else.
+// collect removes what is needless. What it cannot remove is a warning: its caller came for more.
 func (p *program) collect() {
 	if err := p.left().Collect(); err != nil {
 		p.warn("what a killed daemon has left stays: %v", err)
 	}
 }
 
-// init keeps the process's own thread for main. A goroutine that locks its thread changes it for good, and takes it
-// along: a queue on this one gave the process the queue's name (`pgrep ublk-clone` did not find it, 2 of 30 times) and
-// its CPUs.
+// init keeps the process's own thread for main. A goroutine that locks its thread changes it for
+// good, and takes it along: a queue on this one gave the process the queue's name (`pgrep
+// ublk-clone` did not find it, 2 of 30 times) and its CPUs.
 func init() { runtime.LockOSThread() }
 
 func main() {
@@ -106,9 +106,9 @@ func (p *program) run(args []string) int {
 	return unitStatus(args, exit.Code(err))
 }
 
-// unitStatus is the exit status for an exit code. A service manager starts a daemon again, unless its status says that
-// this is of no use. The runtime of Go ends a process with 1 to 5 when it fails, so a unit can rely on none of these:
-// for a manager each code is above them.
+// unitStatus is the exit status for an exit code. A service manager starts a daemon again, unless
+// its status says that this is of no use. The runtime of Go ends a process with 1 to 5 when it
+// fails, so a unit can rely on none of these: for a manager each code is above them.
 func unitStatus(args []string, code int) int {
 	if code == exit.OK || os.Getenv("NOTIFY_SOCKET") == "" || !slices.Contains(args, "--foreground") {
 		return code

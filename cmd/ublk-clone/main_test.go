@@ -14,8 +14,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// TestUnitStatus: what the unit takes for final is no status that the runtime of Go ends a process with, and is what the
-// daemon of a unit ends with.
+// TestUnitStatus: what the unit takes for final is no status that the runtime of Go ends a process
+// with, and is what the daemon of a unit ends with.
 func TestUnitStatus(t *testing.T) {
 	unit, err := os.ReadFile("../../packaging/systemd/ublk-clone@.service")
 	if err != nil {
@@ -54,7 +54,8 @@ func TestUnitStatus(t *testing.T) {
 	}
 }
 
-// TestProcessThread: no goroutine runs on the process's own thread, whose name and CPUs a queue would change.
+// TestProcessThread: no goroutine runs on the process's own thread, whose name and CPUs a queue
+// would change.
 func TestProcessThread(t *testing.T) {
 	const goroutines = 1000
 	there := make(chan bool, goroutines)

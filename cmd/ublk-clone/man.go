@@ -17,8 +17,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// The man pages, at build time only (scripts/package): `go run -tags man ./cmd/ublk-clone TEMPLATE DATE` fills one of
-// packaging/man with what the program says of itself, so that both say the same.
+// The man pages, at build time only (scripts/package): `go run -tags man ./cmd/ublk-clone TEMPLATE
+// DATE` fills one of packaging/man with what the program says of itself, so that both say the same.
 
 func init() {
 	if err := writeMan(os.Stdout, os.Args[1:]); err != nil {

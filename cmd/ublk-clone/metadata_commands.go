@@ -89,7 +89,7 @@ func (t metadataTool) check(c *cli.Context) error {
 	return err
 }
 
-// problems is the error of metadata in which something is wrong, if only what the next start repairs.
+// problems is the error of metadata in which something is wrong, also what the next start repairs.
 func problems(path string, r *metadata.CheckReport) error {
 	e := &exit.Error{Code: exit.Metadata, Doing: "check the metadata", Object: path,
 		Cause: fmt.Errorf("%s, the first: %s", text.Plural(int64(len(r.Problems)), "problem"), r.Problems[0].What),

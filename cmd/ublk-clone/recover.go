@@ -23,7 +23,7 @@ func (r restarter) recover(c *cli.Context) error {
 	return r.forEach(c, func(name string, limit time.Duration) error { return r.recoverNamed(name, limit, c.Bool("force")) })
 }
 
-// forEach does it for the clone that the command names, or with --all for every one, whatever becomes of others.
+// forEach does it for the clone that is named, or with --all for each, whatever becomes of others.
 func (r restarter) forEach(c *cli.Context, do func(name string, limit time.Duration) error) error {
 	if _, err := form(c, "json"); err != nil {
 		return err
@@ -49,8 +49,9 @@ func (r restarter) forEach(c *cli.Context, do func(name string, limit time.Durat
 	return err
 }
 
-// recoverNamed prints the device of a clone that it has brought back, and what is to be known of it. limit is for the dead daemon's last
-// requests; 0: control.FenceLimit. With force it goes on from the last commit if the live map is lost.
+// recoverNamed prints the device of a clone that it has brought back, and what is to be known of
+// it. limit is for the dead daemon's last requests; 0: control.FenceLimit. With force it goes on
+// from the last commit if the live map is lost.
 func (r restarter) recoverNamed(name string, limit time.Duration, force bool) error {
 	def, err := r.dir.Load(name)
 	if err != nil {
@@ -82,8 +83,8 @@ func (r restarter) recoverNamed(name string, limit time.Duration, force bool) er
 	return r.added(name, false, "", "")
 }
 
-// prune is the command: it deletes the devices that nobody serves, of clones that were made here, and what else killed
-// daemons have left (package leftover).
+// prune is the command: it deletes the devices that nobody serves, of clones that were made here,
+// and what else killed daemons have left (package leftover).
 func (e ender) prune(c *cli.Context) error {
 	if _, err := words(c, 0, 0); err != nil {
 		return err

@@ -16,7 +16,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// TestStillThere: whatever a recovery fails of, nothing of the clone is removed, and what is said of its users is so.
+// TestStillThere: whatever a recovery fails of, nothing of the clone is removed, and what is said
+// of its users is so.
 func TestStillThere(t *testing.T) {
 	unfit := explain.Metadata("use", "meta", metadata.ErrMismatch)
 	for _, c := range []struct {
@@ -61,8 +62,8 @@ func TestStillThere(t *testing.T) {
 	}
 }
 
-// TestServed: a name that is locked and does not answer is waited for; what becomes of it tells whether there is
-// something to recover.
+// TestServed: a name that is locked and does not answer is waited for; what becomes of it tells
+// whether there is something to recover.
 func TestServed(t *testing.T) {
 	const soon = 100 * time.Millisecond
 	t.Run("it ends", func(t *testing.T) {

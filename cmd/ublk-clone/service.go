@@ -20,11 +20,11 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/systemd"
 )
 
-// A daemon that is the main process of a systemd unit (packaging/systemd/ublk-clone@.service): it takes over what
-// serves the clone now, tells the manager how it is, and feeds the watchdog from the data path.
+// A daemon that is the main process of a systemd unit (packaging/systemd/ublk-clone@.service): it
+// takes over what serves the clone now, tells the manager how it is, and feeds the watchdog.
 
-// delDead ends a clone whose daemon is dead. Its unit would begin it anew meanwhile, and is stopped first; if the clone
-// stays, so does what its unit does for it.
+// delDead ends a clone whose daemon is dead. Its unit would begin it anew meanwhile, and is stopped
+// first; if the clone stays, so does what its unit does for it.
 func (e ender) delDead(def *definition.Definition, c leftover.How) error {
 	if def.Unit == "" {
 		return e.left().ClearDead(def, c)
@@ -49,8 +49,8 @@ const (
 // unitHooks has the hidden commands of a unit.
 type unitHooks struct{ *program }
 
-// prepare makes what the daemon needs outside of its sandbox: the folders that it writes to, and the tmpfs of the
-// live maps.
+// prepare makes what the daemon needs outside of its sandbox: the folders that it writes to, and
+// the tmpfs of the live maps.
 func (u unitHooks) prepare(c *cli.Context) error {
 	name, err := named(c)
 	if err != nil {
@@ -74,8 +74,8 @@ func (u unitHooks) prepare(c *cli.Context) error {
 	return u.endFinish(name)
 }
 
-// endFinish does what is left of a finish whose daemon was killed when its users were on the destination already. There
-// is nothing to start then: it fails.
+// endFinish does what is left of a finish whose daemon was killed when its users were on the
+// destination already. There is nothing to start then: it fails.
 func (u unitHooks) endFinish(name string) error {
 	there, err := u.dir.Load(name)
 	if exit.Code(err) == exit.NoClone || err == nil && u.dir.Alive(name) {
@@ -92,13 +92,15 @@ func (u unitHooks) endFinish(name string) error {
 		Next: "`systemctl disable ublk-clone@" + name + "`: its unit is not needed any more."})
 }
 
-// stop is the unit's ExecStop. A stop of the unit alone needs nothing: the manager's SIGTERM makes the daemon leave the
-// device to the next one. When the machine goes down there is no next one, and whoever looks at the device then, as LVM's
-// services do, would wait for ever, and the machine with it: it is deleted. If somebody still has it open, a file system
-// that could not be unmounted, the daemon serves until the end, for the last sync.
+// stop is the unit's ExecStop. A stop of the unit alone needs nothing: the manager's SIGTERM makes
+// the daemon leave the device to the next one. When the machine goes down there is no next one, and
+// whoever looks at the device then, as LVM's services do, would wait for ever, and the machine with
+// it: it is deleted. If somebody still has it open, a file system that could not be unmounted, the
+// daemon serves until the end, for the last sync.
 //
-// A manager that does not answer is one with a lot to do, as when the machine goes down. It is taken for that: if it was a
-// stop, what nobody has open is added again by the next start, and who has it open notices nothing.
+// A manager that does not answer is one with a lot to do, as when the machine goes down. It is
+// taken for that: if it was a stop, what nobody has open is added again by the next start, and who
+// has it open notices nothing.
 func (u unitHooks) stop(c *cli.Context) error {
 	name, err := named(c)
 	if err != nil {

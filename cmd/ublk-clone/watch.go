@@ -114,8 +114,7 @@ func waitHydrated(dir control.Dir, name string, limit time.Duration, see func(*c
 	}
 }
 
-// hydrated says whether there is nothing more to wait for, and if that is bad,
-// why.
+// hydrated says whether nothing more is to be waited for, and why if that is bad.
 func hydrated(st *control.Status) (bool, error) {
 	switch st.State {
 	case control.StateHydrated:
@@ -163,8 +162,7 @@ func (f follower) watch(c *cli.Context) error {
 	return waitHydrated(f.dir, name, 0, v.see)
 }
 
-// newViewer makes the viewer for a form; "auto" is a bar on a terminal and
-// lines elsewhere.
+// newViewer makes the viewer for a form; "auto" is a bar on a terminal, else lines.
 func newViewer(form string, out io.Writer) (viewer, error) {
 	if form == "auto" {
 		form = "plain"

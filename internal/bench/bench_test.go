@@ -17,7 +17,8 @@ func read(t *testing.T, lines ...string) Set {
 	return s
 }
 
-// TestReadsWhatIsPrinted: a figure in the middle of a log, behind whatever a line begins with, is what was printed.
+// TestReadsWhatIsPrinted: a figure in the middle of a log, behind whatever a line begins with, is
+// what was printed.
 func TestReadsWhatIsPrinted(t *testing.T) {
 	f := Figure{Kernel: "6.18", S: 4, Key: of(Ours, Unhydrated, WriteIOPS, 4*kib, IOPS), Value: 12.5}
 	g := f
@@ -34,7 +35,8 @@ func TestReadsWhatIsPrinted(t *testing.T) {
 	}
 }
 
-// TestReadRefuses: a line that is cut, or says less or more than a figure, is no figure and no silence.
+// TestReadRefuses: a line that is cut, or says less or more than a figure, is no figure and no
+// silence.
 func TestReadRefuses(t *testing.T) {
 	whole := Figure{Kernel: "6.18", S: 4, Key: of(Ours, "", Hydration, 4*kib, MBps), Value: 1}.Line()
 	for _, line := range []string{
@@ -94,7 +96,8 @@ func TestJudgeTakesTheBestPeer(t *testing.T) {
 	}
 }
 
-// TestMissingIsSaid: nothing measured means every goal is named, none met, and each says what is missing.
+// TestMissingIsSaid: nothing measured means every goal is named, none met, and each says what is
+// missing.
 func TestMissingIsSaid(t *testing.T) {
 	for _, at := range []Setup{at4, {"6.18", 1}} {
 		all := Set{}.Judge(at)
@@ -123,7 +126,8 @@ func TestOneColumnGoals(t *testing.T) {
 	}
 }
 
-// TestDocumentSaysMissing: of one figure the document has the number, and says missing of all others.
+// TestDocumentSaysMissing: of one figure the document has the number, and says missing of all
+// others.
 func TestDocumentSaysMissing(t *testing.T) {
 	s := Set{}
 	s.add(Figure{Kernel: "6.18", S: 4, Key: of(Ours, Unhydrated, WriteIOPS, 4*kib, IOPS), Value: 15801})

@@ -1,13 +1,14 @@
-// Package bench reads the figures that the measurements print (TestBench... in internal/devicetest), and judges
-// what the project has set itself as goals. It is not part of ublk-clone: the program in its folder report makes
-// docs/benchmarks.md of it.
+// Package bench reads the figures that the measurements print (TestBench... in
+// internal/devicetest), and judges what the project has set itself as goals. It is not part of
+// ublk-clone: the program in its folder report makes docs/benchmarks.md of it.
 //
 // # From a measurement to the document
 //
 //	TestBench...  --"bench: {...}"-->  log of a guest  --Read-->  Set  --Judge-->  verdicts, tables, plots
 //
-// A figure is a line of its own in the log. One that is measured several times is printed several times, and
-// counts with its median. What was not measured is said to be missing wherever it is asked for.
+// A figure is a line of its own in the log. One that is measured several times is printed several
+// times, and counts with its median. What was not measured is said to be missing wherever it is
+// asked for.
 package bench
 
 import (
@@ -42,8 +43,8 @@ const (
 	P50  = "us p50"
 	P99  = "us p99"
 	P999 = "us p99.9"
-	// Cost is CPU time of the whole machine for a request, Daemon the part of it that the daemon's threads take:
-	// on the counting clock, instructions.
+	// Cost is CPU time of the whole machine for a request, Daemon the part of it that the daemon's
+	// threads take: on the counting clock, instructions.
 	Cost   = "ns/request"
 	Daemon = "ns/request daemon"
 	// Calls is the system calls of the daemon for a request.
@@ -104,7 +105,8 @@ type Setup struct {
 // Set holds all figures, by setup and key, in the order of their appearance.
 type Set map[Setup]map[Key][]float64
 
-// Read adds the figures of a log. A line that begins as a figure and is none is an error: it may be cut.
+// Read adds the figures of a log. A line that begins as a figure and is none is an error: it may be
+// cut.
 func (s Set) Read(log io.Reader) error {
 	lines := bufio.NewScanner(log)
 	for n := 1; lines.Scan(); n++ {

@@ -26,7 +26,8 @@ var Published = []struct{ Job, Unit string }{
 // Regions are the sizes of the published figures, in bytes.
 var Regions = []int64{4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10}
 
-// Sweep is the subset of 4 KiB to 1 MiB at depths 1 to 32 that is measured: the ends and the middle of the sizes.
+// Sweep is the subset of 4 KiB to 1 MiB at depths 1 to 32 that is measured: the ends and the middle
+// of the sizes.
 var Sweep = struct {
 	Directions []string
 	Sizes      []int64

@@ -9,7 +9,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// TestAway: a source that is not there, or cannot be read, may come back; one in use or of the wrong kind is refused.
+// TestAway: a source that is not there, or cannot be read, may come back; one in use or of the
+// wrong kind is refused.
 func TestAway(t *testing.T) {
 	open := func(path string) error {
 		d, err := Open(Source, path, Options{})
@@ -54,7 +55,8 @@ func TestUnwritable(t *testing.T) {
 	}
 }
 
-// TestMatchDest: without its source a clone has the sizes of before, which the destination must still fit.
+// TestMatchDest: without its source a clone has the sizes of before, which the destination must
+// still fit.
 func TestMatchDest(t *testing.T) {
 	for _, c := range []struct {
 		name string

@@ -11,8 +11,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// This file notices that a source has changed since it was opened (I14). Nothing that was read after a change may be kept
-// or shown, so whoever has read looks before the bytes are used, and the file system is relied on for this order:
+// This file notices that a source has changed since it was opened (I14). Nothing that was read
+// after a change may be kept or shown, so whoever has read looks before the bytes are used, and the
+// file system is relied on for this order:
 //
 //	write                   the times change first, then the bytes
 //	                        (ext4_write_checks, xfs_file_write_checks, shmem_file_write_iter; 6.12 and 7.3)
@@ -20,12 +21,14 @@ import (
 //	                        last block first, and no read gets in between: both hold the inode's lock (xfs_setattr_size)
 //	utimens, as by cp -p    the change time is never put back
 //
-// What cannot be noticed: stores through a mapping of a page that is dirty already, and of a file on tmpfs; a hole punched
-// into a file on tmpfs for as long as that takes (shmem_fallocate updates the times last); content of a block device that
-// somebody else writes, which the exclusive open prevents.
+// What cannot be noticed: stores through a mapping of a page that is dirty already, and of a file
+// on tmpfs; a hole punched into a file on tmpfs for as long as that takes (shmem_fallocate updates
+// the times last); content of a block device that somebody else writes, which the exclusive open
+// prevents.
 //
-// The times have the granularity of the kernel's tick, so a change in the very tick of the one before it is not seen. So
-// a file whose times are that young is not taken yet: settle waits until they are older.
+// The times have the granularity of the kernel's tick, so a change in the very tick of the one
+// before it is not seen. So a file whose times are that young is not taken yet: settle waits until
+// they are older.
 
 // ErrChanged: the source is not what it was when it was opened, or begins to change.
 var ErrChanged = errors.New("it has changed")
@@ -37,7 +40,8 @@ const (
 	settleTries = 5
 )
 
-// watched is what is open, and what it was like when it was opened. It says where there is data and that nobody has changed it.
+// watched is what is open, and what it was like when it was opened. It says where there is data and
+// that nobody has changed it.
 type watched struct {
 	opened
 	was *present // of a source file
@@ -83,7 +87,7 @@ func settledBy(describe func() (sys.Stat, error)) (sys.Stat, error) {
 	return sys.Stat{}, fmt.Errorf("%w again and again while it was looked at: somebody writes it", ErrChanged)
 }
 
-// unsettled is how long it takes until a change of the file has other times than st, 0 if it has now.
+// unsettled is how long it takes until a change of the file has other times than st, or 0.
 func unsettled(st sys.Stat, now time.Time) time.Duration {
 	grain := fineTimes
 	if st.Mtime%int64(time.Second) == 0 && st.Ctime%int64(time.Second) == 0 {
@@ -96,8 +100,9 @@ func unsettled(st sys.Stat, now time.Time) time.Duration {
 	return grain - age + time.Millisecond
 }
 
-// CheckRead is asked when reads of the source have ended and before their bytes are used: it says in which way a file, or
-// the file behind a loop device, has changed since it was opened. It costs one system call, and none on another block device.
+// CheckRead is asked when reads of the source have ended and before their bytes are used: it says
+// in which way a file, or the file behind a loop device, has changed since it was opened. It costs
+// one system call, and none on another block device.
 func (w *watched) CheckRead() error {
 	if !w.IsBlock() {
 		return w.was.check(w.fd())
@@ -110,7 +115,8 @@ func (w *watched) CheckRead() error {
 	return nil
 }
 
-// Changed is CheckRead, and of a block device also what is asked from time to time: it has another size, or another medium.
+// Changed is CheckRead, and of a block device also what is asked from time to time: it has another
+// size, or another medium.
 func (w *watched) Changed() error {
 	if err := w.CheckRead(); err != nil || !w.IsBlock() {
 		return err
@@ -149,8 +155,9 @@ func (p *present) check(fd int) error {
 	return &RenamedError{Links: now.Links}
 }
 
-// RenamedError: only the number of the open file's names has changed, as when another one took its name. Its bytes are
-// those of before, and are there as long as it is open. From then on the file is compared with what it is now.
+// RenamedError: only the number of the open file's names has changed, as when another one took its
+// name. Its bytes are those of before, and are there as long as it is open. From then on the file
+// is compared with what it is now.
 type RenamedError struct{ Links uint32 }
 
 func (e *RenamedError) Error() string {
@@ -162,8 +169,8 @@ func (e *RenamedError) Error() string {
 
 func clock(ns int64) string { return time.Unix(0, ns).UTC().Format("2006-01-02 15:04:05.000 UTC") }
 
-// Again is another description of the same open device, taken as it is now: for who has been told that what has changed is
-// right. The lock is that of d, and is there until both are closed.
+// Again is another description of the same open device, taken as it is now: for who has been told
+// that what has changed is right. The lock is that of d, and is there until both are closed.
 func (d *Device) Again() (*Device, error) {
 	file, err := sys.Dup(d.fd(), d.path)
 	if err != nil {
@@ -220,7 +227,8 @@ func (w *watched) noteBlock() (err error) {
 type behindFile struct {
 	file *os.File
 	was  *present
-	// part: others may use the rest of the file, and only that it does not become shorter is to be looked at.
+	// part: others may use the rest of the file, and only that it does not become shorter is to be
+	// looked at.
 	part bool
 }
 
@@ -243,8 +251,8 @@ func (b *behindFile) notShorter(before *behindFile) error {
 	return nil
 }
 
-// filesBehind opens the files behind the loop devices that the block device lies on. One that cannot be reached from here, as
-// in another mount namespace, is left out.
+// filesBehind opens the files behind the loop devices that the block device lies on. One that
+// cannot be reached from here, as in another mount namespace, is left out.
 func (t tree) filesBehind(rdev uint64, levels int) (found []behindFile) {
 	dir := t.dir(rdev)
 	if dir == "" || levels == 0 {
@@ -269,7 +277,7 @@ func (t tree) filesBehind(rdev uint64, levels int) (found []behindFile) {
 	return found
 }
 
-// fileBehind opens the file behind the loop device at dir; nil: there is none, or its name leads elsewhere by now.
+// fileBehind opens the file behind the loop device at dir; nil: its name leads to none, or another.
 func fileBehind(dir string) *os.File {
 	path := text(dir, "loop", "backing_file")
 	if path == "" {

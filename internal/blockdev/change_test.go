@@ -31,7 +31,8 @@ func scribble(t *testing.T, path string) {
 	}
 }
 
-// TestChangedFile: what can be noticed of an open source file is (I14), and what was noticed is the present of Again.
+// TestChangedFile: what can be noticed of an open source file is (I14), and what was noticed is the
+// present of Again.
 func TestChangedFile(t *testing.T) {
 	for name, c := range map[string]struct {
 		change  func(path string) error
@@ -86,7 +87,8 @@ func TestChangedFile(t *testing.T) {
 	}
 }
 
-// TestChangedAfterRename: that a file was renamed is told once, and hides no change that comes later.
+// TestChangedAfterRename: that a file was renamed is told once, and hides no change that comes
+// later.
 func TestChangedAfterRename(t *testing.T) {
 	path := image(t, 2*mib)
 	d := mustOpen(t, Source, path, Options{})
@@ -108,7 +110,8 @@ func TestChangedAfterRename(t *testing.T) {
 	}
 }
 
-// TestEndIsNoHole: a file that is shorter than it was has no hole there (I14), whatever it is used for.
+// TestEndIsNoHole: a file that is shorter than it was has no hole there (I14), whatever it is used
+// for.
 func TestEndIsNoHole(t *testing.T) {
 	for _, role := range []Role{Source, Dest, Metadata} {
 		path := image(t, 2*mib)
@@ -223,7 +226,8 @@ func zeros(f *Fingerprint) (n int) {
 	return n
 }
 
-// TestFingerprintOfBadDisk: sectors that cannot be read are left out and recorded, and are not asked for again.
+// TestFingerprintOfBadDisk: sectors that cannot be read are left out and recorded, and are not
+// asked for again.
 func TestFingerprintOfBadDisk(t *testing.T) {
 	const size = 64 * mib
 	sound, err := new(badDisk).take(size, nil)
@@ -259,7 +263,8 @@ func TestFingerprintOfBadDisk(t *testing.T) {
 	}
 }
 
-// TestFingerprintOfDeadDisk: a disk that gives nothing is asked for a part of the pieces only, and one that is gone once.
+// TestFingerprintOfDeadDisk: a disk that gives nothing is asked for a part of the pieces only, and
+// one that is gone once.
 func TestFingerprintOfDeadDisk(t *testing.T) {
 	for _, c := range []struct {
 		err   error

@@ -63,8 +63,8 @@ func (d *Device) Close() error {
 	return nil
 }
 
-// Retake opens a block device again that was closed for somebody else to take over, who has not: with the lock, as Open
-// did. Nothing is to be under way on the description that was closed.
+// Retake opens a block device again that was closed for somebody else to take over, who has not:
+// with the lock, as Open did. Nothing is to be under way on the description that was closed.
 func (d *Device) Retake() error {
 	again, err := open(d.role, d.path, blockFlags(d.role, Options{}))
 	if err != nil {

@@ -32,9 +32,10 @@
 //
 // setup is what Open does with it, by its Options (setup.go, space.go, users.go).
 //
-// What the kernel says of all devices is the tree (tree.go), with the processes that use them (processes.go).
-// Searches begin there: climb for what a device lies on (overlap.go), search for who reaches its bytes another way
-// (users.go), ublkDevices for users that no process shows (opens.go).
+// What the kernel says of all devices is the tree (tree.go), with the processes that use them
+// (processes.go). Searches begin there: climb for what a device lies on (overlap.go), search for
+// who reaches its bytes another way (users.go), ublkDevices for users that no process shows
+// (opens.go).
 //
 // Every error is an *exit.Error. While the clone serves, lanes ask CheckRead
 // in each round in which they have read the source, the hydrator asks for holes,

@@ -13,8 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Fingerprint tells whether a source still has the content of last time. It is a sample, and it is taken in pieces, so
-// that a disk with sectors that cannot be read has one too:
+// Fingerprint tells whether a source still has the content of last time. It is a sample, and it is
+// taken in pieces, so that a disk with sectors that cannot be read has one too:
 //
 //	0..63    4 KiB each, spread evenly over the source
 //	64..71   the first MiB, in pieces of 128 KiB
@@ -24,15 +24,15 @@ import (
 type Fingerprint struct {
 	// Pieces are checksums. 0 stands for a piece that could not be read, or was not to be.
 	Pieces [NrPieces]uint32
-	// Sample is what former releases compare: SHA-256 of the first MiB, then the last. What cannot be read counts as
-	// zeros, and Partial says so.
+	// Sample is what former releases compare: SHA-256 of the first MiB, then the last. What cannot
+	// be read counts as zeros, and Partial says so.
 	Sample  [sha256.Size]byte
 	Partial bool
 	Mtime   int64 // nanoseconds since 1970, of a file; else 0
 	Ctime   int64 // when its inode changed last, likewise
 }
 
-// NrPieces is the number of pieces of a Fingerprint. They are kept on disk, so their number and places are fixed.
+// NrPieces is the number of pieces of a Fingerprint, which is kept on disk: it and they are fixed.
 const NrPieces = 80
 
 const (
@@ -40,17 +40,20 @@ const (
 	spreadBytes  = 4 << 10
 	sample       = 1 << 20 // of each end, bytes
 	endBytes     = 128 << 10
-	// readsAtOnce keeps the sample of a source that takes a second for each read below five seconds.
+	// readsAtOnce keeps the sample of a source that takes a second for each read below five
+	// seconds.
 	readsAtOnce = 24
-	// deafAfter is how many pieces are tried of a source that gives none, so that a dead disk is not asked for all of them.
+	// deafAfter is how many pieces are tried of a source that gives none, so that a dead disk is
+	// not asked for all of them.
 	deafAfter = 1 + readsAtOnce
 )
 
 // badSector are the errors of a read that speak of its bytes and not of the whole device.
 var badSector = []error{syscall.EIO, syscall.EREMOTEIO, syscall.ENODATA, syscall.EBADE, syscall.EILSEQ}
 
-// Fingerprint reads the pieces; those that are 0 in known are not read, as they could not be when known was made. nil reads
-// all. It is an error if nothing can be read, if the source does not answer, and if it has changed since it was opened.
+// Fingerprint reads the pieces; those that are 0 in known are not read, as they could not be when
+// known was made. nil reads all. It is an error if nothing can be read, if the source does not
+// answer, and if it has changed since it was opened.
 func (d *Device) Fingerprint(known *[NrPieces]uint32) (Fingerprint, error) {
 	m, err := sys.Map(sampleBytes, false)
 	if err != nil {
@@ -96,8 +99,8 @@ type pieceRead struct {
 	err error
 }
 
-// take reads the first piece, and if that gives nothing final the others, readsAtOnce at a time: a source that is far away
-// takes as long for many as for one.
+// take reads the first piece, and if that gives nothing final the others, readsAtOnce at a time: a
+// source that is far away takes as long for many as for one.
 func (s *sampler) take() (Fingerprint, error) {
 	pieces := s.pieces()
 	for n := 1; len(pieces) > 0; n = readsAtOnce {

@@ -73,11 +73,11 @@ type Geometry struct {
 // maxLogicalBlock is the largest logical block of a clone, in bytes: a region is a multiple of it.
 const maxLogicalBlock = 4096
 
-// Match checks that the destination can take the first size bytes of the source, and sets the source's
-// direct I/O to what the clone's block size allows. Exit codes: 8 for a source that is too small or
-// whose blocks are too large, 9 for such a destination, 14 for a 512-byte source under a 4096-byte
-// clone without force. A size that is no multiple of the clone's logical block is never rounded: 8
-// where it is the source's, else 2.
+// Match checks that the destination can take the first size bytes of the source, and sets the
+// source's direct I/O to what the clone's block size allows. Exit codes: 8 for a source that is too
+// small or whose blocks are too large, 9 for such a destination, 14 for a 512-byte source under a
+// 4096-byte clone without force. A size that is no multiple of the clone's logical block is never
+// rounded: 8 where it is the source's, else 2.
 func Match(source, dest *Device, size int64, force bool) (Geometry, error) {
 	g := Geometry{
 		Size:          size,
@@ -103,7 +103,7 @@ func Match(source, dest *Device, size int64, force bool) (Geometry, error) {
 	return g, err
 }
 
-// MatchDest is Match where the source is not there to be looked at: the clone has had these sizes before, in bytes.
+// MatchDest is Match without the source: the clone has had these sizes before, in bytes.
 func MatchDest(dest *Device, size int64, block int) (Geometry, error) {
 	g := Geometry{Size: size, LogicalBlock: block, PhysicalBlock: max(block, dest.physic), DMAAlignment: max(block, dest.DMAAlign())}
 	switch {

@@ -49,8 +49,8 @@ func (w *watched) NextHole(off int64) (int64, error) {
 	return min(hole, w.size), w.stillWhole()
 }
 
-// stillWhole is asked after a look for holes, and before anybody believes it: what the look has taken for a hole may be
-// the end of a file that is being replaced.
+// stillWhole is asked after a look for holes, and before anybody believes it: what the look has
+// taken for a hole may be the end of a file that is being replaced.
 func (w *watched) stillWhole() error {
 	if w.role == Source {
 		return w.CheckRead()

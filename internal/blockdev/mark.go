@@ -8,8 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Mark tells a device or file from every other of the same boot: two that are equal are of the same one. Another boot, or
-// a device that was taken out and put in again, has another mark.
+// Mark tells a device or file from every other of the same boot: two that are equal are of the same
+// one. Another boot, or a device that was taken out and put in again, has another mark.
 type Mark struct {
 	Number uint64 // of a block device; of a file, that of its file system
 	Disk   uint64 // sequence number of a disk (Documentation/ABI/stable/sysfs-block); inode of a file
@@ -26,8 +26,8 @@ func (t tree) mark(st sys.Stat) Mark {
 	return m
 }
 
-// describe names all that a device lies on. A device-mapper device that has got another table, or a loop device another
-// file, is another device, though its number stays.
+// describe names all that a device lies on. A device-mapper device that has got another table, or a
+// loop device another file, is another device, though its number stays.
 func (t tree) describe(st sys.Stat, levels int) string {
 	if !st.IsBlock() {
 		return fmt.Sprintf("file %s %d %d", devName(st.Dev), st.Inode, st.Birth)

@@ -128,8 +128,9 @@ func (f *MetadataFile) ZeroRange(off, length int64) error {
 	return f.writeZeros(off, length)
 }
 
-// Erase gives metadata up that nobody needs any more, so that nobody takes them for those of a clone: a file is removed,
-// if its path still names it, of a block device the first length bytes are zeroed.
+// Erase gives metadata up that nobody needs any more, so that nobody takes them for those of a
+// clone: a file is removed, if its path still names it, of a block device the first length bytes
+// are zeroed.
 func (f *MetadataFile) Erase(length int64) error {
 	if f.IsBlock() {
 		return errors.Join(f.ZeroRange(0, length), f.Flush())

@@ -24,8 +24,8 @@ func (r Role) String() string { return [...]string{"source", "destination", "met
 // code is the exit code of a failure of this role.
 func (r Role) code() int { return [...]int{exit.Source, exit.Dest, exit.Metadata}[r] }
 
-// node is a device or file by its path and role, and what the kernel says of it to whoever asks. It need not be open, and
-// nothing here reads it.
+// node is a device or file by its path and role, and what the kernel says of it to whoever asks. It
+// need not be open, and nothing here reads it.
 type node struct {
 	path string
 	role Role
@@ -75,12 +75,13 @@ func (n *node) MaxDiscard() int64 {
 	return queue(host.dir(n.stat.Rdev), "discard_max_bytes")
 }
 
-// DiscardUnit is what the device gives up space in, in bytes (its discard granularity); 0 if it does not say.
+// DiscardUnit is the device's discard granularity, in bytes; 0 if it does not say.
 func (n *node) DiscardUnit() int64 { return queue(host.dir(n.stat.Rdev), "discard_granularity") }
 
-// SparesZeros says whether zeros need not be written where the device reads as zeros: ZerosUnknown, they must be. Others can
-// give up space, take some for zeros that are written to them, as they have no way of their own to write zeroes, and
-// what they have given up goes on reading as zeros. A file gives up what is punched out.
+// SparesZeros says whether zeros need not be written where the device reads as zeros: ZerosUnknown,
+// they must be. Others can give up space, take some for zeros that are written to them, as they
+// have no way of their own to write zeroes, and what they have given up goes on reading as zeros. A
+// file gives up what is punched out.
 func (n *node) SparesZeros() Zeros {
 	if !n.IsBlock() || n.MaxDiscard() == 0 || queue(host.dir(n.stat.Rdev), "write_zeroes_max_bytes") > 0 {
 		return ZerosUnknown
@@ -88,9 +89,9 @@ func (n *node) SparesZeros() Zeros {
 	return host.steadyZeros(n.stat.Rdev, levels)
 }
 
-// Depth is how many requests each queue of the device's hardware takes at a time, and how many queues there are; 0 requests:
-// any number, as a file, or not known. Of devices that are made of others it is that of the one below that takes the
-// fewest: what is above only hands on.
+// Depth is how many requests each queue of the device's hardware takes at a time, and how many
+// queues there are; 0 requests: any number, as a file, or not known. Of devices that are made of
+// others it is that of the one below that takes the fewest: what is above only hands on.
 func (n *node) Depth() (requests, queues int) {
 	if !n.IsBlock() {
 		return 0, 0
@@ -98,8 +99,8 @@ func (n *node) Depth() (requests, queues int) {
 	return host.depth(n.stat.Rdev, levels)
 }
 
-// MaxRequest is the most that the device is asked for at a time, in bytes: the kernel cuts what is larger. 0: anything, as
-// a file, or not known.
+// MaxRequest is the most that the device is asked for at a time, in bytes: the kernel cuts what is
+// larger. 0: anything, as a file, or not known.
 func (n *node) MaxRequest() int64 {
 	if !n.IsBlock() {
 		return 0

@@ -32,8 +32,9 @@ type Options struct {
 	Reserve bool
 	// ReadOnly opens metadata to look at it.
 	ReadOnly bool
-	// DryRun refuses what would be refused and changes nothing: block devices are opened for reading only, so that
-	// nobody is told of a change, and a file that would be made is one without a name in its folder, gone when it is closed.
+	// DryRun refuses what would be refused and changes nothing: block devices are opened for
+	// reading only, so that nobody is told of a change, and a file that would be made is one
+	// without a name in its folder, gone when it is closed.
 	DryRun bool
 	// Tolerate is whose use of the device is only told of.
 	Tolerate Tolerance
@@ -91,8 +92,9 @@ var awayErrors = []error{
 	ErrChanged,
 }
 
-// Away says of an error of Open, or of reading what is open, that the device cannot be reached or read: it may be
-// the right one, and come back. It is not so of one in use, without permission, or of the wrong kind.
+// Away says of an error of Open, or of reading what is open, that the device cannot be reached or
+// read: it may be the right one, and come back. It is not so of one in use, without permission, or
+// of the wrong kind.
 func Away(err error) bool {
 	return slices.ContainsFunc(awayErrors, func(e error) bool { return errors.Is(err, e) })
 }
@@ -134,13 +136,14 @@ type making struct {
 // Created says whether Open made the file.
 func (m *making) Created() bool { return m.created }
 
-// create makes a file that appears under its name only when it is what it is to be, however its maker dies:
+// create makes a file that has its name only when it is complete, however its maker dies:
 //
 //  1. open a file without a name in the folder
 //  2. set it up: lock it, look at the file system, reserve the space of a destination
 //  3. Publish: give it its name. Metadata first get their content
 //
-// A file system without such files has one of another name in its place, which the next attempt takes.
+// A file system without such files has one of another name in its place, which the next attempt
+// takes.
 func create(role Role, path string, o Options) (*Device, error) {
 	d, err := open(role, path, os.O_RDWR|sys.OpenNameless)
 	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EISDIR) {
@@ -165,7 +168,7 @@ func create(role Role, path string, o Options) (*Device, error) {
 // begunSuffix is behind the name of a file that is being made, where none can be without a name.
 const begunSuffix = ".ublk-clone-new"
 
-// openBegun opens such a file, empty. What is there was begun by somebody who is dead, or whose lock tells.
+// openBegun opens such a file, empty. Who has begun one that is there is dead, or has its lock.
 func openBegun(role Role, path string) (*Device, error) {
 	d, err := open(role, path+begunSuffix, os.O_RDWR|os.O_CREATE)
 	if err != nil {
@@ -184,8 +187,8 @@ func openBegun(role Role, path string) (*Device, error) {
 	return d, nil
 }
 
-// Publish gives a file that Open has made its name, durably. For others it does nothing. Whoever was faster keeps the
-// name, and this file is none.
+// Publish gives a file that Open has made its name, durably. For others it does nothing. Whoever
+// was faster keeps the name, and this file is none.
 func (d *Device) Publish() error {
 	if !d.unnamed || d.dry {
 		return nil
@@ -206,8 +209,8 @@ func (d *Device) Publish() error {
 	return nil
 }
 
-// noNameless is of a dry run in a folder whose file system has no files without names. It is refused if it is of a kind
-// that no file would be made on.
+// noNameless is of a dry run in a folder whose file system has no files without names. It is
+// refused if it is of a kind that no file would be made on.
 func noNameless(role Role, path string, o Options) error {
 	folder, err := open(role, filepath.Dir(path), os.O_RDONLY)
 	if err != nil {

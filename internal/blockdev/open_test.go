@@ -121,8 +121,9 @@ func TestRemoveKeepsAnotherFileOfThatName(t *testing.T) {
 	}
 }
 
-// TestCreatedIsWholeOrNotThere: a file that is made has its name only when it is complete, so that a maker who dies leaves
-// none or a whole one. The second round is a file system without files without names.
+// TestCreatedIsWholeOrNotThere: a file that is made has its name only when it is complete, so that
+// a maker who dies leaves none or a whole one. The second round is a file system without files
+// without names.
 func TestCreatedIsWholeOrNotThere(t *testing.T) {
 	for _, begun := range []bool{false, true} {
 		path := filepath.Join(t.TempDir(), "meta")
@@ -187,8 +188,9 @@ func TestCreatedIsWholeOrNotThere(t *testing.T) {
 	}
 }
 
-// TestEmptyDestGetsItsSpace: a destination file of 0 bytes, as an earlier version left when it was killed, holds nobody's
-// data and is taken for one that is to be made. A failed start leaves it as it was.
+// TestEmptyDestGetsItsSpace: a destination file of 0 bytes, as an earlier version left when it was
+// killed, holds nobody's data and is taken for one that is to be made. A failed start leaves it as
+// it was.
 func TestEmptyDestGetsItsSpace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "dest")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -364,7 +366,8 @@ func TestMetadataFile(t *testing.T) {
 	}
 }
 
-// TestWrittenZeros: where there is no other way zeros are written, in pieces: each in its place, and no byte more.
+// TestWrittenZeros: where there is no other way zeros are written, in pieces: each in its place,
+// and no byte more.
 func TestWrittenZeros(t *testing.T) {
 	const size, first, length = 4 << 20, 3 * pageBlock, 2*zeroPiece + 5*pageBlock
 	path := filepath.Join(t.TempDir(), "meta")
@@ -489,21 +492,4 @@ func TestOpenRefusesOthers(t *testing.T) {
 	_, err := Open(Dest, path, Options{Force: true, Others: []*Device{source}})
 	wantCode(t, "the source as destination", err, exit.Refused, path, "overlap")
 	mustOpen(t, Dest, image(t, mib), Options{Others: []*Device{source}, Force: true})
-}
-
-// TestSignatureOfPartition: an empty partition is not refused for being one (blkid -p of util-linux 2.38).
-func TestSignatureOfPartition(t *testing.T) {
-	const entry = "DEVNAME=/dev/vdb1\nPART_ENTRY_SCHEME=dos\nPART_ENTRY_TYPE=0x83\nPART_ENTRY_NUMBER=1\nPART_ENTRY_DISK=254:16\n"
-	for out, want := range map[string]string{
-		entry:                                   "",
-		entry + "TYPE=ext4\nUSAGE=filesystem\n": "it carries ext4",
-		entry + "USAGE=other\n":                 "it carries a signature",
-	} {
-		if got, err := probed(out, 0, nil); got != want || err != nil {
-			t.Errorf("%q: %q, %v; expected %q", out, got, err, want)
-		}
-	}
-	if _, err := probed("", 0, nil); err == nil {
-		t.Error("a blkid that says nothing has found nothing")
-	}
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// opened is a node with its one open description, which holds its lock. It says whether the node is still there and as long
-// as it was, and reads it.
+// opened is a node with its one open description, which holds its lock. It says whether the node is
+// still there and as long as it was, and reads it.
 type opened struct {
 	node
 	file   *os.File
@@ -26,15 +26,15 @@ func (o *opened) fd() int { return int(o.file.Fd()) }
 // IsOpen says whether the description is there: it is not after Close, until Retake.
 func (o *opened) IsOpen() bool { return !o.closed }
 
-// Current says of a block device that it is still there and that its path leads to it, so that there is no other to
-// open. A file can always be opened once more.
+// Current says of a block device that it is still there and that its path leads to it, so that
+// there is no other to open. A file can always be opened once more.
 func (o *opened) Current() bool {
 	st, err := sys.StatPath(o.path)
 	return err == nil && o.IsBlock() && st.IsBlock() && st.Rdev == o.stat.Rdev && o.Present()
 }
 
-// Present says that a block device has the size that it was opened with. One that was removed has none (del_gendisk,
-// block/genhd.c, 6.12): then reads find its end, and writes no space.
+// Present says that a block device has the size that it was opened with. One that was removed has
+// none (del_gendisk, block/genhd.c, 6.12): then reads find its end, and writes no space.
 func (o *opened) Present() bool {
 	if !o.IsBlock() {
 		return true
@@ -52,8 +52,8 @@ func (o *opened) Gone() bool {
 	return err != nil || size == 0
 }
 
-// Shorter says that the device has become shorter than it was at open: what was written behind its end is lost. nil: it has
-// not, or is not there to be asked.
+// Shorter says that the device has become shorter than it was at open: what was written behind its
+// end is lost. nil: it has not, or is not there to be asked.
 func (o *opened) Shorter() error {
 	size, err := o.sizeNow()
 	if err != nil || size >= o.size || o.IsBlock() && size == 0 { // 0: it was removed, which its errors tell
@@ -78,8 +78,8 @@ func (o *opened) ReadOnly() (bool, error) {
 	return sys.OnReadOnlyFS(o.fd())
 }
 
-// directAlign is the alignment of direct I/O in bytes, that of memory alone and of all, 0 where there is none.
-// Where the file system does not say, the one that all of them take.
+// directAlign is the alignment of direct I/O in bytes, that of memory alone and of all, 0 where
+// there is none. Where the file system does not say, the one that all of them take.
 func (o *opened) directAlign() (memory, all int, err error) {
 	memory, offset, known, err := sys.DirectAlign(o.fd())
 	if err != nil {
@@ -91,10 +91,11 @@ func (o *opened) directAlign() (memory, all int, err error) {
 	return memory, max(memory, offset), nil
 }
 
-// ReadAt fills p from off, through the one description. What direct I/O asks for (Align) is the caller's care. It blocks.
+// ReadAt fills p from off, through the one description. What direct I/O asks for (Align) is the
+// caller's care. It blocks.
 func (o *opened) ReadAt(p []byte, off int64) error { return sys.ReadFullAt(o.fd(), p, off) }
 
-// DropCache gives up what the page cache holds of the device. Direct writes look for it there as long as there is anything
-// of the whole device (filemap_invalidate_pages, mm/filemap.c, 6.18), and whoever made or probed it has left something.
-// It saves time and is not needed: an error is none.
+// DropCache gives up what the page cache holds of the device. Direct writes look for it there as
+// long as there is anything of the whole device (filemap_invalidate_pages, mm/filemap.c, 6.18), and
+// whoever made or probed it has left something. It saves time and is not needed: an error is none.
 func (o *opened) DropCache() { _ = sys.DropCache(o.fd()) }

@@ -9,22 +9,24 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Users that no process shows. Before 7.0 the driver cannot stop a device only if nobody uses it, so the kernel is asked
-// in other ways. An exclusive open tells of mounts, device-mapper, swap and LIO, wherever they are. Who opens a device without
-// claiming it and has no descriptor in /proc (a descriptor on its way through a socket, one that only an io_uring
-// holds, a target in the kernel) is found by counting:
+// Users that no process shows. Before 7.0 the driver cannot stop a device only if nobody uses it,
+// so the kernel is asked in other ways. An exclusive open tells of mounts, device-mapper, swap and
+// LIO, wherever they are. Who opens a device without claiming it and has no descriptor in /proc (a
+// descriptor on its way through a socket, one that only an io_uring holds, a target in the kernel)
+// is found by counting:
 //
 //	each open of ublkbN, of ublkcN and of ublk-control takes a reference of the module (bdev_open, block/bdev.c,
 //	chrdev_open, fs/char_dev.c, misc_open, drivers/char/misc.c, 6.12), and gives it back when the description is closed
 //
-// What is left when all that can be seen is taken off is somebody unknown. The count is of the driver and not of one
-// device, so everything that other ublk devices can explain is taken off too, rather too much than too little.
+// What is left when all that can be seen is taken off is somebody unknown. The count is of the
+// driver and not of one device, so everything that other ublk devices can explain is taken off too,
+// rather too much than too little.
 
 // ublkName is the node of a ublk device, as the kernel and its servers call it.
 var ublkName = regexp.MustCompile(`^ublk(b[0-9]+(p[0-9]+)?|c[0-9]+|-control)$`)
 
-// HiddenUsers looks for users of a ublk block device that Holders does not find: those that it can name, and
-// how many opens of ublk devices are left that nothing explains.
+// HiddenUsers looks for users of a ublk block device that Holders does not find: those that it can
+// name, and how many opens of ublk devices are left that nothing explains.
 func HiddenUsers(path string) (named []Holder, unknown int) {
 	count := func() int { return int(number(host.sys, "module", "ublk_drv", "refcnt")) } // 0: not a module, or none
 	before := count()
@@ -43,7 +45,7 @@ func HiddenUsers(path string) (named []Holder, unknown int) {
 	return named, max(0, unknown)
 }
 
-// ublkDevices are all ublk block devices of the machine and their partitions, for who counts their users.
+// ublkDevices are all ublk block devices of the machine and their partitions.
 type ublkDevices struct {
 	tree
 	numbers map[uint64]string // their names by number
@@ -102,8 +104,8 @@ func (u ublkDevices) uses() ublkUse {
 	return all
 }
 
-// descriptors are a process's descriptors of ublk devices. A device that was deleted under its user is known by its
-// name only, one with a node elsewhere by its number only.
+// descriptors are a process's descriptors of ublk devices. A device that was deleted under its user
+// is known by its name only, one with a node elsewhere by its number only.
 func (u ublkDevices) descriptors(pid int) (all []ublkOpen) {
 	found, _ := filepath.Glob(filepath.Join(u.proc, strconv.Itoa(pid), "fd", "*"))
 	for _, path := range found {
@@ -141,7 +143,8 @@ func ublkBase(path string) string {
 	return ""
 }
 
-// isDuplicate says whether a descriptor leads to a description that was seen: a dup, or one that a child has inherited.
+// isDuplicate says whether a descriptor leads to a description that was seen: a dup, or one that a
+// child has inherited.
 func isDuplicate(seen []ublkOpen, o ublkOpen) bool {
 	for _, s := range seen {
 		if s.name != o.name {
@@ -189,9 +192,9 @@ func (u ublkDevices) onTop() (n int) {
 	return n
 }
 
-// withoutDescriptor are opens that a process holds without a descriptor: files that it has given to an io_uring
-// (fdinfo of the ring lists their names), or mapped. A process that has a descriptor of the device as well is
-// taken to mean the same open.
+// withoutDescriptor are opens that a process holds without a descriptor: files that it has given to
+// an io_uring (fdinfo of the ring lists their names), or mapped. A process that has a descriptor of
+// the device as well is taken to mean the same open.
 func (u ublkDevices) withoutDescriptor(seen ublkUse) (all []ublkOpen) {
 	for _, pid := range u.pids() {
 		names := map[string]bool{}

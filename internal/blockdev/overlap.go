@@ -95,8 +95,8 @@ func (c *climb) partition(dir string, s span, levels int) {
 	}
 }
 
-// slaves: where a table is linear throughout it is known on which stretches of which devices s lies, so that two
-// logical volumes on one disk can be told from two that share bytes of it.
+// slaves: where a table is linear throughout it is known on which stretches of which devices s
+// lies, so that two logical volumes on one disk can be told from two that share bytes of it.
 func (c *climb) slaves(rdev uint64, s span, levels int) {
 	if pieces, ok := c.linear(rdev, s); ok {
 		for _, p := range pieces {
@@ -115,7 +115,7 @@ type piece struct {
 	span span
 }
 
-// linear are the pieces that a known stretch of a device-mapper device lies on, if all of its table is linear.
+// linear are the pieces that a known stretch of a device-mapper device with a linear table lies on.
 func (t tree) linear(rdev uint64, s span) (pieces []piece, ok bool) {
 	if !s.exact || t.targets == nil || text(t.dir(rdev), "dm", "name") == "" {
 		return nil, false
@@ -150,8 +150,8 @@ func (s span) shift(off int64) span {
 	return s
 }
 
-// backing is the file or device behind a loop device, given its sysfs folder. The driver knows it, whatever its name
-// leads to by now.
+// backing is the file or device behind a loop device, given its sysfs folder. The driver knows it,
+// whatever its name leads to by now.
 func (t tree) backing(dir string) (sys.Stat, error) {
 	path := text(dir, "loop", "backing_file")
 	if path == "" {

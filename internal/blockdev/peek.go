@@ -6,8 +6,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Peek opens path only to look at it while somebody else holds it: for reading, without a lock, and past the page cache
-// where blocks of that many bytes allow it, so that it is the device that answers.
+// Peek opens path only to look at it while somebody else holds it: for reading, without a lock, and
+// past the page cache where blocks of that many bytes allow it, so that it is the device that
+// answers.
 func Peek(role Role, path string, block int) (*Device, error) {
 	st, err := sys.StatPath(path)
 	if err != nil {

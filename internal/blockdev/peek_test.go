@@ -8,7 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// TestPeekAtSource: what is only looked at can be compared with what is known of it, and a change meanwhile is noticed.
+// TestPeekAtSource: what is only looked at can be compared with what is known of it, and a change
+// meanwhile is noticed.
 func TestPeekAtSource(t *testing.T) {
 	path := image(t, mib)
 	want, err := mustOpen(t, Source, path, Options{}).Fingerprint(nil)

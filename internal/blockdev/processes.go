@@ -14,7 +14,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// processes is what procfs shows: the processes, what they have mounted and open, and what is used as swap.
+// processes is what procfs shows: processes, what they have mounted and open, and what is swap.
 type processes struct {
 	proc string // where procfs is mounted
 	stat func(path string) (sys.Stat, error)
@@ -106,7 +106,7 @@ func (p processes) fsDevice(dev uint64) (uint64, bool) {
 	return 0, false
 }
 
-// driver is the name by which a driver has registered the major number of its devices (/proc/devices).
+// driver is the name under which /proc/devices has the major number of a device.
 func (p processes) driver(disk uint64) string {
 	major := strconv.FormatUint(uint64(sys.Major(disk)), 10)
 	_, list, _ := strings.Cut(text(p.proc, "devices"), "Block devices:")

@@ -9,7 +9,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// setup is what Open does with a device once that is open: it makes it fit for its role, as it is wanted, or refuses it.
+// setup is what Open does with a device once that is open: it makes it fit for its role, as it is
+// wanted, or refuses it.
 type setup struct {
 	*Device
 	want Options

@@ -39,7 +39,7 @@ func (d *Device) Signature(force bool) error {
 		"If nothing on it is needed, wipe it with `wipefs -a`, or use --force. Check that source and destination are not mixed up.")
 }
 
-// Carries says what blkid finds on the device, "" for nothing, as on a file that Open has just made.
+// Carries says what blkid finds on the device, "" for nothing, as on a file that Open has made.
 func (d *Device) Carries() string {
 	if d.created {
 		return ""
@@ -93,8 +93,8 @@ func probed(out string, code int, err error) (string, error) {
 	return "", fmt.Errorf("run blkid: %w", err)
 }
 
-// describe puts the lines of `blkid -o export` in words, "" for none that are of what is on the device: of a partition they
-// say what the table around it has on it, too.
+// describe puts the lines of `blkid -o export` in words, "" for none that are of what is on the
+// device: of a partition they say what the table around it has on it, too.
 func describe(out string) string {
 	value := map[string]string{}
 	for line := range strings.Lines(out) {

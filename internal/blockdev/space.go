@@ -8,8 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// sizeFile grows a created destination, or one that is empty, and reserves its space, so that a write
-// to an unhydrated region cannot fail for want of it later.
+// sizeFile grows a created destination, or one that is empty, and reserves its space, so that a
+// write to an unhydrated region cannot fail for want of it later.
 func (s setup) sizeFile() error {
 	s.grown = s.role == Dest && s.want.Create && s.stat.Size == 0 && !s.created // nobody's data: as one that is made
 	fits := s.created || s.grown || s.want.Reserve && s.stat.Size >= s.want.Size
@@ -50,8 +50,8 @@ func (s setup) reserve() error {
 	return err
 }
 
-// tryReserve is reserve for a file without a name, which takes no more than a block, or for an empty one, which stays so. Space that only root may take does
-// not count.
+// tryReserve is reserve for a file without a name, which takes no more than a block, or for an
+// empty one, which stays so. Space that only root may take does not count.
 func (s setup) tryReserve() error {
 	var err error
 	if s.created {

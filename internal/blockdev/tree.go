@@ -37,8 +37,8 @@ func targets(rdev uint64) ([]sys.DMTarget, error) {
 	return dm.Targets(rdev)
 }
 
-// claimed asks the kernel, which gives a device, its partitions and its disk to one at a time: mounts, swap, what lies on
-// top and daemons alike.
+// claimed asks the kernel, which gives a device, its partitions and its disk to one at a time:
+// mounts, swap, what lies on top and daemons alike.
 func claimed(path string) bool {
 	f, err := sys.Open(path, os.O_RDONLY|os.O_EXCL, 0)
 	if err == nil {
@@ -130,8 +130,9 @@ func queue(dir, attribute string) int64 {
 	return number(diskOf(dir), "queue", attribute)
 }
 
-// depth is how many requests each of the queues of a block device's hardware takes at a time (nr_requests), and how many
-// queues there are. 0 is not known; it looks at most so many levels down.
+// depth is how many requests each of the queues of a block device's hardware takes at a time
+// (nr_requests), and how many queues there are. 0 is not known; it looks at most so many levels
+// down.
 func (t tree) depth(rdev uint64, levels int) (requests, queues int) {
 	if levels == 0 {
 		return 0, 0

@@ -112,8 +112,8 @@ func (f *fakeHost) loop(n uint32, file string, offset int64) sys.Stat {
 	return st
 }
 
-// TestDepth: what the queues of a disk hold, also seen from a partition or from what is made of it; of several disks it
-// is that of the one that holds the fewest.
+// TestDepth: what the queues of a disk hold, also seen from a partition or from what is made of it;
+// of several disks it is that of the one that holds the fewest.
 func TestDepth(t *testing.T) {
 	f := newFakeHost(t)
 	f.block("sda", 8, 0)

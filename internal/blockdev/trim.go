@@ -9,9 +9,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// What has been discarded may read as anything, and as something else each time, until it is written. The kernel does not
-// say of which devices more can be expected. Known to read as zeros from then on, and behind a flush also when the power has
-// been cut:
+// What has been discarded may read as anything, and as something else each time, until it is
+// written. The kernel does not say of which devices more can be expected. Known to read as zeros
+// from then on, and behind a flush also when the power has been cut:
 //
 //	dm-thin         a block that has been given up is not provisioned (Documentation/admin-guide/device-mapper)
 //	null_blk        the memory is given back (null_handle_discard, drivers/block/null_blk/main.c, 6.12)
@@ -19,15 +19,15 @@ import (
 //	                linux/ata.h); the kernel relies on it for few disks, and offers no write-zeroes for the others
 //	linear, striped what all of them lie on
 //
-// Of everything else, such as NBD, MMC and a target of device-mapper that is not named here, nothing is known.
+// Of everything else, such as NBD, MMC and other targets of device-mapper, nothing is known.
 
 // Zeros says how long what reads as zeros from a device, and is not written, goes on doing so.
 type Zeros uint8
 
 const (
 	ZerosUnknown Zeros = iota
-	// ZerosOfUnit: until a part of the unit is written in which the device gives up space (Device.DiscardUnit). The rest of it
-	// then shows old bytes: dm-thin with skip_block_zeroing.
+	// ZerosOfUnit: until a part of the unit is written in which the device gives up space
+	// (Device.DiscardUnit). The rest of it then shows old bytes: dm-thin with skip_block_zeroing.
 	ZerosOfUnit
 	ZerosSteady
 )
@@ -80,7 +80,8 @@ func (t tree) thinZeros(volume sys.DMTarget) Zeros {
 	return ZerosSteady
 }
 
-// trimsToZero says of a SCSI disk that it is an ATA disk which promises that what has been trimmed reads as zeros, each time.
+// trimsToZero says of a SCSI disk that it is an ATA disk which promises that what has been trimmed
+// reads as zeros, each time.
 func trimsToZero(dir string) Zeros {
 	const (
 		support, trim          = 169, 1           // words of IDENTIFY DEVICE (ATA8-ACS), and bits of them

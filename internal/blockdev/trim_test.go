@@ -8,8 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// TestSteadyZeros: zeros that are read are believed of what is known to keep them, directly or through what only passes
-// requests on, and of nothing else.
+// TestSteadyZeros: zeros that are read are believed of what is known to keep them, directly or
+// through what only passes requests on, and of nothing else.
 func TestSteadyZeros(t *testing.T) {
 	f := newFakeHost(t)
 	tables := map[uint64][]sys.DMTarget{}

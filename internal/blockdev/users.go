@@ -12,19 +12,20 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Who else uses a device. The exclusive open keeps away who holds the very device, its partitions or its disk. It says
-// nothing of others that reach the same bytes:
+// Who else uses a device. The exclusive open keeps away who holds the very device, its partitions
+// or its disk. It says nothing of others that reach the same bytes:
 //
 //	above    a loop device over it, over a part of it, or over a partition of it
 //	below    what a loop device leads to is mounted, or another clone's destination
 //	beside   two device-mapper tables that lead to one stretch of a disk; another path to the same disk
 //	outside  a network target that exports it; a program that writes to it without a lock
 //
-// So every block device of the machine is looked at for bytes that it shares with this one, by the spans of overlap.go.
-// Siblings share none, and are no users: two logical volumes on one disk, two partitions, two files.
+// So every block device of the machine is looked at for bytes that it shares with this one, by the
+// spans of overlap.go. Siblings share none, and are no users: two logical volumes on one disk, two
+// partitions, two files.
 
-// Tolerance says whose use of a device does not keep a clone from it. Who continues a clone finds users of its block
-// device waiting: that somebody maps the destination must not cost them theirs.
+// Tolerance says whose use of a device does not keep a clone from it. Who continues a clone finds
+// users of its block device waiting: that somebody maps the destination must not cost them theirs.
 type Tolerance uint8
 
 // The tolerances.
@@ -37,13 +38,13 @@ const (
 // usersLimit bounds the search, which looks at paths that may lie on what does not answer.
 const usersLimit = 15 * time.Second
 
-// A program that looks at a new device, as those that assemble arrays do, has it open for writing for a moment.
+// Programs that look at a new device, as to assemble arrays, have it open for writing for a moment.
 const (
 	writerPause = 100 * time.Millisecond
 	writerLooks = 20
 )
 
-// refuseUsers refuses, with exit code 5, a device that somebody else uses and must not. It is open and locked.
+// refuseUsers refuses, with exit code 5, an open and locked device that somebody else uses.
 func (s setup) refuseUsers() error {
 	if s.want.ReadOnly || s.role == Source && s.want.Shared {
 		return nil
@@ -108,7 +109,7 @@ func (s setup) lastingWriters() (found []Holder) {
 	return found
 }
 
-// base is how a device lies on others: the spans, and the nodes below it with whether it is known where.
+// base is how a device lies on others: the spans, and the nodes below with whether it is known where.
 type base struct {
 	spans []span
 	below map[string]bool
@@ -118,8 +119,8 @@ type base struct {
 
 func (b base) meets(other []span) bool { return shared(b.spans, other) != "" }
 
-// covers says that an exclusive open of the device has found out whether that with this folder is held: it is a partition
-// of it, or its disk.
+// covers says that an exclusive open of the device has found out whether that with this folder is
+// held: it is a partition of it, or its disk.
 func (b base) covers(dir string) bool {
 	return b.dir != "" && (isPartition(dir) && diskOf(dir) == b.dir || isPartition(b.dir) && diskOf(b.dir) == dir)
 }
@@ -205,7 +206,7 @@ func (s search) usersOf(rdev uint64, dir string) (all []Holder) {
 	return all
 }
 
-// exporters are network targets of the kernel that have the device or file as a backing. Those open it without a lock.
+// exporters are network targets of the kernel over the device or file, which they open unlocked.
 func (s search) exporters() (all []Holder) {
 	for _, e := range s.exports() {
 		back, err := s.stat(e.path)

@@ -23,7 +23,8 @@ func (f *fakeHost) sized(st sys.Stat, bytes int64) sys.Stat {
 	return st
 }
 
-// usersHost is a machine with two disks, whose parts, loops and tables are in each other's way or not.
+// usersHost is a machine with two disks, whose parts, loops and tables are in each other's way or
+// not.
 func usersHost(t *testing.T) *fakeHost {
 	f := newFakeHost(t)
 	tables := map[uint64][]sys.DMTarget{}

@@ -15,12 +15,12 @@ import (
 // commitInterval is how long a mark waits for a commit that nobody asks for.
 const commitInterval = time.Second
 
-// counterInterval is how often the superblock's counters are brought up to date while there is something to
-// commit anyway. They are statistics; a crash costs what came since.
+// counterInterval is how often the superblock's counters are brought up to date while there is
+// something to commit anyway. They are statistics; a crash costs what came since.
 const counterInterval = 30 * time.Second
 
-// Committer is the goroutine that commits the region map and writes the superblock: nobody else touches the
-// store. It may block.
+// Committer is the goroutine that commits the region map and writes the superblock: nobody else
+// touches the store. It may block.
 type Committer struct {
 	Core  *clone.Core
 	Dest  clone.Flusher
@@ -115,8 +115,9 @@ func (c *Committer) Save(ctx context.Context) error {
 	return c.Do(ctx, func() error { return c.Update(c.Refresh) })
 }
 
-// Do does something on the committer's goroutine; nothing after that has left. When ctx ends what has not begun is
-// dropped, and what has begun goes on without being waited for: it may hang with the metadata.
+// Do does something on the committer's goroutine; nothing after that has left. When ctx ends what
+// has not begun is dropped, and what has begun goes on without being waited for: it may hang with
+// the metadata.
 func (c *Committer) Do(ctx context.Context, what func() error) error {
 	t := task{do: what, done: make(chan error, 1)}
 	select {

@@ -18,8 +18,9 @@ import (
 //	its time has passed     LimitMS, counted from the request's arrival: a client that is stopped, or a
 //	                        daemon that was busy, must not lead to a clone that ends minutes later
 //
-// Whatever waits for a request waits for its context too. Whoever is about to end or change something
-// calls still just before: the context may learn of a client's end up to HangUpPause late, still does not.
+// Whatever waits for a request waits for its context too. Whoever is about to end or change
+// something calls still just before: the context may learn of a client's end up to HangUpPause
+// late, still does not.
 
 // HangUpPause is between two looks whether a client that waits is there.
 const HangUpPause = 50 * time.Millisecond
@@ -61,8 +62,8 @@ func watchClient(ctx context.Context, conn net.Conn, cancel context.CancelCauseF
 	}
 }
 
-// hasHungUp says whether the client has closed its connection. One that has only said that it will send nothing
-// more waits for the answer.
+// hasHungUp says whether the client has closed its connection. One that has only said that it will
+// send nothing more waits for the answer.
 func hasHungUp(conn net.Conn) bool {
 	c, ok := conn.(*net.UnixConn)
 	return ok && sys.HungUp(c)
@@ -95,11 +96,12 @@ func PauseWith(ctx context.Context, d time.Duration) error {
 	return Still(ctx)
 }
 
-// beginLimit is how long a daemon has to begin with what ends it, beyond the time that it may wait for users. The
-// rest of the client's patience is for the end itself.
+// beginLimit is how long a daemon has to begin with what ends it, beyond the time that it may wait
+// for users. The rest of the client's patience is for the end itself.
 const beginLimit = 10 * time.Second
 
-// limited gives a request of a client that waits for the answer until limit the time in which the daemon must begin.
+// limited gives a request of a client that waits for the answer until limit the time in which the
+// daemon must begin.
 func (r Request) limited(limit time.Duration) Request {
 	if r.LimitMS != 0 || !r.ends() && !r.changes() {
 		return r
@@ -112,8 +114,8 @@ func (r Request) limited(limit time.Duration) Request {
 	return r
 }
 
-// plain is the same request for a daemon of a release that knows neither limits nor force: such a daemon refuses a
-// request with a field that it does not know, and has done nothing then.
+// plain is the same request for a daemon of a release that knows neither limits nor force: such a
+// daemon refuses a request with a field that it does not know, and has done nothing then.
 func (r Request) plain(refused *WireError) (Request, bool) {
 	if refused == nil || refused.Code != exit.Usage || refused.Cause != unknownField("limit_ms") && refused.Cause != unknownField("force") {
 		return r, false

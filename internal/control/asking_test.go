@@ -29,8 +29,8 @@ func dial(t *testing.T, dir Dir, req Request) *net.UnixConn {
 	return conn.(*net.UnixConn)
 }
 
-// TestRequestEndsWithItsClient: whoever waits for a request learns that its client has gone, or that its time has
-// passed. A client that has only shut down its sending still waits.
+// TestRequestEndsWithItsClient: whoever waits for a request learns that its client has gone, or
+// that its time has passed. A client that has only shut down its sending still waits.
 func TestRequestEndsWithItsClient(t *testing.T) {
 	ended := make(chan error, 1)
 	dir, _ := testServer(t, func(ctx context.Context, req Request) Answer {
@@ -74,7 +74,8 @@ func TestRequestEndsWithItsClient(t *testing.T) {
 	conn.Close()
 }
 
-// TestEarlierDaemon: a daemon of a release without limits refuses a request that has one, and is asked again without.
+// TestEarlierDaemon: a daemon of a release without limits refuses a request that has one, and is
+// asked again without.
 func TestEarlierDaemon(t *testing.T) {
 	dir := Dir(t.TempDir())
 	if err := dir.Store(&definition.Definition{Name: "c"}); err != nil {

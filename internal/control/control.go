@@ -31,15 +31,17 @@ import (
 //	-> {"verb":"message","message":{"word":"hydration_threshold","regions":256}}
 //	<- {"status":{...}}   or   {"error":{"code":5,"doing":"delete","object":"root","cause":"mounted on /","next":"..."}}
 
-// Limits of the control socket, in bytes of a line and time to send one. They and MaxConnections bound what
-// any number of clients takes from the daemon: further ones wait in the kernel's queue, without a descriptor here.
+// Limits of the control socket, in bytes of a line and time to send one. They and MaxConnections
+// bound what any number of clients takes from the daemon: further ones wait in the kernel's queue,
+// without a descriptor here.
 const (
 	maxRequest     = 4 << 10
 	MaxLine        = 1 << 20 // an answer
 	LineLimit      = 5 * time.Second
 	MaxConnections = 32
-	// MaxChanges is how many of the connections may wait for a change, or for the end of the clone. With those that
-	// wait for an event (MaxPolls) that leaves some for what is answered at once, always.
+	// MaxChanges is how many of the connections may wait for a change, or for the end of the clone.
+	// With those that wait for an event (MaxPolls) that leaves some for what is answered at once,
+	// always.
 	MaxChanges = 16
 )
 
@@ -74,8 +76,8 @@ type Request struct {
 	// WaitMS is how long a stop or finish may wait for the device to be closed, a leave for what
 	// is at work, or events for the next one, in milliseconds.
 	WaitMS int64 `json:"wait_ms,omitempty"`
-	// LimitMS is within how many milliseconds of its arrival the daemon must begin to carry the request out;
-	// later it is dropped. 0 is no limit: the request of an earlier release's client.
+	// LimitMS is within how many milliseconds of its arrival the daemon must begin to carry the
+	// request out; later it is dropped. 0 is no limit: the request of an earlier release's client.
 	LimitMS int64 `json:"limit_ms,omitempty"`
 }
 
@@ -92,7 +94,8 @@ func (r *Request) changes() bool {
 	return slices.Contains([]string{VerbMessage, VerbSet, VerbPause, VerbResume, VerbStay}, r.Verb)
 }
 
-// check refuses what no command of this version sends: a request is carried out whole or not at all.
+// check refuses what no command of this version sends: a request is carried out whole or not at
+// all.
 func (r *Request) check() error {
 	switch {
 	case (r.Message != nil) != (r.Verb == VerbMessage):
@@ -232,8 +235,8 @@ func (s *Server) Close() error {
 	return err
 }
 
-// handle serves one connection. Whoever is not allowed is told so before anything is read, so that he can
-// keep nobody waiting.
+// handle serves one connection. Whoever is not allowed is told so before anything is read, so that
+// he can keep nobody waiting.
 func (s *Server) handle(conn *net.UnixConn) {
 	err := permitted(conn)
 	if err == nil {
@@ -284,9 +287,8 @@ func (s *Server) send(conn net.Conn, ans Answer) {
 	}
 }
 
-// readLine reads a request: one line of JSON, of at most max bytes. Nothing may follow the value on it, and
-// fields that are not known are an error: another version's request is not
-// half understood.
+// readLine reads a request: one line of JSON, of at most max bytes. Nothing may follow the value on
+// it, and fields that are not known are an error: another version's request is not half understood.
 func readLine(conn net.Conn, deadline time.Time, max int, v any) error {
 	line, err := receive(conn, deadline, max)
 	if err != nil {
@@ -295,8 +297,8 @@ func readLine(conn net.Conn, deadline time.Time, max int, v any) error {
 	return DecodeKnown(line, v)
 }
 
-// ReadAnswer reads a daemon's answer. What is not known in it is left out: the daemon may be newer than this
-// program, and have more to say.
+// ReadAnswer reads a daemon's answer. What is not known in it is left out: the daemon may be newer
+// than this program, and have more to say.
 func ReadAnswer(conn net.Conn, deadline time.Time, ans *Answer) error {
 	line, err := receive(conn, deadline, MaxLine)
 	if err != nil {
@@ -379,8 +381,8 @@ func (d Dir) exchange(name string, req Request, limit time.Duration) (ans Answer
 	return ans, nil
 }
 
-// hungUp says whether the other side of a connection has closed it. A daemon that was killed takes requests until the
-// kernel has taken it down.
+// hungUp says whether the other side of a connection has closed it. A daemon that was killed takes
+// requests until the kernel has taken it down.
 func hungUp(err error) bool {
 	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

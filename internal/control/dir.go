@@ -145,9 +145,9 @@ func (d Dir) Store(def *definition.Definition) error {
 	return nil
 }
 
-// NameLock is held by the daemon of a clone. While it is, no other daemon of
-// that name starts; when the process is gone, it is free. It is two locks: a record lock, which
-// others can ask for without taking anything, and a flock, by which releases before it know a daemon.
+// NameLock is held by the daemon of a clone. While it is, no other daemon of that name starts; when
+// the process is gone, it is free. It is two locks: a record lock, which others can ask for without
+// taking anything, and a flock, by which releases before it know a daemon.
 type NameLock struct {
 	file *os.File
 	path string
@@ -181,8 +181,8 @@ func (d Dir) Acquire(name string) (*NameLock, error) {
 	}
 }
 
-// asideLimit is how long those who look for a flock by taking a shared one may be in the way. With the record lock held
-// nobody of this release does that any more.
+// asideLimit is how long those who look for a flock by taking a shared one may be in the way. With
+// the record lock held nobody of this release does that any more.
 const asideLimit = time.Second
 
 // flockAside takes the flock, which who only looks for it does not prevent.
@@ -211,8 +211,8 @@ func (l *NameLock) Release() error {
 	return errors.Join(file.Remove(l.path), l.file.Close())
 }
 
-// Alive says whether a daemon of that name holds the lock. It takes a lock for a moment only where the record lock is
-// free, to find a daemon of an earlier release.
+// Alive says whether a daemon of that name holds the lock. It takes a lock for a moment only where
+// the record lock is free, to find a daemon of an earlier release.
 func (d Dir) Alive(name string) bool {
 	f, err := sys.Open(d.LockPath(name), os.O_RDWR, 0)
 	if err != nil {
@@ -225,8 +225,8 @@ func (d Dir) Alive(name string) bool {
 	return errors.Is(sys.FlockShared(int(f.Fd())), syscall.EWOULDBLOCK)
 }
 
-// Tail is the end of the daemon's log, for the message of a start that failed: what it has said last, or what ended it
-// without its doing, and not the trace behind.
+// Tail is the end of the daemon's log, for the message of a start that failed: what it has said
+// last, or what ended it without its doing, and not the trace behind.
 func (d Dir) Tail(name string, lines int) string {
 	b, err := os.ReadFile(d.LogPath(name))
 	if err != nil {
@@ -238,7 +238,8 @@ func (d Dir) Tail(name string, lines int) string {
 // fatalWords begin what Go's runtime or package guard says when they end a process.
 const fatalWords = `(?m)^(panic: |fatal error: |SIG[A-Z]+: |\S+: fatal: ).*$`
 
-// lastWords is the line that says why the process ended, if only a trace is behind it; else the last lines.
+// lastWords is the line that says why the process ended, if only a trace is behind it; else the
+// last lines.
 func lastWords(log string, lines int) string {
 	if found := regexp.MustCompile(fatalWords).FindAllStringIndex(log, -1); len(found) > 0 {
 		last := found[len(found)-1]

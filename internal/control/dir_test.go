@@ -139,8 +139,8 @@ func TestFirstSettings(t *testing.T) {
 	}
 }
 
-// TestNameLockBesideOnlookers: whoever looks whether a daemon lives, of this release or of the one before, does not keep a
-// daemon from its name.
+// TestNameLockBesideOnlookers: whoever looks whether a daemon lives, of this release or of the one
+// before, does not keep a daemon from its name.
 func TestNameLockBesideOnlookers(t *testing.T) {
 	dir := Dir(t.TempDir())
 	stop := make(chan struct{})
@@ -189,7 +189,8 @@ func TestNameLockOfEarlierRelease(t *testing.T) {
 	}
 }
 
-// TestLastWords: of a daemon that ended by a panic or a fatal error the message is shown, and not the end of its trace.
+// TestLastWords: of a daemon that ended by a panic or a fatal error the message is shown, and not
+// the end of its trace.
 func TestLastWords(t *testing.T) {
 	const trace = "\ngoroutine 1 [running]:\nmain.f(0x0)\n\t/a/b.go:1 +0x2\nmain.g()\n\t/a/b.go:3 +0x4\n"
 	const line = `{"level":"info","message":"clone is up"}` + "\n"

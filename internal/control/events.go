@@ -34,8 +34,8 @@ type Event struct {
 const (
 	KeptEvents = 64
 	BurstGap   = time.Minute // without an error of a side ends a burst of them
-	// MaxPolls is how many connections may wait for an event at a time, and PollLimit for how long: the
-	// other connections are for commands that are not to wait for them.
+	// MaxPolls is how many connections may wait for an event at a time, and PollLimit for how long:
+	// the other connections are for commands that are not to wait for them.
 	MaxPolls  = 8
 	PollLimit = 5 * time.Second
 )

@@ -10,8 +10,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// Follow shows the events of a clone behind number after, nil for those to come, until ctx ends or show
-// or the clone does.
+// Follow shows the events of a clone behind number after, nil for those to come, until ctx ends or
+// show or the clone does.
 func (d Dir) Follow(ctx context.Context, name string, after *uint64, show func(Event) error) error {
 	for ctx.Err() == nil {
 		wait := PollLimit
@@ -41,7 +41,8 @@ const followPause = 200 * time.Millisecond
 // ErrDeleted ends a follow, with exit code 3, whose clone was deleted in order.
 var ErrDeleted = errors.New("it was deleted meanwhile")
 
-// lost says why a daemon does not answer any more: it removes the definition before it ends in order.
+// lost says why a daemon does not answer any more: it removes the definition before it ends in
+// order.
 func (d Dir) lost(name string, answered bool, err error) error {
 	if _, gone := d.Load(name); answered && exit.Code(gone) == exit.NoClone {
 		return &exit.Error{Code: exit.NoClone, Doing: "follow clone", Object: name, Cause: ErrDeleted, Next: "`ublk-clone list` shows the clones."}

@@ -17,14 +17,15 @@ const StopLimit = 60 * time.Second
 // HolderPause is between two looks at who holds the device.
 const HolderPause = 50 * time.Millisecond
 
-// Limits of what the driver is asked: LookLimit for a command that only tells, DeadLimit to delete a device
-// without server.
+// Limits of what the driver is asked: LookLimit for a command that only tells, DeadLimit to delete
+// a device without server.
 const (
 	LookLimit = 2 * time.Second
 	DeadLimit = 10 * time.Second
 )
 
-// RetakeLimit is how long it may take to have the destination back after a handover that has failed.
+// RetakeLimit is how long it may take to have the destination back after a handover that has
+// failed.
 const RetakeLimit = FenceLimit
 
 // LeaveLimit is how long that may take, if nobody says.
@@ -33,7 +34,8 @@ const LeaveLimit = 20 * time.Second
 // FenceLimit is how long a recovery waits for the last traces of the dead daemon, if nobody says.
 const FenceLimit = 60 * time.Second
 
-// EndLimit is how long a daemon that has answered may take to let go of its name, and DyingLimit one that has hung up.
+// EndLimit is how long a daemon that has answered may take to let go of its name, and DyingLimit
+// one that has hung up.
 const (
 	EndLimit   = 5 * time.Second
 	DyingLimit = time.Second

@@ -17,7 +17,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/testkit"
 )
 
-// TestStopEndsWithItsClient: a stop that waits for users is not carried out when its client has gone, or too late.
+// TestStopEndsWithItsClient: a stop that waits for users is not carried out when its client has
+// gone, or too late.
 func TestStopEndsWithItsClient(t *testing.T) {
 	for what, leave := range map[string]func(*net.UnixConn){
 		"hung up":     func(conn *net.UnixConn) { conn.Close() },
@@ -46,7 +47,8 @@ func TestStopEndsWithItsClient(t *testing.T) {
 	}
 }
 
-// TestLeaveEndsWithItsClient: a daemon that was busy does not leave its device for a successor that has given up.
+// TestLeaveEndsWithItsClient: a daemon that was busy does not leave its device for a successor that
+// has given up.
 func TestLeaveEndsWithItsClient(t *testing.T) {
 	e := &stopEngine{fakeEngine: newFakeEngine()}
 	d := New("", definition.Start{Definition: definition.Definition{Name: "c"}}, e, zerolog.Nop())
@@ -126,8 +128,9 @@ func liveDaemon(t *testing.T) (*stopEngine, *daemon, control.Dir) {
 	return e, d, dir
 }
 
-// TestStatusBesideChangesThatHang: as many changes as there may be wait for metadata that hang. Status and events are
-// answered at once, further changes refused; clients that have gone leave their places to others.
+// TestStatusBesideChangesThatHang: as many changes as there may be wait for metadata that hang.
+// Status and events are answered at once, further changes refused; clients that have gone leave
+// their places to others.
 func TestStatusBesideChangesThatHang(t *testing.T) {
 	e, d, dir := liveDaemon(t)
 	var free atomic.Bool

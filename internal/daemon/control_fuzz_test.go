@@ -82,9 +82,9 @@ func (w *wire) SetReadDeadline(time.Time) error  { return nil }
 func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 func (w *wire) Close() error                     { w.closed = true; return nil }
 
-// FuzzControl gives a daemon a line. It never panics, the answer is one line that a command can read, and the
-// connection is closed behind it. What is answered with an error has changed nothing, and no other change is
-// made than one that the settings allow.
+// FuzzControl gives a daemon a line. It never panics, the answer is one line that a command can
+// read, and the connection is closed behind it. What is answered with an error has changed nothing,
+// and no other change is made than one that the settings allow.
 func FuzzControl(f *testing.F) {
 	for _, line := range []string{
 		`{"verb":"status"}`, `{"verb":"pause"}`, `{"verb":"resume"}`, `{"verb":"stop","wait_ms":-1}`, `{"verb":"finish","keep":true}`, `{"verb":"stop","keep":true}`, `{"verb":"events","after":3}`,
@@ -137,7 +137,8 @@ func between[T int64 | uint64 | uint32](v *T, least, most T) bool {
 	return v == nil || least <= *v && *v <= most
 }
 
-// FuzzMessage: what is taken is dm-clone's, is a possible change, and passes the daemon's own check.
+// FuzzMessage: what is taken is dm-clone's, is a possible change, and passes the daemon's own
+// check.
 func FuzzMessage(f *testing.F) {
 	for _, text := range []string{"0 enable_hydration", "hydration_threshold 256", "HYDRATION_batch_size 1", "hydration_batch_size 0", "0", ""} {
 		f.Add(text)

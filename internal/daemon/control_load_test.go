@@ -27,8 +27,8 @@ import (
 // clients is how many come at once.
 const clients = 1000
 
-// TestManyClients: whatever a thousand clients do at once, no more than control.MaxConnections are served at a time, each
-// that asks is answered, and at the end nothing of them is held.
+// TestManyClients: whatever a thousand clients do at once, no more than control.MaxConnections are
+// served at a time, each that asks is answered, and at the end nothing of them is held.
 func TestManyClients(t *testing.T) {
 	var now, most atomic.Int32
 	var once sync.Once
@@ -120,8 +120,8 @@ var rude = []func(net.Conn){
 // hangUp reads until the server has closed.
 func hangUp(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
 
-// asUser does something on a thread of its own whose effective user is uid, as the kernel tells the other end of
-// a socket.
+// asUser does something on a thread of its own whose effective user is uid, as the kernel tells the
+// other end of a socket.
 func asUser(t *testing.T, uid int, do func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -137,8 +137,8 @@ func asUser(t *testing.T, uid int, do func()) {
 	<-done
 }
 
-// TestForeignUser: somebody has let everybody at the socket. The daemon looks at who it is, and does not wait
-// for him: even as many as it serves at a time keep nobody off.
+// TestForeignUser: somebody has let everybody at the socket. The daemon looks at who it is, and
+// does not wait for him: even as many as it serves at a time keep nobody off.
 func TestForeignUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: only root can connect as another user, who is to be refused")
@@ -234,7 +234,8 @@ func TestOneStopWaits(t *testing.T) {
 	}
 }
 
-// TestSignalEndsAStopThatWaits: who waits for the device to be closed does not keep the daemon from ending.
+// TestSignalEndsAStopThatWaits: who waits for the device to be closed does not keep the daemon from
+// ending.
 func TestSignalEndsAStopThatWaits(t *testing.T) {
 	e := newFakeEngine()
 	e.path, e.busy = t.TempDir(), notFree

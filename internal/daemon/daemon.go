@@ -31,7 +31,8 @@ type Engine interface {
 	Mark() uint64
 	// Steps bring the clone up from there to a usable block device, and take it down.
 	Steps() []steps.Step
-	// Top is what lies over the block device: a dead daemon's is found by the definition, which is complete by then.
+	// Top is what lies over the block device: a dead daemon's is found by the definition, which is
+	// complete by then.
 	Top() []steps.Step
 	// Device is the path of the block device, once the steps are done.
 	Device() string
@@ -50,24 +51,27 @@ type Engine interface {
 	Events() *events.Log
 	// Repair ends mode ro, if the metadata can be written again.
 	Repair(context.Context) error
-	// Retry takes a source back that was away, forgets what failed and tries again; with an error nothing has
-	// changed.
+	// Retry takes a source back that was away, forgets what failed and tries again; with an error
+	// nothing has changed.
 	Retry(context.Context) error
 	// Finishable refuses a clone that its destination cannot stand in for.
 	Finishable() error
-	// HandOver leads what lies over the block device to the destination. With an error all is as it was.
+	// HandOver leads what lies over the block device to the destination. With an error all is as it
+	// was.
 	HandOver(ctx context.Context, limit time.Duration) error
 	// Finish makes what follows, which takes the clone down, final.
 	Finish(keepMetadata bool)
-	// Drain brings requests and copies to rest, so that the daemon can leave at once. With an error the clone goes on; GoOn
-	// has it do so after a drain that has succeeded.
+	// Drain brings requests and copies to rest, so that the daemon can leave at once. With an error
+	// the clone goes on; GoOn has it do so after a drain that has succeeded.
 	Drain(limit time.Duration) error
 	GoOn()
 	// KeepDevice says whether taking down leaves the block device, its users waiting.
 	KeepDevice(bool)
-	// MayReplace fails if the steps would, as far as that can be seen while the daemon that is to be replaced serves.
+	// MayReplace fails if the steps would, as far as that can be seen while the daemon that is to
+	// be replaced serves.
 	MayReplace(control.Dir) error
-	// WarmUp does in advance what the steps can do faster then: while the daemon that is to be replaced still serves.
+	// WarmUp does in advance what the steps can do faster then: while the daemon that is to be
+	// replaced still serves.
 	WarmUp() error
 	// Warn notes what the user should know of the start.
 	Warn(format string, args ...any)
@@ -190,8 +194,8 @@ func (d *daemon) list() []steps.Step {
 		})
 }
 
-// writeMark leaves a definition as it is that has a block device: in a recovery the metadata may turn out not to be those of
-// the clone, and the device must still be found.
+// writeMark leaves a definition as it is that has a block device: in a recovery the metadata may
+// turn out not to be those of the clone, and the device must still be found.
 func (d *daemon) writeMark() error {
 	whole := d.start.Definition
 	if d.start.Recover || whole.Mark == d.engine.Mark() {
@@ -203,8 +207,8 @@ func (d *daemon) writeMark() error {
 	return err
 }
 
-// storeAgain writes the definition. A recovery finds one that is nearly the same, and is not kept from serving by a full
-// folder.
+// storeAgain writes the definition. A recovery finds one that is nearly the same, and is not kept
+// from serving by a full folder.
 func (d *daemon) storeAgain(def *definition.Definition) error {
 	err := d.dir.Store(def)
 	if err != nil && d.start.Recover {

@@ -1,5 +1,5 @@
-// Package daemon is the process of one clone: how it is started and reports, the steps of its start, control requests
-// while it serves, and how it ends.
+// Package daemon is the process of one clone: how it is started and reports, the steps of its
+// start, control requests while it serves, and how it ends.
 //
 //	spawn.go       the command's side of a start, and the daemon's
 //	prepare.go     settings of the process
@@ -13,9 +13,9 @@
 //
 // The clone itself is an Engine, an interface: this package knows neither metadata nor regions.
 //
-// Threads: one goroutine runs the steps, waits for signals and stop requests, and stops the clone. Each control
-// connection has one, and so do the log, the status line and the watchdog. life.mu is held for reading while a status
-// is made, which waits for nothing.
+// Threads: one goroutine runs the steps, waits for signals and stop requests, and stops the clone.
+// Each control connection has one, and so do the log, the status line and the watchdog. life.mu is
+// held for reading while a status is made, which waits for nothing.
 //
 // Invariants: I13 (a daemon leaves only if it can).
 package daemon

@@ -11,7 +11,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// TestFinishOrder: what the clone is not ready for changes nothing, and what goes wrong leaves it up.
+// TestFinishOrder: what the clone is not ready for changes nothing, and what goes wrong leaves it
+// up.
 func TestFinishOrder(t *testing.T) {
 	broken := &exit.Error{Code: exit.Refused, Doing: "finish"}
 	for _, c := range []struct {

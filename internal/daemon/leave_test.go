@@ -18,7 +18,8 @@ func (e *fakeEngine) Drain(time.Duration) error    { e.drained++; return e.hangs
 func (e *fakeEngine) GoOn()                        {}
 func (e *fakeEngine) MayReplace(control.Dir) error { return e.unfit }
 
-// TestLeaveThatHangs: a daemon that cannot come to rest says so and goes on, whoever asks it to leave; later it can.
+// TestLeaveThatHangs: a daemon that cannot come to rest says so and goes on, whoever asks it to
+// leave; later it can.
 func TestLeaveThatHangs(t *testing.T) {
 	e := newFakeEngine()
 	e.hangs = &exit.Error{Code: exit.Timeout, Doing: "leave", Object: e.path, Cause: errors.New("3 reads of the source are in flight")}

@@ -15,8 +15,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// The life of a clone. This drawing is the one place that says what a clone can be, what leads from one to the other, and who
-// may do that. A phase is what a living daemon knows of it; the rest is seen by whoever finds no daemon (package leftover).
+// The life of a clone. This drawing is the one place that says what a clone can be, what leads from
+// one to the other, and who may do that. A phase is what a living daemon knows of it; the rest is
+// seen by whoever finds no daemon (package leftover).
 //
 //	                 any step fails, add again
 //	        +------------------------------------------+
@@ -49,9 +50,10 @@ import (
 //	   the live map only is committed by the next FLUSH
 //	6  nothing is committed: the next add takes the live map over, which stays
 //
-// Two rules hold at every arrow (I13). Nobody leaves "up" for a successor before that is known to be able to serve
-// (package preflight) and nothing keeps the daemon from ending (internal/engine/leave.go). And from "waiting" and "recovering" only `del` or
-// `prune` lead to "no clone", with --force if somebody uses the device: a recovery that fails leads back to "waiting".
+// Two rules hold at every arrow (I13). Nobody leaves "up" for a successor before that is known to
+// be able to serve (package preflight) and nothing keeps the daemon from ending
+// (internal/engine/leave.go). And from "waiting" and "recovering" only `del` or `prune` lead to "no
+// clone", with --force if somebody uses the device: a recovery that fails leads back to "waiting".
 
 // phase is how far a daemon is. The engine is asked and changed in phaseUp only.
 type phase uint8
@@ -79,8 +81,8 @@ type life struct {
 	name string // of the clone
 	log  zerolog.Logger
 
-	// changing has a place for each request that changes something, and changes counts them: the engine is taken
-	// down when none is left.
+	// changing has a place for each request that changes something, and changes counts them: the
+	// engine is taken down when none is left.
 	changing chan struct{}
 	changes  sync.WaitGroup
 
@@ -131,8 +133,8 @@ func (l *life) show(f func()) {
 	f()
 }
 
-// change calls do, which changes the clone and may wait for its devices: as long as the clone is up and the client is
-// there.
+// change calls do, which changes the clone and may wait for its devices: as long as the clone is up
+// and the client is there.
 func (l *life) change(ctx context.Context, do func(context.Context) error) error {
 	select {
 	case l.changing <- struct{}{}:

@@ -4,7 +4,8 @@ import (
 	"testing"
 )
 
-// TestLife: a daemon can come to each phase, and to an end from each; what has ended begins nothing.
+// TestLife: a daemon can come to each phase, and to an end from each; what has ended begins
+// nothing.
 func TestLife(t *testing.T) {
 	reached := map[phase]bool{phaseStarting: true}
 	for from, next := range after {

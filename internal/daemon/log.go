@@ -101,8 +101,9 @@ func (b *boundedFile) Write(p []byte) (int, error) {
 	return b.file.Write(p)
 }
 
-// The log is the holder's of the name, who alone removes it: the loser of two starts has written to the winner's at most.
-// Nobody empties it at a start, because what a dead daemon has said last is what one wants to read.
+// The log is the holder's of the name, who alone removes it: the loser of two starts has written to
+// the winner's at most. Nobody empties it at a start, because what a dead daemon has said last is
+// what one wants to read.
 
 // namedLog is the log of a daemon that was started with one, as a file of its name.
 type namedLog struct {
@@ -110,8 +111,8 @@ type namedLog struct {
 	found bool // a dead daemon has left it, and this one is not up yet
 }
 
-// own sees to it that the log of a daemon that was started with one is the file that the name has. A daemon of that name
-// that ended meanwhile may have removed the one that was opened for this.
+// own sees to it that the log of a daemon that was started with one is the file that the name has.
+// A daemon of that name that ended meanwhile may have removed the one that was opened for this.
 func (n *namedLog) own(dir control.Dir, name string, log zerolog.Logger) {
 	n.is = isLog(os.Stderr, dir.LogPath(name))
 	if !n.is {
@@ -138,8 +139,8 @@ func isLog(f *os.File, path string) bool {
 	return err == nil && strings.TrimSuffix(to, " (deleted)") == path
 }
 
-// forget removes the log when the clone has ended, or a start has failed that found no dead daemon. The name is still
-// locked.
+// forget removes the log when the clone has ended, or a start has failed that found no dead daemon.
+// The name is still locked.
 func (n *namedLog) forget(dir control.Dir, name string) error {
 	if !n.is || n.found {
 		return nil

@@ -57,8 +57,8 @@ func (s *Manager) tell(lines ...string) {
 // statusPause is how often the status line is sent.
 const statusPause = 2 * time.Second
 
-// follow tells how the daemon is until ended is closed. That it is ready, which ready says, comes with the status that
-// holds then.
+// follow tells how the daemon is until ended is closed. That it is ready, which ready says, comes
+// with the status that holds then.
 func (s *Manager) follow(d *daemon, ready, ended <-chan struct{}) {
 	var lines []string
 	last := ""
@@ -80,8 +80,8 @@ func (s *Manager) follow(d *daemon, ready, ended <-chan struct{}) {
 	}
 }
 
-// feed feeds the watchdog until ended is closed: only as long as every loop of the data path goes round when it is
-// asked to. A timer alone would feed it for a daemon whose queues stand still.
+// feed feeds the watchdog until ended is closed: only as long as every loop of the data path goes
+// round when it is asked to. A timer alone would feed it for a daemon whose queues stand still.
 func (s *Manager) feed(answers func() bool, ended <-chan struct{}) {
 	if s.watchdog == 0 {
 		return

@@ -13,8 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/definition"
 )
 
-// TestReadyWithStatus: the service manager hears that the daemon is ready together with the status that holds then. Once
-// it showed "Starting" for two seconds more, of a unit that had started.
+// TestReadyWithStatus: the service manager hears that the daemon is ready together with the status
+// that holds then. Once it showed "Starting" for two seconds more, of a unit that had started.
 func TestReadyWithStatus(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})

@@ -6,8 +6,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// prepare makes the process one that memory reclaim does not wait for in a circle. Its memory is locked later,
-// when there is most of it.
+// prepare makes the process one that memory reclaim does not wait for in a circle. Its memory is
+// locked later, when there is most of it.
 func (d *daemon) prepare() error {
 	process.GiveProcessors(d.start.Definition.Queues)
 	if err := sys.DieQuickly(); err != nil {
@@ -19,7 +19,8 @@ func (d *daemon) prepare() error {
 	if err := sys.SetIOFlusher(); err != nil {
 		d.log.Warn().Err(err).Msg("the kernel may wait for this daemon while it frees memory for it")
 	}
-	// Whoever waits for the device waits for the daemon; killing it frees what is little and bounded.
+	// Whoever waits for the device waits for the daemon; killing it frees what is little and
+	// bounded.
 	if err := sys.SpareFromOOM(); err != nil {
 		d.log.Warn().Err(err).Msg("the kernel may kill this daemon when memory runs out")
 	}

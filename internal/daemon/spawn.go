@@ -107,8 +107,8 @@ func awaitReady(d control.Dir, cmd *exec.Cmd, pipe *os.File, st definition.Start
 	return "", got.Error.Err()
 }
 
-// endOf waits for the end of a daemon that has reported its error. One with a read of a device that hangs cannot end before
-// that does, and is not waited for.
+// endOf waits for the end of a daemon that has reported its error. One with a read of a device that
+// hangs cannot end before that does, and is not waited for.
 func endOf(cmd *exec.Cmd) error {
 	ended := make(chan error, 1)
 	guard.Go("end of a daemon", func() { ended <- cmd.Wait() })

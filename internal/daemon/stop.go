@@ -30,8 +30,8 @@ type stopRequest struct {
 	sent         chan struct{}
 }
 
-// live waits for whoever ends the clone: `del`, or an interrupt from the keyboard, which both are refused while
-// somebody has the device open, or SIGTERM and `restart`, which end the daemon only.
+// live waits for whoever ends the clone: `del`, or an interrupt from the keyboard, which both are
+// refused while somebody has the device open, or SIGTERM and `restart`, which end the daemon only.
 func (d *daemon) live(signals chan os.Signal) error {
 	for {
 		select {
@@ -93,11 +93,12 @@ func (d *daemon) ready(r *stopRequest, signals chan os.Signal) error {
 	return d.free(r, signals)
 }
 
-// terminateLimit is how long a SIGTERM may take to come to the point, within the unit's TimeoutStopSec=.
+// terminateLimit is how long a SIGTERM may take to come to the point, within the unit's
+// TimeoutStopSec=.
 const terminateLimit = 30 * time.Second
 
-// leave prepares for leaving the device to the next daemon. With an error the clone goes on, and nobody has to wait for a
-// daemon that cannot end (I13).
+// leave prepares for leaving the device to the next daemon. With an error the clone goes on, and
+// nobody has to wait for a daemon that cannot end (I13).
 func (d *daemon) leave(ctx context.Context, limit time.Duration) error {
 	if err := d.engine.Drain(limit); err != nil {
 		return err
@@ -110,7 +111,8 @@ func (d *daemon) leave(ctx context.Context, limit time.Duration) error {
 	return nil
 }
 
-// finish hands the clone over to its destination: through what lies over the block device, or when nobody has it open.
+// finish hands the clone over to its destination: through what lies over the block device, or when
+// nobody has it open.
 func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
 	if err := d.engine.Finishable(); err != nil {
 		return err
@@ -132,7 +134,8 @@ func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
 	}
 	def.Finished = true
 	if err := d.dir.Store(def); err != nil && def.DM == "" {
-		// The metadata is then all that keeps an add from beginning anew over the destination, if this daemon is killed now.
+		// The metadata is then all that keeps an add from beginning anew over the destination, if
+		// this daemon is killed now.
 		d.log.Warn().Err(err).Msg("the metadata is kept: the definition could not say that the clone is finished")
 		r.keepMetadata = true
 	}
@@ -141,9 +144,9 @@ func (d *daemon) finish(r *stopRequest, signals chan os.Signal) error {
 	return nil
 }
 
-// free makes the block device go away once nobody has it open, and waits for that as long as the request says, or until
-// there is a signal, which it leaves to live. When the request's context has ended the device stays. Exit code 5 names
-// the holders.
+// free makes the block device go away once nobody has it open, and waits for that as long as the
+// request says, or until there is a signal, which it leaves to live. When the request's context has
+// ended the device stays. Exit code 5 names the holders.
 func (d *daemon) free(r *stopRequest, signals chan os.Signal) error {
 	deadline := time.Now().Add(r.wait)
 	for {
@@ -205,8 +208,8 @@ func (d *daemon) keepDevice(keep bool) {
 	d.engine.KeepDevice(keep)
 }
 
-// answerStop asks run to stop. One request at a time may wait for the device to be closed, so that the others
-// leave connections to other commands.
+// answerStop asks run to stop. One request at a time may wait for the device to be closed, so that
+// the others leave connections to other commands.
 func (d *daemon) answerStop(ctx context.Context, req control.Request) control.Answer {
 	wait := time.Duration(req.WaitMS) * time.Millisecond
 	if err := d.life.awaitUp(ctx, wait); err != nil { // for a finish that is under way, too

@@ -9,7 +9,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// takeName locks the name of the clone, which its daemon is made to leave if this one is to replace it.
+// takeName locks the name of the clone, which its daemon is made to leave if this one is to replace
+// it.
 func (d *daemon) takeName() (err error) {
 	if d.start.Replace {
 		if err = d.engine.WarmUp(); err == nil {
@@ -26,8 +27,8 @@ func (d *daemon) takeName() (err error) {
 	return err
 }
 
-// relieve makes the daemon of that name leave its device. What one that has ended complains of, as metadata that
-// fail, its device is not to wait for: the next one finds it so.
+// relieve makes the daemon of that name leave its device. What one that has ended complains of, as
+// metadata that fail, its device is not to wait for: the next one finds it so.
 func (d *daemon) relieve() error {
 	def := &d.start.Definition
 	limit := cmp.Or(d.start.Fence, control.LeaveLimit)
@@ -44,8 +45,8 @@ func (d *daemon) relieve() error {
 	return nil
 }
 
-// stillDefined fails if the clone that this daemon was to take over was ended, or is another by now. The name is
-// locked.
+// stillDefined fails if the clone that this daemon was to take over was ended, or is another by
+// now. The name is locked.
 func (d *daemon) stillDefined() error {
 	def := &d.start.Definition
 	there, err := d.dir.Load(def.Name)

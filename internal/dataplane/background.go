@@ -11,8 +11,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
-// Background is the hydrator's thread: a loop of its own, without driver commands, that moves data for
-// package hydrate through a lane of the core.
+// Background is the hydrator's thread: a loop of its own, without driver commands, that moves data
+// for package hydrate through a lane of the core.
 type Background struct {
 	*hydrate.Hydrator
 	lane    *clone.Lane
@@ -21,7 +21,8 @@ type Background struct {
 	timer   *time.Timer // runs Pump again
 	pulse   pulse
 
-	// abandon: leave although reads of the source are in flight. abandoned says that it has come to that.
+	// abandon: leave although reads of the source are in flight. abandoned says that it has come to
+	// that.
 	abandon   atomic.Bool
 	Abandoned bool // read after left is closed
 
@@ -90,8 +91,9 @@ func (b *Background) runThread(ready chan<- error, fatal func(error)) {
 	b.err = loop.Close()
 }
 
-// Stop lets what is in flight end, and waits for the thread to leave. Reads of the source are not waited for longer than
-// readPatience, nor at all if it is silent: they change nothing, and may never end.
+// Stop lets what is in flight end, and waits for the thread to leave. Reads of the source are not
+// waited for longer than readPatience, nor at all if it is silent: they change nothing, and may
+// never end.
 func (b *Background) Stop() error {
 	close(b.quit)
 	b.wake()

@@ -11,7 +11,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 )
 
-// A request that kills the daemon is sent again to the next one, and would kill that too, for ever (I11). So:
+// A request that kills the daemon is sent again to the next one, and would kill that too, for ever
+// (I11). So:
 //
 //	1  Each daemon that dies soon after its start is counted in the live map.
 //	2  After carefulAfter in a row the next one is careful: one request at a time, of all queues together, and
@@ -20,9 +21,9 @@ import (
 //	4  When CondemnedAfter careful daemons have died of the same request it is answered EIO.
 //	5  Who has lived for soon is careful no more. What was condemned stays so until a daemon ends in order.
 //
-// A FLUSH has no place to be known by, and an error in its answer costs the file system: it is never to blame.
-// A daemon that is killed from outside while a request is at work makes it a suspect, too: it would have to be the same
-// one several times, without ever being answered.
+// A FLUSH has no place to be known by, and an error in its answer costs the file system: it is
+// never to blame. A daemon that is killed from outside while a request is at work makes it a
+// suspect, too: it would have to be the same one several times, without ever being answered.
 
 // Bounds of the above.
 const (
@@ -34,8 +35,8 @@ const (
 // errCondemned is the answer of 4.
 var errCondemned = errors.New("not tried again: several daemons have died of it")
 
-// Caution is what the queues of a careful daemon share. A queue without condemned requests forgets it when it
-// is over: then there is one branch left of it on the way of a request.
+// Caution is what the queues of a careful daemon share. A queue without condemned requests forgets
+// it when it is over: then there is one branch left of it on the way of a request.
 type Caution struct {
 	live *livemap.Map
 	over atomic.Bool // the daemon has lived long enough
@@ -48,7 +49,8 @@ type Caution struct {
 	}
 }
 
-// NewCaution counts the daemon that begins, and the one before it if it died. nil: there is no need for caution.
+// NewCaution counts the daemon that begins, and the one before it if it died. nil: there is no need
+// for caution.
 func NewCaution(live *livemap.Map, wake func()) *Caution {
 	c := &Caution{live: live, wake: wake}
 	deaths := live.Deaths()

@@ -27,7 +27,8 @@ func cautionMap(t *testing.T) *livemap.Map {
 	return m
 }
 
-// life is one daemon: it serves the requests in some order until one kills it, and says which are left.
+// life is one daemon: it serves the requests in some order until one kills it, and says which are
+// left.
 func life(c *Caution, rng *rand.Rand, requests []*clone.Request, deadly func(*clone.Request) bool) (left []*clone.Request, refused *clone.Request, died bool) {
 	order := rng.Perm(len(requests))
 	for n, i := range order {
@@ -54,8 +55,8 @@ func life(c *Caution, rng *rand.Rand, requests []*clone.Request, deadly func(*cl
 	return nil, refused, false
 }
 
-// TestDeadlyRequest: a request that kills every daemon is answered with an error after a bounded number of deaths, and no
-// other one is, whatever the order.
+// TestDeadlyRequest: a request that kills every daemon is answered with an error after a bounded
+// number of deaths, and no other one is, whatever the order.
 func TestDeadlyRequest(t *testing.T) {
 	for seed := range uint64(100) {
 		rng := rand.New(rand.NewPCG(seed, 3))
@@ -90,8 +91,8 @@ func TestDeadlyRequest(t *testing.T) {
 	}
 }
 
-// TestDeathsFromOutside: daemons that are killed for no fault of a request make none refused, as long as requests are
-// answered; nor a FLUSH ever.
+// TestDeathsFromOutside: daemons that are killed for no fault of a request make none refused, as
+// long as requests are answered; nor a FLUSH ever.
 func TestDeathsFromOutside(t *testing.T) {
 	live := cautionMap(t)
 	flush := &clone.Request{Op: clone.OpFlush}

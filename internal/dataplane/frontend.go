@@ -16,10 +16,11 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
-// This file is where the driver's side (package ublk) and the core (package clone) meet: neither knows
-// the other.
+// This file is where the driver's side (package ublk) and the core (package clone) meet: neither
+// knows the other.
 
-// Backend gives a lane's I/O to its thread's loop. It is the clone.Backend of queues and of the hydrator.
+// Backend gives a lane's I/O to its thread's loop. It is the clone.Backend of queues and of the
+// hydrator.
 type Backend struct {
 	loop   *uring.Loop // set on the lane's thread before its first request, by attach
 	Users  userData    // nil: the hydrator's, which has no requests
@@ -38,12 +39,13 @@ type Backend struct {
 	verdict error
 }
 
-// File is a file that the loops of all lanes use, and how many requests each of its queues takes at a time; 0: any
-// number.
+// File is a file that the loops of all lanes use, and how many requests each of its queues takes at
+// a time; 0: any number.
 type File struct {
 	*uring.File
 	Depth, Queues int
-	// Unit is what the file gives up space in, in bytes, if zeros that are written take some; else 0.
+	// Unit is what the file gives up space in, in bytes, if zeros that are written take some; else
+	// 0.
 	Unit int64
 }
 
@@ -54,8 +56,9 @@ func NewFile(d *blockdev.Device) (*File, error) {
 	return &File{File: f, Depth: depth, Queues: queues}, err
 }
 
-// share is how many I/Os each of a number of lanes gives to the file at a time: together twice what it takes, so that
-// it always has the next one (uring.Port has the figures). A lane is one thread, which reaches one queue at a time.
+// share is how many I/Os each of a number of lanes gives to the file at a time: together twice what
+// it takes, so that it always has the next one (uring.Port has the figures). A lane is one thread,
+// which reaches one queue at a time.
 func (f *File) share(lanes int) int {
 	if f.Depth == 0 {
 		return 0
@@ -117,8 +120,8 @@ func (b *Backend) ReadSource(token uint32, off int64, data clone.Data, alone boo
 	}
 }
 
-// Ended is called first with the end of an I/O. It gives an error its side. Of a read of the source it says whether the bytes
-// count, and lets the source go.
+// Ended is called first with the end of an I/O. It gives an error its side. Of a read of the source
+// it says whether the bytes count, and lets the source go.
 func (b *Backend) Ended(token uint32, err error) error {
 	r := &b.Reading[token]
 	s := r.From.Load()
@@ -144,8 +147,8 @@ func (b *Backend) Ended(token uint32, err error) error {
 	return err
 }
 
-// look says whether what was read from s counts. One look is enough for all reads that end in one round, as all have ended
-// before it.
+// look says whether what was read from s counts. One look is enough for all reads that end in one
+// round, as all have ended before it.
 func (b *Backend) look(s *OpenSource) error {
 	if b.looked != s || !b.loop.Batched() {
 		b.looked, b.verdict = s, s.Look()
@@ -189,8 +192,8 @@ func (b *Backend) Clear(r *clone.Request, at, n int64) error {
 	return b.Users.Clear(uint16(r.Tag), at, n)
 }
 
-// Frontend is the ublk.Target of one queue: it turns the driver's requests into the lane's, and the lane's
-// answers into commits. All of it runs on the queue's thread.
+// Frontend is the ublk.Target of one queue: it turns the driver's requests into the lane's, and the
+// lane's answers into commits. All of it runs on the queue's thread.
 type Frontend struct {
 	queue    *ublk.Queue
 	lane     *clone.Lane
@@ -200,7 +203,8 @@ type Frontend struct {
 	failed   func(*clone.Request, error)
 	pulse    pulse
 
-	// After deaths in a row, see caution. Set before the first request; the rest is the queue's thread's.
+	// After deaths in a row, see caution. Set before the first request; the rest is the queue's
+	// thread's.
 	Caution *Caution
 	held    []*clone.Request // wait for their turn, in order
 	careful *clone.Request   // has it
@@ -210,8 +214,8 @@ type Frontend struct {
 // failureBurst bounds the failed requests that a queue logs in a second.
 const failureBurst = 10
 
-// NewFrontend makes the target of a queue of the given depth and its lane; failed is told of requests that
-// fail. attach follows on the queue's thread.
+// NewFrontend makes the target of a queue of the given depth and its lane; failed is told of
+// requests that fail. attach follows on the queue's thread.
 func NewFrontend(core *clone.Core, source *Source, dest *File, lanes, depth int, buffers [][]byte, log zerolog.Logger,
 	failed func(*clone.Request, error), refused func(*clone.Request)) *Frontend {
 	f := &Frontend{
@@ -236,8 +240,8 @@ func NewFrontend(core *clone.Core, source *Source, dest *File, lanes, depth int,
 	return f
 }
 
-// QueueOps is how many backend I/Os a queue may have: one for each request, and as many again for READs
-// that fall into parts.
+// QueueOps is how many backend I/Os a queue may have: one for each request, and as many again for
+// READs that fall into parts.
 func QueueOps(depth int) int { return 2 * depth }
 
 // Attach joins the frontend to its queue.

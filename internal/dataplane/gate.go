@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A gate is where a lane's requests can be held up while the destination is somebody else's (`finish`), and where a lane
-// tells what it has at work:
+// A gate is where a lane's requests can be held up while the destination is somebody else's
+// (`finish`), and where a lane tells what it has at work:
 //
 //	open  --close: those at work end; the ring lets the destination's file go-->  closed, requests are held
 //	 ^                                                                               |
@@ -17,7 +17,8 @@ import (
 //	                                                                                 |
 //	                                    refuse: those held, and all to come, fail <--+
 //
-// The order comes from another goroutine; the lane's thread carries it out between two rounds of its loop.
+// The order comes from another goroutine; the lane's thread carries it out between two rounds of
+// its loop.
 type gate struct {
 	order  atomic.Pointer[Order]
 	done   *Order // the last that was carried out
@@ -69,7 +70,8 @@ type Order struct {
 	Look func(Work) // only tell what is at work
 }
 
-// obey is called once a round. It says that the gate has just been opened, or requests are refused from now on.
+// obey is called once a round. It says that the gate has just been opened, or requests are refused
+// from now on.
 func (b *Backend) obey(inFlight int) (open bool) {
 	o := b.gate.order.Load()
 	if o == b.gate.done {
@@ -100,7 +102,8 @@ func (b *Backend) obey(inFlight int) (open bool) {
 	return !b.gate.shut
 }
 
-// ErrHandedOver is what requests get that come to the block device behind the layer's back when the destination has gone.
+// ErrHandedOver is what requests get that come to the block device behind the layer's back when the
+// destination has gone.
 var ErrHandedOver = errors.Join(errors.New("the destination stands alone: the clone is finished"), unix.ENODEV)
 
 // OrderAll has lanes obey, and waits for all of them.

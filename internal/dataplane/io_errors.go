@@ -27,7 +27,8 @@ func SideOf(err error) (side blockdev.Role, ok bool) {
 	return e.Side, true
 }
 
-// Errors by what they say about other I/O. All others are of the bytes at hand: of a bad sector, mostly.
+// Errors by what they say about other I/O. All others are of the bytes at hand: of a bad sector,
+// mostly.
 var (
 	awayErrors = []syscall.Errno{
 		syscall.ENODEV, syscall.ENXIO, syscall.ENOMEDIUM, syscall.ESHUTDOWN, syscall.ESTALE, // gone
@@ -37,13 +38,14 @@ var (
 	fullErrors = []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT}
 )
 
-// IsAwayErrno says that the whole device does not answer, and IsFullErrno that it has no space left.
+// IsAwayErrno says that the whole device does not answer, and IsFullErrno that it has no space
+// left.
 func IsAwayErrno(errno syscall.Errno) bool { return slices.Contains(awayErrors, errno) }
 
 func IsFullErrno(errno syscall.Errno) bool { return slices.Contains(fullErrors, errno) }
 
-// ForUser is what a user of the block device gets to know of an error: EIO, as the errnos of our devices would
-// speak of the wrong one; but a full destination is what one can do something about.
+// ForUser is what a user of the block device gets to know of an error: EIO, as the errnos of our
+// devices would speak of the wrong one; but a full destination is what one can do something about.
 func ForUser(err error) error {
 	if err == nil { // before errno is there, which is on the heap
 		return nil

@@ -4,7 +4,8 @@ import (
 	"sync/atomic"
 )
 
-// pulse is how a loop shows that it goes round. The loop's thread answers once a round, which costs it two loads.
+// pulse is how a loop shows that it goes round. The loop's thread answers once a round, which costs
+// it two loads.
 type pulse struct{ asked, answered atomic.Uint64 }
 
 // ask says whether the last question was answered, and asks again.

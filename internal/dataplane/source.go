@@ -9,18 +9,20 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// Source is what all lanes read the source through. What is open can be exchanged while they do: a device that has
-// gone away and comes back is another one to the kernel, and its old description stays dead for ever.
+// Source is what all lanes read the source through. What is open can be exchanged while they do: a
+// device that has gone away and comes back is another one to the kernel, and its old description
+// stays dead for ever.
 //
 //	lanes     take, read, done: two atomic operations a read, no lock
 //	replace   new reads take the new description from then on; the old one is closed when the last read that
 //	          has taken it ends, with its error
 //
-// take may come to nothing between its two steps, as the description that it has counted is not the one of now any
-// more; then it tries the next.
+// take may come to nothing between its two steps, as the description that it has counted is not the
+// one of now any more; then it tries the next.
 //
-// While it is used it is watched (I14, I15): each lane looks at the file in every round in which it has read, before the
-// bytes are used, and the engine looks at all sources every second. What is noticed stays with the description:
+// While it is used it is watched (I14, I15): each lane looks at the file in every round in which it
+// has read, before the bytes are used, and the engine looks at all sources every second. What is
+// noticed stays with the description:
 //
 //	lost     it has changed: nothing of it is used any more, and reads fail
 //	silent   it has not answered for a time: no more reads are given to it, and they fail, until it answers
@@ -62,8 +64,8 @@ func NewOpenSource(device *blockdev.Device, why error) (*OpenSource, error) {
 	return o, err
 }
 
-// Take gives the description of now; done follows, from any thread. Reads that have taken it are safe from its
-// being closed.
+// Take gives the description of now; done follows, from any thread. Reads that have taken it are
+// safe from its being closed.
 func (s *Source) Take() *OpenSource {
 	for {
 		o := s.Now.Load()
@@ -159,7 +161,8 @@ func (s *Source) Device() *blockdev.Device {
 	return nil
 }
 
-// takes is the largest request that what is open now takes, in bytes, and how many at a time; 0: anything.
+// takes is the largest request that what is open now takes, in bytes, and how many at a time; 0:
+// anything.
 func (s *Source) takes() (request int64, depth int) {
 	if d := s.Device(); d != nil {
 		request = d.MaxRequest()

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A source that does not answer is an outage after a time (I15). What is with the kernel cannot be taken back: it has the
-// memory of users, or ours. So
+// A source that does not answer is an outage after a time (I15). What is with the kernel cannot be
+// taken back: it has the memory of users, or ours. So
 //
 //	lanes       note when each read of the source began, and when one has ended last
 //	the engine  looks every second. If reads wait, the oldest for longer than the limit, and none has ended for as long, the
@@ -19,7 +19,8 @@ import (
 //	            not wait for reads of the background
 //	an answer   to any of the reads that wait ends it, and so does a resume that finds the source to answer
 //
-// Places are kept for users of hydrated regions: no more than three quarters of a queue's requests are with the source.
+// Places are kept for users of hydrated regions: no more than three quarters of a queue's requests
+// are with the source.
 
 // SourceRead is a read of the source under way. The lane writes it, the engine looks.
 type SourceRead struct {
@@ -32,7 +33,8 @@ var programStart = time.Now()
 // Clock is a time that only grows, in nanoseconds, never 0.
 func Clock() int64 { return int64(time.Since(programStart)) + 1 }
 
-// Most bounds the reads of the source that a queue gives to the kernel; 0 is no limit. A queue has two tokens for a request.
+// Most bounds the reads of the source that a queue gives to the kernel; 0 is no limit. A queue has
+// two tokens for a request.
 func (b *Backend) Most(share int) int {
 	if b.Users == nil {
 		return share
@@ -56,8 +58,8 @@ func (b *Backend) giveUp() {
 	}
 }
 
-// abandonReads lets the loop end if nothing but reads of the source is outstanding. The source is let go of: the kernel keeps
-// what it needs of it.
+// abandonReads lets the loop end if nothing but reads of the source is outstanding. The source is
+// let go of: the kernel keeps what it needs of it.
 func (b *Backend) abandonReads() bool {
 	reads := 0
 	for i := range b.Reading {
@@ -124,7 +126,8 @@ func (s *Source) UsersWaiting(lanes []*Backend) int {
 	return u.Users
 }
 
-// WatchAnswers notices that the source has fallen silent, and says why, or that it has answered again.
+// WatchAnswers notices that the source has fallen silent, and says why, or that it has answered
+// again.
 func (s *Source) WatchAnswers(lanes []*Backend, limit time.Duration) (silent error, again bool) {
 	o := s.Take()
 	defer o.Done()

@@ -32,8 +32,8 @@ func openTestSource(t *testing.T, fill byte) *OpenSource {
 	return o
 }
 
-// TestSourceReplaced: who has taken a description can use it until he is done, whatever replaces it meanwhile; and
-// then it is closed.
+// TestSourceReplaced: who has taken a description can use it until he is done, whatever replaces it
+// meanwhile; and then it is closed.
 func TestSourceReplaced(t *testing.T) {
 	var s Source
 	first := openTestSource(t, 1)
@@ -59,7 +59,8 @@ func TestSourceReplaced(t *testing.T) {
 	}
 }
 
-// TestSourceReplacedUnderReaders: no reader ever finds its description closed. Run under -race, too.
+// TestSourceReplacedUnderReaders: no reader ever finds its description closed. Run under -race,
+// too.
 func TestSourceReplacedUnderReaders(t *testing.T) {
 	var s Source
 	s.Replace(openTestSource(t, 0))

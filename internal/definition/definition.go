@@ -13,8 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// IsName says whether a clone may be called so: it becomes a file name. (A pattern with a counted repetition would take as
-// long to compile as a command takes for all the rest of its start.)
+// IsName says whether a clone may be called so: it becomes a file name. (A pattern with a counted
+// repetition would take as long to compile as a command takes for all the rest of its start.)
 func IsName(name string) bool { return len(name) <= 64 && namePattern.MatchString(name) }
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
@@ -46,16 +46,16 @@ type Definition struct {
 
 // Added is what a daemon adds to its definition once it knows, beside the sizes.
 type Added struct {
-	// Device is the block device, and Mark what the driver keeps for its server, by which a left-over device is known as
-	// this clone's.
+	// Device is the block device, and Mark what the driver keeps for its server, by which a
+	// left-over device is known as this clone's.
 	Device string `json:"device,omitempty"`
 	Mark   uint64 `json:"mark,omitempty"`
 	// Unit is systemd's unit that the daemon is the main process of, "" if there is none.
 	Unit string `json:"unit,omitempty"`
 	// KeepMetadata is what the last finish was told.
 	KeepMetadata bool `json:"keep_metadata,omitempty"`
-	// Finished says that the destination stands alone: there is nothing to serve any more, and what is left of the clone is
-	// to be removed.
+	// Finished says that the destination stands alone: there is nothing to serve any more, and what
+	// is left of the clone is to be removed.
 	Finished bool `json:"finished,omitempty"`
 }
 
@@ -69,7 +69,8 @@ type Start struct {
 	Replace    bool       `json:"replace"` // a living daemon is to leave it first
 	DryRun     bool       `json:"dry_run"` // only say what would be (internal/engine/dry_run.go)
 	Look       bool       `json:"look"`    // only say whether the living daemon could be replaced (package preflight)
-	// Fence is how long a recovery may wait for the dead daemon's last requests; 0: control.FenceLimit.
+	// Fence is how long a recovery may wait for the dead daemon's last requests; 0:
+	// control.FenceLimit.
 	Fence time.Duration `json:"fence,omitempty"`
 }
 
@@ -97,8 +98,8 @@ const (
 	MaxRegionSize = metadata.MaxRegionSize
 )
 
-// leastZeros is from how many bytes on zeros of the source are not copied as data: small enough for what a file system
-// leaves between its structures, large enough for a request of its own.
+// leastZeros is from how many bytes on zeros of the source are not copied as data: small enough for
+// what a file system leaves between its structures, large enough for a request of its own.
 const leastZeros = 64 << 10
 
 // LeastZeros is what lanes are told; 0 = never.
@@ -182,8 +183,8 @@ func (d *Definition) Differences(other *Definition) string {
 	return strings.Join(all, "; ")
 }
 
-// FirstSettings are those of a new clone; the region size is known. A clone by dm-clone's line behaves as
-// dm-clone's would: no read-through.
+// FirstSettings are those of a new clone; the region size is known. A clone by dm-clone's line
+// behaves as dm-clone's would: no read-through.
 func (d *Definition) FirstSettings() Settings {
 	s := DefaultSettings(d.RegionSize)
 	s.ReadThrough = d.Table == ""

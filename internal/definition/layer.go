@@ -15,7 +15,8 @@ func (d *Definition) FinishedText() string {
 	return d.Dest + " stands alone"
 }
 
-// layerPattern is what a layer may be called, up to layerNameMax bytes: what device-mapper's own program takes without escapes.
+// layerPattern is what a layer may be called, up to layerNameMax bytes: what device-mapper's own
+// program takes without escapes.
 var layerPattern = regexp.MustCompile(`^[A-Za-z0-9_#+:=@.-]+$`)
 
 const layerNameMax = 127 // DM_NAME_LEN - 1, linux/dm-ioctl.h

@@ -26,14 +26,15 @@ type Settings struct {
 	SourceTimeout   int64  `json:"source_timeout"`       // seconds without an answer that make an outage; 0 = none
 }
 
-// Defaults of a new clone. Background copies do not get smaller with the regions: threshold and batch
-// are set from bytes.
+// Defaults of a new clone. Background copies do not get smaller with the regions: threshold and
+// batch are set from bytes.
 const (
 	DefaultBatchBytes = 1 << 20 // a copy: long enough for a disk to stream
 	DefaultBatches    = 4       // copies at a time: enough to keep a disk busy, few enough not to fill its queue
 	defaultMinRate    = 1 << 20
 	defaultRetries    = 6
-	// DefaultSourceTimeout is longer than any device that works takes for a request, and as long as SCSI's own limit, in seconds.
+	// DefaultSourceTimeout is longer than any device that works takes for a request, and as long as
+	// SCSI's own limit, in seconds.
 	DefaultSourceTimeout = 30
 )
 
@@ -45,7 +46,8 @@ func DefaultSettings(regionSize int64) Settings {
 	}
 }
 
-// FromMetadata reads kept settings. Metadata of an earlier version have no retries, and no source timeout.
+// FromMetadata reads kept settings. Metadata of an earlier version have no retries, and no source
+// timeout.
 func FromMetadata(m metadata.Settings) Settings {
 	s := Settings{
 		Hydration: !m.Paused, DiscardPassdown: m.DiscardPassdown, ReadThrough: m.ReadThrough, Rate: m.Rate, MinRate: m.MinRate,

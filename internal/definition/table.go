@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// TableForm is dm-clone's line in a device-mapper table. LENGTH and REGION are 512-byte sectors, the
-// numbers of a core argument regions.
+// TableForm is dm-clone's line in a device-mapper table. LENGTH and REGION are 512-byte sectors,
+// the numbers of a core argument regions.
 const TableForm = "0 LENGTH clone METADATA DEST SOURCE REGION [#FEATURES FEATURE... [#ARGS KEY VALUE...]]"
 
 // dm-clone's words for features; those of core arguments are those of its messages.
@@ -172,8 +172,8 @@ func (r *tableReader) coreArgs(c *Change) {
 // tableSpace is what separates words (isspace in C).
 const tableSpace = " \t\n\v\f\r"
 
-// splitTable separates the words as device-mapper does (dm_split_args, drivers/md/dm-table.c): at white
-// space, where a backslash makes the next character part of the word.
+// splitTable separates the words as device-mapper does (dm_split_args, drivers/md/dm-table.c): at
+// white space, where a backslash makes the next character part of the word.
 func splitTable(line string) (words []string, err error) {
 	var word strings.Builder
 	inWord, quoted := false, false
@@ -214,8 +214,8 @@ func escape(word string) string {
 	return b.String()
 }
 
-// AsTable is the definition as dm-clone's line: what it was made from, not the live settings. The daemon
-// has noted its sizes.
+// AsTable is the definition as dm-clone's line: what it was made from, not the live settings. The
+// daemon has noted its sizes.
 func (d *Definition) AsTable() string {
 	if d.Table != "" {
 		return d.Table

@@ -13,8 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/text"
 )
 
-// DestSide is the clone's destination, and what is known and recorded of it. The steps open it and set its fields; the watcher
-// looks whether it has become shorter, which any goroutine may ask.
+// DestSide is the clone's destination, and what is known and recorded of it. The steps open it and
+// set its fields; the watcher looks whether it has become shorter, which any goroutine may ask.
 type DestSide struct {
 	*Shared
 	*blockdev.Device
@@ -26,7 +26,8 @@ type DestSide struct {
 	shorter    atomic.Pointer[error] // it is, since it was opened
 }
 
-// open creates a destination file that is missing, with its space. beside are the devices of the clone that are open.
+// open creates a destination file that is missing, with its space. beside are the devices of the
+// clone that are open.
 func (d *DestSide) open(size int64, beside []*blockdev.Device) error {
 	if err := neighbours.Refuse(&d.Wanted, blockdev.Dest, d.Warn); err != nil {
 		return err
@@ -48,8 +49,8 @@ func (d *DestSide) warnSparse() {
 	}
 }
 
-// CheckPassdown finds, as dm-clone does, whether the destination can discard whole regions; if not, it is
-// no failure.
+// CheckPassdown finds, as dm-clone does, whether the destination can discard whole regions; if not,
+// it is no failure.
 func (d *DestSide) CheckPassdown(s definition.Settings) {
 	limit, region := d.MaxDiscard(), d.Wanted.Definition.RegionSize
 	switch {
@@ -77,7 +78,8 @@ func (d *DestSide) LookShorter() {
 	}
 }
 
-// CutShort says that the destination had lost its end when it was last looked at, nil if it had not.
+// CutShort says that the destination had lost its end when it was last looked at, nil if it had
+// not.
 func (d *DestSide) CutShort() error {
 	if err := d.shorter.Load(); err != nil {
 		return *err

@@ -23,8 +23,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// Devices are the three devices of a clone, opened, locked, and found to belong together, and the settings, which the metadata
-// keeps.
+// Devices are the three devices of a clone, opened, locked, and found to belong together, and the
+// settings, which the metadata keeps.
 type Devices struct {
 	*Shared
 	Fence    Fence
@@ -99,7 +99,8 @@ func (d *Devices) openDest(context.Context) error {
 	return nil
 }
 
-// matchBoth is the geometry of source and destination. A recovery goes on without a source that does not fit any more.
+// matchBoth is the geometry of source and destination. A recovery goes on without a source that
+// does not fit any more.
 func (d *Devices) matchBoth(source *blockdev.Device, size int64) (blockdev.Geometry, error) {
 	geo, err := blockdev.Match(source, d.Dest.Device, size, d.accepts())
 	if !d.Wanted.Recover || d.Meta.Found == nil || err == nil && geo.LogicalBlock == int(d.Meta.Found.LogicalBlockSize) {
@@ -222,8 +223,8 @@ func (d *Devices) createStore() error {
 	return d.Meta.File.Publish()
 }
 
-// revertStore removes metadata that a failed start has made on a device that was empty, and what it has
-// recorded of the destination.
+// revertStore removes metadata that a failed start has made on a device that was empty, and what it
+// has recorded of the destination.
 func (d *Devices) revertStore() error {
 	err := d.Dest.Use.Restore()
 	if !d.Meta.Created || d.Meta.File.Created() {

@@ -1,5 +1,6 @@
-// Package devices opens the three devices of a clone, locks them, and sees that they belong together; it takes a source back
-// that has gone away. It is all of a clone that needs neither core nor driver: making metadata and a dry run go as far.
+// Package devices opens the three devices of a clone, locks them, and sees that they belong
+// together; it takes a source back that has gone away. It is all of a clone that needs neither core
+// nor driver: making metadata and a dry run go as far.
 //
 //	devices.go    the steps, and what concerns all three: geometry, superblock, whether they belong together
 //	fence.go      a recovery waits for the last requests of the dead daemon
@@ -11,9 +12,10 @@
 //
 // Threads: the steps run on the daemon's goroutine. Each part says what other goroutines may ask.
 //
-// Locks: Settings.mu, MetadataSide.mu and SourceSide.mu guard what stands with them. SourceSide.reopening is held while the source
-// is looked for; a resume waits a second for it, everybody else gives up at once.
+// Locks: Settings.mu, MetadataSide.mu and SourceSide.mu guard what stands with them.
+// SourceSide.reopening is held while the source is looked for; a resume waits a second for it,
+// everybody else gives up at once.
 //
-// Invariants: I7 (fence), I10 (modes), I11 (going on without source or metadata), I15 (limits for a source that does not
-// answer).
+// Invariants: I7 (fence), I10 (modes), I11 (going on without source or metadata), I15 (limits for a
+// source that does not answer).
 package devices

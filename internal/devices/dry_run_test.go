@@ -16,8 +16,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// dryRun does the steps of a dry run, those before the driver, and sees that nothing under the folder is another
-// afterwards. files.open does it too, before each start of a test.
+// dryRun does the steps of a dry run, those before the driver, and sees that nothing under the
+// folder is another afterwards. files.open does it too, before each start of a test.
 func (f *files) dryRun(st definition.Start, after func(*Devices) error) error {
 	f.t.Helper()
 	before := f.everything()

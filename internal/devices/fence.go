@@ -10,7 +10,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// Fence is what a recovery waits for: the last requests of the dead daemon. The steps wait; any goroutine may ask for what.
+// Fence is what a recovery waits for: the last requests of the dead daemon. The steps wait; any
+// goroutine may ask for what.
 type Fence struct {
 	*Shared
 	until    time.Time
@@ -36,9 +37,9 @@ func (f *Fence) Left() time.Duration {
 	return max(time.Until(f.until), fencePause)
 }
 
-// behind opens a device with its lock. In a recovery it waits for the lock: the dead daemon's description, and
-// with it the lock, is there until the last request that went through it has ended, so that none of its writes
-// can land after a write of ours (I7).
+// behind opens a device with its lock. In a recovery it waits for the lock: the dead daemon's
+// description, and with it the lock, is there until the last request that went through it has
+// ended, so that none of its writes can land after a write of ours (I7).
 func (f *Fence) behind(open func(context.Context) error) func(context.Context) error {
 	if !f.Wanted.Recover {
 		return open

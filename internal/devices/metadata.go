@@ -16,9 +16,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// MetadataSide is the clone's metadata: the file or device, and the store in it. The superblock says who the clone is.
-// The steps open it; while the clone is served only the committer's goroutine changes it. Any goroutine may ask Detached, and
-// the store for what it shows.
+// MetadataSide is the clone's metadata: the file or device, and the store in it. The superblock
+// says who the clone is. The steps open it; while the clone is served only the committer's
+// goroutine changes it. Any goroutine may ask Detached, and the store for what it shows.
 type MetadataSide struct {
 	*Shared
 	File    *blockdev.MetadataFile // nil: it could not be opened. Changed by the committer's goroutine
@@ -98,8 +98,8 @@ func (m *MetadataSide) room(deviceSize int64) error {
 	return explain.Metadata("use", m.Wanted.Definition.Metadata, fmt.Errorf("%w: %d bytes, need %d", metadata.ErrTooSmall, m.File.Size(), need))
 }
 
-// recoverMode: a clone whose metadata or destination failed starts no better than it was left; force is the
-// explicit word that ends it (I10).
+// recoverMode: a clone whose metadata or destination failed starts no better than it was left;
+// force is the explicit word that ends it (I10).
 func (m *MetadataSide) recoverMode(mode metadata.Mode) error {
 	if mode == metadata.ModeReadWrite {
 		return nil
@@ -119,7 +119,8 @@ func (m *MetadataSide) recoverMode(mode metadata.Mode) error {
 	return nil
 }
 
-// StandIn makes the live map stand in for metadata that cannot be used because of cause, or gives back cause.
+// StandIn makes the live map stand in for metadata that cannot be used because of cause, or gives
+// back cause.
 func (m *MetadataSide) StandIn(cause error) error {
 	if !m.Wanted.Recover {
 		return cause
@@ -181,8 +182,8 @@ func (m *MetadataSide) Replace(file *blockdev.MetadataFile) {
 	}
 }
 
-// erase is step 10 of a finish (internal/engine/finish.go). Metadata that stay are no harm while the destination is as it is:
-// they say that all of it is there.
+// erase is step 10 of a finish (internal/engine/finish.go). Metadata that stay are no harm while
+// the destination is as it is: they say that all of it is there.
 func (m *MetadataSide) erase() {
 	if !m.Ending.Finished || m.Ending.KeepMetadata || m.File == nil {
 		return

@@ -30,7 +30,8 @@ type files struct {
 
 const testMiB = 1 << 20
 
-// localFolder is a folder on a file system that is taken without force: not the overlay of a container.
+// localFolder is a folder on a file system that is taken without force: not the overlay of a
+// container.
 func localFolder(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -66,8 +67,8 @@ func (f *files) make(path string, size int64) string {
 	return path
 }
 
-// open does what a daemon's start does before it asks for the driver, and undoes it with after in between. Before that it
-// is tried: a dry run says the same.
+// open does what a daemon's start does before it asks for the driver, and undoes it with after in
+// between. Before that it is tried: a dry run says the same.
 func (f *files) open(change func(*definition.Start), after func(*Devices) error) error {
 	f.t.Helper()
 	st := definition.Start{Definition: definition.Definition{Name: "c", Source: f.source, Dest: f.dest, Metadata: f.metadata, Queues: 1, QueueDepth: 1}}

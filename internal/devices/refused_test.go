@@ -15,8 +15,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// What cannot be a clone, as far as files can show it: each is refused with its exit code, the thing, the
-// cause and a next step, and nothing is left or written.
+// What cannot be a clone, as far as files can show it: each is refused with its exit code, the
+// thing, the cause and a next step, and nothing is left or written.
 
 func TestRefusedParts(t *testing.T) {
 	f := newFiles(t)

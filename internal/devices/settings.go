@@ -26,7 +26,8 @@ func (s *Settings) Set(now definition.Settings) {
 	s.mu.now = now
 }
 
-// Change makes a change and tells of it before anybody makes the next. It says whether that makes any difference.
+// Change makes a change and tells of it before anybody makes the next. It says whether that makes
+// any difference.
 func (s *Settings) Change(c definition.Change, tell func(definition.Settings)) (different bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -11,8 +11,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/faults"
 )
 
-// Shared is what the parts of a clone have in common: what it was started with, how it is to end, and where they tell what
-// happens. Only the daemon's goroutine, which runs the steps and takes them back, changes it.
+// Shared is what the parts of a clone have in common: what it was started with, how it is to end,
+// and where they tell what happens. Only the daemon's goroutine, which runs the steps and takes
+// them back, changes it.
 type Shared struct {
 	Wanted   definition.Start // the metadata completes the size of regions
 	Ending   Ending
@@ -36,8 +37,8 @@ func (s *Shared) Warn(format string, args ...any) {
 	s.Log.Warn().Msg(text)
 }
 
-// accepts says whether what only costs something is accepted: by force, or because the clone is there already, and so somebody
-// has accepted it.
+// accepts says whether what only costs something is accepted: by force, or because the clone is
+// there already, and so somebody has accepted it.
 func (s *Shared) accepts() bool { return s.Wanted.Force || s.Wanted.Recover }
 
 // tolerance of others that use the devices: see blockdev.Tolerance.

@@ -26,11 +26,11 @@ import (
 //	otherwise    it may be away, or go away; what is hydrated is served, whole regions can be written, reads of others fail
 //	             and hydration is stalled, until resume finds it
 //
-// At every open it is looked at whether it is the one of before. An add refuses another one, or one in use. A recovery has
-// users who wait, and goes on without it.
+// At every open it is looked at whether it is the one of before. An add refuses another one, or one
+// in use. A recovery has users who wait, and goes on without it.
 
-// SourceSide is the clone's source: opened, missed, taken back. The steps open it; later any goroutine may call Find, LetGo and
-// PutPrint, and what dataplane.Source has for all.
+// SourceSide is the clone's source: opened, missed, taken back. The steps open it; later any
+// goroutine may call Find, LetGo and PutPrint, and what dataplane.Source has for all.
 type SourceSide struct {
 	*Shared
 	dataplane.Source
@@ -87,8 +87,9 @@ func (s *SourceSide) openPath(others ...*blockdev.Device) (*blockdev.Device, err
 	return blockdev.Open(blockdev.Source, def.Source, blockdev.Options{Shared: def.SourceShared, Force: s.accepts(), Others: others, Tolerate: s.tolerance()})
 }
 
-// sourceBusyLimit is how long a recovery waits for a source that is locked, as by the last reads of the dead daemon. It may do
-// without, and users of what is hydrated need not wait for one that hangs.
+// sourceBusyLimit is how long a recovery waits for a source that is locked, as by the last reads of
+// the dead daemon. It may do without, and users of what is hydrated need not wait for one that
+// hangs.
 const sourceBusyLimit = 5 * time.Second
 
 // mayBeBusy says whether to wait for the source.
@@ -147,8 +148,9 @@ func (s *SourceSide) use(d *blockdev.Device, why error) error {
 	return nil
 }
 
-// known is what the metadata says of the source: as it is now, or what it said before where it is away. It is away, too,
-// when it cannot be read, and for a recovery, which nobody has asked whether it may have changed, when it is not what it was.
+// known is what the metadata says of the source: as it is now, or what it said before where it is
+// away. It is away, too, when it cannot be read, and for a recovery, which nobody has asked whether
+// it may have changed, when it is not what it was.
 func (s *SourceSide) known() (identity.SourcePrint, error) {
 	d := s.Source.Device()
 	if d == nil {
@@ -168,16 +170,16 @@ func (s *SourceSide) known() (identity.SourcePrint, error) {
 	return identity.PrintOf(s.meta.Found), s.use(nil, err)
 }
 
-// CompletePrint keeps what the source is like now, which was found to be the right one: metadata of a former release have not
-// all of it, and its inode may have changed while nobody used it.
+// CompletePrint keeps what the source is like now, which was found to be the right one: metadata of
+// a former release have not all of it, and its inode may have changed while nobody used it.
 func (s *SourceSide) CompletePrint(sb *metadata.Superblock) {
 	if s.Source.Device() != nil && s.print.Pieces.Known() > 0 {
 		s.print.Put(sb)
 	}
 }
 
-// notePrint keeps what the source that was taken back is like now, for the next start to find it so. Nobody waits for it:
-// metadata that hang would keep a source away that is there.
+// notePrint keeps what the source that was taken back is like now, for the next start to find it
+// so. Nobody waits for it: metadata that hang would keep a source away that is there.
 func (s *SourceSide) notePrint(print identity.SourcePrint) {
 	s.mu.Lock()
 	s.mu.print = &print
@@ -213,9 +215,9 @@ func tryLockFor(mu *sync.Mutex, limit time.Duration) bool {
 	return true
 }
 
-// LetGo looks at the source, and gives up one that was removed. Its description is dead for ever, and keeps what is left of
-// the device in the kernel, which may be in the way of its coming back. One that has changed stays open: it may be that
-// nobody else has its bytes any more.
+// LetGo looks at the source, and gives up one that was removed. Its description is dead for ever,
+// and keeps what is left of the device in the kernel, which may be in the way of its coming back.
+// One that has changed stays open: it may be that nobody else has its bytes any more.
 func (s *SourceSide) LetGo() {
 	if !s.reopening.TryLock() {
 		return
@@ -237,8 +239,9 @@ func (s *SourceSide) LetGo() {
 	}
 }
 
-// Find sees to it that the source is open and the right one: the description that is open, if it works, or
-// else a new one. What cannot be read and is still the device that its path leads to stays: there is no other.
+// Find sees to it that the source is open and the right one: the description that is open, if it
+// works, or else a new one. What cannot be read and is still the device that its path leads to
+// stays: there is no other.
 func (s *SourceSide) Find() error {
 	if !tryLockFor(&s.reopening, letGoTime) {
 		return &exit.Error{Code: exit.Busy, Doing: "look for the source", Object: s.Wanted.Definition.Source, Cause: errors.New("another resume does so"), Next: "Try again."}
@@ -258,8 +261,8 @@ func (s *SourceSide) Find() error {
 	return nil
 }
 
-// sourceLook keeps the looks at a source that hangs to one at a time: each keeps a thread and a buffer until the source
-// answers, and nothing can end it.
+// sourceLook keeps the looks at a source that hangs to one at a time: each keeps a thread and a
+// buffer until the source answers, and nothing can end it.
 type sourceLook struct {
 	sync.Mutex
 	since time.Time // zero: none is under way
@@ -310,8 +313,8 @@ func silentError(path string) error {
 // answerLimit is how long a source may take to be opened and looked at.
 const answerLimit = 4 * time.Second
 
-// works says whether what is open is to stay; an error says that it is another source by now. A device that hangs
-// keeps its reader for as long as it likes.
+// works says whether what is open is to stay; an error says that it is another source by now. A
+// device that hangs keeps its reader for as long as it likes.
 func (s *SourceSide) works() (bool, error) {
 	o := s.Source.Take()
 	if o.Device == nil {
@@ -361,8 +364,8 @@ func (s *SourceSide) works() (bool, error) {
 	return o.Device.Current(), nil
 }
 
-// lookAgain reads samples of what is open. If something was noticed of it, there is another description of the device in its
-// place, which is taken as it is now.
+// lookAgain reads samples of what is open. If something was noticed of it, there is another
+// description of the device in its place, which is taken as it is now.
 func (s *SourceSide) lookAgain(o *dataplane.OpenSource) (again *blockdev.Device, err error) {
 	if o.Refusal(true) == nil {
 		_, err := s.same(o.Device)
@@ -408,8 +411,8 @@ func (s *SourceSide) match(d *blockdev.Device) error {
 	return nil
 }
 
-// same says in which way the content of d is not that of the source which the metadata knows. Its times do not count:
-// whoever asks was told that it is the right one.
+// same says in which way the content of d is not that of the source which the metadata knows. Its
+// times do not count: whoever asks was told that it is the right one.
 func (s *SourceSide) same(d *blockdev.Device) (identity.SourcePrint, error) {
 	sb := s.meta.Store.Superblock()
 	print, err := identity.PrintSource(d, &sb)

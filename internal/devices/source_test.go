@@ -72,8 +72,8 @@ func (b *sourceBench) move(from, to string) {
 	b.must(os.Rename(b.def.Source+from, b.def.Source+to))
 }
 
-// TestOpenStepsWithoutSource: metadata that is there stands in for a source that is not (I11); one that is there has
-// to be the right one, and a new clone needs one.
+// TestOpenStepsWithoutSource: metadata that is there stands in for a source that is not (I11); one
+// that is there has to be the right one, and a new clone needs one.
 func TestOpenStepsWithoutSource(t *testing.T) {
 	b := newSourceBench(t)
 	b.move("", ".away")
@@ -171,8 +171,8 @@ func TestFindSource(t *testing.T) {
 	}
 }
 
-// TestOneLookAtASource: while one look at a source that hangs is under way no second one begins, which would keep
-// another thread.
+// TestOneLookAtASource: while one look at a source that hangs is under way no second one begins,
+// which would keep another thread.
 func TestOneLookAtASource(t *testing.T) {
 	b := newSourceBench(t)
 	b.must(b.open(false))

@@ -12,8 +12,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestAbandonedMaps: a live map whose clone is gone stays as long as its metadata may need it, through any number of prunes
-// and adds of others; when the metadata is past its session it goes by itself; and prune --force says what it gives up.
+// TestAbandonedMaps: a live map whose clone is gone stays as long as its metadata may need it,
+// through any number of prunes and adds of others; when the metadata is past its session it goes by
+// itself; and prune --force says what it gives up.
 func TestAbandonedMaps(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	b := newLiveMapBench(t)
@@ -31,8 +32,8 @@ func TestAbandonedMaps(t *testing.T) {
 	b.M.MustRun(harness.Command, "prune")
 	left := kept("after del and prune of a dead clone", 1)
 
-	// It is a copy of a map whose session has ended in order, as a daemon leaves that is killed between its clean mark and
-	// the removal.
+	// It is a copy of a map whose session has ended in order, as a daemon leaves that is killed
+	// between its clean mark and the removal.
 	copied := filepath.Join(b.M.Dir, "map")
 	b.M.MustRun("cp", "--sparse=always", left[0], copied)
 	b.Add()

@@ -23,7 +23,8 @@ func startCommand(m *harness.Machine, args ...string) (kill func()) {
 	return func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }
 }
 
-// TestRequestsOfTheDead: a del that waits is not carried out when its client has been killed, and neither is a restart.
+// TestRequestsOfTheDead: a del that waits is not carried out when its client has been killed, and
+// neither is a restart.
 func TestRequestsOfTheDead(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	c, _ := smallClone(t, "--no-hydration")
@@ -58,12 +59,12 @@ func TestRequestsOfTheDead(t *testing.T) {
 	}
 }
 
-// statusLimit is how long status, list and events (wait --for event) may take with devices that do not answer. A process of Go's takes up
-// to a second to start on an emulated CPU.
+// statusLimit is how long status, list and events (wait --for event) may take with devices that do
+// not answer. A process of Go's takes up to a second to start on an emulated CPU.
 const statusLimit = 3 * time.Second
 
-// TestStatusWithStuckMetadata: metadata that does not answer, and clients that have gone meanwhile, keep nobody from the
-// status.
+// TestStatusWithStuckMetadata: metadata that does not answer, and clients that have gone meanwhile,
+// keep nobody from the status.
 func TestStatusWithStuckMetadata(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)

@@ -15,8 +15,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Devices and metadata that cannot be a clone, beside those of TestRefusedAdd: each is refused with its exit
-// code and a message that names it, and nothing is written.
+// Devices and metadata that cannot be a clone, beside those of TestRefusedAdd: each is refused with
+// its exit code and a message that names it, and nothing is written.
 
 // refusal is an add that must fail.
 type refusal struct {
@@ -143,7 +143,8 @@ func (b *metadataBench) refused(name string, source, dest *harness.Disk, args []
 	b.untouched(content)
 }
 
-// superblockCopies are the offsets of both, and superblockSize their size, in bytes (metadata/FORMAT.md).
+// superblockCopies are the offsets of both, and superblockSize their size, in bytes
+// (metadata/FORMAT.md).
 var superblockCopies = []int64{0, 64 << 10}
 
 const superblockSize = 4096
@@ -157,7 +158,8 @@ func flipped(content []byte, at ...int64) []byte {
 	return b
 }
 
-// One copy of the superblock with any wrong byte: check says which, and the clone starts with a warning.
+// One copy of the superblock with any wrong byte: check says which, and the clone starts with a
+// warning.
 func TestDamagedSuperblockCopy(t *testing.T) {
 	runs.On(t, "7.3")
 	b := newMetadataBench(t)

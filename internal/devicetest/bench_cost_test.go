@@ -16,7 +16,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// What a request costs. On the counting clock CPU time is instructions, of all that the guest has to do for it.
+// What a request costs. On the counting clock CPU time is instructions, of all that the guest has
+// to do for it.
 
 // window is a stretch of time whose use of the CPU is looked at.
 type window struct {
@@ -38,7 +39,8 @@ func (w window) end() (took, busy time.Duration) {
 	return took, took*time.Duration(max(1, len(cpus))) - (idleTimeOf(w.m) - w.idle)
 }
 
-// idleLine is in /proc/timer_list, for each CPU: exact, where /proc/stat has hundredths of a second. 7.3 has no such line.
+// idleLine is in /proc/timer_list, for each CPU: exact, where /proc/stat has hundredths of a
+// second. 7.3 has no such line.
 var idleLine = regexp.MustCompile(`(?m)^\s*\.(?:idle|iowait)_sleeptime\s*:\s*(\d+) nsecs`)
 
 // idleTime of all CPUs since the start.
@@ -60,8 +62,8 @@ func idleTimeOf(m *harness.Machine) time.Duration {
 	return time.Duration(idle+wait) * 10 * time.Millisecond
 }
 
-// threadTime is what the threads of a process have run, those of the kernel that work for it included. One that ends
-// meanwhile, as those of the kernel do when they are idle, is left out.
+// threadTime is what the threads of a process have run, those of the kernel that work for it
+// included. One that ends meanwhile, as those of the kernel do when they are idle, is left out.
 func threadTime(pid int) (sum time.Duration) {
 	paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	for _, path := range paths {
@@ -83,14 +85,16 @@ type cost struct {
 	enters      float64 // io_uring_enter among them
 }
 
-// Parts of a job's run: what a request costs is the median of several, as now and then the kernel does other things too.
+// Parts of a job's run: what a request costs is the median of several, as now and then the kernel
+// does other things too.
 const (
 	costParts = 5
 	costPart  = 500 * time.Millisecond
 )
 
-// costOf measures a request of a job, in parts of its run: starting fio costs more than what it does. With calls the
-// daemon's system calls are counted in a part of their own: the count takes time.
+// costOf measures a request of a job, in parts of its run: starting fio costs more than what it
+// does. With calls the daemon's system calls are counted in a part of their own: the count takes
+// time.
 func (c *candidate) costOf(j job, calls bool) cost {
 	c.m.Helper()
 	var of cost
@@ -229,9 +233,10 @@ func TestBenchCost(t *testing.T) {
 	}
 }
 
-// recorded is what TestBenchCounts compares with, by kernel, at S=1: what it prints where a change is meant. The CPU is
-// busy all the time there, and the figures repeat: CPU time within 0.3 %, system calls within 4 % of these (6.18). At S=4,
-// where it waits, one request finds another to share a system call with or not, for a whole run: 1.26 to 1.67 a request.
+// recorded is what TestBenchCounts compares with, by kernel, at S=1: what it prints where a change
+// is meant. The CPU is busy all the time there, and the figures repeat: CPU time within 0.3 %,
+// system calls within 4 % of these (6.18). At S=4, where it waits, one request finds another to
+// share a system call with or not, for a whole run: 1.26 to 1.67 a request.
 var recorded = map[string]counts{
 	"6.18": {read: 1.455, write: 1.450, readCalls: 0.255, writeCalls: 0.264},
 }
@@ -248,7 +253,8 @@ const (
 	callsTolerance = 0.10
 )
 
-// TestBenchCounts: what a request costs on a hydrated clone is what it cost when it was last looked at.
+// TestBenchCounts: what a request costs on a hydrated clone is what it cost when it was last looked
+// at.
 func TestBenchCounts(t *testing.T) {
 	runs.On(t, "6.18", runs.LeapingClock, runs.FastDevices)
 	m := harness.New(t)

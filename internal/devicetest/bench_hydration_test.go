@@ -13,8 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Hydration: alone, beside readers of unhydrated regions, and beside a writer. Its rate is what is written to the
-// destination, for all candidates alike.
+// Hydration: alone, beside readers of unhydrated regions, and beside a writer. Its rate is what is
+// written to the destination, for all candidates alike.
 
 // hydrationSize is what is hydrated.
 func hydrationSize() int64 {
@@ -32,8 +32,9 @@ type variant struct {
 	n                int      // repetitions
 }
 
-// gentleSettings are what `set` offers to spare users: one small copy at a time, and no more a second than is wanted,
-// which is kept beside readers too. Copies of 256 KiB cost the reader more than those of 64 KiB, at two thirds of the rate.
+// gentleSettings are what `set` offers to spare users: one small copy at a time, and no more a
+// second than is wanted, which is kept beside readers too. Copies of 256 KiB cost the reader more
+// than those of 64 KiB, at two thirds of the rate.
 func gentleSettings() []string {
 	rate := fmt.Sprintf("%dKiB/s", 12*1024/slowdown)
 	return []string{"--hydration-batch-size", "16", "--hydration-threshold", "16", "--rate", rate, "--min-rate", rate}
@@ -105,10 +106,12 @@ func sourceJobs() []job {
 // hydrationLimit is several times what dm-clone takes with its defaults.
 const hydrationLimit = time.Hour
 
-// hydrationSlack is what may be hydrated beforehand: what the kernel reads in search of partitions is kept.
+// hydrationSlack is what may be hydrated beforehand: what the kernel reads in search of partitions
+// is kept.
 const hydrationSlack = harness.MiB
 
-// hydrateAll hydrates all of it: MB a second, from the first read of the source on, and CPU time for 4 KiB.
+// hydrateAll hydrates all of it: MB a second, from the first read of the source on, and CPU time
+// for 4 KiB.
 func (v *variant) hydrateAll() (rate, cost float64) {
 	v.m.Helper()
 	source, dest, size := v.disks.source.Traffic(), v.disks.dest.Traffic(), v.disks.source.Size-hydrationSlack
@@ -130,7 +133,8 @@ func (v *variant) hydrateAll() (rate, cost float64) {
 	return float64(size) / 1e6 / took.Seconds(), float64(busy.Nanoseconds()) / float64(size/4096)
 }
 
-// Times of what runs beside hydration: it must end before that does, also at the full rate of the source.
+// Times of what runs beside hydration: it must end before that does, also at the full rate of the
+// source.
 func besideTimes() (ramp, window time.Duration) {
 	if quick() {
 		return time.Duration(slowdown) * 200 * time.Millisecond, time.Duration(slowdown) * 700 * time.Millisecond
@@ -145,7 +149,8 @@ func besideJob(name, rw string, depth int) job {
 	return job{name: name, rw: rw, bs: 4 * harness.KiB, depth: depth, first: size * 3 / 4, size: size / 4, ramp: ramp, run: window}
 }
 
-// beside measures a job while hydration runs, and what is hydrated meanwhile besides what the job itself writes.
+// beside measures a job while hydration runs, and what is hydrated meanwhile besides what the job
+// itself writes.
 func (v *variant) beside(j job) (rate float64, r fioResult) {
 	v.m.Helper()
 	v.hydrate()
@@ -158,7 +163,8 @@ func (v *variant) beside(j job) (rate float64, r fioResult) {
 	return rate, fio.result()
 }
 
-// TestBenchReaders: hydration beside readers of unhydrated regions, and how long these wait; alone too.
+// TestBenchReaders: hydration beside readers of unhydrated regions, and how long these wait; alone
+// too.
 func TestBenchReaders(t *testing.T) {
 	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
 	m := harness.New(t)
@@ -206,7 +212,8 @@ func benchReader(m *harness.Machine, v *variant, depth int) {
 	figure(m, v.key("", bench.Beside(bench.Hydration, depth), bench.MBps), rate)
 }
 
-// TestBenchWriteLatency: whole unhydrated regions written one at a time, with and without hydration.
+// TestBenchWriteLatency: whole unhydrated regions written one at a time, with and without
+// hydration.
 func TestBenchWriteLatency(t *testing.T) {
 	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
 	m := harness.New(t)
@@ -230,11 +237,13 @@ func TestBenchWriteLatency(t *testing.T) {
 	}
 }
 
-// wide is a source that takes many requests at a time, each as long as a far one takes, and has no bound of its own in bytes.
+// wide is a source that takes many requests at a time, each as long as a far one takes, and has no
+// bound of its own in bytes.
 var wide = harness.NullOptions{Latency: 5 * time.Millisecond, Depth: 64}
 
-// TestBenchWideSource: one depth-1 reader of unhydrated regions on a source for which one small batch at a time is far too
-// little (hydrate/yield.go has the figures). No goal is about it; the rate must be several small batches' all the same.
+// TestBenchWideSource: one depth-1 reader of unhydrated regions on a source for which one small
+// batch at a time is far too little (hydrate/yield.go has the figures). No goal is about it; the
+// rate must be several small batches' all the same.
 func TestBenchWideSource(t *testing.T) {
 	runs.On(t, "6.18", runs.LeapingClock, runs.FullOnly)
 	const size = 1024 * harness.MiB

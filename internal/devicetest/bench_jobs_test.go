@@ -13,10 +13,11 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// The jobs of dm-clone's published figures: unhydrated regions of 4 to 128 KiB, hydrated clones, raw devices.
+// The jobs of dm-clone's published figures: unhydrated regions of 4 to 128 KiB, hydrated clones,
+// raw devices.
 
-// Sizes of the devices, by the slowdown: a clone has room for all jobs one after the other, each on regions that no
-// other has touched, and memory for all of it (scripts/bench).
+// Sizes of the devices, by the slowdown: a clone has room for all jobs one after the other, each on
+// regions that no other has touched, and memory for all of it (scripts/bench).
 func benchSize() int64 {
 	return map[bool]int64{true: 1536 * harness.MiB, false: 768 * harness.MiB}[slowdown < 4]
 }
@@ -24,9 +25,10 @@ func benchSize() int64 {
 // hydratedSize is of the devices of hydrated clones and of the raw ones.
 const hydratedSize = 128 * harness.MiB
 
-// publishedJobs are the six jobs, each on its own area of a device of that size: reads in the first third, then writes.
-// Areas of writes are as large as what can be written in the time. Where a write takes a whole region with it that is
-// less, of larger regions, of which there must be enough for few writes to find one that is hydrated already.
+// publishedJobs are the six jobs, each on its own area of a device of that size: reads in the first
+// third, then writes. Areas of writes are as large as what can be written in the time. Where a
+// write takes a whole region with it that is less, of larger regions, of which there must be enough
+// for few writes to find one that is hydrated already.
 func publishedJobs(size, region int64) []job {
 	unit := size / 48
 	latency, rate := job{first: 16 * unit, size: 2 * unit}, job{first: 18 * unit, size: 14 * unit}
@@ -43,9 +45,10 @@ func publishedJobs(size, region int64) []job {
 	}
 }
 
-// overSource makes the random writes at depth 32 last longer where each takes a region of the source with it: 180 a second
-// at S=4. dm-clone ends them as they come, many of the 32 at once: one second of them was 6 % more or less than the next.
-// In this time an eighth of them, at most, finds a region that another has hydrated, on dm-clone and ours alike.
+// overSource makes the random writes at depth 32 last longer where each takes a region of the
+// source with it: 180 a second at S=4. dm-clone ends them as they come, many of the 32 at once: one
+// second of them was 6 % more or less than the next. In this time an eighth of them, at most, finds
+// a region that another has hydrated, on dm-clone and ours alike.
 func overSource(jobs []job, region int64) []job {
 	if region > 4*harness.KiB {
 		jobs[2].run = time.Duration(slowdown) * 5 * runTime / 2 * time.Duration(min(region, 32*harness.KiB)) / time.Duration(region)
@@ -73,8 +76,9 @@ func quickJobs(jobs []job, region int64) []job {
 	return []job{jobs[0], jobs[2]}
 }
 
-// measure runs jobs and records them. What is done in a second is told by the device: fio counts a job's last requests,
-// and the time that they take, as it happens (6 to 15 % of a second of 178 requests, of which 32 are in flight).
+// measure runs jobs and records them. What is done in a second is told by the device: fio counts a
+// job's last requests, and the time that they take, as it happens (6 to 15 % of a second of 178
+// requests, of which 32 are in flight).
 func measure(m *harness.Machine, path string, k bench.Key, jobs []job) {
 	m.Helper()
 	d := &harness.Disk{M: &m.Devices, Name: filepath.Base(path)}
@@ -125,7 +129,8 @@ func TestBenchUnhydrated(t *testing.T) {
 	}
 }
 
-// TestBenchHydrated: the same on hydrated clones and on the raw devices, in turns; then more sizes and depths.
+// TestBenchHydrated: the same on hydrated clones and on the raw devices, in turns; then more sizes
+// and depths.
 func TestBenchHydrated(t *testing.T) {
 	runs.On(t, "6.18", runs.Bench, runs.BenchQuick)
 	m := harness.New(t)

@@ -19,8 +19,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 )
 
-// What the measurements of the bench share: figures, fio, and the candidates. BENCH_S is the devices' slowdown,
-// BENCH_QUICK=1 measures once what the goals are about.
+// What the measurements of the bench share: figures, fio, and the candidates. BENCH_S is the
+// devices' slowdown, BENCH_QUICK=1 measures once what the goals are about.
 
 // quick says that only the core is to be measured, once.
 func quick() bool { return os.Getenv("BENCH_QUICK") == "1" }
@@ -69,8 +69,8 @@ type job struct {
 	mix         int // percent of reads, of randrw
 }
 
-// Times of a job: it warms up, and is measured. On devices that are slower by a factor it takes longer by a smaller
-// one: what takes milliseconds is counted well enough.
+// Times of a job: it warms up, and is measured. On devices that are slower by a factor it takes
+// longer by a smaller one: what takes milliseconds is counted well enough.
 const (
 	rampTime = 400 * time.Millisecond
 	runTime  = time.Second
@@ -185,8 +185,8 @@ func (s fioSide) percentile(which float64) float64 {
 // disks are what a clone is made of.
 type disks struct{ source, dest, metadata *harness.Disk }
 
-// benchDisks makes an HDD and an SSD of that size with bytes all over them, so that neither zeros nor memory that
-// null_blk has yet to get favour who comes first.
+// benchDisks makes an HDD and an SSD of that size with bytes all over them, so that neither zeros
+// nor memory that null_blk has yet to get favour who comes first.
 func benchDisks(m *harness.Machine, role string, size int64) disks {
 	m.Helper()
 	d := disks{
@@ -241,8 +241,8 @@ func (c *candidate) kernelDevice(name, table string) string {
 	return c.m.MapperPath(name)
 }
 
-// startSnapshot makes the peer of the published figures: a mirror of both disks, read from the fast one, and a
-// snapshot of it whose exceptions are on another SSD (disks.dest is the mirror's leg).
+// startSnapshot makes the peer of the published figures: a mirror of both disks, read from the fast
+// one, and a snapshot of it whose exceptions are on another SSD (disks.dest is the mirror's leg).
 func (c *candidate) startSnapshot() {
 	c.m.Helper()
 	mirror := c.kernelDevice("mirror", fmt.Sprintf("0 %d raid raid1 4 0 nosync write_mostly 0 2 - %s - %s",

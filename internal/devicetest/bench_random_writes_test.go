@@ -15,8 +15,8 @@ import (
 )
 
 // The counting guest (ICOUNT=1, scripts/vm) has a clock that counts instructions, so that figures
-// repeat within about 1 % on any machine. Its one CPU does 1 GIPS; with devices slower by a factor it
-// stands for a CPU of that many GIPS.
+// repeat within about 1 % on any machine. Its one CPU does 1 GIPS; with devices slower by a factor
+// it stands for a CPU of that many GIPS.
 
 // slowdown of the devices: a CPU of 4 GIPS is a realistic core.
 var slowdown = slowdownFrom(os.Getenv("BENCH_S"))
@@ -30,8 +30,8 @@ var (
 // leastRatio of ublk-clone's rate to dm-clone's.
 const leastRatio = 0.90
 
-// TestBenchRandomWrites compares the rate of random writes of whole unhydrated regions of 4 KiB with
-// that of the kernel's dm-clone in the same guest: a check that the loop has the right shape.
+// TestBenchRandomWrites compares the rate of random writes of whole unhydrated regions of 4 KiB
+// with that of the kernel's dm-clone in the same guest: a check that the loop has the right shape.
 func TestBenchRandomWrites(t *testing.T) {
 	runs.On(t, "6.18", runs.LeapingClock)
 	m := harness.New(t)

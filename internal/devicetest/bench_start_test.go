@@ -15,8 +15,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestBenchStart: from `add` to the first read that is answered, and the daemon's memory then, by the size of the
-// device. The files are sparse: nothing but the map depends on the size.
+// TestBenchStart: from `add` to the first read that is answered, and the daemon's memory then, by
+// the size of the device. The files are sparse: nothing but the map depends on the size.
 func TestBenchStart(t *testing.T) {
 	runs.On(t, "6.18", runs.Bench)
 	m := harness.New(t)

@@ -29,7 +29,8 @@ import (
 // clients is how many come at once.
 const clients = 1000
 
-// rude are clients that do as they should not; each holds its connection until the daemon has had enough.
+// rude are clients that do as they should not; each holds its connection until the daemon has had
+// enough.
 var rude = []func(net.Conn){
 	func(net.Conn) {},
 	func(conn net.Conn) { _, _ = io.WriteString(conn, `{"verb":"sta`) },
@@ -84,8 +85,9 @@ func usageOf(m *harness.Machine, pid int) (u usage) {
 	return u
 }
 
-// TestControlSocket: a thousand clients at once, some of them rude, while random requests and hydration go on.
-// No request fails, everybody who asks is answered, nothing is changed, and nothing of them is left.
+// TestControlSocket: a thousand clients at once, some of them rude, while random requests and
+// hydration go on. No request fails, everybody who asks is answered, nothing is changed, and
+// nothing of them is left.
 func TestControlSocket(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)

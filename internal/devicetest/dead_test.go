@@ -49,8 +49,9 @@ func answersDead(c *harness.Clone, device string, user string) {
 	}
 }
 
-// TestDeadClone: the device of a dead daemon is not taken from under a file system, only with --force; then its
-// users get errors, the mount can be given up, and what was synced is in the clone.
+// TestDeadClone: the device of a dead daemon is not taken from under a file system, only with
+// --force; then its users get errors, the mount can be given up, and what was synced is in the
+// clone.
 func TestDeadClone(t *testing.T) {
 	runs.On(t, "7.3", runs.OrdinaryClock, runs.CountingClock, runs.Sampled)
 	c, files := smallClone(t, "--no-hydration")
@@ -93,8 +94,8 @@ func TestDeadClone(t *testing.T) {
 	c.Del()
 }
 
-// TestRecoverWaits: somebody else has the destination when the daemon is dead. The next one serves nothing, says
-// whom it waits for, and gives up when its time is over (I7). Then it goes on.
+// TestRecoverWaits: somebody else has the destination when the daemon is dead. The next one serves
+// nothing, says whom it waits for, and gives up when its time is over (I7). Then it goes on.
 func TestRecoverWaits(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	c, files := smallClone(t, "--no-hydration")
@@ -196,8 +197,8 @@ func deviceNumber(m *harness.Machine, path string) int {
 	return id
 }
 
-// TestForeignDevice: what another program serves is nobody's to recover, prune or delete here, not even when its
-// number is that of a dead clone's device.
+// TestForeignDevice: what another program serves is nobody's to recover, prune or delete here, not
+// even when its number is that of a dead clone's device.
 func TestForeignDevice(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)

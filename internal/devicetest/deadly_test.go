@@ -19,8 +19,8 @@ const deadlyEnv = "UBLK_CLONE_DEADLY"
 // mostDeaths is the bound on how many daemons a request may kill, and a few that other causes may.
 const mostDeaths = 12
 
-// TestDeadlyRequest: a request that kills every daemon which takes it is answered with an error after a few of them;
-// all others are answered well, and the device lives (I11).
+// TestDeadlyRequest: a request that kills every daemon which takes it is answered with an error
+// after a few of them; all others are answered well, and the device lives (I11).
 func TestDeadlyRequest(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)

@@ -18,10 +18,12 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// A destination that fails writes, flushes, or has no space left. (A source that does is in source_errors_test.go.)
+// A destination that fails writes, flushes, or has no space left. (A source that does is in
+// source_errors_test.go.)
 
-// TestDestWriteErrors: a write that the destination fails is the writer's to know, and marks nothing; hydration
-// stalls there and nowhere else; when the destination is sound again, all goes on.
+// TestDestWriteErrors: a write that the destination fails is the writer's to know, and marks
+// nothing; hydration stalls there and nowhere else; when the destination is sound again, all goes
+// on.
 func TestDestWriteErrors(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)
@@ -69,8 +71,9 @@ func TestDestWriteErrors(t *testing.T) {
 	w.Check(m, dest.Path)
 }
 
-// TestDestFlushFails: a flush of the destination that fails, or a durable write, is a failure of the metadata (I10):
-// what was written since the flush before is not known to be there, and a flush that succeeds later proves nothing.
+// TestDestFlushFails: a flush of the destination that fails, or a durable write, is a failure of
+// the metadata (I10): what was written since the flush before is not known to be there, and a flush
+// that succeeds later proves nothing.
 func TestDestFlushFails(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
@@ -131,8 +134,8 @@ func failFlush(m *harness.Machine, fua bool) {
 	c.Del()
 }
 
-// TestDestCutShort: a destination that becomes shorter under a complete clone is not called complete any more, and is not
-// handed over.
+// TestDestCutShort: a destination that becomes shorter under a complete clone is not called
+// complete any more, and is not handed over.
 func TestDestCutShort(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)
@@ -267,8 +270,8 @@ func TestDestReserved(t *testing.T) {
 	}
 }
 
-// TestDestFull: where the destination's space was not reserved, its file system is full. Writers get ENOSPC and
-// nothing is marked; hydration stalls and says so; with space again, resume goes on.
+// TestDestFull: where the destination's space was not reserved, its file system is full. Writers
+// get ENOSPC and nothing is marked; hydration stalls and says so; with space again, resume goes on.
 func TestDestFull(t *testing.T) {
 	runs.On(t, "6.18")
 	for name, kind := range map[string]harness.FSKind{"Ext4": harness.Ext4, "Btrfs": harness.Btrfs, "Tmpfs": tmpfs} {

@@ -19,8 +19,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// A destination that has no WWID, serial number or UUID, as null_blk and virtio disks without a serial, whose name leads to
-// another of the same size: the clone is refused, and nothing is written (I1, I14).
+// A destination that has no WWID, serial number or UUID, as null_blk and virtio disks without a
+// serial, whose name leads to another of the same size: the clone is refused, and nothing is
+// written (I1, I14).
 
 // exchangeBench is a clone whose destination is named by a link.
 type exchangeBench struct {
@@ -76,8 +77,8 @@ func (b *exchangeBench) write(blocks int64) {
 	}
 }
 
-// sampled waits until the metadata holds a sample of the destination with some blocks that users wrote, and that have these
-// flags.
+// sampled waits until the metadata holds a sample of the destination with some blocks that users
+// wrote, and that have these flags.
 func (b *exchangeBench) sampled(flags uint64) {
 	b.M.Helper()
 	b.M.WaitFor(harness.CleanLimit, "a sample of the destination in the metadata", func() error {
@@ -97,7 +98,8 @@ func (b *exchangeBench) sampled(flags uint64) {
 
 func (b *exchangeBench) metadata() string { return filepath.Join(b.M.Dir, "meta") }
 
-// refused says that a command is refused with other in the destination's place, with a reason, and that nothing is written.
+// refused says that a command is refused with other in the destination's place, with a reason, and
+// that nothing is written.
 func (b *exchangeBench) refused(other *harness.Disk, what string, args ...string) {
 	b.M.Helper()
 	b.lead(other)
@@ -134,7 +136,8 @@ func (b *exchangeBench) whole() {
 	b.model.Check(b.M, b.Path)
 }
 
-// TestDestExchangedBeforeRecover: while the daemon is dead, and right after a restart was asked for.
+// TestDestExchangedBeforeRecover: while the daemon is dead, and right after a restart was asked
+// for.
 func TestDestExchangedBeforeRecover(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	b := newExchangeBench(harness.New(t))
@@ -185,7 +188,8 @@ func TestDestExchangedBeforeAdd(t *testing.T) {
 	b.Del()
 }
 
-// TestDestsOfOneImageExchanged: the destinations of two clones of one source differ in what users wrote only.
+// TestDestsOfOneImageExchanged: the destinations of two clones of one source differ in what users
+// wrote only.
 func TestDestsOfOneImageExchanged(t *testing.T) {
 	runs.On(t, "7.3")
 	m := harness.New(t)
@@ -259,7 +263,8 @@ func TestDestTableExchanged(t *testing.T) {
 	b.Del()
 }
 
-// TestDestWrittenSince: what users wrote after the last sample does not keep a clone from its own destination.
+// TestDestWrittenSince: what users wrote after the last sample does not keep a clone from its own
+// destination.
 func TestDestWrittenSince(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)
@@ -331,8 +336,8 @@ func TestNothingTells(t *testing.T) {
 	c.Del()
 }
 
-// TestSampleOfHungDest: a destination that does not answer holds up neither the status nor a commit of the metadata that
-// waits for nothing of it, and a sample that hangs is left behind.
+// TestSampleOfHungDest: a destination that does not answer holds up neither the status nor a commit
+// of the metadata that waits for nothing of it, and a sample that hangs is left behind.
 func TestSampleOfHungDest(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)

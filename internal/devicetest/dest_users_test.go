@@ -24,7 +24,8 @@ func loopAt(m *harness.Machine, under *harness.Disk, off, size int64) *harness.D
 	return m.Block(path)
 }
 
-// tryAdd is add of a clone of another name, which is deleted if it succeeds, with what the exit status must be.
+// tryAdd is add of a clone of another name, which is deleted if it succeeds, with what the exit
+// status must be.
 func tryAdd(m *harness.Machine, what string, code int, source, dest, metadata *harness.Disk, says ...string) {
 	m.Helper()
 	o := m.Try(harness.Command, append([]string{"add", "other"}, harness.AddArgs(source, dest, metadata, "--no-hydration")...)...)
@@ -45,7 +46,8 @@ func tryAdd(m *harness.Machine, what string, code int, source, dest, metadata *h
 	}
 }
 
-// TestDestInUse: whoever reaches bytes of the destination through another device is found, and no sibling is (A3).
+// TestDestInUse: whoever reaches bytes of the destination through another device is found, and no
+// sibling is (A3).
 func TestDestInUse(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
@@ -78,7 +80,8 @@ func TestDestInUse(t *testing.T) {
 	user.Unmount()
 }
 
-// TestDestOpenForWriting: a program that writes to the destination and takes no lock, as an emulator.
+// TestDestOpenForWriting: a program that writes to the destination and takes no lock, as an
+// emulator.
 func TestDestOpenForWriting(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)
@@ -99,8 +102,8 @@ func TestDestOpenForWriting(t *testing.T) {
 	tryAdd(m, "it has ended", 0, source, dest, m.Missing("meta"))
 }
 
-// TestDevicesOfAnotherClone: its source, its destination and its metadata, by themselves, through a loop device, a table
-// and a partition, while its daemon lives and when that is dead.
+// TestDevicesOfAnotherClone: its source, its destination and its metadata, by themselves, through a
+// loop device, a table and a partition, while its daemon lives and when that is dead.
 func TestDevicesOfAnotherClone(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)

@@ -13,8 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestDiscardOfAll: a discard of the whole device, 4 TiB in regions of 4 KiB, keeps no reader waiting, and the region
-// map, all of which is in one state afterwards, takes no memory for it.
+// TestDiscardOfAll: a discard of the whole device, 4 TiB in regions of 4 KiB, keeps no reader
+// waiting, and the region map, all of which is in one state afterwards, takes no memory for it.
 func TestDiscardOfAll(t *testing.T) {
 	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull)
 	m := harness.New(t)
@@ -52,7 +52,8 @@ func TestDiscardOfAll(t *testing.T) {
 	}
 }
 
-// readTimes is how long reads of 4 KiB at random places took, one after the other, while do was done.
+// readTimes is how long reads of 4 KiB at random places took, one after the other, while do was
+// done.
 func readTimes(m *harness.Machine, path string, do func()) (all []time.Duration) {
 	m.Helper()
 	v, buf := m.Open(path, os.O_RDONLY), m.Buffer(4096)

@@ -29,8 +29,8 @@ var (
 	namedClone = regexp.MustCompile(`ublk-clone add ([a-z]+)`)
 )
 
-// TestDocuments runs the commands of the documents, those of each from top to bottom as they are printed. The disks that a
-// document names are there, the sources with a file system.
+// TestDocuments runs the commands of the documents, those of each from top to bottom as they are
+// printed. The disks that a document names are there, the sources with a file system.
 func TestDocuments(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	const root = "../.."
@@ -96,8 +96,8 @@ func provide(m *harness.Machine, text string) {
 	})
 }
 
-// checkout makes a folder that looks like the root of the project, on a file system as users have one: the guest's own is
-// an overlay, which clones refuse. /var/lib is there too.
+// checkout makes a folder that looks like the root of the project, on a file system as users have
+// one: the guest's own is an overlay, which clones refuse. /var/lib is there too.
 func checkout(m *harness.Machine, root string) string {
 	m.Helper()
 	d := m.NullBlk("docs", harness.NullOptions{MiB: 1024})

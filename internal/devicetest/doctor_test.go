@@ -68,8 +68,8 @@ type planted struct {
 	says   string // in the text or the next step
 }
 
-// TestDoctor: each of the problems, planted alone, is named by its check and no other, with the exit code and a next
-// step; healed, it is not named any more.
+// TestDoctor: each of the problems, planted alone, is named by its check and no other, with the
+// exit code and a next step; healed, it is not named any more.
 func TestDoctor(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
@@ -153,7 +153,8 @@ func plantedInKernel(m *harness.Machine) []planted {
 	return all
 }
 
-// takeMemory leaves that many bytes of memory, more or less: huge pages are in nobody's way and of no use.
+// takeMemory leaves that many bytes of memory, more or less: huge pages are in nobody's way and of
+// no use.
 func takeMemory(m *harness.Machine, leave int64) {
 	m.Helper()
 	var kilobytes int64

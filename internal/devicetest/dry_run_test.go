@@ -20,8 +20,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// untouched is all that a dry run must leave as it is: the devices' contents, and what they were asked to write; folders with
-// their files, but for logs and sockets' own times; mounts, modules, ublk devices.
+// untouched is all that a dry run must leave as it is: the devices' contents, and what they were
+// asked to write; folders with their files, but for logs and sockets' own times; mounts, modules,
+// ublk devices.
 func untouched(m *harness.Machine, disks ...*harness.Disk) string {
 	m.Helper()
 	var b strings.Builder
@@ -105,8 +106,9 @@ func unchanged(m *harness.Machine, what, before, after string) {
 	}
 }
 
-// TestDryRun: it says what add would do, or refuses what add refuses, with the same words, and changes nothing: for what is
-// new, on disks and as files, for what goes on, for what a dead daemon has left, for what is up.
+// TestDryRun: it says what add would do, or refuses what add refuses, with the same words, and
+// changes nothing: for what is new, on disks and as files, for what goes on, for what a dead daemon
+// has left, for what is up.
 func TestDryRun(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
@@ -218,8 +220,9 @@ func TestDryRun(t *testing.T) {
 	c.Del()
 }
 
-// TestDryRunFigures: what is said of memory, bytes and time holds in the run that follows. The time on the counting clock;
-// by another, that the guest's neighbours move, it may be off by as much again.
+// TestDryRunFigures: what is said of memory, bytes and time holds in the run that follows. The time
+// on the counting clock; by another, that the guest's neighbours move, it may be off by as much
+// again.
 func TestDryRunFigures(t *testing.T) {
 	runs.On(t, "7.3", runs.CountingClock)
 	m := harness.New(t)
@@ -246,11 +249,12 @@ func TestDryRunFigures(t *testing.T) {
 	}
 }
 
-// heapStep is how much Go's heap grows at once, in bytes (runtime/mheap.go, go 1.26: a chunk of 512 pages). A
-// daemon in twenty has 3 MiB more than the others.
+// heapStep is how much Go's heap grows at once, in bytes (runtime/mheap.go, go 1.26: a chunk of 512
+// pages). A daemon in twenty has 3 MiB more than the others.
 const heapStep = 4 * harness.MiB
 
-// figuresHold runs what was said, and returns by how much the daemon's memory was more, as a fraction.
+// figuresHold runs what was said, and returns by how much the daemon's memory was more, as a
+// fraction.
 func figuresHold(m *harness.Machine, t *testing.T, c *harness.Clone) float64 {
 	expected := c.DryRun()
 	if expected.SourceRate == nil || expected.Seconds == nil {
@@ -309,7 +313,8 @@ func TestDryRunOfSparseSource(t *testing.T) {
 	c.Del()
 }
 
-// TestDryRunOfSlowSource: a source that takes long for each read is not waited for, and its rate not made up.
+// TestDryRunOfSlowSource: a source that takes long for each read is not waited for, and its rate
+// not made up.
 func TestDryRunOfSlowSource(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)

@@ -20,13 +20,14 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Three things that a boot finds decide whether it clones a source over a destination: the definition, the metadata, and the
-// record of the destination. They may lie on three file systems, each of which makes durable what it likes when it likes,
-// unless it is told. A cut is what the three disks hold at one moment, without what is only in the page cache: what a power
-// cut would leave.
+// Three things that a boot finds decide whether it clones a source over a destination: the
+// definition, the metadata, and the record of the destination. They may lie on three file systems,
+// each of which makes durable what it likes when it likes, unless it is told. A cut is what the
+// three disks hold at one moment, without what is only in the page cache: what a power cut would
+// leave.
 
-// cutBench has the three file systems, and a program that copies their disks behind every step of a command
-// (internal/file, StepEnv).
+// cutBench has the three file systems, and a program that copies their disks behind every step of a
+// command (internal/file, StepEnv).
 type cutBench struct {
 	*harness.Machine
 	folders []string // where the file systems are mounted
@@ -71,7 +72,8 @@ func (b *cutBench) mkdir(paths ...string) {
 	}
 }
 
-// mount mounts the images in dir. The file systems commit nothing by themselves while the test runs.
+// mount mounts the images in dir. The file systems commit nothing by themselves while the test
+// runs.
 func (b *cutBench) mount(dir string) {
 	b.Helper()
 	for i, folder := range b.folders {
@@ -86,7 +88,8 @@ func (b *cutBench) unmount() {
 	}
 }
 
-// recording runs a command of the program that takes a cut behind each of its steps, its daemon's included.
+// recording runs a command of the program that takes a cut behind each of its steps, its daemon's
+// included.
 func (b *cutBench) recording(args ...string) {
 	b.Helper()
 	b.Setenv("UBLK_CLONE_AT_STEP", filepath.Join(b.Dir, "cut"))
@@ -94,8 +97,8 @@ func (b *cutBench) recording(args ...string) {
 	b.Setenv("UBLK_CLONE_AT_STEP", "")
 }
 
-// take gives the cuts since the last call, in order, without those that are the same as the one before, and how many there
-// were with these.
+// take gives the cuts since the last call, in order, without those that are the same as the one
+// before, and how many there were with these.
 func (b *cutBench) take() (cuts []string, n int) {
 	b.Helper()
 	b.taken++
@@ -146,8 +149,8 @@ func (b *cutBench) sum(cut string) string {
 	return string(sum.Sum(nil))
 }
 
-// boot has a machine start from a cut: if it finds the definition its unit adds the clone, as a boot would. It says whether
-// the clone is up, and whether there was a definition.
+// boot has a machine start from a cut: if it finds the definition its unit adds the clone, as a
+// boot would. It says whether the clone is up, and whether there was a definition.
 func (b *cutBench) boot(c *harness.Clone, cut string) (up, defined bool) {
 	b.Helper()
 	b.unmount()
@@ -165,8 +168,9 @@ func (b *cutBench) boot(c *harness.Clone, cut string) (up, defined bool) {
 	return o.Code == 0, defined
 }
 
-// TestPowerCutsAroundFinish takes the power away behind every step of import, add and finish. No boot clones the source over
-// what the user has written, or over a destination that stands alone (I16).
+// TestPowerCutsAroundFinish takes the power away behind every step of import, add and finish. No
+// boot clones the source over what the user has written, or over a destination that stands alone
+// (I16).
 func TestPowerCutsAroundFinish(t *testing.T) {
 	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)

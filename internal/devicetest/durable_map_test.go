@@ -105,7 +105,8 @@ func (b *flushBench) missing(regions ...uint64) error {
 	return nil
 }
 
-// After a write and an fsync the metadata on disk hold the new bit; a second fsync leaves them unwritten.
+// After a write and an fsync the metadata on disk hold the new bit; a second fsync leaves them
+// unwritten.
 func TestFlushCommits(t *testing.T) {
 	runs.On(t, "6.18")
 	b := newFlushBench(t)
@@ -129,9 +130,10 @@ func TestFlushCommits(t *testing.T) {
 	b.Del()
 }
 
-// A write with FUA is answered when its own mark is durable. A program cannot make one without a FLUSH
-// behind it (generic_write_sync, v6.12), but ext4 can: the block that commits its journal goes out with FUA
-// after a FLUSH (jbd2's journal_submit_commit_record), into a block of its own, and fsync ends with it.
+// A write with FUA is answered when its own mark is durable. A program cannot make one without a
+// FLUSH behind it (generic_write_sync, v6.12), but ext4 can: the block that commits its journal
+// goes out with FUA after a FLUSH (jbd2's journal_submit_commit_record), into a block of its own,
+// and fsync ends with it.
 func TestJournalCommits(t *testing.T) {
 	runs.On(t, "7.3")
 	m := harness.New(t)
@@ -197,8 +199,8 @@ func TestPeriodicCommit(t *testing.T) {
 	b.Del()
 }
 
-// A copy of the metadata taken at any moment, in the middle of a commit too, opens and never holds less
-// than an earlier one.
+// A copy of the metadata taken at any moment, in the middle of a commit too, opens and never holds
+// less than an earlier one.
 func TestMetadataOpenAtAnyMoment(t *testing.T) {
 	runs.On(t, "7.3", runs.Sampled)
 	b := newFlushBench(t)

@@ -10,10 +10,11 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Faults A to F with the death of the daemon in the middle of each: the next one knows no less, and repeats no more,
-// than the one that died.
+// Faults A to F with the death of the daemon in the middle of each: the next one knows no less, and
+// repeats no more, than the one that died.
 
-// trial is what happens to the daemon in the middle of a test. release ends what the test holds up meanwhile.
+// trial is what happens to the daemon in the middle of a test. release ends what the test holds up
+// meanwhile.
 type trial func(c *harness.Clone, release func())
 
 // undisturbed: nothing happens to it.
@@ -27,8 +28,8 @@ func killed(c *harness.Clone, release func()) {
 	c.Recover()
 }
 
-// A: the copies in flight belong to a dead daemon; the write that was flushed is not lost to them, and those that
-// were waiting are made.
+// A: the copies in flight belong to a dead daemon; the write that was flushed is not lost to them,
+// and those that were waiting are made.
 func TestFaultAKilled(t *testing.T) {
 	runs.On(t, "6.12")
 	testWriteUnderCopy(t, killed, true)
@@ -46,7 +47,8 @@ func TestFaultCKilled(t *testing.T) {
 	testMinRate(t, killed)
 }
 
-// D: the next daemon shows what was acknowledged, and stays read-only though the metadata work again (I10).
+// D: the next daemon shows what was acknowledged, and stays read-only though the metadata work
+// again (I10).
 func TestFaultDKilled(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	testFailedCommit(t, killed)

@@ -17,10 +17,12 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// What was seen to go wrong in the kernel's dm-clone, A to F, and does not here. Each test says what was seen.
+// What was seen to go wrong in the kernel's dm-clone, A to F, and does not here. Each test says
+// what was seen.
 
-// A. A copy of region 0 was in flight; the region was discarded, written and flushed; then the copy landed on
-// what was written. Here so with a copy of the background and with one that another write has begun.
+// A. A copy of region 0 was in flight; the region was discarded, written and flushed; then the copy
+// landed on what was written. Here so with a copy of the background and with one that another write
+// has begun.
 func TestFaultAWriteUnderCopy(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	t.Run("Passdown", func(t *testing.T) { testWriteUnderCopy(t, undisturbed, true) })
@@ -96,9 +98,9 @@ func waitHydrating(c *harness.Clone) {
 	})
 }
 
-// waitTaken waits until the daemon has taken so many writes that are not answered yet, or they have ended. The
-// driver has them first; what comes to the only queue after them, as read does, is answered after the daemon has
-// seen them.
+// waitTaken waits until the daemon has taken so many writes that are not answered yet, or they have
+// ended. The driver has them first; what comes to the only queue after them, as read does, is
+// answered after the daemon has seen them.
 func waitTaken(c *harness.Clone, writes int, read func(), ended <-chan struct{}) {
 	c.M.Helper()
 	d := c.M.Block(c.Path)
@@ -158,8 +160,8 @@ func testOldContent(t *testing.T, during trial, discards bool, args ...string) {
 	checkToTheEnd(c, w, dest)
 }
 
-// leastShare of the pace of hydration that is left beside steady readers of depth 1. Of dm-clone's 5 % was left
-// beside one, and 1 % beside two.
+// leastShare of the pace of hydration that is left beside steady readers of depth 1. Of dm-clone's
+// 5 % was left beside one, and 1 % beside two.
 const leastShare = 0.15
 
 // C. Hydration starved beside one steady reader.
@@ -180,8 +182,8 @@ func TestFaultCSteadyReaders(t *testing.T) {
 	}
 }
 
-// hydrationTime is how long a fresh clone takes to hydrate beside so many readers of depth 1, from its first
-// write to the destination to its last.
+// hydrationTime is how long a fresh clone takes to hydrate beside so many readers of depth 1, from
+// its first write to the destination to its last.
 func hydrationTime(m *harness.Machine, source, dest *harness.Disk, readers int) time.Duration {
 	m.Helper()
 	c := m.AddClone(source, dest, m.Missing(fmt.Sprint("meta", readers)), "--no-hydration", "--read-through=off")
@@ -210,9 +212,9 @@ func hydrationTime(m *harness.Machine, source, dest *harness.Disk, readers int) 
 	return took.Round(time.Millisecond)
 }
 
-// startReaders begins reads of 4 KiB at random places in the last MiB, which hydration comes to last: so they go
-// to the source and are in flight most of the time. stop ends them and tells how many there were; close
-// closes what they had open.
+// startReaders begins reads of 4 KiB at random places in the last MiB, which hydration comes to
+// last: so they go to the source and are in flight most of the time. stop ends them and tells how
+// many there were; close closes what they had open.
 func startReaders(m *harness.Machine, path string, readers int) (stop func() int, closeAll func()) {
 	m.Helper()
 	var group sync.WaitGroup
@@ -252,7 +254,8 @@ func startReaders(m *harness.Machine, path string, readers int) (stop func() int
 	}
 }
 
-// D. A write was acknowledged; the commit that nobody had asked for failed; then the source's bytes showed.
+// D. A write was acknowledged; the commit that nobody had asked for failed; then the source's bytes
+// showed.
 func TestFaultDFailedCommit(t *testing.T) {
 	runs.On(t, "7.3")
 	testFailedCommit(t, undisturbed)
@@ -343,9 +346,10 @@ func testBadRegionInBatch(t *testing.T, during trial) {
 	w.CheckBut(m, dest.Path, bad, bad+region)
 }
 
-// What may happen with one bad region left, in idleTime. The promise is 1 % of a CPU, which the counting clock
-// shows. By any other clock what else the host does counts as the guest's, and without KVM all takes ten times as
-// long: there only what the kernel's own target does is found (93 % on the metal).
+// What may happen with one bad region left, in idleTime. The promise is 1 % of a CPU, which the
+// counting clock shows. By any other clock what else the host does counts as the guest's, and
+// without KVM all takes ten times as long: there only what the kernel's own target does is found
+// (93 % on the metal).
 const (
 	idleTime    = 10 * time.Second
 	idleCPU     = idleTime / 2
@@ -353,7 +357,8 @@ const (
 	idleRetries = 8              // reads of the source: tries further and further apart
 )
 
-// F. With one region unreadable and everything else done, 22000 copies failed a second, and a CPU was busy.
+// F. With one region unreadable and everything else done, 22000 copies failed a second, and a CPU
+// was busy.
 func TestFaultFEndlessRetry(t *testing.T) {
 	runs.On(t, "6.18", runs.OrdinaryClock, runs.LeapingClock)
 	testEndlessRetry(t, undisturbed)

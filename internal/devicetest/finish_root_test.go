@@ -14,8 +14,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestFinishRoot: the program lies on the layer, as where that is the root. Its daemon, which needs nothing of it while the
-// layer is suspended, and the finish, go on; what is started from there afterwards comes from the destination.
+// TestFinishRoot: the program lies on the layer, as where that is the root. Its daemon, which needs
+// nothing of it while the layer is suspended, and the finish, go on; what is started from there
+// afterwards comes from the destination.
 func TestFinishRoot(t *testing.T) {
 	runs.On(t, "7.3", runs.Sampled)
 	b := newFinishBench(t, "")

@@ -18,8 +18,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestFinishSwap: swap on the layer goes on. What was paged out before is read from the destination after, and a process
-// that is paged out and in all the time notices nothing.
+// TestFinishSwap: swap on the layer goes on. What was paged out before is read from the destination
+// after, and a process that is paged out and in all the time notices nothing.
 func TestFinishSwap(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)
@@ -84,8 +84,8 @@ func TestFinishSwap(t *testing.T) {
 	m.MustRun("dmsetup", "remove", "--retry", harness.LayerName)
 }
 
-// pager pages memory out. MADV_PAGEOUT only starts the writes to a device that is not synchronous: the pages stay in the
-// swap cache until somebody looks for memory.
+// pager pages memory out. MADV_PAGEOUT only starts the writes to a device that is not synchronous:
+// the pages stay in the swap cache until somebody looks for memory.
 type pager struct {
 	m       *harness.Machine
 	reclaim string // memory.reclaim of all, who writes to it looks for memory

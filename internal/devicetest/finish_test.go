@@ -25,7 +25,8 @@ import (
 // finishFault is where a finish goes wrong in ublk-clone-faults.
 const finishFault = "UBLK_CLONE_FINISH_FAULT"
 
-// finishBench is a clone with a layer, whose destination is larger, with junk behind the clone's end.
+// finishBench is a clone with a layer, whose destination is larger, with junk behind the clone's
+// end.
 type finishBench struct {
 	*harness.Clone
 	source, dest, meta *harness.Disk
@@ -35,7 +36,8 @@ type finishBench struct {
 
 const finishSize = 24 * harness.MiB
 
-// newFinishBench makes the clone of a file system, mounts it and writes to it. fault is for its daemon, "" for none.
+// newFinishBench makes the clone of a file system, mounts it and writes to it. fault is for its
+// daemon, "" for none.
 func newFinishBench(t *testing.T, fault string, args ...string) *finishBench {
 	m := harness.New(t)
 	m.DropLiveMaps() // what other tests have left by design: a finish leaves nothing
@@ -67,8 +69,8 @@ func (b *finishBench) hydrate() {
 	b.WaitHydrated()
 }
 
-// finished checks that nothing is left but the layer, which leads to the destination, with the file system that is mounted
-// on it; and that the destination alone has all of it.
+// finished checks that nothing is left but the layer, which leads to the destination, with the file
+// system that is mounted on it; and that the destination alone has all of it.
 func (b *finishBench) finished() {
 	b.M.Helper()
 	b.Path = ""
@@ -108,8 +110,8 @@ func (b *finishBench) finished() {
 	b.M.CheckTail(b.dest, b.size)
 }
 
-// TestFinish: refused as long as anything is left, or somebody has the block device itself open; then under a mounted file
-// system.
+// TestFinish: refused as long as anything is left, or somebody has the block device itself open;
+// then under a mounted file system.
 func TestFinish(t *testing.T) {
 	runs.On(t, "7.3")
 	b := newFinishBench(t, "")
@@ -143,8 +145,8 @@ func TestFinish(t *testing.T) {
 	b.finished()
 }
 
-// startVerify has fio write and read what it has written at random for so many seconds, in a file on the clone, with a
-// checksum in each block. wait fails the test if it has ended before.
+// startVerify has fio write and read what it has written at random for so many seconds, in a file
+// on the clone, with a checksum in each block. wait fails the test if it has ended before.
 func (b *finishBench) startVerify(seconds int) (wait func()) {
 	b.M.Helper()
 	var out bytes.Buffer
@@ -196,8 +198,8 @@ func (b *finishBench) goesOn(writes int64) {
 	})
 }
 
-// TestFinishUnderFio: behind each step that can fail before the layer leads to the destination a finish fails once, and is
-// taken back; the last one succeeds. fio goes on over all of them.
+// TestFinishUnderFio: behind each step that can fail before the layer leads to the destination a
+// finish fails once, and is taken back; the last one succeeds. fio goes on over all of them.
 func TestFinishUnderFio(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	b := newFinishBench(t, "fail 2 3 4")
@@ -219,8 +221,8 @@ func TestFinishUnderFio(t *testing.T) {
 	b.finished()
 }
 
-// TestFinishKilled: the daemon dies behind each of the steps before the layer leads to the destination, in turn; each time the
-// clone is recovered, and can be finished.
+// TestFinishKilled: the daemon dies behind each of the steps before the layer leads to the
+// destination, in turn; each time the clone is recovered, and can be finished.
 func TestFinishKilled(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	b := newFinishBench(t, "die 1")
@@ -238,7 +240,8 @@ func TestFinishKilled(t *testing.T) {
 	b.finished()
 }
 
-// TestFinishKilledLater: behind the others, when there is nothing to serve any more, the command itself does the rest.
+// TestFinishKilledLater: behind the others, when there is nothing to serve any more, the command
+// itself does the rest.
 func TestFinishKilledLater(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	for step := 6; step <= 10; step += harness.Count(4, 1) {
@@ -278,8 +281,9 @@ func TestFinishLater(t *testing.T) {
 	}
 }
 
-// TestFinishPlainKilled: command and daemon die behind each step from which on there is nothing to serve any more. The same
-// add, which is what a user tries next, does not begin anew over what was written to the clone.
+// TestFinishPlainKilled: command and daemon die behind each step from which on there is nothing to
+// serve any more. The same add, which is what a user tries next, does not begin anew over what was
+// written to the clone.
 func TestFinishPlainKilled(t *testing.T) {
 	runs.On(t, runs.EveryKernel, runs.Sampled)
 	for step := 6; step <= 10; step++ {
@@ -331,7 +335,8 @@ func overwrite(t *testing.T, path string, content []byte) {
 	}
 }
 
-// finishAndHangUp asks the daemon to finish, as a command that is killed, and waits for the daemon's end.
+// finishAndHangUp asks the daemon to finish, as a command that is killed, and waits for the
+// daemon's end.
 func finishAndHangUp(c *harness.Clone, waitEnded func(pid int)) {
 	c.M.Helper()
 	pid := c.Status().PID
@@ -346,8 +351,8 @@ func finishAndHangUp(c *harness.Clone, waitEnded func(pid int)) {
 	_ = conn.Close()
 }
 
-// TestFinishPlain: without a layer nobody may have the block device open; the destination may be a file. With one it is to be
-// a device.
+// TestFinishPlain: without a layer nobody may have the block device open; the destination may be a
+// file. With one it is to be a device.
 func TestFinishPlain(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
@@ -393,8 +398,8 @@ func TestFinishFileUnderLayer(t *testing.T) {
 	m.LayerGone()
 }
 
-// TestFinishStuck: a destination that does not answer keeps the layer from being suspended. After the limit it goes on as
-// before, and so do its users when the destination does.
+// TestFinishStuck: a destination that does not answer keeps the layer from being suspended. After
+// the limit it goes on as before, and so do its users when the destination does.
 func TestFinishStuck(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)
@@ -425,8 +430,8 @@ func TestFinishStuck(t *testing.T) {
 	m.MustRun("dmsetup", "remove", "--retry", harness.LayerName)
 }
 
-// TestFinishRecipe is dm-clone's: without hydration, mounted and trimmed; then hydrated and handed over. With our own words,
-// and with its table and messages.
+// TestFinishRecipe is dm-clone's: without hydration, mounted and trimmed; then hydrated and handed
+// over. With our own words, and with its table and messages.
 func TestFinishRecipe(t *testing.T) {
 	runs.On(t, "7.3", runs.Sampled)
 	for _, words := range []string{"ours", "dm-clone"} {

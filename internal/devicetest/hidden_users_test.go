@@ -16,7 +16,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Users of the block device that no descriptor in /proc tells of. Each begins to use the device and returns how to stop.
+// Users of the block device that no descriptor in /proc tells of. Each begins to use the device and
+// returns how to stop.
 var hiddenUsers = map[string]func(m *harness.Machine, path string) (release func()){
 	"a target of the kernel": func(m *harness.Machine, path string) func() {
 		m.MustRun("modprobe", "nvmet")
@@ -68,8 +69,8 @@ var hiddenUsers = map[string]func(m *harness.Machine, path string) (release func
 	},
 }
 
-// TestHiddenUsers: no device is taken from whoever uses it without a descriptor, its daemon alive or dead; with
-// --force it is.
+// TestHiddenUsers: no device is taken from whoever uses it without a descriptor, its daemon alive
+// or dead; with --force it is.
 func TestHiddenUsers(t *testing.T) {
 	runs.On(t, "6.12", "7.3", runs.Sampled)
 	c, _ := smallClone(t, "--no-hydration")

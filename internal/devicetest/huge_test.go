@@ -20,8 +20,8 @@ const (
 	pageSpan = 16128 * 4 * harness.KiB
 )
 
-// TestHugeSource: 16 TiB in 2^32 regions of 4 KiB. The clone is there at once and takes little memory; written
-// regions take more, by the page of the map; the far end works like the near one.
+// TestHugeSource: 16 TiB in 2^32 regions of 4 KiB. The clone is there at once and takes little
+// memory; written regions take more, by the page of the map; the far end works like the near one.
 func TestHugeSource(t *testing.T) {
 	runs.On(t, "7.3", runs.CountingClock, runs.OrdinaryClockInFull)
 	m := harness.New(t)
@@ -121,8 +121,8 @@ func atLeast(c *harness.Clone, bytes int64) error {
 // settledPages is how many pages of the region map have memory from the start.
 const settledPages = 2048
 
-// TestMapMemoryFallsBack: the memory of the map grows with what is partly hydrated, beyond what it has from the
-// start, and is given back when all of it is hydrated (I9).
+// TestMapMemoryFallsBack: the memory of the map grows with what is partly hydrated, beyond what it
+// has from the start, and is given back when all of it is hydrated (I9).
 func TestMapMemoryFallsBack(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)

@@ -20,8 +20,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// burdened runs the command from a shell that has twenty descriptors open, one of them a lock's and one the device's, and
-// another umask, limits, signals, nice value, CPU and environment than a daemon is to have.
+// burdened runs the command from a shell that has twenty descriptors open, one of them a lock's and
+// one the device's, and another umask, limits, signals, nice value, CPU and environment than a
+// daemon is to have.
 func burdened(m *harness.Machine, folder, device string, args ...string) {
 	m.Helper()
 	script := `cd "$1"; device=$2; shift 2

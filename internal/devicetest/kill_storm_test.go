@@ -22,8 +22,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// What is killed leaves nothing for ever: after it the documented commands alone bring the clone up, with every
-// acknowledged byte, or remove every trace of it.
+// What is killed leaves nothing for ever: after it the documented commands alone bring the clone
+// up, with every acknowledged byte, or remove every trace of it.
 
 // stormSize is the clone's: what is tried is how it comes and goes.
 const stormSize = 2 * harness.MiB
@@ -69,8 +69,8 @@ func (s *storm) anew() {
 	s.generation++
 }
 
-// patiently runs a documented command. While another command or a dying daemon is with the clone it is busy: who sees that
-// tries again.
+// patiently runs a documented command. While another command or a dying daemon is with the clone it
+// is busy: who sees that tries again.
 func (s *storm) patiently(args ...string) harness.Outcome {
 	s.M.Helper()
 	for deadline := time.Now().Add(harness.StandLimit); ; time.Sleep(100 * time.Millisecond) {
@@ -90,7 +90,8 @@ func (s *storm) bringUp() {
 	s.check()
 }
 
-// check looks at what is there of a clone that is up: its bytes, one device, one map, and nothing of those before it.
+// check looks at what is there of a clone that is up: its bytes, one device, one map, and nothing
+// of those before it.
 func (s *storm) check() {
 	s.M.Helper()
 	s.model.Check(s.M, s.Path)
@@ -120,7 +121,8 @@ func (s *storm) removeAll() {
 	s.anew()
 }
 
-// nothingLeft looks for devices, processes, live maps and files: begun definitions, locks, sockets, logs.
+// nothingLeft looks for devices, processes, live maps and files: begun definitions, locks, sockets,
+// logs.
 func (s *storm) nothingLeft() {
 	s.M.Helper()
 	s.M.WaitFor(harness.CleanLimit, "all traces to go", func() error {
@@ -134,8 +136,8 @@ func (s *storm) nothingLeft() {
 	})
 }
 
-// TestAddKilledAtEachStep kills the daemon of an add behind each of its steps: then prune leaves nothing that is of no use,
-// and the same add goes on, or prune --force removes all.
+// TestAddKilledAtEachStep kills the daemon of an add behind each of its steps: then prune leaves
+// nothing that is of no use, and the same add goes on, or prune --force removes all.
 func TestAddKilledAtEachStep(t *testing.T) {
 	runs.On(t, "6.12", "7.3", runs.Sampled)
 	s := newStorm(t)
@@ -186,8 +188,9 @@ func size(m *harness.Machine, path string) int64 {
 	return info.Size()
 }
 
-// TestKillStorm kills add, finish, restart and del at random moments: the command, its daemons, or all of them. SEED says
-// which; with other seeds several guests share a count, and KILLS is this one's.
+// TestKillStorm kills add, finish, restart and del at random moments: the command, its daemons, or
+// all of them. SEED says which; with other seeds several guests share a count, and KILLS is this
+// one's.
 func TestKillStorm(t *testing.T) {
 	runs.On(t, "7.3", runs.FourSeedsInFull, runs.Sampled)
 	s := newStorm(t)
@@ -214,7 +217,8 @@ func (s *storm) killed() (n int) {
 	return n
 }
 
-// round writes to the clone, kills one command and sees what the documented ones make of what is left.
+// round writes to the clone, kills one command and sees what the documented ones make of what is
+// left.
 func (s *storm) round() {
 	s.M.Helper()
 	verb := "add"
@@ -258,8 +262,8 @@ func (s *storm) write() {
 	}
 }
 
-// kill runs a command and kills at a random moment of it the command, or all daemons, or both. finished says that it was a
-// finish that came to its end.
+// kill runs a command and kills at a random moment of it the command, or all daemons, or both.
+// finished says that it was a finish that came to its end.
 func (s *storm) kill(verb string) (finished bool) {
 	s.M.Helper()
 	args := []string{verb, s.Name}
@@ -315,9 +319,9 @@ func (s *storm) settle() {
 	})
 }
 
-// mayWedge says that the daemon of an add may be in START_DEV. Before 7.0 the kernel looks for partitions there, with the
-// driver's lock: a device whose daemon is killed in that moment can be stopped by nobody until a reboot
-// (docs/data-safety.md).
+// mayWedge says that the daemon of an add may be in START_DEV. Before 7.0 the kernel looks for
+// partitions there, with the driver's lock: a device whose daemon is killed in that moment can be
+// stopped by nobody until a reboot (docs/data-safety.md).
 func (s *storm) mayWedge() bool {
 	nodes, _ := filepath.Glob("/dev/ublkc[0-9]*")
 	return len(nodes) > 0 && strings.HasPrefix(s.M.Release(), "6.")
@@ -335,8 +339,8 @@ func (s *storm) victims(self int) []int {
 	return slices.DeleteFunc(all, func(pid int) bool { return pid == self })
 }
 
-// finishAgain says whether a finish that was killed is done when it is asked for again. If its daemon died before there was
-// no way back, the clone is there.
+// finishAgain says whether a finish that was killed is done when it is asked for again. If its
+// daemon died before there was no way back, the clone is there.
 func (s *storm) finishAgain() bool {
 	s.M.Helper()
 	switch o := s.patiently("finish", s.Name); o.Code {

@@ -13,11 +13,11 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestKills kills the daemon again and again under a mounted ext4: at random moments, right after an fsync, right
-// after a recovery and in the middle of one. Meanwhile files are written, overwritten, punched, renamed and removed
-// by users who log what was acknowledged, fio writes and verifies, what is free is trimmed, and the clone hydrates.
-// Nobody sees an error or a wrong byte, the file system is sound, the clone becomes complete, and the destination
-// alone is right (I6).
+// TestKills kills the daemon again and again under a mounted ext4: at random moments, right after
+// an fsync, right after a recovery and in the middle of one. Meanwhile files are written,
+// overwritten, punched, renamed and removed by users who log what was acknowledged, fio writes and
+// verifies, what is free is trimmed, and the clone hydrates. Nobody sees an error or a wrong byte,
+// the file system is sound, the clone becomes complete, and the destination alone is right (I6).
 func TestKills(t *testing.T) {
 	runs.On(t, "6.12", runs.OwnGuestInFull, runs.Sampled)
 	m := harness.New(t)
@@ -144,7 +144,8 @@ func (k *killer) recoverAgain() {
 	k.recoveries++
 }
 
-// pace sets cap and floor so that hydration lasts as long as the kills, and longer: some take more time than others.
+// pace sets cap and floor so that hydration lasts as long as the kills, and longer: some take more
+// time than others.
 func (k *killer) pace(kills int, past time.Duration) {
 	k.M.Helper()
 	s := k.Status()

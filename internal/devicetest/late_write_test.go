@@ -20,12 +20,13 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// The late write (I7): what a daemon had in flight when it died lands after the next one has begun, unless that
-// waits. Here it lands exactly when the test says so. The daemon that is to die is put into a cgroup that may
-// write two bytes a second: what it writes stays in the block layer, in front of the device, also when the process
-// is gone; the next daemon is in no such group and would overtake. (dm-delay alone shows no harm: it keeps the
-// order of writes, so one that is late lands before all that come after it.) Both devices are dm-delay besides,
-// whose count of requests in flight shows that there are late ones.
+// The late write (I7): what a daemon had in flight when it died lands after the next one has begun,
+// unless that waits. Here it lands exactly when the test says so. The daemon that is to die is put
+// into a cgroup that may write two bytes a second: what it writes stays in the block layer, in
+// front of the device, also when the process is gone; the next daemon is in no such group and would
+// overtake. (dm-delay alone shows no harm: it keeps the order of writes, so one that is late lands
+// before all that come after it.) Both devices are dm-delay besides, whose count of requests in
+// flight shows that there are late ones.
 
 // Delays of writes, in milliseconds.
 const (
@@ -123,7 +124,8 @@ func newLateBench(t *testing.T) *lateBench {
 	return b
 }
 
-// places are where the writers of a round write: in regions of their own, half of them the next to be copied.
+// places are where the writers of a round write: in regions of their own, half of them the next to
+// be copied.
 func (b *lateBench) places(rng *rand.Rand) []int64 {
 	b.M.Helper()
 	durable := durableMap(b.M, b.metadata.Disk)
@@ -146,7 +148,8 @@ func (b *lateBench) places(rng *rand.Rand) []int64 {
 	return places
 }
 
-// round is a death with writes in flight of the destination, the metadata or both, and all that follows.
+// round is a death with writes in flight of the destination, the metadata or both, and all that
+// follows.
 func (b *lateBench) round(rng *rand.Rand, late ...lateDisk) {
 	b.M.Helper()
 	places := b.places(rng)
@@ -177,8 +180,8 @@ func (b *lateBench) round(rng *rand.Rand, late ...lateDisk) {
 	b.verify(places)
 }
 
-// expected is how many writes of d are in flight at least when the daemon is killed: those of the writers that no
-// copy keeps waiting, and a copy; or the page of a commit.
+// expected is how many writes of d are in flight at least when the daemon is killed: those of the
+// writers that no copy keeps waiting, and a copy; or the page of a commit.
 func (b *lateBench) expected(d lateDisk) int {
 	if d == b.dest {
 		return lateWriters/2 + 1
@@ -226,8 +229,8 @@ func (b *lateBench) start(places []int64, served <-chan struct{}) (wait func()) 
 	return group.Wait
 }
 
-// die kills the daemon and waits until nothing is left of it but threads that wait for a write to land. That may be
-// any of them, the one by which the process is listed too.
+// die kills the daemon and waits until nothing is left of it but threads that wait for a write to
+// land. That may be any of them, the one by which the process is listed too.
 func (b *lateBench) die(pid int) {
 	b.M.Helper()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -241,8 +244,8 @@ func (b *lateBench) die(pid int) {
 	})
 }
 
-// threadStates are those of a process's threads, a letter each (proc_pid_stat(5)): D waits in the kernel whatever
-// signal there is, Z and X have ended.
+// threadStates are those of a process's threads, a letter each (proc_pid_stat(5)): D waits in the
+// kernel whatever signal there is, Z and X have ended.
 func threadStates(pid int) (states string) {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	for _, path := range tasks {
@@ -257,9 +260,10 @@ func threadStates(pid int) (states string) {
 // timeForHarm is what a recovery gets to serve too early where it does not say that it waits.
 const timeForHarm = 2 * time.Second
 
-// recoverBehind starts the recovery and lets the late writes land as soon as it says that it waits for them. One
-// that serves before that does no harm here: the harm must show. A daemon that was killed while it wrote metadata,
-// which it does with pwrite, has not ended before that has; then the recovery waits for its end, and says nothing.
+// recoverBehind starts the recovery and lets the late writes land as soon as it says that it waits
+// for them. One that serves before that does no harm here: the harm must show. A daemon that was
+// killed while it wrote metadata, which it does with pwrite, has not ended before that has; then
+// the recovery waits for its end, and says nothing.
 func (b *lateBench) recoverBehind(pid int, late []lateDisk, served chan<- struct{}) {
 	b.M.Helper()
 	log := filepath.Join(harness.RunDir, b.Name+".log")
@@ -310,8 +314,8 @@ func (b *lateBench) settle(late []lateDisk) {
 	}
 }
 
-// verify: the writers' blocks hold the newest data, and what the last FLUSH has made durable would be there after
-// a power cut now.
+// verify: the writers' blocks hold the newest data, and what the last FLUSH has made durable would
+// be there after a power cut now.
 func (b *lateBench) verify(places []int64) {
 	b.M.Helper()
 	b.M.DropCaches()
@@ -329,8 +333,8 @@ func (b *lateBench) verify(places []int64) {
 	}
 }
 
-// TestLateWrite kills the daemon with copies, writes or a commit in flight, brings it back, overwrites, lets
-// everything land, and finds the new data.
+// TestLateWrite kills the daemon with copies, writes or a commit in flight, brings it back,
+// overwrites, lets everything land, and finds the new data.
 func TestLateWrite(t *testing.T) {
 	runs.On(t, "6.12", runs.OwnGuestInFull, runs.Sampled)
 	b := newLateBench(t)

@@ -14,8 +14,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestLayer: it is what add prints, is there for status and del, outlives a dead daemon and a restart with a file system
-// mounted on it, and goes with the clone.
+// TestLayer: it is what add prints, is there for status and del, outlives a dead daemon and a
+// restart with a file system mounted on it, and goes with the clone.
 func TestLayer(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	c, files := smallClone(t, "--no-hydration", "--dm", harness.LayerName)
@@ -39,8 +39,8 @@ func TestLayer(t *testing.T) {
 	m.ExpectFailure(m.Try(harness.Command, append([]string{"add", c.Name}, append(c.Args, "--dm", "another")...)...), exit.Exists, harness.LayerName)
 
 	for _, suspended := range []bool{false, true} { // by whom, a finish that was killed
-		// The suspension comes first, as it does there: it waits for the file system's requests, which a dead daemon
-		// does not answer.
+		// The suspension comes first, as it does there: it waits for the file system's requests,
+		// which a dead daemon does not answer.
 		if suspended {
 			m.MustRun("dmsetup", "suspend", "--nolockfs", harness.LayerName)
 		}
@@ -71,7 +71,8 @@ func TestLayer(t *testing.T) {
 	m.LayerGone()
 }
 
-// TestLayerForced: `del --force` of a dead daemon's clone takes the layer from under its user, who gets errors.
+// TestLayerForced: `del --force` of a dead daemon's clone takes the layer from under its user, who
+// gets errors.
 func TestLayerForced(t *testing.T) {
 	runs.On(t, "7.3")
 	c, _ := smallClone(t, "--no-hydration", "--dm", harness.LayerName)
@@ -111,10 +112,12 @@ func TestLayerTaken(t *testing.T) {
 	}
 }
 
-// firstLayerStep comes a little before the one that lays the layer; TestAddFailsAtEachStep has those before.
+// firstLayerStep comes a little before the one that lays the layer; TestAddFailsAtEachStep has
+// those before.
 const firstLayerStep = 18
 
-// TestLayerFailsAtEachStep: a start, and then a recovery, that fail behind any of their last steps leave what was there.
+// TestLayerFailsAtEachStep: a start, and then a recovery, that fail behind any of their last steps
+// leave what was there.
 func TestLayerFailsAtEachStep(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
@@ -145,7 +148,8 @@ func TestLayerFailsAtEachStep(t *testing.T) {
 	m.LayerGone()
 }
 
-// failSteps does what makes a clone run with a failure behind each step from the first on, until it succeeds, and looks after each.
+// failSteps does what makes a clone run with a failure behind each step from the first on, until it
+// succeeds, and looks after each.
 func failSteps(c *harness.Clone, verb string, first int, look func(step int)) (last int) {
 	c.M.Helper()
 	args := []string{verb, c.Name}

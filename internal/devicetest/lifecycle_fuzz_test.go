@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -25,9 +23,10 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// The lifecycle fuzzer does to one clone, in random order, what an operator, a crash and the machine do to it: commands, some
-// of them killed half way, deaths of the daemon, restarts with this and with the previous program, and changes of source,
-// destination and metadata. Users work on the device meanwhile. What they may see is the model:
+// The lifecycle fuzzer does to one clone, in random order, what an operator, a crash and the
+// machine do to it: commands, some of them killed half way, deaths of the daemon, restarts with
+// this and with the previous program, and changes of source, destination and metadata. Users work
+// on the device meanwhile. What they may see is the model:
 //
 //	always      a read returns the newest acknowledged write, or the source's first contents
 //	sound       nothing is wrong with the surroundings: no request fails
@@ -35,7 +34,8 @@ import (
 //	dead        requests wait
 //	never       the device goes away; a command that must refuse does something; a command hangs
 //
-// SEED replays a run, as far as the moments of kills and requests allow. LIFECYCLE is how long it lasts.
+// SEED replays a run, as far as the moments of kills and requests allow. LIFECYCLE is how long it
+// lasts.
 
 const (
 	lifecycleBytes = 16 * harness.MiB
@@ -254,8 +254,8 @@ func (l *lifecycle) addAgain() {
 	l.findOut()
 }
 
-// replace has a program restart or recover the clone. If anything is wrong it may be refused, and then a daemon that served
-// still does.
+// replace has a program restart or recover the clone. If anything is wrong it may be refused, and
+// then a daemon that served still does.
 func (l *lifecycle) replace(program, verb string) {
 	was := l.dead
 	o := l.said(l.M.TryFor(healLimit, program, verb, l.Name))
@@ -271,7 +271,8 @@ func (l *lifecycle) replace(program, verb string) {
 	}
 }
 
-// killCommand kills a command at a random moment. What it has begun may go on or not; the clone is served, or waits.
+// killCommand kills a command at a random moment. What it has begun may go on or not; the clone is
+// served, or waits.
 func (l *lifecycle) killCommand() {
 	words := strings.Fields(l.pick("restart NAME", "recover NAME", "resume NAME", "status NAME", "set NAME rate=1MiB/s", "del NAME --wait 20s", "prune", "wait NAME"))
 	for i := range words {
@@ -299,7 +300,8 @@ func (l *lifecycle) refused(verb string, codes ...int) {
 func (l *lifecycle) look() {
 	for _, words := range [][]string{{"status", l.Name}, {"list"}, {"status", l.Name, "-o", "dm"}} {
 		o := l.M.TryFor(harness.StandLimit, harness.Command, words...)
-		// The daemon of a recovery whose command was killed has no figures for a line of dm-clone yet.
+		// The daemon of a recovery whose command was killed has no figures for a line of dm-clone
+		// yet.
 		early := o.Code == 13 && strings.Contains(o.Stderr, "recovering")
 		if o.Code != 0 && !early && sound(l) && !l.dead {
 			l.t.Fatalf("%v: exit status %d: %s", words, o.Code, o.Stderr)
@@ -362,7 +364,8 @@ func (l *lifecycle) failMetadata() {
 	l.M.Fails(l.meta, harness.MiB)
 }
 
-// exchangeDest leads the destination's name to another disk, which a daemon that serves does not notice.
+// exchangeDest leads the destination's name to another disk, which a daemon that serves does not
+// notice.
 func (l *lifecycle) exchangeDest() {
 	lead := func(d *harness.Disk) {
 		l.must(errors.Join(os.Remove(l.dest), os.Symlink(d.Path, l.dest)))
@@ -429,111 +432,4 @@ func newModelOf(size int64, v harness.Version) *harness.Model {
 	w := harness.NewModel(size, 4*harness.KiB)
 	w.Set(0, size, v)
 	return w
-}
-
-// patientUser makes random requests, and makes one that has failed again until it succeeds: so the model always knows what a
-// sector holds. A request may only fail while its surroundings are not sound.
-type patientUser struct {
-	m       *harness.Machine
-	model   *harness.Model
-	quit    chan struct{}
-	group   sync.WaitGroup
-	retries atomic.Int64
-
-	mu      sync.Mutex
-	isSound bool
-	since   time.Time // when it became so
-}
-
-// retryPause is between two tries.
-const retryPause = 200 * time.Millisecond
-
-func newPatientUser(m *harness.Machine, size int64) *patientUser {
-	return &patientUser{m: m, model: harness.NewModel(size, 4*harness.KiB), isSound: true, since: time.Now()}
-}
-
-func (u *patientUser) setSound(is bool) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.isSound, u.since = is, time.Now()
-}
-
-// soundSince says whether the surroundings were sound all the time since.
-func (u *patientUser) soundSince(then time.Time) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.isSound && u.since.Before(then)
-}
-
-func (u *patientUser) start(rng *rand.Rand, path string) {
-	u.quit = make(chan struct{})
-	for range 3 {
-		v := u.m.Open(path, os.O_RDWR)
-		buf, free := u.m.Scratch(harness.IOSize)
-		own := rand.New(rand.NewPCG(rng.Uint64(), rng.Uint64()))
-		u.group.Go(func() {
-			defer v.F.Close()
-			defer free()
-			for u.request(own, v, buf) {
-				select {
-				case <-u.quit:
-					return
-				case <-time.After(soakRest):
-				}
-			}
-		})
-	}
-}
-
-// stop waits for the requests at work, which must succeed by themselves.
-func (u *patientUser) stop() {
-	close(u.quit)
-	u.group.Wait()
-	if u.m.Failed() {
-		u.m.FailNow()
-	}
-}
-
-// request makes one request until it succeeds; false: it has failed for good.
-func (u *patientUser) request(rng *rand.Rand, v *harness.Volume, buf []byte) bool {
-	w := u.model
-	off, length := w.Place(rng, 512)
-	kind := rng.IntN(10)
-	w.Enter(off, length)
-	defer w.Leave(off, length)
-	ver, b := w.NewVersion(), buf[:length]
-	for {
-		begin := time.Now()
-		var err error
-		switch {
-		case kind < 4:
-			if err = v.Read(b, off); err == nil {
-				if err = w.Compare(b, off); err != nil {
-					u.m.Errorf("a wrong read: %v", err)
-					return false
-				}
-			}
-		case kind < 8:
-			harness.Fill(b, off, ver)
-			if err = v.Write(b, off); err == nil {
-				w.Set(off, off+length, ver)
-			}
-		case kind == 8:
-			if err = v.Zero(off, length); err == nil {
-				w.Set(off, off+length, harness.Zeros)
-			}
-		default:
-			err = v.Flush()
-		}
-		if err == nil {
-			w.Took(time.Since(begin))
-			return true
-		}
-		if !errors.Is(err, unix.EIO) || u.soundSince(begin) {
-			u.m.Errorf("a request of kind %d at %d, %d bytes: %v", kind, off, length, err)
-			return false
-		}
-		u.retries.Add(1)
-		time.Sleep(retryPause)
-	}
 }

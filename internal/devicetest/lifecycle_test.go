@@ -31,8 +31,8 @@ func smallClone(t *testing.T, args ...string) (*harness.Clone, *harness.FileTree
 // delLimit is how long del of an idle device may take.
 const delLimit = 2 * time.Second
 
-// del is refused while the clone is mounted, or open, and names who holds it; the clone goes on. Then del
-// takes less than 2 s and leaves nothing (New checks that).
+// del is refused while the clone is mounted, or open, and names who holds it; the clone goes on.
+// Then del takes less than 2 s and leaves nothing (New checks that).
 func TestDelWhileMounted(t *testing.T) {
 	runs.On(t, "7.3", runs.OrdinaryClock, runs.CountingClock)
 	c, files := smallClone(t)
@@ -232,14 +232,15 @@ func devicesAndDaemons() []string {
 	return own
 }
 
-// faulty is ublk-clone with the build tag faults: UBLK_CLONE_FAULT makes a start fail behind a step.
+// faulty is ublk-clone with the build tag faults: UBLK_CLONE_FAULT makes a start fail behind a
+// step.
 const (
 	faulty   = harness.Command + "-faults"
 	faultEnv = "UBLK_CLONE_FAULT"
 )
 
-// A start that fails behind any of its steps leaves nothing: no device, daemon or socket, and none of
-// the files that it made. What was there before is as it was.
+// A start that fails behind any of its steps leaves nothing: no device, daemon or socket, and none
+// of the files that it made. What was there before is as it was.
 func TestAddFailsAtEachStep(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
@@ -281,8 +282,8 @@ func TestAddFailsAtEachStep(t *testing.T) {
 	harness.NewModel(8*harness.MiB, 4*harness.KiB).Check(m, dest.Path)
 }
 
-// A recovery that fails behind any of its steps leaves all as it was: the device and its user, who waits and sees
-// no error, the definition, the live map. The next one goes on.
+// A recovery that fails behind any of its steps leaves all as it was: the device and its user, who
+// waits and sees no error, the definition, the live map. The next one goes on.
 func TestRecoverFailsAtEachStep(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	c, files := smallClone(t, "--no-hydration")

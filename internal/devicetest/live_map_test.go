@@ -33,8 +33,8 @@ func newLiveMapBench(t *testing.T) *liveMapBench {
 	return b
 }
 
-// scatter writes, zeroes and discards here and there, and kills the daemon before a commit that nobody asked
-// for is due, mostly.
+// scatter writes, zeroes and discards here and there, and kills the daemon before a commit that
+// nobody asked for is due, mostly.
 func (b *liveMapBench) scatter() {
 	b.M.Helper()
 	v, buf := b.M.Open(b.Path, os.O_RDWR), b.M.Buffer(16*1024)
@@ -59,8 +59,8 @@ func (b *liveMapBench) marked() uint64 {
 	return durable.NrHydrated() + durable.NrZero()
 }
 
-// TestKilledDaemonLosesNothing: what was acknowledged and not flushed is there when the clone is started again,
-// and the next FLUSH makes it durable (I6).
+// TestKilledDaemonLosesNothing: what was acknowledged and not flushed is there when the clone is
+// started again, and the next FLUSH makes it durable (I6).
 func TestKilledDaemonLosesNothing(t *testing.T) {
 	runs.On(t, "6.12")
 	b := newLiveMapBench(t)
@@ -110,8 +110,8 @@ func (b *liveMapBench) liveMap() string {
 	return maps[0]
 }
 
-// TestLiveMapGone: without it nobody knows what was written since the last commit. The clone is not opened from
-// there in silence.
+// TestLiveMapGone: without it nobody knows what was written since the last commit. The clone is not
+// opened from there in silence.
 func TestLiveMapGone(t *testing.T) {
 	runs.On(t, "6.18")
 	b := newLiveMapBench(t)
@@ -124,7 +124,8 @@ func TestLiveMapGone(t *testing.T) {
 	b.Del()
 }
 
-// TestLiveMapOfOtherMetadata: a map and metadata that do not belong together are refused, whichever is older.
+// TestLiveMapOfOtherMetadata: a map and metadata that do not belong together are refused, whichever
+// is older.
 func TestLiveMapOfOtherMetadata(t *testing.T) {
 	runs.On(t, "6.18")
 	b := newLiveMapBench(t)

@@ -19,14 +19,16 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Memory is freed by writing to the clone, while the clone is what needs memory to be freed (I9). This test has a
-// guest of its own, with little memory and devices outside of it (scripts/memory-pressure).
+// Memory is freed by writing to the clone, while the clone is what needs memory to be freed (I9).
+// This test has a guest of its own, with little memory and devices outside of it
+// (scripts/memory-pressure).
 
 const (
 	pressureFS   = 2560 * harness.MiB // partition 1 of the clone: ext4
 	pressureSwap = 768 * harness.MiB  // partition 2: swap
 	pressureFile = 32 * harness.MiB   // a file that is written
-	// stallLimit is how long nothing may move. Memory that is full is written back in a quarter of it.
+	// stallLimit is how long nothing may move. Memory that is full is written back in a quarter of
+	// it.
 	stallLimit = 150 * time.Second
 )
 
@@ -40,16 +42,18 @@ type pressure struct {
 	swap   atomic.Int64 // the most in use, bytes
 }
 
-// TestMemoryPressure writes twice the memory through the page cache of a file system on a clone that is
-// hydrating, where most memory may be dirty: half of it without swap, half with swap on the clone itself and a
-// process that needs more memory than there is. Nothing stands still, everything is right in the end. With FULL=1
-// each half is four times the memory, and so it goes on for ten minutes.
+// TestMemoryPressure writes twice the memory through the page cache of a file system on a clone
+// that is hydrating, where most memory may be dirty: half of it without swap, half with swap on the
+// clone itself and a process that needs more memory than there is. Nothing stands still, everything
+// is right in the end. With FULL=1 each half is four times the memory, and so it goes on for ten
+// minutes.
 func TestMemoryPressure(t *testing.T) {
 	runs.On(t, "7.3", runs.SmallMemory)
 	m := harness.New(t)
 	m.MustRun("modprobe", "virtio_blk")
-	// kswapd that drops inodes lets ext4 allocate memory that must not fail, of which the allocator warns when it is
-	// short (__alloc_pages_slowpath, 6.13 and later; seen once on 7.3). It loses nothing, and no block device can help it.
+	// kswapd that drops inodes lets ext4 allocate memory that must not fail, of which the allocator
+	// warns when it is short (__alloc_pages_slowpath, 6.13 and later; seen once on 7.3). It loses
+	// nothing, and no block device can help it.
 	m.Kernel.Excuse("super_cache_scan")
 	memory := m.MemoryNumber("MemTotal")
 	source, dest, metadata := m.Block("/dev/vda"), m.Block("/dev/vdb"), m.Block("/dev/vdc")
@@ -71,8 +75,9 @@ func TestMemoryPressure(t *testing.T) {
 	m.MustRun("mount", fs, p.folder)
 	t.Logf("memory %d MiB; the daemon has %d MiB, %d KiB of it swapped", memory/harness.MiB, p.ProcessNumber("VmRSS")/harness.MiB, p.ProcessNumber("VmSwap")/harness.KiB)
 
-	// As udev's rule does (packaging/udev/59-ublk-clone.rules): with it 7.3 hung once in about fifteen runs, kswapd in
-	// rq_qos_wait, with nothing at work in the daemon: its rings were empty, and each tag had its command at the driver.
+	// As udev's rule does (packaging/udev/59-ublk-clone.rules): with it 7.3 hung once in about
+	// fifteen runs, kswapd in rq_qos_wait, with nothing at work in the daemon: its rings were
+	// empty, and each tag had its command at the driver.
 	m.WriteFile("/sys/block/"+filepath.Base(p.Path)+"/queue/wbt_lat_usec", "0")
 	stop := p.watch()
 	for begin, round := time.Now(), 0; round == 0 || os.Getenv("FULL") == "1" && time.Since(begin) < 10*time.Minute; round++ {
@@ -94,8 +99,8 @@ func TestMemoryPressure(t *testing.T) {
 	p.Del()
 }
 
-// makeDirty lets nearly all memory be dirty before anybody is held back, and has the kernel complain of what
-// stands still.
+// makeDirty lets nearly all memory be dirty before anybody is held back, and has the kernel
+// complain of what stands still.
 func makeDirty(m *harness.Machine) {
 	m.Helper()
 	for name, value := range map[string]string{
@@ -105,7 +110,8 @@ func makeDirty(m *harness.Machine) {
 	}
 }
 
-// watch ends the machine when nothing moves any more: a test in it cannot be ended, nor anything be taken back.
+// watch ends the machine when nothing moves any more: a test in it cannot be ended, nor anything be
+// taken back.
 func (p *pressure) watch() (stop func()) {
 	end := make(chan struct{})
 	var wait sync.WaitGroup

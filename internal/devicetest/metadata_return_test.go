@@ -20,8 +20,9 @@ import (
 
 // Metadata that fail, or cannot be read when the daemon is replaced, and come back (I10, I11).
 
-// returnBench is a clone of two pages of the region map: the first is hydrated throughout, committed and given back,
-// the second has marks that nobody has flushed. Its metadata can be made to fail.
+// returnBench is a clone of two pages of the region map: the first is hydrated throughout,
+// committed and given back, the second has marks that nobody has flushed. Its metadata can be made
+// to fail.
 type returnBench struct {
 	*harness.Clone
 	model    *harness.Model
@@ -76,8 +77,9 @@ func (b *returnBench) scatter() {
 	b.rng += 128 * harness.KiB
 }
 
-// breakMetadata makes the metadata fail when there is a mark to commit, and then one that nobody can commit. The write comes
-// first: the superblock may be written at any moment, for the sample of the destination, and then nothing can be marked.
+// breakMetadata makes the metadata fail when there is a mark to commit, and then one that nobody
+// can commit. The write comes first: the superblock may be written at any moment, for the sample of
+// the destination, and then nothing can be marked.
 func (b *returnBench) breakMetadata(fail func()) {
 	b.M.Helper()
 	if err := b.v.Flush(); err != nil {
@@ -162,8 +164,8 @@ func (b *returnBench) durable(when string, least uint64) {
 	}
 }
 
-// TestMetadataReturn: metadata that could not be written are written again when somebody says so, with all that the
-// failed commit had to write, and what was marked since; not before.
+// TestMetadataReturn: metadata that could not be written are written again when somebody says so,
+// with all that the failed commit had to write, and what was marked since; not before.
 func TestMetadataReturn(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	b := newReturnBench(t)
@@ -195,8 +197,9 @@ func TestMetadataReturnAfterDeath(t *testing.T) {
 	b.resumes()
 }
 
-// TestMetadataUnreadable: the live map stands in for metadata that a recovery cannot read (I11). Nothing that was
-// acknowledged is lost, nothing is written to them, and when they are back everything is committed.
+// TestMetadataUnreadable: the live map stands in for metadata that a recovery cannot read (I11).
+// Nothing that was acknowledged is lost, nothing is written to them, and when they are back
+// everything is committed.
 func TestMetadataUnreadable(t *testing.T) {
 	runs.On(t, "7.3")
 	cases := []struct {
@@ -230,8 +233,9 @@ func TestMetadataUnreadable(t *testing.T) {
 	}
 }
 
-// TestMetadataUnwritable: it is the same with metadata that a recovery can read and not write, whether it is the writes
-// that fail or the device has become read-only, and in a planned restart, too.
+// TestMetadataUnwritable: it is the same with metadata that a recovery can read and not write,
+// whether it is the writes that fail or the device has become read-only, and in a planned restart,
+// too.
 func TestMetadataUnwritable(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	cases := []struct {
@@ -262,7 +266,8 @@ func TestMetadataUnwritable(t *testing.T) {
 	}
 }
 
-// TestMetadataUnwritableSince: they were sound when the daemon died, and cannot be written by the next.
+// TestMetadataUnwritableSince: they were sound when the daemon died, and cannot be written by the
+// next.
 func TestMetadataUnwritableSince(t *testing.T) {
 	runs.On(t, "6.18")
 	b := newReturnBench(t)
@@ -279,8 +284,8 @@ func TestMetadataUnwritableSince(t *testing.T) {
 	b.resumes()
 }
 
-// TestMetadataReadOnlyFS: the file system of the metadata's file is read-only when the daemon is replaced. They are
-// not a device's, which the rest of the bench is for.
+// TestMetadataReadOnlyFS: the file system of the metadata's file is read-only when the daemon is
+// replaced. They are not a device's, which the rest of the bench is for.
 func TestMetadataReadOnlyFS(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)
@@ -322,8 +327,8 @@ func TestMetadataReadOnlyFS(t *testing.T) {
 	c.Del()
 }
 
-// TestMetadataGone: the metadata's device is not there when the daemon is replaced, or goes under it, and comes back as
-// another device of the same name.
+// TestMetadataGone: the metadata's device is not there when the daemon is replaced, or goes under
+// it, and comes back as another device of the same name.
 func TestMetadataGone(t *testing.T) {
 	runs.On(t, "6.18")
 	b := newReturnBench(t)
@@ -375,8 +380,8 @@ func TestMetadataGoneInUse(t *testing.T) {
 	b.resumes()
 }
 
-// TestMetadataOfAnotherClone: a recovery that finds those of another clone refuses them, whatever the live map says. The
-// device waits, and goes on with its own.
+// TestMetadataOfAnotherClone: a recovery that finds those of another clone refuses them, whatever
+// the live map says. The device waits, and goes on with its own.
 func TestMetadataOfAnotherClone(t *testing.T) {
 	runs.On(t, "7.3")
 	b := newReturnBench(t)
@@ -395,8 +400,8 @@ func TestMetadataOfAnotherClone(t *testing.T) {
 	b.Del()
 }
 
-// TestMetadataDamaged: the live map also stands in for metadata that make no sense; they are not written, and once they
-// are what they were the clone goes on.
+// TestMetadataDamaged: the live map also stands in for metadata that make no sense; they are not
+// written, and once they are what they were the clone goes on.
 func TestMetadataDamaged(t *testing.T) {
 	runs.On(t, "7.3")
 	b := newReturnBench(t)
@@ -421,7 +426,8 @@ func (b *returnBench) overwrite(content []byte) {
 	}
 }
 
-// TestLostFlushIsFinal: `resume` does not end what a failed flush of the destination has begun, nor does a death.
+// TestLostFlushIsFinal: `resume` does not end what a failed flush of the destination has begun, nor
+// does a death.
 func TestLostFlushIsFinal(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)

@@ -13,8 +13,9 @@ import (
 
 // What a clone does when its metadata fails (I10).
 
-// Metadata that cannot be written make the clone read-only. What was acknowledged stays visible, what needs
-// no mark works, FLUSH fails; del sets no clean mark and says so; and what was flushed before is there afterwards.
+// Metadata that cannot be written make the clone read-only. What was acknowledged stays visible,
+// what needs no mark works, FLUSH fails; del sets no clean mark and says so; and what was flushed
+// before is there afterwards.
 func TestMetadataFail(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)

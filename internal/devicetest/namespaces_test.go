@@ -17,7 +17,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// A daemon keeps no mount alive: it runs in the mount namespace of process 1, wherever it was started.
+// A daemon keeps no mount alive: it runs in the mount namespace of process 1, wherever it was
+// started.
 
 // apart is a command in a mount namespace of its own, whose mounts nobody else sees change.
 func apart(words ...string) []string {
@@ -43,9 +44,9 @@ func checkPlace(c *harness.Clone) {
 	}
 }
 
-// TestMountNamespace: a clone is added where another one's file system is mounted, in a mount namespace of its
-// own. That file system can be unmounted for good while the daemon lives, and so can the clone's own; the live map
-// is where the next daemon looks for it.
+// TestMountNamespace: a clone is added where another one's file system is mounted, in a mount
+// namespace of its own. That file system can be unmounted for good while the daemon lives, and so
+// can the clone's own; the live map is where the next daemon looks for it.
 func TestMountNamespace(t *testing.T) {
 	runs.On(t, "7.3")
 	c, files := smallClone(t, "--no-hydration")
@@ -110,7 +111,8 @@ func TestMountNamespaceForeground(t *testing.T) {
 	}
 }
 
-// TestPathElsewhere: what is a file in the command's mount namespace only is refused, and nothing is left.
+// TestPathElsewhere: what is a file in the command's mount namespace only is refused, and nothing
+// is left.
 func TestPathElsewhere(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)

@@ -15,11 +15,12 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// Power loss. Destination and metadata are parts of one disk whose writes are logged. A file system on the clone
-// and a stretch behind it are written, flushed, discarded and zeroed while the clone is hydrated, and what was
-// acknowledged as durable is marked in the log. Then the disk is made as the power may have left it at points of
-// the log, and what is there must be what was promised (I4, I5): the metadata open, the clone serves, every sector
-// holds its newest durable version or one that was issued later, and the file system mounts and has no fault.
+// Power loss. Destination and metadata are parts of one disk whose writes are logged. A file system
+// on the clone and a stretch behind it are written, flushed, discarded and zeroed while the clone
+// is hydrated, and what was acknowledged as durable is marked in the log. Then the disk is made as
+// the power may have left it at points of the log, and what is there must be what was promised (I4,
+// I5): the metadata open, the clone serves, every sector holds its newest durable version or one
+// that was issued later, and the file system mounts and has no fault.
 
 const (
 	lossFiles    = 32 * harness.MiB // bytes of the clone that the file system has: two groups of XFS, or its tool refuses to look
@@ -98,8 +99,8 @@ func (b *lossBench) up(entries []harness.LogEntry) int {
 	return slices.IndexFunc(entries, func(e harness.LogEntry) bool { return e.Mark == "up" })
 }
 
-// points chooses n places of the log: behind all marks, then in front of and behind what has FUA, then in front of
-// FLUSHes, where most is in doubt, then any.
+// points chooses n places of the log: behind all marks, then in front of and behind what has FUA,
+// then in front of FLUSHes, where most is in doubt, then any.
 func (b *lossBench) points(entries []harness.LogEntry, n int) []int {
 	b.Helper()
 	var groups [4][]int
@@ -126,8 +127,8 @@ func (b *lossBench) points(entries []harness.LogEntry, n int) []int {
 	return slices.Compact(points)
 }
 
-// tears says between which blocks a write may be torn: between sectors. But of file systems, which do not all
-// stand that within a block of theirs, between those of 4 KiB.
+// tears says between which blocks a write may be torn: between sectors. But of file systems, which
+// do not all stand that within a block of theirs, between those of 4 KiB.
 func tears(off int64) int64 {
 	if off < lossFiles {
 		return 4 * harness.KiB
@@ -172,8 +173,9 @@ func newReplay(entries []harness.LogEntry) *replay {
 	return r
 }
 
-// examineAll looks, without a clone, at what is behind the file system in front of each FLUSH and behind each entry
-// that changes something there: the metadata says for each region where its bytes are.
+// examineAll looks, without a clone, at what is behind the file system in front of each FLUSH and
+// behind each entry that changes something there: the metadata says for each region where its bytes
+// are.
 func (b *lossBench) examineAll(entries []harness.LogEntry) {
 	b.Helper()
 	r := &replay{entries: behindFiles(entries), durable: make([]byte, lossRaw+lossMetadata)}
@@ -192,7 +194,8 @@ func (b *lossBench) examineAll(entries []harness.LogEntry) {
 	b.Logf("looked at %d points behind the file system", looked)
 }
 
-// behindFiles are the entries with what they do behind the file system only, as of a disk that begins there.
+// behindFiles are the entries with what they do behind the file system only, as of a disk that
+// begins there.
 func behindFiles(entries []harness.LogEntry) []harness.LogEntry {
 	cut := slices.Clone(entries)
 	for i := range cut {

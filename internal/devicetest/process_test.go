@@ -16,7 +16,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// flusherFlags are the bits that PR_SET_IO_FLUSHER sets in the flags of a thread, found by setting it.
+// flusherFlags are the bits that PR_SET_IO_FLUSHER sets in the flags of a thread, found by setting
+// it.
 func flusherFlags(t *testing.T) uint64 {
 	t.Helper()
 	result := make(chan uint64)
@@ -35,8 +36,8 @@ func flusherFlags(t *testing.T) uint64 {
 	return bits
 }
 
-// unlocked are the mappings of the daemon that the kernel may swap out: private, writable and not locked. What may
-// be dropped (dp), as the state of the vDSO's random numbers, is not waited for.
+// unlocked are the mappings of the daemon that the kernel may swap out: private, writable and not
+// locked. What may be dropped (dp), as the state of the vDSO's random numbers, is not waited for.
 func unlocked(c *harness.Clone) (found []string) {
 	c.M.Helper()
 	var area string
@@ -52,8 +53,9 @@ func unlocked(c *harness.Clone) (found []string) {
 	return found
 }
 
-// TestDaemonUnderMemoryPressure: every thread of a daemon, those of the kernel's workers included, is one that
-// memory reclaim does not wait for, its memory is locked, and it is not killed for memory.
+// TestDaemonUnderMemoryPressure: every thread of a daemon, those of the kernel's workers included,
+// is one that memory reclaim does not wait for, its memory is locked, and it is not killed for
+// memory.
 func TestDaemonUnderMemoryPressure(t *testing.T) {
 	runs.On(t, "6.12", "7.3")
 	m := harness.New(t)
@@ -82,8 +84,9 @@ func TestDaemonUnderMemoryPressure(t *testing.T) {
 	c.Del()
 }
 
-// TestNoPageFaults: no thread that serves requests has a page fault, from the first request of a new clone on, and
-// no thread at all has one that waits for a device. Meanwhile the kernel joins pages to huge ones wherever it may.
+// TestNoPageFaults: no thread that serves requests has a page fault, from the first request of a
+// new clone on, and no thread at all has one that waits for a device. Meanwhile the kernel joins
+// pages to huge ones wherever it may.
 func TestNoPageFaults(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)
@@ -91,8 +94,9 @@ func TestNoPageFaults(t *testing.T) {
 	const size = 64 * harness.MiB
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
 	m.FillDisk(source, harness.Original)
-	// Huge pages that are there from the start would hurt nobody. They are split, as when memory comes in pieces,
-	// for the kernel to join; of a process that began while it might not, it would not even look.
+	// Huge pages that are there from the start would hurt nobody. They are split, as when memory
+	// comes in pieces, for the kernel to join; of a process that began while it might not, it would
+	// not even look.
 	hugePages(m, "enabled", "always")
 	c := m.AddClone(source, dest, m.Missing("meta"), "--queues", "2", "--no-hydration")
 	t.Logf("%d KiB resident", c.ProcessNumber("VmRSS")/harness.KiB)

@@ -90,9 +90,9 @@ func queueOwners(c *harness.Clone, queues int) map[int][]int {
 // writesOfEach is how many requests each CPU makes.
 const writesOfEach = 64
 
-// writeFromEach lets every CPU write, at the same time, its own stripes of the device through its own
-// queue: neighbouring requests go through different queues with different data, of which any mix-up of
-// tags, buffers or descriptors would show.
+// writeFromEach lets every CPU write, at the same time, its own stripes of the device through its
+// own queue: neighbouring requests go through different queues with different data, of which any
+// mix-up of tags, buffers or descriptors would show.
 func writeFromEach(c *harness.Clone, w *harness.Model, owners map[int][]int) {
 	c.M.Helper()
 	var cpus []int
@@ -139,8 +139,8 @@ func pin(cpu int) error {
 	return nil
 }
 
-// verifyWithFio writes blocks of 512 bytes to 1 MiB with a checksum in each, from a job on each CPU,
-// and reads them again.
+// verifyWithFio writes blocks of 512 bytes to 1 MiB with a checksum in each, from a job on each
+// CPU, and reads them again.
 func verifyWithFio(c *harness.Clone, jobs int) {
 	c.M.Helper()
 	share := c.Status().Size / int64(jobs)

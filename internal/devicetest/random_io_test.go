@@ -12,9 +12,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Reads, writes, zeroings, discards and flushes of four threads, two at random places and two in sequence,
-// with hydration running, go through a model of every sector. The destination holds junk before, so that what shows of it is
-// found; the sizes leave a short region at the end.
+// Reads, writes, zeroings, discards and flushes of four threads, two at random places and two in
+// sequence, with hydration running, go through a model of every sector. The destination holds junk
+// before, so that what shows of it is found; the sizes leave a short region at the end.
 
 // shape is what a clone is made from.
 type shape struct {
@@ -131,8 +131,8 @@ func testRandomRequests(t *testing.T, s shape) {
 	m.CheckTail(dest, s.size)
 }
 
-// fio trims blocks and writes them again in four jobs, with a checksum in each, while the clone hydrates; then
-// it reads them.
+// fio trims blocks and writes them again in four jobs, with a checksum in each, while the clone
+// hydrates; then it reads them.
 func TestTrimWriteByFio(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)

@@ -25,8 +25,8 @@ func copyRate(c *harness.Clone) int64 {
 	return int64(float64(copied) / time.Since(from).Seconds())
 }
 
-// TestRate: the cap is kept to within 10 %, as given to add and as set later, and over a restart; without a
-// cap it is left behind (I12).
+// TestRate: the cap is kept to within 10 %, as given to add and as set later, and over a restart;
+// without a cap it is left behind (I12).
 func TestRate(t *testing.T) {
 	runs.On(t, "7.3", runs.CountingClock)
 	const cap, lower = 8 * harness.MiB, 2 * harness.MiB
@@ -59,9 +59,10 @@ func TestRate(t *testing.T) {
 	}
 }
 
-// TestMinRate: four readers that never pause, of regions that are hydrated, beside which there is one small copy at a time,
-// as nothing is known of what that costs them. On disks that take 10 ms for whatever they are asked that is far below the
-// floor, which is reached all the same (I12); the clone becomes complete.
+// TestMinRate: four readers that never pause, of regions that are hydrated, beside which there is
+// one small copy at a time, as nothing is known of what that costs them. On disks that take 10 ms
+// for whatever they are asked that is far below the floor, which is reached all the same (I12); the
+// clone becomes complete.
 func TestMinRate(t *testing.T) {
 	runs.On(t, "6.12", runs.CountingClock)
 	testMinRate(t, undisturbed)
@@ -92,7 +93,8 @@ func testMinRate(t *testing.T, during trial) {
 	c.WaitHydrated()
 }
 
-// readers read blocks of 4 KiB in the first bytes in random order, each one at a time, until stop is called.
+// readers read blocks of 4 KiB in the first bytes in random order, each one at a time, until stop
+// is called.
 func readers(c *harness.Clone, n int, bytes int64) (stop func()) {
 	c.M.Helper()
 	end := make(chan struct{})

@@ -10,8 +10,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestBenchReadThrough measures what keeping the bytes that are read from the source costs the reads, and
-// what it gives to the next ones: the default of --read-through follows from it. It judges nothing.
+// TestBenchReadThrough measures what keeping the bytes that are read from the source costs the
+// reads, and what it gives to the next ones: the default of --read-through follows from it. It
+// judges nothing.
 func TestBenchReadThrough(t *testing.T) {
 	runs.On(t, "6.18", runs.LeapingClock, runs.FullOnly)
 	m := harness.New(t)

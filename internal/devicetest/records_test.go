@@ -24,9 +24,9 @@ func records(m *harness.Machine) []string {
 	return all
 }
 
-// TestRecords: a destination that is partly hydrated is known, so that metadata that vanish, or that are an older
-// copy, are not taken for a new clone's. The record outlives daemon and deletion, and goes when the
-// destination stands alone.
+// TestRecords: a destination that is partly hydrated is known, so that metadata that vanish, or
+// that are an older copy, are not taken for a new clone's. The record outlives daemon and deletion,
+// and goes when the destination stands alone.
 func TestRecords(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)

@@ -17,8 +17,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestRecover kills the daemon at random moments under random requests and hydration. Nobody sees an error, no
-// acknowledged write is lost, the clone becomes complete, and the destination alone is right.
+// TestRecover kills the daemon at random moments under random requests and hydration. Nobody sees
+// an error, no acknowledged write is lost, the clone becomes complete, and the destination alone is
+// right.
 func TestRecover(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	testRecover(t, harness.Count(4, 100), harness.StandLimit, func(c *harness.Clone) {
@@ -39,7 +40,8 @@ func TestRecoverTerminated(t *testing.T) {
 // restartLimit is how long a planned restart may keep a user waiting.
 const restartLimit = time.Second
 
-// TestRestart is the same with an upgrade: another program in the place of the old one, and one command.
+// TestRestart is the same with an upgrade: another program in the place of the old one, and one
+// command.
 func TestRestart(t *testing.T) {
 	runs.On(t, "7.3", runs.CountingClock, runs.OrdinaryClockInFull, runs.Sampled)
 	var slowest time.Duration
@@ -101,8 +103,8 @@ func testRecover(t *testing.T, rounds int, limit time.Duration, replace func(*ha
 	w.Check(m, dest.Path)
 }
 
-// TestRecoverMounted: a file system goes on over the death of the daemon under it; `add` recovers too, and says
-// so for another definition; `prune` ends what nobody wants back.
+// TestRecoverMounted: a file system goes on over the death of the daemon under it; `add` recovers
+// too, and says so for another definition; `prune` ends what nobody wants back.
 func TestRecoverMounted(t *testing.T) {
 	runs.On(t, "6.18")
 	c, files := smallClone(t, "--no-hydration")
@@ -131,8 +133,9 @@ func TestRecoverMounted(t *testing.T) {
 	c.Del()
 }
 
-// TestRecoverWithoutLiveMap: what the metadata says is not enough for a device in use. It goes on waiting, and so do its
-// users: until the map is back, or until somebody says that the last commit will do.
+// TestRecoverWithoutLiveMap: what the metadata says is not enough for a device in use. It goes on
+// waiting, and so do its users: until the map is back, or until somebody says that the last commit
+// will do.
 func TestRecoverWithoutLiveMap(t *testing.T) {
 	runs.On(t, "7.3")
 	b := newLiveMapBench(t)

@@ -44,8 +44,8 @@ func (b *liveMapBench) restore(s storage) {
 	b.model.Versions = s.versions
 }
 
-// TestLiveMapOfAnotherBoot: after a power cut a map that was left, by whatever way, is of no use: the clone goes on
-// from the last commit.
+// TestLiveMapOfAnotherBoot: after a power cut a map that was left, by whatever way, is of no use:
+// the clone goes on from the last commit.
 func TestLiveMapOfAnotherBoot(t *testing.T) {
 	runs.On(t, "6.18")
 	b := newLiveMapBench(t)
@@ -59,8 +59,8 @@ func TestLiveMapOfAnotherBoot(t *testing.T) {
 	b.Del()
 }
 
-// TestLiveMapOfAnotherSession: destination and metadata were brought back, to before a clean stop, beside a map
-// that was not. Its marks are of data that are gone.
+// TestLiveMapOfAnotherSession: destination and metadata were brought back, to before a clean stop,
+// beside a map that was not. Its marks are of data that are gone.
 func TestLiveMapOfAnotherSession(t *testing.T) {
 	runs.On(t, "6.18")
 	b := newLiveMapBench(t)
@@ -77,8 +77,9 @@ func TestLiveMapOfAnotherSession(t *testing.T) {
 	b.Del()
 }
 
-// TestRecoverComplete: of what is hydrated throughout nothing is in the live map any more, only in the metadata. The
-// first request that the next daemon serves, which has waited for it, must find it so.
+// TestRecoverComplete: of what is hydrated throughout nothing is in the live map any more, only in
+// the metadata. The first request that the next daemon serves, which has waited for it, must find
+// it so.
 func TestRecoverComplete(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	b := newLiveMapBench(t)
@@ -100,8 +101,8 @@ func TestRecoverComplete(t *testing.T) {
 	b.Del()
 }
 
-// TestRecoverForeignDevice: the device of a dead daemon is gone, and another clone's has its number. It is not taken
-// over, and not removed with the dead clone either.
+// TestRecoverForeignDevice: the device of a dead daemon is gone, and another clone's has its
+// number. It is not taken over, and not removed with the dead clone either.
 func TestRecoverForeignDevice(t *testing.T) {
 	runs.On(t, "6.18")
 	b := newLiveMapBench(t)

@@ -17,7 +17,8 @@ import (
 // slotsOfPage1 are the bytes of the metadata that hold page 1 of the region map: two slots.
 const slotsOfPage1 = metaPages + 8*harness.KiB
 
-// newReplacedBench makes a clone of two pages of the region map, whose metadata can be made to fail.
+// newReplacedBench makes a clone of two pages of the region map, whose metadata can be made to
+// fail.
 func newReplacedBench(t *testing.T) *returnBench {
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
@@ -30,7 +31,8 @@ func newReplacedBench(t *testing.T) *returnBench {
 	return b
 }
 
-// across writes two new regions, the last of one page of the region map and the first of the next: one commit has both.
+// across writes two new regions, the last of one page of the region map and the first of the next:
+// one commit has both.
 func (b *returnBench) across(n int64) error {
 	return b.model.Write(b.v, b.buf[:8*harness.KiB*n], returnPage-4*harness.KiB*n, false)
 }
@@ -69,8 +71,9 @@ func (b *returnBench) newestSlot(page int64) (newest uint64) {
 	return newest
 }
 
-// TestRepairAfterReplacement: `resume` brings healthy metadata back after a commit of which one slot had landed, however
-// often the daemon was replaced since, and also if a daemon could not write all of its superblock.
+// TestRepairAfterReplacement: `resume` brings healthy metadata back after a commit of which one
+// slot had landed, however often the daemon was replaced since, and also if a daemon could not
+// write all of its superblock.
 func TestRepairAfterReplacement(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	b := newReplacedBench(t)
@@ -129,9 +132,9 @@ func TestRepairAfterReplacement(t *testing.T) {
 	b.resumes()
 }
 
-// TestSessionBeginsInVain: the start fails while the superblock is written. The next one is not refused: no mark was made.
-// No bad block has it fail with one copy of the new session on the disk, as both copies are written before that; the
-// simulator cuts an open short there.
+// TestSessionBeginsInVain: the start fails while the superblock is written. The next one is not
+// refused: no mark was made. No bad block has it fail with one copy of the new session on the disk,
+// as both copies are written before that; the simulator cuts an open short there.
 func TestSessionBeginsInVain(t *testing.T) {
 	runs.On(t, "6.18")
 	b := newReplacedBench(t)

@@ -18,8 +18,8 @@ type replay struct {
 	next    int
 }
 
-// image is what the disk may hold when the power goes in front of entry p: all that was flushed, and of what came
-// after the last FLUSH those blocks that survives says. Points must not go back.
+// image is what the disk may hold when the power goes in front of entry p: all that was flushed,
+// and of what came after the last FLUSH those blocks that survives says. Points must not go back.
 func (r *replay) image(p int, survives func(e *harness.LogEntry, off int64) bool) []byte {
 	flushed := r.next
 	for i := r.next; i < p; i++ {
@@ -37,8 +37,8 @@ func (r *replay) image(p int, survives func(e *harness.LogEntry, off int64) bool
 	return image
 }
 
-// apply does to the image what the entry did to the disk, or those blocks of it that survive; what has FUA does.
-// Discarded bytes are junk: nobody has promised zeros.
+// apply does to the image what the entry did to the disk, or those blocks of it that survive; what
+// has FUA does. Discarded bytes are junk: nobody has promised zeros.
 func apply(e *harness.LogEntry, image []byte, survives func(e *harness.LogEntry, off int64) bool) {
 	for off := e.Off; off < e.Off+e.Length; off += harness.Sector {
 		if survives != nil && !e.Is(harness.LogFUA) && !survives(e, off) {
@@ -53,8 +53,8 @@ func apply(e *harness.LogEntry, image []byte, survives func(e *harness.LogEntry,
 	}
 }
 
-// subset is a survives for replay.image: of the writes one in four is there, one is not, and two are torn between
-// blocks of so many bytes as unit says.
+// subset is a survives for replay.image: of the writes one in four is there, one is not, and two
+// are torn between blocks of so many bytes as unit says.
 func subset(rng *rand.Rand, unit func(off int64) int64) func(e *harness.LogEntry, off int64) bool {
 	var last *harness.LogEntry
 	var fate int
@@ -71,7 +71,8 @@ func subset(rng *rand.Rand, unit func(off int64) int64) func(e *harness.LogEntry
 	}
 }
 
-// TestReplay checks the tests' own tool: what was flushed or has FUA is there, of the rest what survives.
+// TestReplay checks the tests' own tool: what was flushed or has FUA is there, of the rest what
+// survives.
 func TestReplay(t *testing.T) {
 	runs.On(t, runs.EveryKernel)
 	content := func(v harness.Version) []byte {

@@ -76,8 +76,8 @@ func openingReads(m *harness.Machine, source *harness.Disk) int64 {
 	return source.Traffic().Since(before).ReadBytes
 }
 
-// An idle clone loses nothing and copies nothing twice: with hydration off every count stays, and when
-// it is on again exactly what is left is read.
+// An idle clone loses nothing and copies nothing twice: with hydration off every count stays, and
+// when it is on again exactly what is left is read.
 func TestDeleteIdle(t *testing.T) {
 	runs.On(t, "7.3")
 	m := harness.New(t)

@@ -29,8 +29,8 @@ func holdsSettings(c *harness.Clone, when string, want map[string]any) {
 	}
 }
 
-// TestSet: settings are changed while the clone runs, all that are named or none, and are kept over a deletion,
-// a planned restart and the daemon's death.
+// TestSet: settings are changed while the clone runs, all that are named or none, and are kept over
+// a deletion, a planned restart and the daemon's death.
 func TestSet(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
@@ -91,7 +91,8 @@ func nextEvent(c *harness.Clone, after uint64) seenEvent {
 	return ev
 }
 
-// TestEvents: none is missed by who waits behind a number, also when the daemon was killed meanwhile.
+// TestEvents: none is missed by who waits behind a number, also when the daemon was killed
+// meanwhile.
 func TestEvents(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)

@@ -16,8 +16,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// The kernel's dm-clone and a clone of ours get the same table arguments, messages and requests, and their
-// status lines must agree.
+// The kernel's dm-clone and a clone of ours get the same table arguments, messages and requests,
+// and their status lines must agree.
 
 // pair is both.
 type pair struct {
@@ -74,7 +74,8 @@ func (p *pair) request(do func(v *harness.Volume) error) {
 	}
 }
 
-// metadataBlocks is the field of the status that may differ: it counts the blocks of each one's own format.
+// metadataBlocks is the field of the status that may differ: it counts the blocks of each one's own
+// format.
 var metadataBlocks = regexp.MustCompile(`^(\d+)/(\d+)$`)
 
 // lines are the fields of both status lines, that of the metadata blocks checked and masked.

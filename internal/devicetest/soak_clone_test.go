@@ -138,7 +138,8 @@ func (c *soaked) failSource() {
 	})
 }
 
-// failMetadata: what was acknowledged stays, over a kill too, and the repaired metadata get it (I10).
+// failMetadata: what was acknowledged stays, over a kill too, and the repaired metadata get it
+// (I10).
 func (c *soaked) failMetadata() {
 	c.M.Helper()
 	c.atRest(func() {

@@ -15,8 +15,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// The soak: clones in use, to which everything happens that a clone must stand, in random order. The first wrong
-// byte, error of a user, standstill or complaint of the kernel ends it, with the seed and what was done.
+// The soak: clones in use, to which everything happens that a clone must stand, in random order.
+// The first wrong byte, error of a user, standstill or complaint of the kernel ends it, with the
+// seed and what was done.
 
 // soakTime is SOAK, or 3 minutes in a full run, or just enough to see that it works.
 func soakTime(t *testing.T) time.Duration {

@@ -18,7 +18,8 @@ type user interface {
 	longest() time.Duration
 }
 
-// soakRest is a user's after each request: without KVM a guest's CPUs are to have time for daemons to start, too.
+// soakRest is a user's after each request: without KVM a guest's CPUs are to have time for daemons
+// to start, too.
 const soakRest = 50 * time.Millisecond
 
 // rawUser makes random requests to the device itself.

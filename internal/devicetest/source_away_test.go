@@ -20,8 +20,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// A source that goes away and comes back (I11). Without it hydrated regions are served and whole ones can be
-// written; `resume` finds it again, and no other in its place.
+// A source that goes away and comes back (I11). Without it hydrated regions are served and whole
+// ones can be written; `resume` finds it again, and no other in its place.
 
 // awayBench is a clone whose source is a link, which a test can lead elsewhere.
 type awayBench struct {
@@ -68,8 +68,8 @@ func (b *awayBench) cut() {
 	}
 }
 
-// served checks what a clone does while its source is away. Regions 1 and 3 are hydrated; region, which is not, is
-// written whole.
+// served checks what a clone does while its source is away. Regions 1 and 3 are hydrated; region,
+// which is not, is written whole.
 func (b *awayBench) served(region int64) {
 	b.M.Helper()
 	v, buf := b.M.Open(b.Path, os.O_RDWR), b.M.Buffer(int(awayRegion))
@@ -185,8 +185,8 @@ func scsiDebug(m *harness.Machine) *harness.Disk {
 	return m.Block("/dev/" + filepath.Base(found[0]))
 }
 
-// TestSourceReplacedUnderReads: the old source hangs with reads in flight. resume finds another way to it, new reads
-// go there; the old ones end when they end, and the old one is then closed.
+// TestSourceReplacedUnderReads: the old source hangs with reads in flight. resume finds another way
+// to it, new reads go there; the old ones end when they end, and the old one is then closed.
 func TestSourceReplacedUnderReads(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)
@@ -246,8 +246,8 @@ func reading(d *harness.Disk) (reads int) {
 	return reads
 }
 
-// TestOpenWithoutSource: add of a clone that is there, and recover, go on without the source; a new clone is not made
-// without one.
+// TestOpenWithoutSource: add of a clone that is there, and recover, go on without the source; a new
+// clone is not made without one.
 func TestOpenWithoutSource(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)
@@ -293,7 +293,8 @@ func TestOpenWithoutSource(t *testing.T) {
 	b.finish()
 }
 
-// TestCompleteNeedsNoSource: a clone that is complete does not open its source, be it gone or used by somebody else.
+// TestCompleteNeedsNoSource: a clone that is complete does not open its source, be it gone or used
+// by somebody else.
 func TestCompleteNeedsNoSource(t *testing.T) {
 	runs.On(t, "7.3")
 	m := harness.New(t)
@@ -322,8 +323,9 @@ func TestCompleteNeedsNoSource(t *testing.T) {
 	}
 }
 
-// TestReadsBesideBadBlock: of many reads around a bad block, in flight together, only those fail that cover it,
-// though the kernel makes one request of neighbours and the device fails that as a whole.
+// TestReadsBesideBadBlock: of many reads around a bad block, in flight together, only those fail
+// that cover it, though the kernel makes one request of neighbours and the device fails that as a
+// whole.
 func TestReadsBesideBadBlock(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)

@@ -21,7 +21,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// A source file that somebody changes while it is cloned (I14): nothing of what it holds then is ever kept or shown.
+// A source file that somebody changes while it is cloned (I14): nothing of what it holds then is
+// ever kept or shown.
 
 // changeSize is the size of the file, of whose bytes a test waits for changeBefore to be hydrated.
 const (
@@ -102,13 +103,15 @@ func TestSourceChangedTmpfs(t *testing.T) {
 	testSourceChanged(t, "", false, "cp", "shorter", "down-and-up", "replaced")
 }
 
-// TestSourceChangedLoop: the same of a file behind a loop device, of which the block layer tells nothing.
+// TestSourceChangedLoop: the same of a file behind a loop device, of which the block layer tells
+// nothing.
 func TestSourceChangedLoop(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	testSourceChanged(t, "", true, "cp", "shorter", "replaced")
 }
 
-// testSourceChanged makes the changes of these names, or all, to a file on such a file system; "" is tmpfs.
+// testSourceChanged makes the changes of these names, or all, to a file on such a file system; ""
+// is tmpfs.
 func testSourceChanged(t *testing.T, fs string, loop bool, names ...string) {
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
@@ -197,7 +200,8 @@ func oneChange(m *harness.Machine, dir string, how sourceChange, loop bool) {
 	harness.NewModel(changeSize, changeRegion).Check(m, dest.Path)
 }
 
-// onlyOriginal: every region reads as the source's first contents, or not at all, unless all can be read.
+// onlyOriginal: every region reads as the source's first contents, or not at all, unless all can be
+// read.
 func onlyOriginal(c *harness.Clone, readable bool) {
 	c.M.Helper()
 	v, buf, want := c.M.Open(c.Path, os.O_RDONLY), c.M.Buffer(int(changeRegion)), make([]byte, changeRegion)

@@ -15,11 +15,12 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// atOnce is how long a command may take that has nothing to wait for, the start of a process included.
+// atOnce is how long a command may take that has nothing to wait for, the start of a process
+// included.
 const atOnce = time.Second
 
-// A part of the source cannot be read. Reads of it fail, everything else works; a write of a whole region
-// heals it; hydration does the rest and is then stalled, until the source is repaired.
+// A part of the source cannot be read. Reads of it fail, everything else works; a write of a whole
+// region heals it; hydration does the rest and is then stalled, until the source is repaired.
 func TestUnreadableSource(t *testing.T) {
 	runs.On(t, "6.12", runs.OrdinaryClock, runs.CountingClock)
 	m := harness.New(t)
@@ -87,8 +88,8 @@ func TestUnreadableSource(t *testing.T) {
 	w.Check(m, dest.Path)
 }
 
-// A device fails a request as a whole, and the kernel makes one request of reads of neighbouring regions that
-// come together. In the end the region with the bad block is bad, and no neighbour.
+// A device fails a request as a whole, and the kernel makes one request of reads of neighbouring
+// regions that come together. In the end the region with the bad block is bad, and no neighbour.
 func TestBadBlockAlone(t *testing.T) {
 	runs.On(t, "6.12", "7.3")
 	m := harness.New(t)

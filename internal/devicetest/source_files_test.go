@@ -11,8 +11,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// A source with a file system is used at once and while it hydrates; in the end the destination stands
-// alone. At reduced counts each file system and each region size has its turn; FULL=1 makes every pair.
+// A source with a file system is used at once and while it hydrates; in the end the destination
+// stands alone. At reduced counts each file system and each region size has its turn; FULL=1 makes
+// every pair.
 
 // wholeDevice is a region as large as the device, 1 GiB at full counts.
 const wholeDevice = 0

@@ -21,7 +21,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// silentTimeout is the source timeout of these tests, and noticeLimit how long after it the outage is to be told.
+// silentTimeout is the source timeout of these tests, and noticeLimit how long after it the outage
+// is to be told.
 const (
 	silentTimeout = 3 * time.Second
 	noticeLimit   = 5 * time.Second
@@ -48,8 +49,8 @@ func silence(c *harness.Clone, from time.Time) {
 	c.Event("stalled")
 }
 
-// TestSourceSilent: a device that queues for ever, as multipath without a path does. What is hydrated is served, new reads
-// fail, and an answer ends it.
+// TestSourceSilent: a device that queues for ever, as multipath without a path does. What is
+// hydrated is served, new reads fail, and an answer ends it.
 func TestSourceSilent(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
@@ -95,8 +96,9 @@ func TestSourceSilent(t *testing.T) {
 	w.Check(m, dest.Path)
 }
 
-// TestDelOfSilentSource: a clone whose background reads hang is deleted in seconds, destination and metadata are free at once,
-// and the source is when it answers. Users' requests that hang are a reason to refuse.
+// TestDelOfSilentSource: a clone whose background reads hang is deleted in seconds, destination and
+// metadata are free at once, and the source is when it answers. Users' requests that hang are a
+// reason to refuse.
 func TestDelOfSilentSource(t *testing.T) {
 	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)
@@ -181,8 +183,9 @@ func truncateNew(m *harness.Machine, path string, size int64) {
 	}
 }
 
-// TestUnreadableSample: sectors of the source cannot be read that its sample would cover, in the first and last MiB and in the
-// middle. The clone is made all the same, recovered, restarted and begun again, and hydrated but for them.
+// TestUnreadableSample: sectors of the source cannot be read that its sample would cover, in the
+// first and last MiB and in the middle. The clone is made all the same, recovered, restarted and
+// begun again, and hydrated but for them.
 func TestUnreadableSample(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)

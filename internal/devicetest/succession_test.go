@@ -18,8 +18,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Nobody gives up what works before the next one is known to work (I13): a daemon that cannot be replaced goes on, and a
-// device whose daemon is dead waits until one can serve it.
+// Nobody gives up what works before the next one is known to work (I13): a daemon that cannot be
+// replaced goes on, and a device whose daemon is dead waits until one can serve it.
 
 // Programs that scripts/device-tests builds beside the one under test.
 const (
@@ -28,8 +28,8 @@ const (
 	otherMetadata = harness.Command + "-metadata" // whose metadata is
 )
 
-// heirBench is a clone with ext4 mounted on it, under users who verify what they read: fio, a diary, models. Its source is a
-// file, its destination a link to a loop device over a file.
+// heirBench is a clone with ext4 mounted on it, under users who verify what they read: fio, a
+// diary, models. Its source is a file, its destination a link to a loop device over a file.
 type heirBench struct {
 	*harness.Clone
 	tree    *harness.FileTree
@@ -41,7 +41,8 @@ type heirBench struct {
 	link    string
 }
 
-// The source is larger than the file system on it, so that a clone can have all that users need and not be complete.
+// The source is larger than the file system on it, so that a clone can have all that users need and
+// not be complete.
 const (
 	heirSize = 48 * harness.MiB
 	heirFS   = 32 * harness.MiB
@@ -201,8 +202,9 @@ func TestSuccession(t *testing.T) {
 	b.end()
 }
 
-// TestSuccessionSource: a source that was touched, or has changed, takes nothing from users: a daemon goes on, and if it is
-// killed the next one serves what is hydrated, until the source is as it was.
+// TestSuccessionSource: a source that was touched, or has changed, takes nothing from users: a
+// daemon goes on, and if it is killed the next one serves what is hydrated, until the source is as
+// it was.
 func TestSuccessionSource(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	b := newHeirBench(t)
@@ -260,8 +262,8 @@ func TestSuccessionSource(t *testing.T) {
 	b.end()
 }
 
-// hydrateFileSystem hydrates what users need, and not all: a clone that is complete needs no source. Hydration goes from the
-// beginning to the end.
+// hydrateFileSystem hydrates what users need, and not all: a clone that is complete needs no
+// source. Hydration goes from the beginning to the end.
 func (b *heirBench) hydrateFileSystem() {
 	b.M.Helper()
 	b.Setting("rate=4MiB/s")
@@ -283,7 +285,8 @@ func hasPrevious() bool {
 	return err == nil
 }
 
-// TestPreviousRelease: an upgrade from the previous release, and the way back, with users who notice nothing.
+// TestPreviousRelease: an upgrade from the previous release, and the way back, with users who
+// notice nothing.
 func TestPreviousRelease(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	if !hasPrevious() {
@@ -311,8 +314,9 @@ func TestPreviousRelease(t *testing.T) {
 	b.end()
 }
 
-// TestRestartWhileSourceHangs: a daemon with reads of a source that does not answer cannot be replaced, and says so in time;
-// what is hydrated is served all along. If it is killed the next one serves that too.
+// TestRestartWhileSourceHangs: a daemon with reads of a source that does not answer cannot be
+// replaced, and says so in time; what is hydrated is served all along. If it is killed the next one
+// serves that too.
 func TestRestartWhileSourceHangs(t *testing.T) {
 	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)
@@ -389,8 +393,9 @@ func TestRestartWhileSourceHangs(t *testing.T) {
 	c.Del()
 }
 
-// TestSuccessionWithoutRoom: with /run full, in bytes or in files, /var/lib read-only, and a process that gets no memory or no
-// threads, a daemon is replaced or goes on, and a dead one's device waits at worst. Nothing but room is needed then.
+// TestSuccessionWithoutRoom: with /run full, in bytes or in files, /var/lib read-only, and a
+// process that gets no memory or no threads, a daemon is replaced or goes on, and a dead one's
+// device waits at worst. Nothing but room is needed then.
 func TestSuccessionWithoutRoom(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	b := newHeirBench(t)

@@ -14,8 +14,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// What is trimmed or zero takes no space in a destination that can discard and has no write-zeroes (I17), and none of
-// what the destination held before is seen.
+// What is trimmed or zero takes no space in a destination that can discard and has no write-zeroes
+// (I17), and none of what the destination held before is seen.
 
 // thinVolume is a thin volume of device-mapper, alone in its pool.
 type thinVolume struct {
@@ -24,8 +24,8 @@ type thinVolume struct {
 	block int64 // of the pool, bytes
 }
 
-// thin makes a volume of so many bytes in a pool that has twice as many, in blocks of that size. Data that was in the pool is
-// junk.
+// thin makes a volume of so many bytes in a pool that has twice as many, in blocks of that size.
+// Data that was in the pool is junk.
 func thin(m *harness.Machine, role string, size, block int64, args string) *thinVolume {
 	m.Helper()
 	m.MustRun("modprobe", "dm-thin-pool")
@@ -58,7 +58,8 @@ func trimmed(m *harness.Machine, size int64) (*harness.Disk, *harness.FileTree) 
 	return source, files
 }
 
-// byKernel is what dm-clone leaves allocated of a thin volume after the same recipe; 0 where the kernel has none.
+// byKernel is what dm-clone leaves allocated of a thin volume after the same recipe; 0 where the
+// kernel has none.
 func byKernel(m *harness.Machine, source *harness.Disk, files *harness.FileTree, block, region int64) int64 {
 	m.Helper()
 	if !m.HasKernelClone() {
@@ -85,8 +86,9 @@ func byKernel(m *harness.Machine, source *harness.Disk, files *harness.FileTree,
 	return dest.used()
 }
 
-// TestTrimmedSpaceOnThin: the recipe that copies no free space leaves as little of a thin volume allocated as dm-clone
-// does, also if the volume held other data; and discards later on allocate nothing.
+// TestTrimmedSpaceOnThin: the recipe that copies no free space leaves as little of a thin volume
+// allocated as dm-clone does, also if the volume held other data; and discards later on allocate
+// nothing.
 func TestTrimmedSpaceOnThin(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	const size = 96 * harness.MiB
@@ -132,8 +134,8 @@ func TestTrimmedSpaceOnThin(t *testing.T) {
 	}
 }
 
-// TestZerosOnThin: zeros of a source that knows no holes take no space in a thin volume, unless its pool shows old bytes in a
-// block of which a part is written; then there are zeros all the same.
+// TestZerosOnThin: zeros of a source that knows no holes take no space in a thin volume, unless its
+// pool shows old bytes in a block of which a part is written; then there are zeros all the same.
 func TestZerosOnThin(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	const size, islands = 64 * harness.MiB, 4
@@ -179,8 +181,8 @@ func TestZerosOnThin(t *testing.T) {
 	}
 }
 
-// TestSpareZeros: on a disk with discard alone nothing is written for what is zero already, by hydration or for users,
-// and zeros replace whatever else there is.
+// TestSpareZeros: on a disk with discard alone nothing is written for what is zero already, by
+// hydration or for users, and zeros replace whatever else there is.
 func TestSpareZeros(t *testing.T) {
 	runs.On(t, "6.12")
 	const size = 32 * harness.MiB

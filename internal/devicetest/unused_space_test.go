@@ -168,8 +168,8 @@ func sparseFile(m *harness.Machine, path string, size, islands int64) *harness.D
 	return &harness.Disk{M: &m.Devices, Path: path, Size: size}
 }
 
-// Zeros of a source that tells of no holes, as a disk does, need no space in the destination; with --detect-zeroes=off they
-// are data like any other.
+// Zeros of a source that tells of no holes, as a disk does, need no space in the destination; with
+// --detect-zeroes=off they are data like any other.
 func TestZerosOfSource(t *testing.T) {
 	runs.On(t, "6.18")
 	const size, islands = 64 * harness.MiB, 4

@@ -16,8 +16,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/devicetest/harness"
 )
 
-// stream is a sequence of operations that are made one after the other, and what each has made of its cells: the
-// sectors of a device or of a file. Marks in a log say which of them were acknowledged as durable:
+// stream is a sequence of operations that are made one after the other, and what each has made of
+// its cells: the sectors of a device or of a file. Marks in a log say which of them were
+// acknowledged as durable:
 //
 //	NAME:5   all before operation 5
 //	NAME+5   operation 5 itself
@@ -83,7 +84,8 @@ func (s *stream) at(entries []harness.LogEntry, p int) bounds {
 	return b
 }
 
-// possible are the versions that a cell may have: the newest durable one first, then what was issued later.
+// possible are the versions that a cell may have: the newest durable one first, then what was
+// issued later.
 func (s *stream) possible(cell int64, b bounds) []harness.Version {
 	versions := []harness.Version{harness.Original}
 	for _, c := range s.cells[cell] {
@@ -173,8 +175,8 @@ func (r *rawStream) note(op int, off, end int64, v harness.Version) {
 	}
 }
 
-// clean says that none of the range was written since the last FLUSH. The log has a write with FUA in front of an
-// earlier one that is not flushed, and the two must not overlap.
+// clean says that none of the range was written since the last FLUSH. The log has a write with FUA
+// in front of an earlier one that is not flushed, and the two must not overlap.
 func (r *rawStream) clean(off, length int64) bool {
 	for n := off / harness.Sector; n < (off+length)/harness.Sector; n++ {
 		if r.dirty[n] {
@@ -253,7 +255,8 @@ func (f *fileStream) fill(file, off, length int64, v harness.Version) error {
 	return cmp.Or(err, to.Close())
 }
 
-// run makes operations and has them made durable now and then, by syncfs or, if there is but one, by fsync.
+// run makes operations and has them made durable now and then, by syncfs or, if there is but one,
+// by fsync.
 func (f *fileStream) run(ops int) error {
 	pending, trimAt := 0, ops/2
 	for i := range ops {
@@ -306,9 +309,10 @@ func (f *fileStream) trim() error {
 	return nil
 }
 
-// flush makes what is pending durable, and marks it. After a syncfs comes an fsync of any file: the syncfs of XFS sends
-// no FLUSH to the disk if the log has nothing new, as after an fstrim (xfs_fs_sync_fs, fs/xfs/xfs_super.c; no flush seen
-// on 6.12 and 7.3, without any clone), and the data that it wrote may be lost.
+// flush makes what is pending durable, and marks it. After a syncfs comes an fsync of any file: the
+// syncfs of XFS sends no FLUSH to the disk if the log has nothing new, as after an fstrim
+// (xfs_fs_sync_fs, fs/xfs/xfs_super.c; no flush seen on 6.12 and 7.3, without any clone), and the
+// data that it wrote may be lost.
 func (f *fileStream) flush(file int64, pending int) error {
 	if file < 0 || pending > 1 {
 		if err := flushPath(f.Root, unix.Syncfs); err != nil {
@@ -331,7 +335,8 @@ func flushPath(path string, flush func(fd int) error) error {
 	return flush(int(of.Fd()))
 }
 
-// check mounts the file system after the power loss, looks at the files and lets the file system's tool look.
+// check mounts the file system after the power loss, looks at the files and lets the file system's
+// tool look.
 func (f *fileStream) check(b *lossBench, path string, entries []harness.LogEntry, p int) {
 	b.Helper()
 	f.Mount(path)

@@ -123,8 +123,8 @@ func linkTo(l *Layer) string { return "../" + filepath.Base(l.Path()) }
 // RemoveLimit is how long whoever looks at a new device, as udev does, may keep it open.
 const RemoveLimit = 2 * time.Second
 
-// Remove removes a layer that nobody has open; exit code 5 if somebody has it longer than limit. Deferred, it goes when
-// all have closed it.
+// Remove removes a layer that nobody has open; exit code 5 if somebody has it longer than limit.
+// Deferred, it goes when all have closed it.
 func Remove(dm *sys.DM, l *Layer, deferred bool, limit time.Duration) error {
 	for deadline := time.Now().Add(limit); ; time.Sleep(pause) {
 		err := dm.Remove(l.Name, deferred)
@@ -142,8 +142,8 @@ func Remove(dm *sys.DM, l *Layer, deferred bool, limit time.Duration) error {
 	}
 }
 
-// unlink removes a link that we have made, and udev has not. If the device was not to be there any more and is, another one has
-// its number.
+// unlink removes a link that we have made, and udev has not. If the device was not to be there any
+// more and is, another one has its number.
 func unlink(l *Layer, mayBeThere bool) error {
 	link := filepath.Join(definition.MapperFolder, l.Name)
 	to, err := os.Readlink(link)

@@ -11,8 +11,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// Over is what a daemon lays over its block device, leads elsewhere and lifts again: the layer of the name in the definition. If
-// that has no name, there is no layer, and Open, Close, Lay, Lift and Warnings do nothing.
+// Over is what a daemon lays over its block device, leads elsewhere and lifts again: the layer of
+// the name in the definition. If that has no name, there is no layer, and Open, Close, Lay, Lift
+// and Warnings do nothing.
 type Over struct {
 	def      *definition.Definition
 	recovers bool // the block device has users, and a dead daemon may have left the layer
@@ -33,8 +34,9 @@ func NewOver(st *definition.Start, warn func(format string, args ...any)) *Over 
 	return &Over{def: &st.Definition, recovers: st.Recover, warn: warn}
 }
 
-// Open opens device-mapper and looks at the name, before anything else is touched: it is to be free, or in a recovery
-// the clone's own. A table that a `finish` has loaded and not used keeps the destination open, and is given up.
+// Open opens device-mapper and looks at the name, before anything else is touched: it is to be
+// free, or in a recovery the clone's own. A table that a `finish` has loaded and not used keeps the
+// destination open, and is given up.
 func (o *Over) Open() (err error) {
 	if o.def.DM == "" {
 		return nil
@@ -69,8 +71,8 @@ func (o *Over) Find() (*Layer, error) { return Find(o.kernel, o.def.DM) }
 // IsOurs says whether l, which may be nil, is this clone's.
 func (o *Over) IsOurs(l *Layer) bool { return l != nil && l.IsOf(o.base.Clone.Mark()) }
 
-// Lay makes the layer, or lets the one go on that a dead daemon has left: if it was suspended, its users have waited
-// for this.
+// Lay makes the layer, or lets the one go on that a dead daemon has left: if it was suspended, its
+// users have waited for this.
 func (o *Over) Lay(base Base) error {
 	o.base = base
 	name := o.def.DM
@@ -108,7 +110,8 @@ func (o *Over) Lay(base Base) error {
 	return o.link()
 }
 
-// link sees to it that the layer has its name in /dev/mapper: udev's rules make that, where there are any.
+// link sees to it that the layer has its name in /dev/mapper: udev's rules make that, where there
+// are any.
 func (o *Over) link() error {
 	l, err := o.Find()
 	if err != nil || l == nil {
@@ -137,8 +140,8 @@ func (o *Over) link() error {
 	return nil
 }
 
-// Lift takes the layer away, as long as the block device is under it. With force its users get errors, and it
-// goes when they have closed it.
+// Lift takes the layer away, as long as the block device is under it. With force its users get
+// errors, and it goes when they have closed it.
 func (o *Over) Lift(limit time.Duration, force bool) error {
 	if o.def.DM == "" {
 		return nil
@@ -192,8 +195,9 @@ func (o *Over) loaded(path string, err error) error {
 	return Error("load a table that leads to "+path+" into", o.def.DM, err)
 }
 
-// LeadBack gives up an inactive table. A live one that leads to the block device of that number is there only if its resume has
-// failed half-way: it is exchanged for one that leads to the clone's, whose requests are held.
+// LeadBack gives up an inactive table. A live one that leads to the block device of that number is
+// there only if its resume has failed half-way: it is exchanged for one that leads to the clone's,
+// whose requests are held.
 func (o *Over) LeadBack(number uint64) error {
 	if err := o.kernel.Clear(o.def.DM); err != nil {
 		return Error("clear", o.def.DM, err)

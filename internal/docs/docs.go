@@ -1,9 +1,11 @@
-// Package docs finds the commands that README.md and the documents in docs print, and says which test runs them.
+// Package docs finds the commands that README.md and the documents in docs print, and says which
+// test runs them.
 //
-// A fenced block names its language. Blocks of "sh" are commands: the tests run them exactly as they are printed, those
-// of a document in order, from top to bottom, on one machine. Two tests do: TestDocuments of internal/devicetest in a
-// guest with disks, and TestServiceDocuments of internal/servicetest in a guest with systemd. internal/tidy fails for a
-// document that neither runs, and for a block of an unknown language.
+// A fenced block names its language. Blocks of "sh" are commands: the tests run them exactly as
+// they are printed, those of a document in order, from top to bottom, on one machine. Two tests do:
+// TestDocuments of internal/devicetest in a guest with disks, and TestServiceDocuments of
+// internal/servicetest in a guest with systemd. internal/tidy fails for a document that neither
+// runs, and for a block of an unknown language.
 package docs
 
 import (

@@ -209,7 +209,8 @@ func checkReclaim(h *machine, f *findings) {
 	}
 }
 
-// openFilesNeed is how many a daemon with some queues has open at most, with all its control connections.
+// openFilesNeed is how many a daemon with some queues has open at most, with all its control
+// connections.
 const openFilesNeed = 128
 
 func checkOpenFiles(h *machine, f *findings) {
@@ -404,7 +405,8 @@ func checkLeftDevices(h *machine, f *findings) {
 	}
 }
 
-// checkDisks looks at the destinations of clones: whether the kernel flushes what has a cache, and takes writes.
+// checkDisks looks at the destinations of clones: whether the kernel flushes what has a cache, and
+// takes writes.
 func checkDisks(h *machine, f *findings) {
 	all, err := h.clones()
 	if err != nil {

@@ -1,7 +1,7 @@
-// Package doctor looks at what clones need of the machine, and changes nothing of it: it loads no module, makes no
-// device and mounts nothing. Each check (checks.go) looks at one thing, through what machine gives it (machine.go), and
-// says what that means and what to do. What it cannot see, as without root, it says too. kernel_faults.go lists what is
-// known of some kernels.
+// Package doctor looks at what clones need of the machine, and changes nothing of it: it loads no
+// module, makes no device and mounts nothing. Each check (checks.go) looks at one thing, through
+// what machine gives it (machine.go), and says what that means and what to do. What it cannot see,
+// as without root, it says too. kernel_faults.go lists what is known of some kernels.
 //
 // A new check is a function in checks.go and a line in the table Checks.
 package doctor
@@ -58,7 +58,8 @@ type check struct {
 	look func(*machine, *findings)
 }
 
-// Checks are all, in the order in which a clone needs what they look at: the first problem gives the exit code.
+// Checks are all, in the order in which a clone needs what they look at: the first problem gives
+// the exit code.
 var Checks = []check{
 	{"permission", checkPermission},
 	{"kernel", checkKernel},

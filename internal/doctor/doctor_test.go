@@ -99,7 +99,8 @@ func (h *healthy) record() {
 
 const withoutResource = "000001fffeffffff"
 
-// TestDoctorFindsEach plants one problem after the other on a machine that is well: doctor names that one, and what to do.
+// TestDoctorFindsEach plants one problem after the other on a machine that is well: doctor names
+// that one, and what to do.
 func TestDoctorFindsEach(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -256,7 +257,8 @@ func (h *healthy) hasStatus(s control.Status) {
 	h.clones = func() ([]control.Status, error) { return []control.Status{s}, nil }
 }
 
-// scsiDisk is a disk with a write cache that is a clone's destination, and what the kernel takes it for.
+// scsiDisk is a disk with a write cache that is a clone's destination, and what the kernel takes it
+// for.
 func (h *healthy) scsiDisk(mode string) {
 	h.put("dev/sdx", "")
 	h.put("sys/class/block/sdx/queue/write_cache", mode)

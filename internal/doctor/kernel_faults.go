@@ -34,7 +34,8 @@ var kernelFaults = []kernelFault{
 		level: LevelProblem, code: 7,
 		text:   "This kernel dies of a NULL pointer when a ublk device is added, and the command never returns.",
 		action: "Use another kernel, such as 6.18.6 or later.",
-		// Source: ublk_ctrl_add_dev, ublk_drv.c: queues are made before their tags; zabbly/linux issue 52.
+		// Source: ublk_ctrl_add_dev, ublk_drv.c: queues are made before their tags; zabbly/linux
+		// issue 52.
 	},
 	{
 		until: kernelVersion{6, 12, 0}, level: LevelWarning,
@@ -53,7 +54,8 @@ var kernelFaults = []kernelFault{
 		text: "A recovery that is itself killed in one short moment crashes this kernel, for clones with several queues. " +
 			"One queue, the default, cannot meet it.",
 		action: "Leave --queues as it is.",
-		// Source: docs/data-safety.md; nr_queues_ready in ublk_ctrl_start_recovery, ublk_drv.c, 6.12.
+		// Source: docs/data-safety.md; nr_queues_ready in ublk_ctrl_start_recovery, ublk_drv.c,
+		// 6.12.
 	},
 	{
 		from: kernelVersion{6, 5, 0}, until: kernelVersion{6, 18, 0}, level: LevelWarning,

@@ -24,8 +24,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
-// machine is the machine as doctor sees it. Files are looked for under root, and what no file tells is asked by a function;
-// tests put a folder and functions of their own there, with a problem planted.
+// machine is the machine as doctor sees it. Files are looked for under root, and what no file tells
+// is asked by a function; tests put a folder and functions of their own there, with a problem
+// planted.
 type machine struct {
 	root    string // "/"
 	dir     string // of sockets and definitions

@@ -9,8 +9,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// caution is that of a daemon whose predecessors have died soon after their start (dataplane.Caution). It begins and ends with
-// the block device; a timer ends it when the daemon has lived for a while.
+// caution is that of a daemon whose predecessors have died soon after their start
+// (dataplane.Caution). It begins and ends with the block device; a timer ends it when the daemon
+// has lived for a while.
 type caution struct {
 	*devices.Shared
 	live    *liveMap
@@ -58,7 +59,8 @@ func (c *caution) watch() {
 	})
 }
 
-// end is the end of a daemon in order: the next one begins without suspicion, as it may be another program.
+// end is the end of a daemon in order: the next one begins without suspicion, as it may be another
+// program.
 func (c *caution) end() {
 	if c.life != nil {
 		c.life.Stop()

@@ -18,8 +18,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-// blockDevice is the clone's block device: a new one, or one that a dead daemon has left. The daemon's goroutine makes it, starts
-// it and takes it down.
+// blockDevice is the clone's block device: a new one, or one that a dead daemon has left. The
+// daemon's goroutine makes it, starts it and takes it down.
 type blockDevice struct {
 	*devices.Devices
 	control      *ublk.Control
@@ -64,8 +64,9 @@ func (b *blockDevice) options() ublk.Options {
 		Params: ublk.Params{
 			Size: geo.Size, LogicalBlockSize: geo.LogicalBlock, PhysicalBlockSize: geo.PhysicalBlock, IOMin: hint, IOOpt: hint,
 			MaxIO: footprint.MaxIO, DMAAlignment: dma,
-			// Passdown or not: a discard of a part of a region does nothing, so nobody is to be told that
-			// it might (dm-clone shows the destination's granularity and ignores such discards).
+			// Passdown or not: a discard of a part of a region does nothing, so nobody is to be
+			// told that it might (dm-clone shows the destination's granularity and ignores such
+			// discards).
 			DiscardGranularity: def.RegionSize, MaxDiscard: clone.MaxSpan, MaxWriteZeroes: clone.MaxSpan,
 			VolatileCache: true, FUA: true,
 		},
@@ -109,8 +110,8 @@ func (b *blockDevice) stop() error {
 		return errors.Join(b.Stop(drainLimit), b.Ending.Fault(6))
 	}
 	if err := b.Leave(drainLimit); err != nil {
-		// Requests are at work on a backend that does not answer. The device lives on as after a death; what
-		// comes next here would take memory and files from under them.
+		// Requests are at work on a backend that does not answer. The device lives on as after a
+		// death; what comes next here would take memory and files from under them.
 		guard.Fatal(fmt.Errorf("leave %s to the next daemon: %w", b.path(), err))
 	}
 	return nil

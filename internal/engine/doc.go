@@ -1,7 +1,9 @@
-// Package engine is the clone itself: it has its devices opened (package devices), loads the region map, makes core, hydrator
-// and block device, and takes all of it down again. Package daemon runs it by its steps.
+// Package engine is the clone itself: it has its devices opened (package devices), loads the region
+// map, makes core, hydrator and block device, and takes all of it down again. Package daemon runs
+// it by its steps.
 //
-// It has these parts. Each knows those below it and is given what else it needs; Engine makes them and runs their steps.
+// It has these parts. Each knows those below it and is given what else it needs; Engine makes them
+// and runs their steps.
 //
 //	Engine       engine.go udev.go       the steps, in order
 //	 reports     status.go               how the clone is
@@ -17,13 +19,15 @@
 //
 // dryRun (dry_run.go) has devices, block device and live map of its own, and no Engine.
 //
-// Threads: steps run on the daemon's goroutine. The committer, the watcher, the sampler and the sample of the
-// destination have one each, and queues and hydrator have their threads (package dataplane). Control requests come on
-// any goroutine.
+// Threads: steps run on the daemon's goroutine. The committer, the watcher, the sampler and the
+// sample of the destination have one each, and queues and hydrator have their threads (package
+// dataplane). Control requests come on any goroutine.
 //
-// Locks: caution.mu guards whether the live map is about to be closed. What else is changed by several goroutines is in
-// packages clone, committer and devices; other fields are set by the steps and not changed afterwards.
+// Locks: caution.mu guards whether the live map is about to be closed. What else is changed by
+// several goroutines is in packages clone, committer and devices; other fields are set by the steps
+// and not changed afterwards.
 //
-// Invariants: I6 (session and live map), I9 (memory is taken in advance), I10 (modes), I11 (going on without metadata), I12
-// (complete), I13 (nobody gives up what works before the next one is known to work), I17 (which zeros are not written).
+// Invariants: I6 (session and live map), I9 (memory is taken in advance), I10 (modes), I11 (going
+// on without metadata), I12 (complete), I13 (nobody gives up what works before the next one is
+// known to work), I17 (which zeros are not written).
 package engine

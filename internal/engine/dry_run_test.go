@@ -11,7 +11,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 )
 
-// TestToCopy: regions that are hydrated, zero, or in a hole whole are not copied; those that touch data are, whole.
+// TestToCopy: regions that are hydrated, zero, or in a hole whole are not copied; those that touch
+// data are, whole.
 func TestToCopy(t *testing.T) {
 	const region, size = 64 << 10, 1<<20 - 4096 // the tail is shorter
 	path := filepath.Join(t.TempDir(), "source")

@@ -26,8 +26,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-// Engine is the clone itself: it makes the parts, and brings them up and down by its steps. What is asked of it, its parts
-// answer.
+// Engine is the clone itself: it makes the parts, and brings them up and down by its steps. What is
+// asked of it, its parts answer.
 type Engine struct {
 	*devices.Devices // Mark, Waits, Warn, Events
 	*session         // Repair, Farewell
@@ -73,8 +73,9 @@ func (e *Engine) Opens() []steps.Step {
 	return append([]steps.Step{look}, e.Devices.Steps()...)
 }
 
-// Steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then the
-// hydrator, then the last commit and the clean mark, then the device number, then files and locks.
+// Steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then
+// the hydrator, then the last commit and the clean mark, then the device number, then files and
+// locks.
 func (e *Engine) Steps() []steps.Step {
 	return []steps.Step{
 		{Name: "open the driver", Do: e.device.openDriver, Undo: func() error { return e.device.control.Close() }},
@@ -102,7 +103,8 @@ func (e *Engine) layLayer() error {
 	return e.layer.Lay(dm.Base{Device: e.device.path(), Size: e.Dest.Geometry.Size, Clone: e.Meta.Store.Superblock().UUID})
 }
 
-// liftLayer leaves the layer to the next daemon with its device, and to the destination when it leads there.
+// liftLayer leaves the layer to the next daemon with its device, and to the destination when it
+// leads there.
 func (e *Engine) liftLayer(limit time.Duration, force bool) error {
 	if e.Ending.Keep || e.Ending.HandedOver {
 		return nil
@@ -110,7 +112,8 @@ func (e *Engine) liftLayer(limit time.Duration, force bool) error {
 	return e.layer.Lift(limit, force)
 }
 
-// loadMap reads the region map and makes the core with a lane for each queue and one for the hydrator.
+// loadMap reads the region map and makes the core with a lane for each queue and one for the
+// hydrator.
 func (e *Engine) loadMap(context.Context) error {
 	geo, err := clone.NewGeometry(e.Dest.Geometry.Size, e.Wanted.Definition.RegionSize)
 	if err != nil {
@@ -183,8 +186,8 @@ func (e *Engine) Note(def *definition.Definition) {
 	def.Size, def.RegionSize = e.Dest.Geometry.Size, e.Wanted.Definition.RegionSize
 }
 
-// TryStop stops the device if nobody uses it, or with force from under its users. The layer goes first, and comes back
-// if the device stays.
+// TryStop stops the device if nobody uses it, or with force from under its users. The layer goes
+// first, and comes back if the device stays.
 func (e *Engine) TryStop(ctx context.Context, force bool) error {
 	stop := func() error { return e.device.Stop(drainLimit) }
 	if err := e.lanes.atWork(e.device.path()); err != nil {
@@ -209,8 +212,8 @@ func (e *Engine) TryStop(ctx context.Context, force bool) error {
 // WarmUp takes the memory that the steps will need.
 func (e *Engine) WarmUp() error { return e.lanes.memory.warmUp(&e.Wanted.Definition) }
 
-// KeepDevice says whether taking down leaves the block device with its users waiting, for another daemon to
-// recover: so it is at a planned restart, and when a recovery fails.
+// KeepDevice says whether taking down leaves the block device with its users waiting, for another
+// daemon to recover: so it is at a planned restart, and when a recovery fails.
 func (e *Engine) KeepDevice(keep bool) { e.Ending.Keep = keep }
 
 // MayReplace is the look before a daemon is replaced.
@@ -229,8 +232,8 @@ func (e *Engine) look() events.Condition {
 	return e.condition()
 }
 
-// Configure makes a change of the settings, or refuses it as a whole, and writes it down. It does not wait longer for
-// the metadata than ctx: the next superblock that is written has the change.
+// Configure makes a change of the settings, or refuses it as a whole, and writes it down. It does
+// not wait longer for the metadata than ctx: the next superblock that is written has the change.
 func (e *Engine) Configure(ctx context.Context, c definition.Change) error {
 	if c.DiscardPassdown != nil && *c.DiscardPassdown && e.Dest.NoPassdown != "" {
 		return &exit.Error{Code: exit.Dest, Doing: "switch on discard passdown to", Object: e.Dest.Path(), Cause: errors.New(e.Dest.NoPassdown),

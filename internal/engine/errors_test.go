@@ -13,7 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
 )
 
-// TestErrorClasses: what an error means depends on its errno and its side; a user gets EIO or ENOSPC.
+// TestErrorClasses: what an error means depends on its errno and its side; a user gets EIO or
+// ENOSPC.
 func TestErrorClasses(t *testing.T) {
 	dest, err := blockdev.Open(blockdev.Dest, filepath.Join(t.TempDir(), "dest"), blockdev.Options{Create: true, Size: 1 << 20, Force: true})
 	if err != nil {

@@ -21,8 +21,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/text"
 )
 
-// A complete clone is handed over to its destination. Where a layer lies over the block device its users go on while that is
-// done, and where the daemon dies in between the kernel's own table says how far it had come:
+// A complete clone is handed over to its destination. Where a layer lies over the block device its
+// users go on while that is done, and where the daemon dies in between the kernel's own table says
+// how far it had come:
 //
 //	                                                     killed behind it, the next recover or finish finds
 //	1  commit; note in the superblock that all is        a clone like any other: recover serves it
@@ -42,22 +43,26 @@ import (
 //	10 remove the metadata
 //	11 remove the definition                             nothing: it is finished
 //
-// Without a layer the block device is stopped first (6), when nobody has it open, and then the definition says that the clone is
-// finished. Killed between the two the clone is complete, and add brings it back. From 10 on nothing but the definition keeps the
-// same add from beginning anew, over what users wrote: so the metadata stays if the definition could not be written
+// Without a layer the block device is stopped first (6), when nobody has it open, and then the
+// definition says that the clone is finished. Killed between the two the clone is complete, and add
+// brings it back. From 10 on nothing but the definition keeps the same add from beginning anew,
+// over what users wrote: so the metadata stays if the definition could not be written
 // (TestFinishPlainKilled).
 //
-// Why no write is lost or lands late: when 2 has ended nobody has a request at work, but for those who have opened the
-// block device itself since it was looked for them; their requests end before 3 does, or wait, and get errors after 5. Our
-// description is closed when no I/O is on it, and device-mapper gets the destination only then; as long as it has it, recover
-// does not. What was acknowledged and not flushed is in the destination's cache either way, which whoever flushes next
+// Why no write is lost or lands late: when 2 has ended nobody has a request at work, but for those
+// who have opened the block device itself since it was looked for them; their requests end before 3
+// does, or wait, and get errors after 5. Our description is closed when no I/O is on it, and
+// device-mapper gets the destination only then; as long as it has it, recover does not. What was
+// acknowledged and not flushed is in the destination's cache either way, which whoever flushes next
 // flushes.
 //
-// If one of 2 to 5 fails, what was done is taken back: the table, the lock, the service of the block device, the suspension,
-// in this order; users have waited, and see no error. While the layer is suspended nothing here touches a file: that may lie
-// on it (I9). What takes its time has a limit.
+// If one of 2 to 5 fails, what was done is taken back: the table, the lock, the service of the
+// block device, the suspension, in this order; users have waited, and see no error. While the layer
+// is suspended nothing here touches a file: that may lie on it (I9). What takes its time has a
+// limit.
 
-// handover ends a clone that is complete. With a layer, its users go on with the destination. It runs on the daemon's goroutine.
+// handover ends a clone that is complete. With a layer, its users go on with the destination. It
+// runs on the daemon's goroutine.
 type handover struct {
 	*devices.Devices
 	session *session
@@ -162,7 +167,8 @@ func (h *handover) exchange() error {
 	return nil
 }
 
-// loadDest loads the table that leads to the destination. Somebody may have opened that the moment it was closed.
+// loadDest loads the table that leads to the destination. Somebody may have opened that the moment
+// it was closed.
 func (h *handover) loadDest() (err error) {
 	for deadline := time.Now().Add(grabLimit); ; time.Sleep(openPause) {
 		err = h.layer.Load(h.Dest.Path(), h.Dest.Number())
@@ -226,8 +232,8 @@ func (h *handover) settle(ctx context.Context) error {
 //	c  the lanes take it, and serve
 //	d  the layer goes on
 //
-// If somebody else has the destination and keeps it, the daemon ends as by a death, with the layer resumed: users wait at
-// the block device, and recover says for whom.
+// If somebody else has the destination and keeps it, the daemon ends as by a death, with the layer
+// resumed: users wait at the block device, and recover says for whom.
 func (h *handover) takeBack() {
 	if err := h.layer.LeadBack(h.Dest.Number()); err != nil { // a
 		guard.Fatal(err)

@@ -22,8 +22,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// lanes are the core with a lane for each queue and one for the hydrator, and what is asked of all of them. A step makes them;
-// afterwards any goroutine may ask.
+// lanes are the core with a lane for each queue and one for the hydrator, and what is asked of all
+// of them. A step makes them; afterwards any goroutine may ask.
 type lanes struct {
 	*devices.Devices
 	core       *clone.Core
@@ -75,8 +75,8 @@ func (l *lanes) tellCore(s definition.Settings) {
 	l.core.SetSpareZeros(l.spares(s))
 }
 
-// spares says which zeros are not written where the destination reads as zeros. If it keeps them only until a part of their
-// unit is written, regions must be of whole units.
+// spares says which zeros are not written where the destination reads as zeros. If it keeps them
+// only until a part of their unit is written, regions must be of whole units.
 func (l *lanes) spares(s definition.Settings) clone.Spare {
 	unit := l.Dest.DiscardUnit()
 	switch zeros := l.Dest.SparesZeros(); {
@@ -129,7 +129,8 @@ func (l *lanes) sourceAway() error {
 	return l.Source.Away()
 }
 
-// Retry takes back a source that has come back, and forgets what failed. With an error nothing has changed.
+// Retry takes back a source that has come back, and forgets what failed. With an error nothing has
+// changed.
 func (l *lanes) Retry(ctx context.Context) error {
 	if !l.core.Complete() {
 		if err := l.Source.Find(); err != nil {
@@ -157,8 +158,9 @@ func (l *lanes) watchAnswers() {
 // stopPatience is how long a del waits for requests of users who have gone.
 const stopPatience = 5 * time.Second
 
-// atWork fails, with exit code 5, if users' requests do not end, though nobody has the device open: the kernel would not let
-// go of the device before they have, and whoever has asked would not know why.
+// atWork fails, with exit code 5, if users' requests do not end, though nobody has the device open:
+// the kernel would not let go of the device before they have, and whoever has asked would not know
+// why.
 func (l *lanes) atWork(device string) error {
 	var n int64
 	for deadline := time.Now().Add(stopPatience); ; time.Sleep(control.HolderPause) {
@@ -176,7 +178,8 @@ func (l *lanes) atWork(device string) error {
 	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: device, Cause: cause, Next: "The kernel keeps the device until they end. Make the source answer, or fail what waits (as `nbd-client -d` does), then try again."}
 }
 
-// hydratedBytes is what needs no source any more. The counters come from different moments, and it is never more than there is.
+// hydratedBytes is what needs no source any more. The counters come from different moments, and it
+// is never more than there is.
 func hydratedBytes(geo clone.Geometry, regions *bitmap.Map) int64 {
 	done, last := min(regions.NrHydrated()+regions.NrZero(), geo.Regions()), geo.Regions()-1
 	bytes := min(geo.Size(), int64(done)*geo.RegionSize())
@@ -191,8 +194,8 @@ func (l *lanes) remaining() int64 {
 	return l.core.Geometry().Size() - hydratedBytes(l.core.Geometry(), l.core.Regions())
 }
 
-// requestFailed is told of every request that the core could not serve, on the queue's thread. Its own refusals
-// are no news.
+// requestFailed is told of every request that the core could not serve, on the queue's thread. Its
+// own refusals are no news.
 func (l *lanes) requestFailed(r *clone.Request, err error) {
 	if side, ok := dataplane.SideOf(err); ok {
 		now := time.Now()
@@ -206,8 +209,8 @@ func (l *lanes) requestRefused(r *clone.Request) {
 	l.Happened.Add(control.EventRequestRefused, fmt.Sprintf("%v of %d bytes at byte %d is answered with an error: %d daemons have died of it", r.Op, r.Len, r.Off, dataplane.CondemnedAfter))
 }
 
-// classify says what an error of I/O means to the core. What a buffered destination writes late may be reported as a want of
-// space to anybody: there it says nothing about the write that gets it.
+// classify says what an error of I/O means to the core. What a buffered destination writes late may
+// be reported as a want of space to anybody: there it says nothing about the write that gets it.
 func classify(err error, dest *blockdev.Device) clone.ErrorClass {
 	var errno syscall.Errno
 	side, ok := dataplane.SideOf(err)
@@ -230,7 +233,8 @@ func classify(err error, dest *blockdev.Device) clone.ErrorClass {
 	return clone.Local
 }
 
-// progress is the sampler's: the bytes that have left state Source, and whether hydration is active.
+// progress is the sampler's: the bytes that have left state Source, and whether hydration is
+// active.
 func (l *lanes) progress() (total int64, active bool) {
 	regions, state := l.core.Regions(), l.background.Status().State
 	total = int64(regions.NrHydrated()+regions.NrZero()) * l.core.Geometry().RegionSize()

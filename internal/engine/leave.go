@@ -10,8 +10,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// A daemon leaves its device to the next one only if it can: a backend that does not answer would keep it from ending, and
-// users from what is still served (I13). So it brings everything to rest first, while it can still go on:
+// A daemon leaves its device to the next one only if it can: a backend that does not answer would
+// keep it from ending, and users from what is still served (I13). So it brings everything to rest
+// first, while it can still go on:
 //
 //	1  background copies: none begins, those in flight end              users notice nothing
 //	2  a commit, so that little is left for the last one                users notice nothing
@@ -19,7 +20,8 @@ import (
 //	4  the queues keep new requests, those at work end, at most         users wait for so long
 //	   holdLimit; if they do not, the queues go on, and 3 is next
 //
-// If that does not succeed within a limit all goes on as it was. When it does, only what takes no time is left.
+// If that does not succeed within a limit all goes on as it was. When it does, only what takes no
+// time is left.
 
 // drain brings everything to rest. It runs on the daemon's goroutine.
 type drain struct {
@@ -32,7 +34,8 @@ type drain struct {
 const (
 	// holdLimit is how long users may wait in vain.
 	holdLimit = 500 * time.Millisecond
-	// longAtWork is from when on a request is not expected to end within holdLimit, and lookPause between two looks.
+	// longAtWork is from when on a request is not expected to end within holdLimit, and lookPause
+	// between two looks.
 	longAtWork = time.Second
 	lookPause  = 100 * time.Millisecond
 	// holdPause is between two tries, for users.
@@ -109,7 +112,8 @@ type ages struct {
 	since  []time.Time
 }
 
-// see gives the time for which that request has been seen; 0: this is the first time, or there is none.
+// see gives the time for which that request has been seen; 0: this is the first time, or there is
+// none.
 func (a *ages) see(queue int, w dataplane.Work, now time.Time) time.Duration {
 	if w.Oldest == 0 || w.Oldest != a.oldest[queue] {
 		a.oldest[queue], a.since[queue] = w.Oldest, now

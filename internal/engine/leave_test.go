@@ -7,7 +7,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
 )
 
-// TestAges: a request is as old as the time for which it has been seen, and a queue that moves has none that is old.
+// TestAges: a request is as old as the time for which it has been seen, and a queue that moves has
+// none that is old.
 func TestAges(t *testing.T) {
 	a := ages{oldest: make([]uint64, 2), since: make([]time.Time, 2)}
 	from := time.Now()

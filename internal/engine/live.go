@@ -17,8 +17,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// liveMap is the region map's memory, and what a dead daemon of the same session has left in it (I6). The steps open, fill and
-// close it; core, committer and caution note in it what the next daemon is to know.
+// liveMap is the region map's memory, and what a dead daemon of the same session has left in it
+// (I6). The steps open, fill and close it; core, committer and caution note in it what the next
+// daemon is to know.
 type liveMap struct {
 	*devices.Shared
 	meta *devices.MetadataSide
@@ -59,8 +60,8 @@ func (l *liveMap) open(nr uint64) error {
 	return l.refuse(err)
 }
 
-// take opens the live map of a session that goes on, unless one begins. An error says why there should be a map and
-// none counts. Nothing is changed.
+// take opens the live map of a session that goes on, unless one begins. An error says why there
+// should be a map and none counts. Nothing is changed.
 func (l *liveMap) take(sb *metadata.Superblock, boot metadata.UUID, nr uint64) (begins bool, err error) {
 	if sb.Clean || sb.BootID != boot {
 		return true, nil
@@ -120,8 +121,8 @@ func (l *liveMap) newMap(nr uint64) *bitmap.Map {
 	return regions
 }
 
-// fill loads the metadata. Of pages that are in the live map already both count, and what only that has is
-// not committed yet.
+// fill loads the metadata. Of pages that are in the live map already both count, and what only that
+// has is not committed yet.
 func (l *liveMap) fill(regions *bitmap.Map) error {
 	load := func(page uint64, img *bitmap.Page) error {
 		if regions.FullImage(page, img) && !l.Wanted.DryRun { // takes no memory
@@ -153,8 +154,9 @@ func (l *liveMap) fill(regions *bitmap.Map) error {
 	return errors.Join(err, l.recoverZeros(regions, l.uncommitted))
 }
 
-// load reads the region map from the metadata. The live map of a session that goes on knows the last commit that
-// succeeded, and nobody else does: one that failed has left slots, and perhaps its sequence in the superblock.
+// load reads the region map from the metadata. The live map of a session that goes on knows the
+// last commit that succeeded, and nobody else does: one that failed has left slots, and perhaps its
+// sequence in the superblock.
 func (l *liveMap) load(fn func(page uint64, img *bitmap.Page) error) error {
 	var err error
 	if l.taken {
@@ -171,8 +173,8 @@ func (l *liveMap) load(fn func(page uint64, img *bitmap.Page) error) error {
 	return nil
 }
 
-// recoverZeros takes over the pages of the live map that are zero throughout and have no memory, but for those that are
-// in the map already.
+// recoverZeros takes over the pages of the live map that are zero throughout and have no memory,
+// but for those that are in the map already.
 func (l *liveMap) recoverZeros(regions *bitmap.Map, uncommitted *bitmap.Delta) error {
 	return l.EachZero(func(page uint64) error {
 		if regions.Used(page) {
@@ -195,8 +197,8 @@ func (l *liveMap) settle(nr uint64, spared func(page uint64) bool) error {
 	return nil
 }
 
-// keepState keeps the core's state in the live map. The core calls it in the order of the changes (clone.Config.State),
-// so that no thread brings back a mode that another one has made worse (I10).
+// keepState keeps the core's state in the live map. The core calls it in the order of the changes
+// (clone.Config.State), so that no thread brings back a mode that another one has made worse (I10).
 func (l *liveMap) keepState(m clone.Mode, flushLost bool) { l.SetState(uint8(m), flushLost) }
 
 // givePageBack is of a page of the region map that nobody looks at any more.

@@ -12,8 +12,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 )
 
-// TestLiveMapKeepsTheWorstMode: whatever several threads tell at a time, the live map has the mode that the core ended
-// in. One that were better would have the next daemon begin as if nothing had failed (I10).
+// TestLiveMapKeepsTheWorstMode: whatever several threads tell at a time, the live map has the mode
+// that the core ended in. One that were better would have the next daemon begin as if nothing had
+// failed (I10).
 func TestLiveMapKeepsTheWorstMode(t *testing.T) {
 	live, err := livemap.Create(t.TempDir(), livemap.Identity{Regions: 1}, livemap.State{})
 	if err != nil {

@@ -17,8 +17,8 @@ type memory struct {
 	spare  []*sys.Mapping // of these, what was taken in advance
 }
 
-// warmUp takes in advance what the steps will need, and what else takes its time then. On an emulated CPU (6.12) it was 1.8 s
-// of the 3.8 s from one daemon to the next; 0.4 s are left.
+// warmUp takes in advance what the steps will need, and what else takes its time then. On an
+// emulated CPU (6.12) it was 1.8 s of the 3.8 s from one daemon to the next; 0.4 s are left.
 func (m *memory) warmUp(def *definition.Definition) error {
 	n, size := footprint.QueueBuffers(def.RegionSize, def.QueueDepth)
 	sizes := append(slices.Repeat([]int64{int64(n) * size}, def.Queues), footprint.HydratorBuffers*definition.DefaultBatchBytes)
@@ -76,9 +76,9 @@ func (m *memory) free(abandoned bool) (err error) {
 	return err
 }
 
-// lockMemory keeps the daemon from waiting for memory on a write's way. What is mapped later, the queues' buffers
-// among it, is locked as it comes. The live map is to be left out: its tmpfs is never swapped out, and pages of it are
-// given back.
+// lockMemory keeps the daemon from waiting for memory on a write's way. What is mapped later, the
+// queues' buffers among it, is locked as it comes. The live map is to be left out: its tmpfs is
+// never swapped out, and pages of it are given back.
 func lockMemory(warn func(format string, args ...any)) {
 	process.ReserveHeap()
 	err := sys.LockMemory()

@@ -56,7 +56,8 @@ type scripted struct {
 	off, length int64
 }
 
-// allowed is what each sector may hold: a request that has failed leaves what was or what was to be.
+// allowed is what each sector may hold: a request that has failed leaves what was or what was to
+// be.
 type allowed [][]value
 
 func newAllowed() allowed {
@@ -92,7 +93,8 @@ func (a allowed) check(b []byte, off int64) error {
 	return nil
 }
 
-// runScript carries the script out, one request at a time from two lanes by turns, while the hydrator works.
+// runScript carries the script out, one request at a time from two lanes by turns, while the
+// hydrator works.
 func (p *parts) runScript(a allowed) error {
 	for i, s := range script() {
 		if i == 30 { // regions of all states have been there
@@ -197,9 +199,9 @@ func has(t *testing.T) (files, goroutines int, rings int) {
 	return testkit.OpenFiles(t), runtime.NumGoroutine(), strings.Count(string(maps), "\n")
 }
 
-// TestFailEveryCallOfRealParts: each call of a device, ring or live map fails in turn, once or from then on. No byte
-// is wrong, nobody waits for ever, and descriptors, goroutines and mappings are given back. Threads make the
-// number of a call that of another one now and then.
+// TestFailEveryCallOfRealParts: each call of a device, ring or live map fails in turn, once or from
+// then on. No byte is wrong, nobody waits for ever, and descriptors, goroutines and mappings are
+// given back. Threads make the number of a call that of another one now and then.
 func TestFailEveryCallOfRealParts(t *testing.T) {
 	dir := t.TempDir()
 	source := make([]byte, partsSize)

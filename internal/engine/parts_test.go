@@ -28,9 +28,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
 
-// A clone of real parts over files, without the driver: open steps, rings and their threads, live map, core,
-// committer, hydrator. Each of its calls of a device can be made to fail, by the kernel where it is a ring's: it
-// is given a descriptor that no I/O can be done with.
+// A clone of real parts over files, without the driver: open steps, rings and their threads, live
+// map, core, committer, hydrator. Each of its calls of a device can be made to fail, by the kernel
+// where it is a ring's: it is given a descriptor that no I/O can be done with.
 
 // faultPlan says which call fails.
 type faultPlan struct {
@@ -76,8 +76,8 @@ func (p *faultPlan) hit() bool {
 	return p.at > 0 && p.calls >= p.at
 }
 
-// failingBackend is a lane's: the daemon's own, and for a call that fails another one over bad descriptors. Both
-// keep the same account of reads.
+// failingBackend is a lane's: the daemon's own, and for a call that fails another one over bad
+// descriptors. Both keep the same account of reads.
 type failingBackend struct {
 	*dataplane.Backend
 	bad  *dataplane.Backend

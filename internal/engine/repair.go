@@ -13,7 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// Repair is the explicit word that the metadata can be written again (I10). It does nothing in mode rw.
+// Repair is the explicit word that the metadata can be written again (I10). It does nothing in mode
+// rw.
 func (s *session) Repair(ctx context.Context) error {
 	switch {
 	case s.lanes.core.FlushLost():
@@ -30,8 +31,8 @@ func (s *session) Repair(ctx context.Context) error {
 	return nil
 }
 
-// repairForced is the repair that --force asks for: it is the explicit word, too. Without it the marks that a failed
-// commit has left in the metadata would be taken for durable.
+// repairForced is the repair that --force asks for: it is the explicit word, too. Without it the
+// marks that a failed commit has left in the metadata would be taken for durable.
 func (s *session) repairForced(ctx context.Context) error {
 	if !s.Wanted.Force || s.Meta.Detached() != nil || s.lanes.core.Mode() != clone.ReadOnly || s.lanes.core.FlushLost() {
 		return nil
@@ -44,13 +45,15 @@ func (s *session) repairForced(ctx context.Context) error {
 
 // repairMetadata brings the metadata back, on the committer's goroutine, which alone writes them:
 //
-//  1. Open what their path names, with its lock, if that is another device than the one that is open.
-//  2. See that they are the same metadata and that nobody else has had them; choose slots by the last commit that the
-//     live map knows to have succeeded (Store.Reopen).
-//  3. Commit all that the region map holds, and record mode rw in the superblock (clone.Core.Repair).
+//  1. Open what their path names, with its lock, if that is another device than the one that is
+//     open.
+//  2. See that they are the same metadata and that nobody else has had them; choose slots by the
+//     last commit that the live map knows to have succeeded (Store.Reopen).
+//  3. Commit all that the region map holds, and record mode rw in the superblock
+//     (clone.Core.Repair).
 //
-// The live map has mode ro until the core has changed its own, which is the end of step 3: whoever dies before is
-// recovered in ro, with all that is not known to be durable to be written again.
+// The live map has mode ro until the core has changed its own, which is the end of step 3: whoever
+// dies before is recovered in ro, with all that is not known to be durable to be written again.
 func (s *session) repairMetadata() error {
 	meta, err := s.Meta.Reopen(s.Dest.Device, s.Source.Device()) // 1
 	if err != nil {
@@ -72,7 +75,8 @@ func (s *session) repairMetadata() error {
 	return nil
 }
 
-// known refuses an image of a page with marks that the region map has not: it is not of this metadata.
+// known refuses an image of a page with marks that the region map has not: it is not of this
+// metadata.
 func (s *session) known(page uint64, img *bitmap.Page) error {
 	if s.lanes.core.Regions().Holds(page, img) {
 		return nil

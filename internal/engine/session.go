@@ -22,9 +22,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// session is the time from the loading of the region map to the clean mark: what is written to the metadata while the clone
-// is served. A recovery goes on with the session of the dead daemon. The steps begin and end it; in between only the committer's
-// goroutine writes to the metadata.
+// session is the time from the loading of the region map to the clean mark: what is written to the
+// metadata while the clone is served. A recovery goes on with the session of the dead daemon. The
+// steps begin and end it; in between only the committer's goroutine writes to the metadata.
 type session struct {
 	*devices.Devices
 	live      *liveMap
@@ -77,8 +77,9 @@ func (s *session) mapInstead(nr uint64, cause error) (*bitmap.Map, error) {
 func (s *session) begin(context.Context) error {
 	s.live.SetLife(livemap.LifeBegun)
 	if !s.live.taken { // else readMap has done it, or the live map stands in
-		// If this fails the superblock may say all the same that the session has begun, and the next daemon asks for its
-		// live map. (What a failed start has created is removed, and the map with it.)
+		// If this fails the superblock may say all the same that the session has begun, and the
+		// next daemon asks for its live map. (What a failed start has created is removed, and the
+		// map with it.)
 		s.live.ended = s.Meta.Created
 		if err := s.open(); err != nil {
 			return err
@@ -149,7 +150,8 @@ func (s *session) update(change func(*metadata.Superblock) error) error {
 	return err
 }
 
-// mapStore is the store as the core has it: the live map knows of a commit before anybody is answered.
+// mapStore is the store as the core has it: the live map knows of a commit before anybody is
+// answered.
 type mapStore struct {
 	*metadata.Store
 	live *livemap.Map
@@ -186,7 +188,8 @@ func (s *session) refresh(sb *metadata.Superblock) error {
 	return nil
 }
 
-// commitWithin commits before leaving. What fails has been acted on, and keeps nobody from leaving: the live map has all marks.
+// commitWithin commits before leaving. What fails has been acted on, and keeps nobody from leaving:
+// the live map has all marks.
 func (s *session) commitWithin(ctx context.Context) error {
 	ended := make(chan error, 1)
 	guard.Go("commit before leaving", func() {
@@ -243,8 +246,9 @@ func (s *session) end() error {
 	return s.Ending.Fault(7)
 }
 
-// toldBefore says that a session cannot end with a clean mark for a reason that was told when the metadata failed: there are
-// marks that cannot be committed, or slots that a failed repair has written.
+// toldBefore says that a session cannot end with a clean mark for a reason that was told when the
+// metadata failed: there are marks that cannot be committed, or slots that a failed repair has
+// written.
 func toldBefore(err error) bool {
 	return errors.Is(err, clone.ErrReadOnly) || errors.Is(err, metadata.ErrUnflushed)
 }

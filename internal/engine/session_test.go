@@ -11,8 +11,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// TestEndAfterRepairInVain: in mode ro with all marks committed a repair fails, and the slots that it has written keep the
-// store from setting the clean mark. The user knows that the metadata has failed; the end itself is in order.
+// TestEndAfterRepairInVain: in mode ro with all marks committed a repair fails, and the slots that
+// it has written keep the store from setting the clean mark. The user knows that the metadata has
+// failed; the end itself is in order.
 func TestEndAfterRepairInVain(t *testing.T) {
 	geo, err := clone.NewGeometry(16*clone.MinRegionSize, clone.MinRegionSize)
 	if err != nil {

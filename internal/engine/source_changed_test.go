@@ -41,8 +41,8 @@ var sourceChanges = map[string]func(path string, other []byte) error{
 	},
 }
 
-// TestSourceChangesUnderHydration: whatever happens to the file while it is read, no region holds and no READ gets anything
-// but what the file held at first (I14).
+// TestSourceChangesUnderHydration: whatever happens to the file while it is read, no region holds
+// and no READ gets anything but what the file held at first (I14).
 func TestSourceChangesUnderHydration(t *testing.T) {
 	for name, change := range sourceChanges {
 		t.Run(name, func(t *testing.T) {

@@ -68,7 +68,8 @@ func TestPlacesForHydrated(t *testing.T) {
 	}
 }
 
-// TestSilentSource: a source that does not answer is away until it does; an error of it is an outage.
+// TestSilentSource: a source that does not answer is away until it does; an error of it is an
+// outage.
 func TestSilentSource(t *testing.T) {
 	dir := t.TempDir()
 	p := newPartsOfSectors(t, dir)

@@ -8,8 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/udev"
 )
 
-// nameForUdev comes before the device is there for others, so that the first event finds it. Without udev there is only
-// the kernel's name.
+// nameForUdev comes before the device is there for others, so that the first event finds it.
+// Without udev there is only the kernel's name.
 func (e *Engine) nameForUdev(context.Context) error {
 	err := udev.Name(control.DefaultDir(), &e.Wanted.Definition, e.device.path(), e.Dest.IsBlock(), e.lanes.core.Complete())
 	if err != nil {

@@ -7,9 +7,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/records"
 )
 
-// recordUse notes that the destination is about to be hydrated by this metadata. The record is a second
-// guard: a machine on which it cannot be written, as one that was started from a read-only medium to
-// rescue data, is not kept from its clone.
+// recordUse notes that the destination is about to be hydrated by this metadata. The record is a
+// second guard: a machine on which it cannot be written, as one that was started from a read-only
+// medium to rescue data, is not kept from its clone.
 func (s *session) recordUse(context.Context) error {
 	if s.Dest.Use.Id.ID == "" {
 		s.Log.Info().Str("destination", s.Dest.Path()).Msg("it has nothing to be known by: metadata that vanish would not be noticed")
@@ -32,7 +32,8 @@ func (s *session) updateUse() error {
 	})
 }
 
-// closeUse is updateUse when the clone is up or ends: an error costs nothing but the guard's precision.
+// closeUse is updateUse when the clone is up or ends: an error costs nothing but the guard's
+// precision.
 func (s *session) closeUse() {
 	if err := s.updateUse(); err != nil {
 		s.Log.Warn().Err(err).Msg("bring the record of the destination up to date")

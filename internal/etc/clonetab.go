@@ -13,8 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/text"
 )
 
-// Lines of systemd's /etc/clonetab (clonetab(5), from systemd 261 on) as definitions. Fields are, in this order: name,
-// source, destination, metadata and, comma-separated, options.
+// Lines of systemd's /etc/clonetab (clonetab(5), from systemd 261 on) as definitions. Fields are,
+// in this order: name, source, destination, metadata and, comma-separated, options.
 
 const DefaultClonetab = "/etc/clonetab"
 

@@ -20,8 +20,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Definitions in /etc/ublk-clone: NAME.toml holds what `add NAME` is to be told, so that a service starts the clone at
-// every boot. Its keys are the long flags of add; so one parser reads both, and both have the same errors.
+// Definitions in /etc/ublk-clone: NAME.toml holds what `add NAME` is to be told, so that a service
+// starts the clone at every boot. Its keys are the long flags of add; so one parser reads both, and
+// both have the same errors.
 
 const (
 	DefaultDefinedDir = "/etc/ublk-clone"
@@ -55,8 +56,8 @@ func (d Dir) Names() ([]string, error) {
 	return names, nil
 }
 
-// NetworkKey is the one key that is no flag of add: the clone needs the network, so it comes up after that, and before
-// file systems that need it too.
+// NetworkKey is the one key that is no flag of add: the clone needs the network, so it comes up
+// after that, and before file systems that need it too.
 const NetworkKey = "network"
 
 // PathKeys are paths, or "" where the table has them.
@@ -94,7 +95,8 @@ func (d Dir) Load(name string) (Values, error) {
 	return def, nil
 }
 
-// trusted fails for a file that others than root, and who runs this, may write: it says which device is overwritten.
+// trusted fails for a file that others than root, and who runs this, may write: it says which
+// device is overwritten.
 func trusted(path string) error {
 	st, err := sys.StatPath(path)
 	if err != nil {
@@ -106,8 +108,8 @@ func trusted(path string) error {
 	return nil
 }
 
-// valueOf is the value as the flag of that name takes it. A switch is true or false and nothing else: "yes" would be
-// no, and a number for a switch is a mistake.
+// valueOf is the value as the flag of that name takes it. A switch is true or false and nothing
+// else: "yes" would be no, and a number for a switch is a mistake.
 func valueOf(key string, v any) (string, error) {
 	isSwitch, known := Keys[key]
 	_, isBool := v.(bool)
@@ -132,8 +134,8 @@ func quotedValue(v any) any {
 	return v
 }
 
-// Keys are the keys that a definition may have, the long flags of add and the generator's, and which of them are
-// switches. TestDefinedKeys compares them with the flags.
+// Keys are the keys that a definition may have, the long flags of add and the generator's, and
+// which of them are switches. TestDefinedKeys compares them with the flags.
 var Keys = map[string]bool{
 	"source": false, "dest": false, "metadata": false, "region-size": false, "table": false,
 	"no-hydration": true, "hydration-threshold": false, "hydration-batch-size": false, "rate": false, "min-rate": false,
@@ -154,10 +156,10 @@ func InFile(path string, err error) error {
 // FinishedSuffix is of a definition whose clone has been finished.
 const FinishedSuffix = ".finished"
 
-// Retire takes the definition of a clone that is about to be finished away, durably: at the next boot its unit would clone
-// the source over a destination that stands alone by then. It comes before anything that a boot would need to know that all
-// is hydrated is removed, so that no power cut finds the definition and not the metadata. back undoes it where the clone goes
-// on.
+// Retire takes the definition of a clone that is about to be finished away, durably: at the next
+// boot its unit would clone the source over a destination that stands alone by then. It comes
+// before anything that a boot would need to know that all is hydrated is removed, so that no power
+// cut finds the definition and not the metadata. back undoes it where the clone goes on.
 func (d Dir) Retire(name string) (back func() error, err error) {
 	path := d.Path(name)
 	retired := path + FinishedSuffix
@@ -172,13 +174,15 @@ func (d Dir) Retire(name string) (back func() error, err error) {
 	return func() error { return file.Rename(retired, path) }, nil
 }
 
-// Finished says that the clone of that name was finished, and that the user has not removed what says so.
+// Finished says that the clone of that name was finished, and that the user has not removed what
+// says so.
 func (d Dir) Finished(name string) bool {
 	_, err := os.Stat(d.Path(name) + FinishedSuffix)
 	return err == nil
 }
 
-// Retired fails unless no boot will find the definition: it is gone, and durably so. Without the folder there never was one.
+// Retired fails unless no boot will find the definition: it is gone, and durably so. Without the
+// folder there never was one.
 func (d Dir) Retired(name string) error {
 	if _, err := os.Stat(d.Path(name)); err == nil {
 		return fmt.Errorf("the definition %s is still there", d.Path(name))

@@ -16,15 +16,16 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
-// The generator (systemd.generator(7)): this program under another name, which systemd runs at boot and at each
-// daemon-reload. It adds to the unit of each clone that is defined what only the definition knows: the devices and file
-// systems that it needs, and those that come after it. Whether the clone is started is not its business: `systemctl
-// enable ublk-clone@NAME` is.
+// The generator (systemd.generator(7)): this program under another name, which systemd runs at boot
+// and at each daemon-reload. It adds to the unit of each clone that is defined what only the
+// definition knows: the devices and file systems that it needs, and those that come after it.
+// Whether the clone is started is not its business: `systemctl enable ublk-clone@NAME` is.
 //
-// It also writes a rule for udev, by which destinations lose the names that come from their contents, before any daemon
-// runs: they carry the same file systems as their clones.
+// It also writes a rule for udev, by which destinations lose the names that come from their
+// contents, before any daemon runs: they carry the same file systems as their clones.
 
-// GeneratorName is what the program is called then: a symbolic link in /usr/lib/systemd/system-generators.
+// GeneratorName is what the program is called then: a symbolic link in
+// /usr/lib/systemd/system-generators.
 const GeneratorName = "ublk-clone-generator"
 
 // DestRules is the file with the rule for destinations; 61-ublk-clone.rules acts on what it sets.
@@ -33,8 +34,8 @@ const DestRules = "/run/udev/rules.d/60-ublk-clone-dest.rules"
 // devicesDir is where clones have their stable names.
 const devicesDir = "/dev/ublk-clone"
 
-// Generate is the program as a generator; dirs are those that systemd gives it. A definition that cannot be read costs
-// its own clone only: its unit will say what is wrong.
+// Generate is the program as a generator; dirs are those that systemd gives it. A definition that
+// cannot be read costs its own clone only: its unit will say what is wrong.
 func (d Dir) Generate(dir, rules string) error {
 	names, errs := d.Names()
 	var lines strings.Builder
@@ -86,8 +87,9 @@ func (d Values) expand() error {
 	return nil
 }
 
-// dropIn is what the definition adds to the unit. Devices are waited for, at most as long as systemd waits for any; the
-// start itself says what is missing, and a clone that is complete needs no source.
+// dropIn is what the definition adds to the unit. Devices are waited for, at most as long as
+// systemd waits for any; the start itself says what is missing, and a clone that is complete needs
+// no source.
 func (d Values) dropIn(name string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# From %s%s, by %s.\n[Unit]\n", name, Suffix, GeneratorName)
@@ -132,8 +134,8 @@ func (d Values) dropIn(name string) string {
 	return b.String()
 }
 
-// Loosened takes from the unit's sandbox what makes the very same folder read-only, which else wins (systemd.exec(5),
-// ReadWritePaths=).
+// Loosened takes from the unit's sandbox what makes the very same folder read-only, which else wins
+// (systemd.exec(5), ReadWritePaths=).
 func Loosened(writable []string) string {
 	var lines string
 	if slices.ContainsFunc([]string{"/home", "/root", "/run/user"}, func(dir string) bool { return slices.Contains(writable, Quoted("-"+dir)) }) {
@@ -162,8 +164,8 @@ func (d Values) devices(name string) []string {
 // destLine is what a definition that cannot be read may still say.
 const destLine = `(?m)^\s*dest\s*=\s*["']([^"'\n]+)["']`
 
-// looseRule is the rule of a definition that cannot be read. Nobody serves its clone, so that the destination is to be hidden
-// all the more.
+// looseRule is the rule of a definition that cannot be read. Nobody serves its clone, so that the
+// destination is to be hidden all the more.
 func (d Dir) looseRule(name string) string {
 	text, err := os.ReadFile(d.Path(name))
 	match := regexp.MustCompile(destLine).FindSubmatch(text)

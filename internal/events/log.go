@@ -51,8 +51,8 @@ func (l *Log) Add(kind, text string) {
 	l.log.Info().Uint64("seq", ev.Seq).Str("event", kind).Msg(text)
 }
 
-// KeepIn goes on from the number that a dead daemon has left in the live map, and keeps it there; nil: the map
-// is about to go.
+// KeepIn goes on from the number that a dead daemon has left in the live map, and keeps it there;
+// nil: the map is about to go.
 func (l *Log) KeepIn(live *livemap.Map) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -77,8 +77,8 @@ func (l *Log) DeviceError(now time.Time, side blockdev.Role, off int64, err erro
 	}
 }
 
-// since gives the kept events behind number seq, the last number, and what is closed by the next one. A
-// number that is yet to come is of a former daemon: all that is kept is new then.
+// since gives the kept events behind number seq, the last number, and what is closed by the next
+// one. A number that is yet to come is of a former daemon: all that is kept is new then.
 func (l *Log) since(seq uint64) (events []control.Event, last uint64, more <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -89,8 +89,8 @@ func (l *Log) since(seq uint64) (events []control.Event, last uint64, more <-cha
 	return append(events, l.mu.kept[uint64(len(l.mu.kept))-missing:]...), l.mu.last, l.mu.more
 }
 
-// Answer gives the events behind after; if there are none it waits for one, at most wait. Without after it
-// tells the last number at once.
+// Answer gives the events behind after; if there are none it waits for one, at most wait. Without
+// after it tells the last number at once.
 func (l *Log) Answer(ctx context.Context, after *uint64, wait time.Duration) control.Answer {
 	if after == nil {
 		return control.Answer{Last: l.LastSeq()}

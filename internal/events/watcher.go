@@ -42,8 +42,8 @@ type Condition struct {
 	Away      error // why there is no source, if one is needed
 }
 
-// Watcher turns changes of the clone's condition into events: core and hydrator only tell that something
-// has changed, on threads that must not wait. It is a goroutine of its own and may block.
+// Watcher turns changes of the clone's condition into events: core and hydrator only tell that
+// something has changed, on threads that must not wait. It is a goroutine of its own and may block.
 type Watcher struct {
 	events *Log
 	look   func() Condition
@@ -114,7 +114,8 @@ func (w *Watcher) compare(now time.Time, is Condition) {
 	w.Was = is
 }
 
-// compareStalled: a region that is tried again is no end of a stall; one ends when nothing is known to fail.
+// compareStalled: a region that is tried again is no end of a stall; one ends when nothing is known
+// to fail.
 func (w *Watcher) compareStalled(is *Condition) {
 	h := &is.Hydration
 	stalls := h.State == hydrate.Stalled || is.Away != nil

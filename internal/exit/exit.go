@@ -30,8 +30,9 @@ const (
 	Refused  = 14 // would lose data
 )
 
-// ForUnit is added to the code of a daemon that a service manager has started, so that its exit status is none that the
-// runtime of Go may end a process with (exit(1) to exit(5) in runtime/panic.go, signal_unix.go and os_linux.go, Go 1.26).
+// ForUnit is added to the code of a daemon that a service manager has started, so that its exit
+// status is none that the runtime of Go may end a process with (exit(1) to exit(5) in
+// runtime/panic.go, signal_unix.go and os_linux.go, Go 1.26).
 const ForUnit = 100
 
 // Meaning is the one-line description of each code, for the help text, in

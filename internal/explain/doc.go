@@ -1,3 +1,3 @@
-// Package explain gives the errors of lower packages their exit codes, and says what to do about them. A new kind of
-// error of the ublk driver, the metadata or the live map gets its advice here.
+// Package explain gives the errors of lower packages their exit codes, and says what to do about
+// them. A new kind of error of the ublk driver, the metadata or the live map gets its advice here.
 package explain

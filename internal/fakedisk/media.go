@@ -10,7 +10,8 @@ type version struct {
 	data  *sector
 }
 
-// media is what a disk holds, durable and in its cache. It knows no faults; its disk's lock guards it.
+// media is what a disk holds, durable and in its cache. It knows no faults; its disk's lock guards
+// it.
 type media struct {
 	durable map[int64]*block    // by block number; a missing one is zero
 	cache   map[int64][]version // by sector number, oldest first
@@ -87,7 +88,8 @@ func (m *media) lose(mark uint64) {
 	}
 }
 
-// nextWritten returns the first offset >= off at or behind which something was ever written, end if there is none.
+// nextWritten returns the first offset >= off at or behind which something was ever written, end if
+// there is none.
 func (m *media) nextWritten(off, end int64) int64 {
 	next := end
 	for b := range m.durable {

@@ -14,7 +14,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
-// faultEnv is the number of the step, from 1, behind which a start fails; after "die" the daemon is killed there.
+// faultEnv is the number of the step, from 1, behind which a start fails; after "die" the daemon is
+// killed there.
 const faultEnv = "UBLK_CLONE_FAULT"
 
 // Start makes step k of a start go wrong, after it was done.
@@ -36,8 +37,8 @@ func die() {
 	select {}
 }
 
-// finishEnv is where a finish goes wrong: "die N" kills the daemon behind step N of internal/engine/finish.go, "fail N M" makes these
-// steps fail, each once.
+// finishEnv is where a finish goes wrong: "die N" kills the daemon behind step N of
+// internal/engine/finish.go, "fail N M" makes these steps fail, each once.
 const finishEnv = "UBLK_CLONE_FINISH_FAULT"
 
 var finishFailed sync.Map

@@ -32,7 +32,8 @@ func TestReplace(t *testing.T) {
 	}
 }
 
-// TestReplaceFails has the folder refuse the last name: the old file stays, and nothing else is left.
+// TestReplaceFails has the folder refuse the last name: the old file stays, and nothing else is
+// left.
 func TestReplaceFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a")
 	if err := os.MkdirAll(filepath.Join(path, "in the way"), 0o700); err != nil {

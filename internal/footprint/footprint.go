@@ -9,7 +9,8 @@ import (
 // Need is what a daemon takes, in bytes. All of Start is there and locked before the first request.
 type Need struct {
 	Start int64 `json:"start"`
-	// Most is the end of it: every page of the region map has marks and none is hydrated throughout.
+	// Most is the end of it: every page of the region map has marks and none is hydrated
+	// throughout.
 	Most int64 `json:"most"`
 }
 
@@ -20,8 +21,8 @@ const (
 	pageMemory    = 285      // tables of a page of the region map
 )
 
-// NeedOf is the need of a clone of this many regions, which docs/requirements.md tells too. copied: the driver copies the bytes of
-// requests.
+// NeedOf is the need of a clone of this many regions, which docs/requirements.md tells too. copied:
+// the driver copies the bytes of requests.
 func NeedOf(def *definition.Definition, nrRegions uint64, copied bool) Need {
 	n, size := QueueBuffers(def.RegionSize, def.QueueDepth)
 	queue := int64(n) * size

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestFatal runs itself: the process must say why and be dead by SIGKILL, also when nobody reads its standard
-// error.
+// TestFatal runs itself: the process must say why and be dead by SIGKILL, also when nobody reads
+// its standard error.
 func TestFatal(t *testing.T) {
 	if os.Getenv("UBLK_TEST_FATAL") != "" {
 		defer Guard("queue 5", Fatal)

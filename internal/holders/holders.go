@@ -23,7 +23,8 @@ func Busy(device string, holders []blockdev.Holder) error {
 	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: device, Cause: cause, Next: "Unmount it or end whoever uses it, then try again."}
 }
 
-// Of are those who have the block device of a clone open, or the layer over it, which itself is none.
+// Of are those who have the block device of a clone open, or the layer over it, which itself is
+// none.
 func Of(device string, mark uint64) ([]blockdev.Holder, error) {
 	holders, err := blockdev.Holders(device)
 	if err != nil {

@@ -27,9 +27,9 @@ import (
 // pause is between two looks at who has a device open.
 const pause = 50 * time.Millisecond
 
-// Only del and --force take a block device from its users, and the users are whoever the kernel says. From 7.0 on the
-// driver stops a device only if nobody has it open (TRY_STOP_DEV). On an earlier kernel, with everybody looked for who can be
-// seen (users):
+// Only del and --force take a block device from its users, and the users are whoever the kernel
+// says. From 7.0 on the driver stops a device only if nobody has it open (TRY_STOP_DEV). On an
+// earlier kernel, with everybody looked for who can be seen (users):
 //
 //	1  nobody whom nothing shows has it open, by the count of the driver's references (blockdev.HiddenUsers)
 //	2  it is opened exclusively, which whoever has claimed it prevents: a mount in any namespace, device-mapper, swap, LIO.
@@ -37,8 +37,9 @@ const pause = 50 * time.Millisecond
 //	3  the device is stopped
 //	4  the exclusive open is given up
 //
-// The open of step 2 is a process of its own. Whoever opens a block device may have to wait for somebody who reads its
-// partitions, and a daemon with a thread in such a wait could not be killed, and so not be recovered.
+// The open of step 2 is a process of its own. Whoever opens a block device may have to wait for
+// somebody who reads its partitions, and a daemon with a thread in such a wait could not be killed,
+// and so not be recovered.
 
 // StopUnused stops a device that nobody uses; exit code 5 says who does.
 func StopUnused(ctx context.Context, control *ublk.Control, id int, stop func() error) error {
@@ -72,10 +73,12 @@ func busyDevice(path, why string) error {
 		Next: "End whoever uses it, then try again; `ublk-clone del --force` takes it away all the same, and its users get errors."}
 }
 
-// hiddenLimit is how long somebody unknown may be a process that is just opening or closing a device.
+// hiddenLimit is how long somebody unknown may be a process that is just opening or closing a
+// device.
 const hiddenLimit = time.Second
 
-// noHiddenUsers fails with exit code 5 if somebody has the block device open, or may have, whom nothing else shows.
+// noHiddenUsers fails with exit code 5 if somebody has the block device open, or may have, whom
+// nothing else shows.
 func noHiddenUsers(path string) error {
 	for deadline := time.Now().Add(hiddenLimit); ; time.Sleep(pause) {
 		named, unknown := blockdev.HiddenUsers(path)
@@ -92,14 +95,15 @@ func noHiddenUsers(path string) error {
 	}
 }
 
-// ClaimCommand is the hidden command that holds a block device open exclusively until its standard input ends.
+// ClaimCommand is the hidden command that holds a block device open exclusively until its standard
+// input ends.
 const ClaimCommand = "claim"
 
 // claimLimit is for the start of that process and its open.
 const claimLimit = 10 * time.Second
 
-// claimDevice opens a block device exclusively, in a process of its own; release ends that. Exit code 5: somebody else has
-// claimed it, or the open does not end.
+// claimDevice opens a block device exclusively, in a process of its own; release ends that. Exit
+// code 5: somebody else has claimed it, or the open does not end.
 func claimDevice(path string) (release func(), err error) {
 	cmd := exec.Command(sys.Program, ClaimCommand, path)
 	cmd.Env, cmd.Dir = process.DaemonEnv(os.Environ()), "/"

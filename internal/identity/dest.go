@@ -12,9 +12,10 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// Is the destination the one of before? A WWID, a serial number or a UUID is compared with all else that the metadata says
-// (metadata.Superblock.Match). Many devices have none, as virtio disks without a serial; then another of the same size could
-// take its place unnoticed, and the name by which it is opened says nothing. So in this order:
+// Is the destination the one of before? A WWID, a serial number or a UUID is compared with all else
+// that the metadata says (metadata.Superblock.Match). Many devices have none, as virtio disks
+// without a serial; then another of the same size could take its place unnoticed, and the name by
+// which it is opened says nothing. So in this order:
 //
 //	1  the session of the metadata goes on, in the same boot, and its mark is that of the device    the same
 //	2  blocks that are known to be in it (sample.go), after a clean stop                         all must be there
@@ -43,8 +44,8 @@ type DestCheck struct {
 	Warn   func(format string, args ...any)
 }
 
-// Know refuses a destination that is another one than that of the metadata, and takes over what is known of it.
-// want is what the metadata of this pair say in this boot.
+// Know refuses a destination that is another one than that of the metadata, and takes over what is
+// known of it. want is what the metadata of this pair say in this boot.
 func (c *DestCheck) Know(sb, want *metadata.Superblock) error {
 	mark := DestMark(c.Dest, 0)
 	sample, exact := sb.Known()
@@ -127,7 +128,8 @@ func (c *DestCheck) other(cause error) error {
 		Next: "Nothing was written. Check where the path leads: device names may have changed places. --force goes on with what is there."}
 }
 
-// readSample reads the blocks as they are now. One that cannot be read is zero in found; an error means that none can.
+// readSample reads the blocks as they are now. One that cannot be read is zero in found; an error
+// means that none can.
 func readSample(dest *blockdev.Device, blocks []metadata.SampleBlock, limit time.Duration) (found []metadata.SampleBlock, err error) {
 	type result struct {
 		blocks []metadata.SampleBlock
@@ -167,11 +169,13 @@ func readBlocks(dest *blockdev.Device, blocks []metadata.SampleBlock) ([]metadat
 	return found, nil
 }
 
-// leastPart is which part of the blocks must be there after a power cut, at least: of two disks that have nothing to do with
-// each other hardly any block is the same, and users hardly write all blocks that they left alone until a moment before.
+// leastPart is which part of the blocks must be there after a power cut, at least: of two disks
+// that have nothing to do with each other hardly any block is the same, and users hardly write all
+// blocks that they left alone until a moment before.
 const leastPart = 8
 
-// judge says how many of the blocks that count are as they were, and whether that is enough. found is parallel to blocks.
+// judge says how many of the blocks that count are as they were, and whether that is enough. found
+// is parallel to blocks.
 func judge(blocks, found []metadata.SampleBlock, exact bool) (there, n int, same bool) {
 	counts := func(metadata.SampleBlock) bool { return true }
 	if !exact {
@@ -192,9 +196,9 @@ func judge(blocks, found []metadata.SampleBlock, exact bool) (there, n int, same
 	return there, n, n == 0 || there > 0 && there*leastPart >= n
 }
 
-// countIn chooses what tells most. Blocks that were copied are the same in the destinations of all clones of one source, so
-// only those count that users wrote, if there are some and they are settled; else all that are settled, and no run of one
-// byte; else whatever there is.
+// countIn chooses what tells most. Blocks that were copied are the same in the destinations of all
+// clones of one source, so only those count that users wrote, if there are some and they are
+// settled; else all that are settled, and no run of one byte; else whatever there is.
 func countIn(blocks []metadata.SampleBlock) func(metadata.SampleBlock) bool {
 	isMixed := func(b metadata.SampleBlock) bool { return !b.Is(metadata.SampleUniform) }
 	isSettled := func(b metadata.SampleBlock) bool { return isMixed(b) && b.Is(metadata.SampleSettled) }

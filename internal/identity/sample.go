@@ -15,28 +15,31 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// The superblock holds checksums of some blocks of the destination, by which the next daemon knows it again (dest.go).
-// A goroutine of its own reads them, so that no commit and no status waits for a destination that does not answer:
+// The superblock holds checksums of some blocks of the destination, by which the next daemon knows
+// it again (dest.go). A goroutine of its own reads them, so that no commit and no status waits for
+// a destination that does not answer:
 //
 //	1  read the blocks of the sample again, and new ones           the goroutine
 //	2  the next commit takes what was read (begin), flushes the
 //	   destination, and with that the blocks are durable (end)     committer
 //	3  the superblock is written with them                         committer
 //
-// Only step 2 makes a sample true after a power cut. Until the next sample users may write its blocks again. So a block
-// counts as settled when it has not changed for settledAfter times as long as it takes to the next sample: of such blocks few
-// change in that time, whatever users do. Those that change again and again go. At a clean stop nobody writes any more, and
-// the last sample is exact.
+// Only step 2 makes a sample true after a power cut. Until the next sample users may write its
+// blocks again. So a block counts as settled when it has not changed for settledAfter times as long
+// as it takes to the next sample: of such blocks few change in that time, whatever users do. Those
+// that change again and again go. At a clean stop nobody writes any more, and the last sample is
+// exact.
 
-// Samples come often at first, and every tenth of the time for which the daemon has served later, within these bounds.
+// Samples come often at first, and every tenth of the time for which the daemon has served later,
+// within these bounds.
 const (
 	sampleOften  = time.Second
 	sampleSeldom = 10 * time.Second
 	settledAfter = 3
 )
 
-// young is how long blocks that are not settled are told. Later on that nothing settles means that users write everything
-// all the time; then such blocks tell nothing.
+// young is how long blocks that are not settled are told. Later on that nothing settles means that
+// users write everything all the time; then such blocks tell nothing.
 const young = 10 * time.Second
 
 // enoughSettled is how many settled blocks are enough to do without others.
@@ -108,7 +111,8 @@ func (s *DestSample) adopt(blocks []metadata.SampleBlock) {
 	}
 }
 
-// Begin says that the commit that begins now will make a sample durable. The committer's, as is end.
+// Begin says that the commit that begins now will make a sample durable. The committer's, as is
+// end.
 func (s *DestSample) Begin() bool {
 	if s == nil {
 		return false
@@ -144,8 +148,8 @@ func (s *DestSample) End(err error) bool {
 	return table != nil
 }
 
-// Start begins to sample the destination of a core; usable says whether the metadata can be written, and kick asks for a
-// commit.
+// Start begins to sample the destination of a core; usable says whether the metadata can be
+// written, and kick asks for a commit.
 func (s *DestSample) Start(core *clone.Core, dest *blockdev.Device, size int64, usable func() bool, kick func()) {
 	s.core, s.dest, s.size, s.usable = core, dest, size, usable
 	s.first, s.begun = make(chan struct{}, 1), time.Now()
@@ -157,8 +161,8 @@ func (s *DestSample) Resume(kick func()) {
 	guard.Go("sample of the destination", func() { s.run(kick) })
 }
 
-// Stop ends the goroutine, unless that hangs in a read: then it is left behind, and false is the answer, also to who asks
-// again.
+// Stop ends the goroutine, unless that hangs in a read: then it is left behind, and false is the
+// answer, also to who asks again.
 func (s *DestSample) Stop() bool {
 	if !s.stopped {
 		s.stopped = true
@@ -221,8 +225,8 @@ func (s *DestSample) publish() {
 	s.mu.next = s.table(false)
 }
 
-// table is what is told of the blocks: all of them if it is exact, else those that users have hardly written again when it
-// is read.
+// table is what is told of the blocks: all of them if it is exact, else those that users have
+// hardly written again when it is read.
 func (s *DestSample) table(exact bool) *metadata.SampleTable {
 	table, n := &metadata.SampleTable{}, 0
 	all := exact || s.count(metadata.SampleSettled) < enoughSettled && time.Since(s.begun) < young
@@ -235,8 +239,8 @@ func (s *DestSample) table(exact bool) *metadata.SampleTable {
 	return table
 }
 
-// Last makes the sample exact, when nobody writes to the destination any more and it was flushed. false: it did not answer
-// in time, or cannot be read.
+// Last makes the sample exact, when nobody writes to the destination any more and it was flushed.
+// false: it did not answer in time, or cannot be read.
 func (s *DestSample) Last() bool {
 	if !s.Stop() || s.dest.Align() > metadata.BlockSize {
 		return false
@@ -260,7 +264,8 @@ func (s *DestSample) Last() bool {
 	}
 }
 
-// read brings the blocks up to date; true: they are others now. In an exact sample those that change often stay, too.
+// read brings the blocks up to date; true: they are others now. In an exact sample those that
+// change often stay, too.
 func (s *DestSample) read(exact bool) (changed bool) {
 	if s.dest.Align() > metadata.BlockSize || !s.prepare() {
 		return false
@@ -407,7 +412,8 @@ func (s *DestSample) add(off int64, written bool) bool {
 	return true
 }
 
-// room is where a block may go: len(s.blocks) for behind the others, or in place of one that tells less; -1: nowhere.
+// room is where a block may go: len(s.blocks) for behind the others, or in place of one that tells
+// less; -1: nowhere.
 func (s *DestSample) room(written bool) int {
 	if written && s.count(metadata.SampleWritten) >= mostWritten {
 		return -1

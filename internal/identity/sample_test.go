@@ -126,8 +126,8 @@ func (b *sampleBench) put(off int64, p []byte) {
 	}
 }
 
-// TestSampleKeepsWhatUsersLeaveAlone: a block that changes once is of users, one that changes again goes; in an exact
-// sample it stays, as it is then.
+// TestSampleKeepsWhatUsersLeaveAlone: a block that changes once is of users, one that changes again
+// goes; in an exact sample it stays, as it is then.
 func TestSampleKeepsWhatUsersLeaveAlone(t *testing.T) {
 	b := newSampleBench(t)
 	if !b.read(false) || len(b.blocks) != metadata.SampleBlocks || b.count(ofUsers) != 0 {
@@ -176,7 +176,8 @@ func TestSamplePrefersWhatTells(t *testing.T) {
 	}
 }
 
-// TestSampleTellsWhatIsSettled: of a daemon that has served for long, blocks that may change any moment are not told.
+// TestSampleTellsWhatIsSettled: of a daemon that has served for long, blocks that may change any
+// moment are not told.
 func TestSampleTellsWhatIsSettled(t *testing.T) {
 	b := newSampleBench(t)
 	b.read(false)
@@ -196,7 +197,8 @@ func TestSampleTellsWhatIsSettled(t *testing.T) {
 	}
 }
 
-// TestSampleIsDurableAfterACommit: what was read counts when a commit that began later has succeeded.
+// TestSampleIsDurableAfterACommit: what was read counts when a commit that began later has
+// succeeded.
 func TestSampleIsDurableAfterACommit(t *testing.T) {
 	b := newSampleBench(t)
 	b.first, b.begun = make(chan struct{}, 1), time.Now()

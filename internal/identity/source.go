@@ -59,7 +59,8 @@ func PrintSource(d *blockdev.Device, known *metadata.Superblock) (p SourcePrint,
 	return p, nil
 }
 
-// SourceDiffers says in which way d is not the source that the superblock knows, and that was in use until now.
+// SourceDiffers says in which way d is not the source that the superblock knows, and that was in
+// use until now.
 func SourceDiffers(d *blockdev.Device, sb *metadata.Superblock) error {
 	print, err := PrintSource(d, sb)
 	if err != nil {

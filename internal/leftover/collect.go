@@ -21,15 +21,15 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-// What daemons and commands that were killed have left, and nobody needs any more. It is removed by the next `add`, by `del`
-// and `prune`, and before the daemon of a unit starts:
+// What daemons and commands that were killed have left, and nobody needs any more. It is removed by
+// the next `add`, by `del` and `prune`, and before the daemon of a unit starts:
 //
 //	a device that was never started, or is stopped and not deleted: nobody can have it open
 //	a live map that no clone needs
 //	files in /run/ublk-clone of a name without clone (`prune` only, as it may be a name that is just being added)
 //
-// What might still be needed stays: a device with users, which waits for `recover`, and a live map that its metadata has
-// need of, as the same `add` goes on from there.
+// What might still be needed stays: a device with users, which waits for `recover`, and a live map
+// that its metadata has need of, as the same `add` goes on from there.
 
 // Folders are what dead daemons have left, in the folders of a machine.
 type Folders struct {
@@ -79,8 +79,8 @@ func eachDevice(visit func(*ublk.Control, ublk.Info) error) (err error) {
 	return err
 }
 
-// ourDevices calls visit for each device that bears a mark of ours. A daemon makes its mark known before it adds a device,
-// so the marks are read after the devices.
+// ourDevices calls visit for each device that bears a mark of ours. A daemon makes its mark known
+// before it adds a device, so the marks are read after the devices.
 func ourDevices(d control.Dir, visit func(*ublk.Control, ublk.Info) error) error {
 	var marks []uint64
 	var once bool
@@ -121,8 +121,8 @@ func definedMarks(d control.Dir) (marks []uint64, err error) {
 	return marks, err
 }
 
-// collectMaps removes the live maps that nobody has in use, of which no clone and no device is left, and which their
-// metadata does not need, and those that also says of.
+// collectMaps removes the live maps that nobody has in use, of which no clone and no device is
+// left, and which their metadata does not need, and those that also says of.
 func collectMaps(d control.Dir, also func(livemap.Unused) bool) error {
 	if paths, err := filepath.Glob(filepath.Join(livemap.Folder, "*.map*")); len(paths) == 0 {
 		return err
@@ -149,8 +149,8 @@ func collectMaps(d control.Dir, also func(livemap.Unused) bool) error {
 	})
 }
 
-// needless says that it is certain that the metadata does not ask for this map (takeLive), now or when it comes back. The
-// map is in nobody's use.
+// needless says that it is certain that the metadata does not ask for this map (takeLive), now or
+// when it comes back. The map is in nobody's use.
 func needless(m livemap.Unused, boot metadata.UUID) bool {
 	switch {
 	case m.Map == nil: // of another version, which may know what to do with it
@@ -178,7 +178,8 @@ func AbandonedMaps(d control.Dir) (uuids [][16]byte, err error) {
 	return slices.DeleteFunc(all, func(uuid [16]byte) bool { return slices.Contains(marks, metadata.UUID(uuid).Mark()) }), err
 }
 
-// GiveUpMaps removes such maps for `prune --force`, also those that metadata has need of, and says which.
+// GiveUpMaps removes such maps for `prune --force`, also those that metadata has need of, and says
+// which.
 func (l Folders) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
 	err = collectMaps(l.Dir, func(m livemap.Unused) bool {
 		if !slices.Contains(abandoned, m.UUID) {
@@ -194,8 +195,8 @@ func (l Folders) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
 	return lost, err
 }
 
-// StrayFiles removes what is in the folder of names that have no clone, which is what a daemon leaves that was killed
-// before it had written its definition.
+// StrayFiles removes what is in the folder of names that have no clone, which is what a daemon
+// leaves that was killed before it had written its definition.
 func StrayFiles(d control.Dir) (err error) {
 	entries, err := os.ReadDir(string(d))
 	if errors.Is(err, os.ErrNotExist) {

@@ -21,8 +21,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-// What a dead daemon has left: a block device whose users wait, or nothing. The device is known as the clone's
-// by the mark that the driver keeps; one that bears another is somebody else's, and never touched.
+// What a dead daemon has left: a block device whose users wait, or nothing. The device is known as
+// the clone's by the mark that the driver keeps; one that bears another is somebody else's, and
+// never touched.
 
 // ErrNone: the dead daemon has left no device, or there is another's in its place.
 var ErrNone = errors.New("its block device is gone")
@@ -33,8 +34,8 @@ type Device struct {
 	Info    ublk.Info
 }
 
-// Find looks for the device that a dead daemon has left. It opens no device but the driver's own, so that
-// it does not wait for the daemon that is not there.
+// Find looks for the device that a dead daemon has left. It opens no device but the driver's own,
+// so that it does not wait for the daemon that is not there.
 func Find(def *definition.Definition) (*Device, error) {
 	if def.Mark == 0 {
 		return nil, ErrNone // it never had one
@@ -53,8 +54,9 @@ func Find(def *definition.Definition) (*Device, error) {
 	return r, nil
 }
 
-// Orphans are the devices of dead daemons that no definition knows of any more, and that bear the mark of a live map:
-// those whose users wait, and those that were never started. None is recoverable by name.
+// Orphans are the devices of dead daemons that no definition knows of any more, and that bear the
+// mark of a live map: those whose users wait, and those that were never started. None is
+// recoverable by name.
 func Orphans(d control.Dir) (all []definition.Definition, err error) {
 	uuids, err := livemap.List(livemap.Folder)
 	if err != nil || len(uuids) == 0 {
@@ -71,7 +73,8 @@ func Orphans(d control.Dir) (all []definition.Definition, err error) {
 	return all, err
 }
 
-// Find looks at the number that the definition has. A daemon that was killed before it had written that left its mark.
+// Find looks at the number that the definition has. A daemon that was killed before it had written
+// that left its mark.
 func (r *Device) Find(def *definition.Definition) error {
 	if id, err := def.DeviceID(); err == nil {
 		return r.look(id, def.Mark)
@@ -128,8 +131,8 @@ func (r *Device) stopUnused() error {
 	return err
 }
 
-// remove deletes the device. Whoever has it open keeps its number in use, and need not be waited for: all he
-// gets is errors.
+// remove deletes the device. Whoever has it open keeps its number in use, and need not be waited
+// for: all he gets is errors.
 func (r *Device) remove() error {
 	ctx, cancel := context.WithTimeout(context.Background(), control.DeadLimit)
 	defer cancel()
@@ -148,7 +151,8 @@ type How struct {
 
 var Force = How{Force: true}
 
-// RemoveDevice deletes the block device that a dead daemon has left, if there is one; exit code 5 names its users.
+// RemoveDevice deletes the block device that a dead daemon has left, if there is one; exit code 5
+// names its users.
 func RemoveDevice(def *definition.Definition, c How) error {
 	for deadline := time.Now().Add(c.Wait); ; time.Sleep(control.HolderPause) {
 		err := tryRemoveDead(def, c.Force)

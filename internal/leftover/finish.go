@@ -11,7 +11,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// switched says whether a finish has come so far that the layer of the clone leads to the destination.
+// switched says whether a finish has come so far that the layer of the clone leads to the
+// destination.
 func switched(d *definition.Definition) (bool, error) {
 	dest, errStat := sys.StatPath(d.Dest)
 	if d.DM == "" || errStat != nil || !dest.IsBlock() {
@@ -29,8 +30,8 @@ func switched(d *definition.Definition) (bool, error) {
 	return true, nil
 }
 
-// Finished says whether a clone whose daemon is dead is finished: its definition says so, or its layer leads to the
-// destination.
+// Finished says whether a clone whose daemon is dead is finished: its definition says so, or its
+// layer leads to the destination.
 func Finished(d *definition.Definition) (bool, error) {
 	if d.Finished {
 		return true, nil
@@ -38,8 +39,8 @@ func Finished(d *definition.Definition) (bool, error) {
 	return switched(d)
 }
 
-// FinishDead does what is left of a finish whose daemon was killed, 6 to 11 of internal/engine/finish.go; false: it had not come so far
-// that there is nothing to serve any more.
+// FinishDead does what is left of a finish whose daemon was killed, 6 to 11 of
+// internal/engine/finish.go; false: it had not come so far that there is nothing to serve any more.
 func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done bool, err error) {
 	yes, err := Finished(def)
 	if !yes || err != nil {

@@ -11,8 +11,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// liftDead removes the layers of a clone whose daemon is dead: what lies over its block device, and one that got no table.
-// With force from under their users, who get errors when the block device is gone.
+// liftDead removes the layers of a clone whose daemon is dead: what lies over its block device, and
+// one that got no table. With force from under their users, who get errors when the block device is
+// gone.
 func liftDead(def *definition.Definition, force bool) error {
 	names, err := layersOf(def)
 	if err != nil || len(names) == 0 {

@@ -14,8 +14,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// dies runs f, which touches memory of the mapping that is not there, and says whether it has died of that. What f has
-// done until then is done, and nothing of what comes after: a death at that very point.
+// dies runs f, which touches memory of the mapping that is not there, and says whether it has died
+// of that. What f has done until then is done, and nothing of what comes after: a death at that
+// very point.
 func dies(f func()) (dead bool) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() { dead = recover() != nil }()
@@ -45,7 +46,8 @@ func cutOff(t *testing.T, n int) *sys.Mapping {
 	return m
 }
 
-// TestDeathWithinSetSuperblock: a daemon that dies while it copies a superblock leaves the one before it, each time.
+// TestDeathWithinSetSuperblock: a daemon that dies while it copies a superblock leaves the one
+// before it, each time.
 func TestDeathWithinSetSuperblock(t *testing.T) {
 	m := newTestMap(t, folder(t))
 	defer m.Close()
@@ -98,7 +100,8 @@ func TestDeathWithinSetBlames(t *testing.T) {
 	}
 }
 
-// TestCreateInVain: a map that cannot be made leaves the one that is there as it is, and nothing beside it.
+// TestCreateInVain: a map that cannot be made leaves the one that is there as it is, and nothing
+// beside it.
 func TestCreateInVain(t *testing.T) {
 	dir := folder(t)
 	m := newTestMap(t, dir)
@@ -168,7 +171,8 @@ func TestManyPages(t *testing.T) {
 	}
 }
 
-// TestListAndFind: files of other names are nobody's maps, and of two that begin alike neither is taken.
+// TestListAndFind: files of other names are nobody's maps, and of two that begin alike neither is
+// taken.
 func TestListAndFind(t *testing.T) {
 	dir := folder(t)
 	other := whose

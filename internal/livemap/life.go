@@ -21,7 +21,8 @@ type Life uint32
 //	LifeBegun  noted before the metadata says so
 //	LifeEnded  noted after the metadata says that the session has ended in order
 //
-// So with the first and the last the metadata needs no map. With LifeBegun only the metadata can tell.
+// So with the first and the last the metadata needs no map. With LifeBegun only the metadata can
+// tell.
 const (
 	LifeUnknown Life = iota // made by a version that notes nothing
 	LifeMade
@@ -32,8 +33,8 @@ const (
 // maxPlace is the longest path of metadata that is noted, in bytes.
 const maxPlace = 1000
 
-// place is where the metadata lies, for whoever wonders later if it needs this map. It is in the state's block, behind
-// the trouble.
+// place is where the metadata lies, for whoever wonders later if it needs this map. It is in the
+// state's block, behind the trouble.
 type place struct {
 	_      [3072]byte
 	length atomic.Uint32
@@ -54,9 +55,9 @@ func (p *place) Metadata() string {
 	return string(p.path[:min(p.length.Load(), maxPlace)])
 }
 
-// A map in use has a shared lock (flock) on its file, from before the first look at it until Close: by a daemon, or
-// whoever reads it. Who removes a map that nobody needs holds the exclusive one, from before it looks until the file is
-// gone.
+// A map in use has a shared lock (flock) on its file, from before the first look at it until Close:
+// by a daemon, or whoever reads it. Who removes a map that nobody needs holds the exclusive one,
+// from before it looks until the file is gone.
 
 // lookLimit is how long whoever removes maps may look at one.
 const lookLimit = 5 * time.Second
@@ -105,8 +106,8 @@ type Unused struct {
 	UUID [16]byte
 }
 
-// Collect removes from dir the maps that nobody has in use and needless says nobody needs, and those that their makers
-// have never completed.
+// Collect removes from dir the maps that nobody has in use and needless says nobody needs, and
+// those that their makers have never completed.
 func Collect(dir string, needless func(Unused) bool) error {
 	paths, err := filepath.Glob(filepath.Join(dir, "*.map*"))
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestCollect: what is in use stays, whatever anybody says; of the rest what nobody needs goes, and what was never
-// completed.
+// TestCollect: what is in use stays, whatever anybody says; of the rest what nobody needs goes, and
+// what was never completed.
 func TestCollect(t *testing.T) {
 	dir := t.TempDir()
 	create := func(n byte, life Life) *Map {

@@ -16,8 +16,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Folder is where the live maps of a machine are: a tmpfs of its own, in no service's folder, which would go when the
-// service stops.
+// Folder is where the live maps of a machine are: a tmpfs of its own, in no service's folder, which
+// would go when the service stops.
 const Folder = "/run/ublk-clone-maps"
 
 // Errors of Open.
@@ -69,8 +69,8 @@ const (
 
 var table = crc32.MakeTable(crc32.Castagnoli)
 
-// fixed is the part of the header that never changes, little-endian. It is the same in every version, so that one tells
-// another.
+// fixed is the part of the header that never changes, little-endian. It is the same in every
+// version, so that one tells another.
 type fixed struct {
 	Magic    [8]byte
 	Version  uint32
@@ -122,7 +122,8 @@ func Mount(dir string) error {
 	return nil
 }
 
-// TryMount says whether Mount would succeed, and how much could be written there; 0: there is none yet. Nothing is changed.
+// TryMount says whether Mount would succeed, and how much could be written there; 0: there is none
+// yet. Nothing is changed.
 func TryMount(dir string) (free int64, err error) {
 	there, err := sys.TmpfsThere(dir)
 	switch {
@@ -163,7 +164,8 @@ func uuidOf(path string) (uuid [16]byte, ok bool) {
 	return [16]byte(b), true
 }
 
-// Create makes an empty map, LifeMade; one that was there is replaced. It has its name only when it is complete.
+// Create makes an empty map, LifeMade; one that was there is replaced. It has its name only when it
+// is complete.
 func Create(dir string, id Identity, st State) (*Map, error) {
 	path := Path(dir, id.UUID)
 	m, err := create(path+newSuffix, id, st)
@@ -237,8 +239,9 @@ func (h *fixed) bytes() []byte {
 	return b.Bytes()
 }
 
-// Open opens the map of the metadata with this UUID. os.ErrNotExist: there is none; ErrVersion: another
-// program made it; ErrDamaged: what is there is not one, or of another size than a map of that many regions.
+// Open opens the map of the metadata with this UUID. os.ErrNotExist: there is none; ErrVersion:
+// another program made it; ErrDamaged: what is there is not one, or of another size than a map of
+// that many regions.
 func Open(dir string, uuid [16]byte) (*Map, error) {
 	path := Path(dir, uuid)
 	f, err := openInUse(path, os.O_RDWR)
@@ -283,8 +286,8 @@ func (m *Map) read(uuid [16]byte) error {
 	return nil
 }
 
-// Find opens the map of the metadata whose UUID begins with these eight bytes, for when they cannot be asked for
-// all of it. os.ErrNotExist: there is none.
+// Find opens the map of the metadata whose UUID begins with these eight bytes, for when they cannot
+// be asked for all of it. os.ErrNotExist: there is none.
 func Find(dir string, begin [8]byte) (*Map, error) {
 	found, err := filepath.Glob(filepath.Join(dir, fmt.Sprintf("%x*.map", begin)))
 	if err == nil && len(found) != 1 {
@@ -309,7 +312,8 @@ func (m *Map) Identity() Identity { return m.id }
 // Path is the file's.
 func (m *Map) Path() string { return m.path }
 
-// SetLoaded notes that all that the metadata holds is in the map: with what is marked it is the whole truth.
+// SetLoaded notes that all that the metadata holds is in the map: with what is marked it is the
+// whole truth.
 func (m *Map) SetLoaded() {
 	if m.zeroBits.bits == nil {
 		m.words.loaded.Store(1)
@@ -319,8 +323,8 @@ func (m *Map) SetLoaded() {
 	m.words.loaded.Store(0)
 }
 
-// SetFull notes that every region of a page is durably hydrated: its memory may be given back, or was never
-// taken. Before that happens (I9).
+// SetFull notes that every region of a page is durably hydrated: its memory may be given back, or
+// was never taken. Before that happens (I9).
 func (m *Map) SetFull(page uint64) { m.full.set(page) }
 
 // Full says whether SetFull was called for a page.
@@ -337,7 +341,8 @@ func (m *Map) Touch(page uint64) error {
 	return nil
 }
 
-// Unlock lets pages be given back in a process whose memory is locked. They are never swapped out for all that.
+// Unlock lets pages be given back in a process whose memory is locked. They are never swapped out
+// for all that.
 func (m *Map) Unlock() error {
 	if err := m.mapping.Unlock(); err != nil {
 		return fmt.Errorf("live map %s: %w", m.path, err)
@@ -345,7 +350,8 @@ func (m *Map) Unlock() error {
 	return nil
 }
 
-// Used calls visit for each page that has memory, in order. Looking at another would take memory for it.
+// Used calls visit for each page that has memory, in order. Looking at another would take memory
+// for it.
 func (m *Map) Used(visit func(page uint64) error) error {
 	for page, nr := uint64(0), uint64(len(m.pages)); page < nr; {
 		first, end, err := m.stretch(page)
@@ -383,7 +389,8 @@ func (m *Map) stretch(page uint64) (first, end uint64, err error) {
 	return first, min(uint64(len(m.pages)), uint64(hole-header+bitmap.PageBytes-1)/bitmap.PageBytes), nil
 }
 
-// Close unmaps the map and leaves the file for the next daemon. Nothing may use the memory any more.
+// Close unmaps the map and leaves the file for the next daemon. Nothing may use the memory any
+// more.
 func (m *Map) Close() error {
 	if err := errors.Join(m.unmap(), m.file.Close()); err != nil {
 		return fmt.Errorf("close live map %s: %w", m.path, err)

@@ -52,8 +52,8 @@ func used(t *testing.T, m *Map) (all []uint64) {
 	return all
 }
 
-// TestOutlivesItsProcess: what a map was left with, by no more than closing its mapping, is what the next Open
-// finds.
+// TestOutlivesItsProcess: what a map was left with, by no more than closing its mapping, is what
+// the next Open finds.
 func TestOutlivesItsProcess(t *testing.T) {
 	dir := folder(t)
 	m := newTestMap(t, dir)
@@ -99,7 +99,8 @@ func TestOutlivesItsProcess(t *testing.T) {
 	}
 }
 
-// TestCreateReplaces: a map that nobody believes any more makes way, and nothing else is left in the folder.
+// TestCreateReplaces: a map that nobody believes any more makes way, and nothing else is left in
+// the folder.
 func TestCreateReplaces(t *testing.T) {
 	dir := folder(t)
 	m := newTestMap(t, dir)
@@ -120,7 +121,8 @@ func TestCreateReplaces(t *testing.T) {
 	}
 }
 
-// TestOtherVersion: a map that another version has made is told from a damaged one, and is not changed.
+// TestOtherVersion: a map that another version has made is told from a damaged one, and is not
+// changed.
 func TestOtherVersion(t *testing.T) {
 	dir := folder(t)
 	m := newTestMap(t, dir)
@@ -197,8 +199,9 @@ func TestTouchCanFail(t *testing.T) {
 	}
 }
 
-// TestStandsAlone: superblock, full pages and the loaded mark outlive the process; a copy of the superblock that a death
-// has cut short does not count; and the map is found by the beginning of its UUID.
+// TestStandsAlone: superblock, full pages and the loaded mark outlive the process; a copy of the
+// superblock that a death has cut short does not count; and the map is found by the beginning of
+// its UUID.
 func TestStandsAlone(t *testing.T) {
 	dir := folder(t)
 	m := newTestMap(t, dir)

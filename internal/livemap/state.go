@@ -41,7 +41,8 @@ func (w *words) State() State {
 // SetCommit notes the sequence of a commit that has succeeded.
 func (w *words) SetCommit(sequence uint64) { w.commit.Store(sequence) }
 
-// SetState notes mode and failed flush. They get better only by an explicit verb (I10), the latter never.
+// SetState notes mode and failed flush. They get better only by an explicit verb (I10), the latter
+// never.
 func (w *words) SetState(mode uint8, flushLost bool) {
 	w.mode.Store(uint32(mode))
 	if flushLost {
@@ -61,7 +62,8 @@ func (w *words) Life() Life { return Life(w.life.Load()) }
 // SetLife notes it.
 func (w *words) SetLife(l Life) { w.life.Store(uint32(l)) }
 
-// copies are the two places of the superblock, behind the state's block, and the word that says which of them counts.
+// copies are the two places of the superblock, behind the state's block, and the word that says
+// which of them counts.
 type copies struct {
 	newer  *atomic.Uint32
 	blocks []byte

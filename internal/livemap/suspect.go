@@ -18,8 +18,9 @@ type Blame struct {
 // MaxBlames bounds how many requests are blamed at a time.
 const MaxBlames = 16
 
-// trouble is what a daemon leaves to the next one in case it dies soon. It lies in the state's block, behind the
-// words. One caller at a time writes it. A request counts while its op is set: that is stored last, and taken back first.
+// trouble is what a daemon leaves to the next one in case it dies soon. It lies in the state's
+// block, behind the words. One caller at a time writes it. A request counts while its op is set:
+// that is stored last, and taken back first.
 type trouble struct {
 	_      [1024]byte
 	deaths atomic.Uint32

@@ -11,8 +11,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// The bits of bitmap.Map.KeepZeros lie in a file of their own beside the map, because version 2 of the map has no room
-// for them and daemons of before they were there take over maps of that version:
+// The bits of bitmap.Map.KeepZeros lie in a file of their own beside the map, because version 2 of
+// the map has no room for them and daemons of before they were there take over maps of that
+// version:
 //
 //	0                  64     4096            h
 //	+--------------------+-------+--- ... ---+
@@ -20,10 +21,11 @@ import (
 //	| as of the map      |       | page       |
 //	+--------------------+-------+--- ... ---+
 //
-// The map's words say that there are such bits. A daemon that does not know them finds a committed page that is zero
-// throughout in the metadata, where it reads all pages without memory; and as the map alone is then not the
-// whole truth for it, the word that says so to it is not set, but another one. What it would not know of is a page that
-// was marked as a whole and is not committed yet. A daemon that leaves in order has committed all.
+// The map's words say that there are such bits. A daemon that does not know them finds a committed
+// page that is zero throughout in the metadata, where it reads all pages without memory; and as the
+// map alone is then not the whole truth for it, the word that says so to it is not set, but another
+// one. What it would not know of is a page that was marked as a whole and is not committed yet. A
+// daemon that leaves in order has committed all.
 
 const zerosMagic = "ublkzero"
 
@@ -120,7 +122,8 @@ func (m *Map) EachZero(visit func(page uint64) error) error {
 	return nil
 }
 
-// RemoveFiles removes the map of the metadata with this UUID, and what lies beside it, if they are there.
+// RemoveFiles removes the map of the metadata with this UUID, and what lies beside it, if they are
+// there.
 func RemoveFiles(dir string, uuid [16]byte) error {
 	path := Path(dir, uuid)
 	for _, path := range [...]string{path, zerosPath(path)} {

@@ -60,8 +60,8 @@ func Unreadable(err error) bool {
 	return blockdev.Away(err) || errors.Is(err, metadata.ErrDamaged) || errors.Is(err, metadata.ErrEmpty)
 }
 
-// FromLiveMap makes a store without device from the live map of the clone with this mark, if that map is the whole
-// truth.
+// FromLiveMap makes a store without device from the live map of the clone with this mark, if that
+// map is the whole truth.
 func FromLiveMap(mark uint64) (*metadata.Store, error) {
 	m, err := livemap.Find(livemap.Folder, [8]byte(binary.LittleEndian.AppendUint64(nil, mark)))
 	if err != nil {

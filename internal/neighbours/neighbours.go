@@ -19,7 +19,8 @@ type Device struct {
 	Place  blockdev.Place
 }
 
-// lookAround bounds what is asked of paths: one may lie on a server, or on a clone, that does not answer.
+// lookAround bounds what is asked of paths: one may lie on a server, or on a clone, that does not
+// answer.
 const lookAround = 3 * time.Second
 
 // settleLimit is how long another clone may take to start before its devices count as used.
@@ -57,8 +58,8 @@ func ofOthers(d control.Dir, name string) (all []Device, err error) {
 	return located(all, lookAround), nil
 }
 
-// gives says that another clone, which starts at the same time as this one, has failed. Of two that want the same only the
-// one whose name comes first waits for that, so that not both are refused.
+// gives says that another clone, which starts at the same time as this one, has failed. Of two that
+// want the same only the one whose name comes first waits for that, so that not both are refused.
 func gives(d control.Dir, way, to string) bool {
 	for deadline := time.Now().Add(settleLimit); way > to; time.Sleep(control.HolderPause) {
 		def, err := d.Load(way)

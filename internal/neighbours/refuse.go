@@ -11,8 +11,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Refuse refuses a device that a clone is started with if it shares bytes with one of another clone, or lies on the clone
-// itself (I9). warn is told of what force overrides.
+// Refuse refuses a device that a clone is started with if it shares bytes with one of another
+// clone, or lies on the clone itself (I9). warn is told of what force overrides.
 func Refuse(st *definition.Start, role blockdev.Role, warn func(format string, args ...any)) error {
 	mine := devices(&st.Definition)[role]
 	here := located([]Device{mine}, lookAround)

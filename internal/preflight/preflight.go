@@ -28,9 +28,10 @@ import (
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
-// Nobody gives up what works before the next one is known to work (I13). So before a daemon is asked to leave, its successor
-// looks at all that it will need, while the old one serves and holds the locks. Nothing is locked, written or flushed, and
-// each look is one that the start makes again, when the device is without a daemon:
+// Nobody gives up what works before the next one is known to work (I13). So before a daemon is
+// asked to leave, its successor looks at all that it will need, while the old one serves and holds
+// the locks. Nothing is locked, written or flushed, and each look is one that the start makes
+// again, when the device is without a daemon:
 //
 //	the daemon that serves      answers; its state is what the successor is measured by
 //	the folder of sockets       takes a new file
@@ -40,7 +41,8 @@ import (
 //	the destination             its path leads to what the daemon has open; identity, size
 //	the source                  answers, and is the one that was cloned
 //
-// The successor must not be worse off than the daemon that it replaces: what that does without already need not be there.
+// The successor must not be worse off than the daemon that it replaces: what that does without
+// already need not be there.
 
 // preflightLimit is how long all of that may take.
 const preflightLimit = 10 * time.Second
@@ -54,7 +56,8 @@ type preflight struct {
 	sb   metadata.Superblock
 }
 
-// MayReplace fails if a daemon of this program could not take over from the one that serves the clone now.
+// MayReplace fails if a daemon of this program could not take over from the one that serves the
+// clone now.
 func MayReplace(d control.Dir, def *definition.Definition) error {
 	var doing atomic.Pointer[string]
 	result := make(chan error, 1)
@@ -156,7 +159,8 @@ func (p *preflight) device() error {
 // sound says that the daemon has metadata that it reads and writes.
 func (p *preflight) sound() bool { return p.was.Mode == metadata.ModeReadWrite.String() }
 
-// metadata reads their superblock. If the daemon that serves does without them, so can the next one, by the live map.
+// metadata reads their superblock. If the daemon that serves does without them, so can the next
+// one, by the live map.
 func (p *preflight) metadata() error {
 	err := p.lookAtMetadata()
 	if err != nil && !p.sound() && (metadev.Unreadable(err) || metadev.Unopened(err)) {
@@ -231,8 +235,8 @@ func (p *preflight) dest() error {
 	return err
 }
 
-// source looks for what the daemon that serves can still read: then its successor must be able to, or users would get errors
-// who get none now.
+// source looks for what the daemon that serves can still read: then its successor must be able to,
+// or users would get errors who get none now.
 func (p *preflight) source() error {
 	if p.sb.Complete || p.was.StalledBy == blockdev.Source.String() {
 		return nil

@@ -11,8 +11,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// A daemon may live for years, and inherits nothing of whoever started it that is not decided here. `add`, `recover` and
-// `restart` decide it before they start the daemon (Start), --foreground by starting itself once more (renew).
+// A daemon may live for years, and inherits nothing of whoever started it that is not decided here.
+// `add`, `recover` and `restart` decide it before they start the daemon (Start), --foreground by
+// starting itself once more (renew).
 //
 //	descriptors            0 the definition, then /dev/null; 1 and 2 the log; 3 the pipe that reports readiness; no other.
 //	                       Of --foreground 1 is /dev/null once the device is printed
@@ -38,8 +39,8 @@ const daemonUmask = 0o077
 // daemonPath is where a daemon looks for programs.
 const daemonPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// kept are the variables that a daemon is given as its caller has them: folders and faults of tests, what the runtime is
-// to print when it dies, and the service manager's.
+// kept are the variables that a daemon is given as its caller has them: folders and faults of
+// tests, what the runtime is to print when it dies, and the service manager's.
 var kept = []string{"UBLK_CLONE_", "GOTRACEBACK=", "GOCOVERDIR=", "NO_COLOR="}
 
 var keptInUnit = append([]string{"NOTIFY_SOCKET=", "WATCHDOG_PID=", "WATCHDOG_USEC=", "INVOCATION_ID=", "JOURNAL_STREAM="}, kept...)
@@ -69,10 +70,12 @@ func Start(cmd *exec.Cmd, v any) error {
 	return sys.OnFreshThread(daemonUmask, false, func() error { return StartWith(cmd, v) })
 }
 
-// renewedEnv tells a process that it has started itself once more: the value is its process id, which stays.
+// renewedEnv tells a process that it has started itself once more: the value is its process id,
+// which stays.
 const renewedEnv = "UBLK_CLONE_RENEWED"
 
-// Renew starts this process once more, with nothing of its caller. It returns in the second start, or with an error.
+// Renew starts this process once more, with nothing of its caller. It returns in the second start,
+// or with an error.
 func Renew() error {
 	if os.Getenv(renewedEnv) == strconv.Itoa(os.Getpid()) {
 		return os.Unsetenv(renewedEnv)

@@ -12,7 +12,8 @@ import (
 // renewTestEnv has the test below be the process that renews itself.
 const renewTestEnv = "UBLK_CLONE_TEST_RENEW"
 
-// TestRenew: a process that starts itself once more keeps its number and its arguments, and nothing else of its caller.
+// TestRenew: a process that starts itself once more keeps its number and its arguments, and nothing
+// else of its caller.
 func TestRenew(t *testing.T) {
 	if os.Getenv(renewTestEnv) != "" {
 		if err := Renew(); err != nil {

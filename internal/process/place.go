@@ -17,7 +17,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// elsewhere says whether this process is in another mount namespace than process 1, and not in a unit's that follows it.
+// elsewhere says whether this process is in another mount namespace than process 1, and not in a
+// unit's that follows it.
 func elsewhere() (bool, error) {
 	here, err := sys.InInitMounts()
 	if err != nil {
@@ -28,8 +29,8 @@ func elsewhere() (bool, error) {
 	return !here && !stays, nil
 }
 
-// follows fails, and says why, unless this mount namespace gets the mounts and unmounts of another (its root is a slave:
-// mount_namespaces(7)) and has the live maps of process 1.
+// follows fails, and says why, unless this mount namespace gets the mounts and unmounts of another
+// (its root is a slave: mount_namespaces(7)) and has the live maps of process 1.
 func follows() error {
 	roots, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter("/"))
 	if err != nil {
@@ -50,8 +51,8 @@ func follows() error {
 	return nil
 }
 
-// SameThere fails if a path of the definition, or the folder of the sockets, means something else in the mount
-// namespace of process 1.
+// SameThere fails if a path of the definition, or the folder of the sockets, means something else
+// in the mount namespace of process 1.
 func SameThere(d control.Dir, def *definition.Definition) error {
 	if away, err := elsewhere(); !away {
 		return err
@@ -98,8 +99,8 @@ func SameObject(a, b sys.Stat) bool {
 	return a.Mode == b.Mode && a.Dev == b.Dev && a.Inode == b.Inode
 }
 
-// Settle brings a process that is to be a daemon to the place where daemons run. Where that is another mount
-// namespace the process begins anew there, and settle does not return.
+// Settle brings a process that is to be a daemon to the place where daemons run. Where that is
+// another mount namespace the process begins anew there, and settle does not return.
 func Settle() error {
 	away, err := elsewhere()
 	if away {

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestGiveProcessors: every loop may wait with its processor, on one CPU too; many CPUs are not taken away.
+// TestGiveProcessors: every loop may wait with its processor, on one CPU too; many CPUs are not
+// taken away.
 func TestGiveProcessors(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	for _, c := range []struct{ there, queues, want int }{{1, 1, 4}, {1, 4, 7}, {16, 4, 16}} {

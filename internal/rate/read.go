@@ -11,7 +11,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Bounds of a measurement of the source: it is read one copy after the other, as many at a time as hydration does.
+// Bounds of a measurement of the source: it is read one copy after the other, as many at a time as
+// hydration does.
 const (
 	readingTime  = 2 * time.Second // in which reads begin
 	readingLimit = 4 * time.Second // for all of them to end
@@ -31,8 +32,8 @@ type reading struct {
 	err    error
 }
 
-// Read reads [from, end) of a device for a moment: bytes a second, 0 if nothing came. A device that does not answer
-// is not waited for: its reads end when they end.
+// Read reads [from, end) of a device for a moment: bytes a second, 0 if nothing came. A device that
+// does not answer is not waited for: its reads end when they end.
 func Read(d *blockdev.Device, from, end int64) (int64, error) {
 	begin := time.Now()
 	r := &reading{device: d, next: from, end: end, until: begin.Add(readingTime)}
@@ -83,8 +84,8 @@ func (r *reading) run() {
 	_ = m.Close() // of a few that end with the process
 }
 
-// take gives the next piece to be read, 0 bytes when there is none. Holes of a file are left out, and what direct I/O
-// cannot read at the end.
+// take gives the next piece to be read, 0 bytes when there is none. Holes of a file are left out,
+// and what direct I/O cannot read at the end.
 func (r *reading) take() (off, length int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -9,7 +9,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 )
 
-// TestReadRate: a source is measured, from the offset on, and one that fails or has nothing is not taken for fast.
+// TestReadRate: a source is measured, from the offset on, and one that fails or has nothing is not
+// taken for fast.
 func TestReadRate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "source")
 	random := make([]byte, 4<<20)

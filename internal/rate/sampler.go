@@ -56,7 +56,8 @@ func (s *Sampler) sample(now time.Time) {
 	}
 }
 
-// Rates are the rate of now and the last that was not zero, bytes a second, and for how many seconds hydration was active.
+// Rates are the rate of now and the last that was not zero, bytes a second, and for how many
+// seconds hydration was active.
 func (s *Sampler) Rates() (rate, last, active int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

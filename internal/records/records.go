@@ -25,9 +25,9 @@ const recordDirEnv = "UBLK_CLONE_STATE_DIR"
 const defaultRecordDir = "/var/lib/ublk-clone"
 
 // Dir is the folder that holds a record for each destination that is partly hydrated: a file named
-// after the destination's identity. A destination has no room for a stamp of ours, and its metadata can
-// vanish: without the record, the same add would then take it for an empty one and show the source's old
-// bytes where the user has written.
+// after the destination's identity. A destination has no room for a stamp of ours, and its metadata
+// can vanish: without the record, the same add would then take it for an empty one and show the
+// source's old bytes where the user has written.
 //
 //	there      since a daemon first used the destination with this metadata
 //	rewritten  at every start and stop; never while the device is served, on which this folder may lie
@@ -108,9 +108,9 @@ type Use struct {
 	written bool
 }
 
-// ReadUse looks for what is known of the destination. A destination without an identity has no record, and
-// what is recorded of a file that had this one's number before it is nothing. The record is filed under the size that the
-// destination had when found, the metadata, were made.
+// ReadUse looks for what is known of the destination. A destination without an identity has no
+// record, and what is recorded of a file that had this one's number before it is nothing. The
+// record is filed under the size that the destination had when found, the metadata, were made.
 func ReadUse(dir Dir, dest *blockdev.Device, found *metadata.Superblock) (Use, error) {
 	id, err := dest.Identity()
 	if found != nil && found.Dest.ID == id.ID {
@@ -127,8 +127,8 @@ func ReadUse(dir Dir, dest *blockdev.Device, found *metadata.Superblock) (Use, e
 	return u, nil
 }
 
-// Vanished refuses, with exit code 14, to make new metadata for a destination that others say is partly
-// hydrated.
+// Vanished refuses, with exit code 14, to make new metadata for a destination that others say is
+// partly hydrated.
 func (u *Use) Vanished(path string, force bool) error {
 	if force || u.was == nil && u.err == nil {
 		return nil

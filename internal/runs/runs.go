@@ -1,5 +1,5 @@
-// Package runs lets a test that needs a guest say where it runs: on which kernels, on which clock, and in what guest.
-// The first statement of each such test is
+// Package runs lets a test that needs a guest say where it runs: on which kernels, on which clock,
+// and in what guest. The first statement of each such test is
 //
 //	On(t, "7.3")                            on one kernel in a short run
 //	On(t, "6.12", FourCPUs)            in a guest with four CPUs
@@ -7,16 +7,16 @@
 //	On(t, "6.18", CountingClock)       where the clock counts instructions
 //	On(t, "6.18", Sampled)             in one of three short runs, as it takes long
 //
-// The kernels are those of the short run, "make test". The full run, "make test-full", has every test on every
-// kernel; only what runs on the leaping clock stays on the kernels that it names. A short run has a third of the
-// sampled tests, its share, which changes with the commit.
+// The kernels are those of the short run, "make test". The full run, "make test-full", has every
+// test on every kernel; only what runs on the leaping clock stays on the kernels that it names. A
+// short run has a third of the sampled tests, its share, which changes with the commit.
 //
-// How to choose: a test whose outcome depends on the kernel (what the driver can do, recovery, who is reported to
-// use a device) runs on every kernel on which the outcome may differ. Every other test names one kernel, so that
-// each kernel has about a third of the work.
+// How to choose: a test whose outcome depends on the kernel (what the driver can do, recovery, who
+// is reported to use a device) runs on every kernel on which the outcome may differ. Every other
+// test names one kernel, so that each kernel has about a third of the work.
 //
-// Package plan reads these declarations from the source and makes the list of guests of both runs (scripts/test).
-// On compares them with the guest in which the test finds itself.
+// Package plan reads these declarations from the source and makes the list of guests of both runs
+// (scripts/test). On compares them with the guest in which the test finds itself.
 package runs
 
 import (
@@ -41,10 +41,11 @@ const (
 
 	// OrdinaryClock is the host's.
 	OrdinaryClock Want = "OrdinaryClock"
-	// CountingClock advances by 1 ns an instruction, and idle time passes: limits in seconds mean something on it,
-	// as no neighbour moves it.
+	// CountingClock advances by 1 ns an instruction, and idle time passes: limits in seconds mean
+	// something on it, as no neighbour moves it.
 	CountingClock Want = "CountingClock"
-	// LeapingClock counts too, and skips idle time: for what is counted or measured, with disks in step.
+	// LeapingClock counts too, and skips idle time: for what is counted or measured, with disks in
+	// step.
 	LeapingClock Want = "LeapingClock"
 	// OrdinaryClockInFull is the ordinary clock in a full run only.
 	OrdinaryClockInFull Want = "OrdinaryClockInFull"
@@ -103,8 +104,8 @@ func (d Declaration) Has(want Want) bool { return slices.Contains(d.wants, want)
 // Shares is how many short runs have all sampled tests between them.
 const Shares = 3
 
-// Sample is what a short run with that share has of the nth sampled test: of several kernels one, and one kernel in one
-// share only. Another test it has as it is.
+// Sample is what a short run with that share has of the nth sampled test: of several kernels one,
+// and one kernel in one share only. Another test it has as it is.
 func (d Declaration) Sample(nth, share int) (Declaration, bool) {
 	at := (nth + share) % Shares
 	switch {
@@ -155,8 +156,8 @@ func (d Declaration) Check(g Guest) error {
 	return nil
 }
 
-// On declares where a test runs. In a guest of a planned run (PLAN, by scripts/test) it fails the test if it is not there;
-// somebody who picks tests by hand (RUN) may run them anywhere.
+// On declares where a test runs. In a guest of a planned run (PLAN, by scripts/test) it fails the
+// test if it is not there; somebody who picks tests by hand (RUN) may run them anywhere.
 func On(t *testing.T, wants ...Want) {
 	t.Helper()
 	d, err := Declare(wants...)
@@ -173,7 +174,8 @@ func On(t *testing.T, wants ...Want) {
 	}
 }
 
-// kernel is the version of the guest's kernel. A test that drives guests from the host has it in KERNEL.
+// kernel is the version of the guest's kernel. A test that drives guests from the host has it in
+// KERNEL.
 func kernel() string {
 	release := os.Getenv("KERNEL")
 	if release == "" {

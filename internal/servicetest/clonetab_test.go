@@ -9,8 +9,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestServiceClonetab: a line of systemd's clonetab, imported, is a clone as by add with the same words; and complete,
-// it needs its source no more, also when its daemon begins anew.
+// TestServiceClonetab: a line of systemd's clonetab, imported, is a clone as by add with the same
+// words; and complete, it needs its source no more, also when its daemon begins anew.
 func TestServiceClonetab(t *testing.T) {
 	runs.On(t, "6.18", runs.FullOnly)
 	g := newGuest(t, options{disks: map[string]int64{"source": 48 << 20, "dest": 48 << 20, "metadata": 16 << 20}})

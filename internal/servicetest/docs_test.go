@@ -11,7 +11,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestServiceDocuments runs the commands of the documents that need systemd, from top to bottom as they are printed.
+// TestServiceDocuments runs the commands of the documents that need systemd, from top to bottom as
+// they are printed.
 func TestServiceDocuments(t *testing.T) {
 	runs.On(t, "6.18", runs.FullOnly)
 	const root = "../.."

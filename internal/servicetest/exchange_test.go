@@ -13,8 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// plainDest is the node of the first of two disks without a serial number; the disks are attached by name, behind the root's:
-// metadata, plain1, plain2, source.
+// plainDest is the node of the first of two disks without a serial number; the disks are attached
+// by name, behind the root's: metadata, plain1, plain2, source.
 const plainDest = "/dev/vdc"
 
 // exchange makes two disks of a guest that is off change places.
@@ -26,7 +26,8 @@ func (g *guest) exchange(a, b string) {
 	}
 }
 
-// refusedDest checks that the clone was not started over another disk, and that nothing was written to that.
+// refusedDest checks that the clone was not started over another disk, and that nothing was written
+// to that.
 func (g *guest) refusedDest(when string) {
 	g.Helper()
 	status := strings.TrimSpace(g.run("systemctl", "show", "-P", "ExecMainStatus", "ublk-clone@data"))
@@ -43,8 +44,8 @@ func (g *guest) refusedDest(when string) {
 	}
 }
 
-// TestDisksChangePlaces: two virtio disks without a serial number swap their names, over a reboot and over a power cut. The
-// clone is refused, and is whole when they are back.
+// TestDisksChangePlaces: two virtio disks without a serial number swap their names, over a reboot
+// and over a power cut. The clone is refused, and is whole when they are back.
 func TestDisksChangePlaces(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	const size = 64 << 20

@@ -10,8 +10,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestServiceFinish: a clone with a layer is handed over while it is in use, from within the unit's sandbox; then no
-// daemon, no source, no metadata and no unit are needed, and the next boot begins nothing anew.
+// TestServiceFinish: a clone with a layer is handed over while it is in use, from within the unit's
+// sandbox; then no daemon, no source, no metadata and no unit are needed, and the next boot begins
+// nothing anew.
 func TestServiceFinish(t *testing.T) {
 	runs.On(t, "6.18", runs.FullOnly)
 	g := newGuest(t, options{disks: map[string]int64{"source": 48 << 20, "dest": 48 << 20}})

@@ -104,7 +104,8 @@ func (g *guest) makeDisk(name string, size int64) {
 	}
 }
 
-// boot starts the guest and waits until systemd has started all that it starts at boot, or has failed to.
+// boot starts the guest and waits until systemd has started all that it starts at boot, or has
+// failed to.
 func (g *guest) boot() {
 	g.Helper()
 	from := time.Now()
@@ -116,7 +117,8 @@ func (g *guest) boot() {
 	}
 }
 
-// powerOn starts the guest and waits for its agent, which is there before file systems are: for boots that fail.
+// powerOn starts the guest and waits for its agent, which is there before file systems are: for
+// boots that fail.
 func (g *guest) powerOn() {
 	g.Helper()
 	if g.vm != nil {
@@ -129,7 +131,8 @@ func (g *guest) powerOn() {
 	g.connect()
 }
 
-// startVM runs scripts/service-vm, on a thread that lasts as long: the script ends with its parent's thread.
+// startVM runs scripts/service-vm, on a thread that lasts as long: the script ends with its
+// parent's thread.
 func (g *guest) startVM() *boot {
 	g.Helper()
 	cmd := exec.Command("../../scripts/service-vm", "boot", g.dir)
@@ -159,7 +162,8 @@ func (g *guest) startVM() *boot {
 	return b
 }
 
-// connect waits for the agent; the first socket may be that of a guest that died before its init ran.
+// connect waits for the agent; the first socket may be that of a guest that died before its init
+// ran.
 func (g *guest) connect() {
 	g.Helper()
 	deadline := time.Now().Add(bootLimit)
@@ -225,8 +229,8 @@ type job struct {
 	reply chan Reply
 }
 
-// start begins a command, of at most limit. It ends with the guest; what is to be killed in order by a shutdown, and
-// what must not, is a unit of its own (systemd-run).
+// start begins a command, of at most limit. It ends with the guest; what is to be killed in order
+// by a shutdown, and what must not, is a unit of its own (systemd-run).
 func (g *guest) start(limit time.Duration, name string, args ...string) *job {
 	g.Helper()
 	return g.startWith(nil, limit, name, args...)
@@ -296,8 +300,8 @@ func (g *guest) run(name string, args ...string) string {
 	return g.start(commandLimit, name, args...).must()
 }
 
-// sh runs a script of the shell whose every command must succeed: one a line, as the shell lets any but the last
-// command of an && list fail.
+// sh runs a script of the shell whose every command must succeed: one a line, as the shell lets any
+// but the last command of an && list fail.
 func (g *guest) sh(script string) string {
 	g.Helper()
 	return g.run("bash", "-euo", "pipefail", "-c", script)
@@ -391,7 +395,8 @@ func (g *guest) cleanup() {
 	}
 }
 
-// keepLogs copies consoles and journals to build/results and returns their paths, in order of the boots.
+// keepLogs copies consoles and journals to build/results and returns their paths, in order of the
+// boots.
 func (g *guest) keepLogs() ([]string, error) {
 	results, err := filepath.Abs("../../build/results")
 	if err != nil {
@@ -420,7 +425,8 @@ func (g *guest) keepLogs() ([]string, error) {
 	}
 }
 
-// checkLog finds the kernel's complaints on a console, and shows the end of any log of a test that failed.
+// checkLog finds the kernel's complaints on a console, and shows the end of any log of a test that
+// failed.
 func (g *guest) checkLog(path string) {
 	text, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, io.EOF) {

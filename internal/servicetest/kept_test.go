@@ -12,8 +12,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestServiceKept: a daemon is there for the users of its clone after what could end it for good: a fatal error of Go's
-// runtime in a unit, and the end of the service or timer that has started a daemon without a unit.
+// TestServiceKept: a daemon is there for the users of its clone after what could end it for good: a
+// fatal error of Go's runtime in a unit, and the end of the service or timer that has started a
+// daemon without a unit.
 func TestServiceKept(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	g := pausedClone(t)
@@ -49,7 +50,8 @@ func TestServiceKept(t *testing.T) {
 	oneshot("dpkg -i /host" + packageFile(t, packagesNext, "deb"))
 	g.isVersion(packagesNext)
 
-	// Its scope is no reason for the machine not to go down, nor does it end before the file system on the clone.
+	// Its scope is no reason for the machine not to go down, nor does it end before the file system
+	// on the clone.
 	g.sh("date >/own/last")
 	g.reboot()
 	g.sh(`

@@ -13,7 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestServiceMany: twenty clones at once, or six without FULL, over a reboot. Figures for the docs are in the log.
+// TestServiceMany: twenty clones at once, or six without FULL, over a reboot. Figures for the docs
+// are in the log.
 func TestServiceMany(t *testing.T) {
 	runs.On(t, "6.18", runs.FullOnly)
 	n := 6
@@ -48,8 +49,8 @@ func TestServiceMany(t *testing.T) {
 // slowSystemctl comes before the real one in the PATH of units.
 const slowSystemctl = "/usr/local/bin/systemctl"
 
-// slowManager has the service manager say its state late, or to every other who asks not at all, as it may while it stops
-// everything on a slow machine.
+// slowManager has the service manager say its state late, or to every other who asks not at all, as
+// it may while it stops everything on a slow machine.
 func (g *guest) slowManager() {
 	g.Helper()
 	g.write(slowSystemctl, `#!/bin/sh
@@ -75,7 +76,8 @@ func (g *guest) journal(n int) string {
 // socketLimit is what a control socket may take.
 const socketLimit = 100 * time.Millisecond
 
-// allServe sees that n clones are served and answer, and logs their memory and the time of their answers.
+// allServe sees that n clones are served and answer, and logs their memory and the time of their
+// answers.
 func (g *guest) allServe(n int) {
 	g.Helper()
 	g.waitFor(bootLimit, "all clones", func() error {

@@ -214,7 +214,8 @@ func (g *guest) checkManuals() {
 	}
 }
 
-// checkCompletions asks each shell, by its own way to complete, what may follow "ublk-clone re" and a flag.
+// checkCompletions asks each shell, by its own way to complete, what may follow "ublk-clone re" and
+// a flag.
 func (g *guest) checkCompletions() {
 	g.Helper()
 	const verbs = "recover restart resume"

@@ -9,8 +9,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestReboot: the guest is what the other tests take for granted. systemd comes up whole, udev makes its links, a clone
-// can be added, disks and root outlive a reboot in order and a power cut, and the clone goes on after both.
+// TestReboot: the guest is what the other tests take for granted. systemd comes up whole, udev
+// makes its links, a clone can be added, disks and root outlive a reboot in order and a power cut,
+// and the clone goes on after both.
 func TestReboot(t *testing.T) {
 	runs.On(t, "6.18", runs.FullOnly)
 	g := newGuest(t, options{disks: map[string]int64{"source": 64 << 20, "dest": 64 << 20, "metadata": 16 << 20}})
@@ -60,7 +61,8 @@ func TestReboot(t *testing.T) {
 		ublk-clone del data`)
 }
 
-// TestAgent: a command that fails, one that is killed and one that hangs are told apart; what the kernel says is heard.
+// TestAgent: a command that fails, one that is killed and one that hangs are told apart; what the
+// kernel says is heard.
 func TestAgent(t *testing.T) {
 	runs.On(t, "6.18")
 	g := newGuest(t, options{})

@@ -72,8 +72,8 @@ func agentProgram(t *testing.T) string {
 	return path
 }
 
-// defineData defines a clone, "data", of a source with a file system whose files /root/sums knows; more are further
-// lines of the definition.
+// defineData defines a clone, "data", of a source with a file system whose files /root/sums knows;
+// more are further lines of the definition.
 func (g *guest) defineData(more string) {
 	g.Helper()
 	g.sh(`
@@ -98,8 +98,9 @@ func pausedClone(t *testing.T) *guest {
 	return g
 }
 
-// TestService is the life of a clone that a machine depends on: defined, enabled, mounted by fstab, there again after a
-// reboot in the middle of hydration, and through the death, the restart and the stop of its daemon under load.
+// TestService is the life of a clone that a machine depends on: defined, enabled, mounted by fstab,
+// there again after a reboot in the middle of hydration, and through the death, the restart and the
+// stop of its daemon under load.
 func TestService(t *testing.T) {
 	runs.On(t, "6.18")
 	g := newGuest(t, options{disks: map[string]int64{"source": 96 << 20, "dest": 96 << 20, "metadata": 16 << 20}})
@@ -157,7 +158,8 @@ func TestService(t *testing.T) {
 		t.Errorf("udev has searched a clone that is not complete:\n%s", p)
 	}
 	g.sh("ublk-clone set data rate=none; ublk-clone wait data --timeout 2m")
-	// Both have the file system by now. The destination keeps the name of the definition, and no other.
+	// Both have the file system by now. The destination keeps the name of the definition, and no
+	// other.
 	if p := g.properties(byID + "dest"); !strings.Contains(p, "UBLK_CLONE_DEST=data") || strings.Contains(p, "ID_FS_UUID=") || strings.Contains(p, "by-uuid") {
 		t.Errorf("udev's view of the destination:\n%s", p)
 	}
@@ -174,7 +176,8 @@ func TestService(t *testing.T) {
 		md5sum --quiet -c /root/load`)
 }
 
-// partitionDest makes the destination of "data" a partition, of all but the first MiB of a disk of 72.
+// partitionDest makes the destination of "data" a partition, of all but the first MiB of a disk of
+// 72.
 func (g *guest) partitionDest() {
 	g.Helper()
 	g.sh(`
@@ -185,7 +188,8 @@ func (g *guest) partitionDest() {
 		sed -i 's,^\(dest.*\)"$,\1-part1",' /etc/ublk-clone/data.toml`)
 }
 
-// checkRights sees that nobody but root gets at what a daemon of the clone "data" has, and that its sandbox is as tight as the docs say.
+// checkRights sees that nobody but root gets at what a daemon of the clone "data" has, and that its
+// sandbox is as tight as the docs say.
 func (g *guest) checkRights() {
 	g.Helper()
 	if open := g.sh("find /run/ublk-clone /run/ublk-clone-maps /var/lib/ublk-clone ! -type l \\( -perm /077 -o ! -user root \\) -ls"); open != "" {
@@ -237,8 +241,8 @@ func TestServiceStop(t *testing.T) {
 	g.awaitNewDaemon("data", pid)
 	g.write("/etc/ublk-clone/data.toml", definition)
 
-	// A del of a clone whose daemon is dead, and whose unit is about to begin it anew, is refused while somebody has it
-	// open, who goes on; otherwise it is the end of it.
+	// A del of a clone whose daemon is dead, and whose unit is about to begin it anew, is refused
+	// while somebody has it open, who goes on; otherwise it is the end of it.
 	g.write("/etc/systemd/system/ublk-clone@data.service.d/slow.conf", "[Service]\nRestartSec=4s\n")
 	g.sh("systemctl daemon-reload")
 	pid = g.status("data").PID
@@ -301,13 +305,14 @@ func TestServiceWatchdog(t *testing.T) {
 	}
 }
 
-// TestServiceShutdownInUse: a file system on a clone that cannot be unmounted before the stop is still served for the last
-// sync, and nothing hangs.
+// TestServiceShutdownInUse: a file system on a clone that cannot be unmounted before the stop is
+// still served for the last sync, and nothing hangs.
 func TestServiceShutdownInUse(t *testing.T) {
 	runs.On(t, "6.18", runs.FullOnly)
 	g := pausedClone(t)
 	g.write("/etc/systemd/system/ublk-clone@data.service.d/soon.conf", "[Service]\nTimeoutStopSec=10s\n") // twice that is waited
-	// The holder outlives the units' stop: systemd spares it as it spares the daemon, until file systems are unmounted.
+	// The holder outlives the units' stop: systemd spares it as it spares the daemon, until file
+	// systems are unmounted.
 	g.sh(`
 		systemctl daemon-reload
 		systemctl enable --now ublk-clone@data

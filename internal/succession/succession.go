@@ -38,15 +38,16 @@ func (c Clones) Unchanged(def *definition.Definition) (bool, error) {
 	return !isDying(c.Dir, def.Name), nil
 }
 
-// isDying says that a daemon that had its lock a moment ago was killed and has ended since: the kernel closes its files one
-// after the other.
+// isDying says that a daemon that had its lock a moment ago was killed and has ended since: the
+// kernel closes its files one after the other.
 func isDying(d control.Dir, name string) bool {
 	_, err := d.Call(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
 	return exit.Code(err) == exit.NoAnswer && d.AwaitEnd(name, control.DyingLimit)
 }
 
-// Served says whether a daemon serves the clone of that name. One that has the name and does not is coming up, or
-// was killed and has threads that have not ended yet: it is waited for, as long as a start may take.
+// Served says whether a daemon serves the clone of that name. One that has the name and does not is
+// coming up, or was killed and has threads that have not ended yet: it is waited for, as long as a
+// start may take.
 func Served(d control.Dir, name string) (bool, error) {
 	for deadline := time.Now().Add(control.StartLimit); d.Alive(name); time.Sleep(control.HolderPause) {
 		st, err := d.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
@@ -69,8 +70,9 @@ func (c Clones) RecoverDead(st definition.Start) (device string, err error) {
 	return device, c.StillThere(st, err)
 }
 
-// StillThere tells, with the error of a successor that cannot serve, what has become of the clone's users: the daemon before
-// it goes on, or the device waits for the next one. A failed recovery takes the device from nobody (I13).
+// StillThere tells, with the error of a successor that cannot serve, what has become of the clone's
+// users: the daemon before it goes on, or the device waits for the next one. A failed recovery
+// takes the device from nobody (I13).
 func (c Clones) StillThere(st definition.Start, err error) error {
 	if err == nil || !st.Recover {
 		return err
@@ -126,9 +128,9 @@ func (c Clones) Continued(st definition.Start) (definition.Start, error) {
 	return definition.Start{Definition: *there, Open: true, Recover: true}, nil
 }
 
-// AsService makes the start of a unit one that takes over what serves the clone now: another daemon, or a device that
-// waits for one. That goes on as it was defined, whatever the definition says by now: its users wait. differs says what
-// that says otherwise.
+// AsService makes the start of a unit one that takes over what serves the clone now: another
+// daemon, or a device that waits for one. That goes on as it was defined, whatever the definition
+// says by now: its users wait. differs says what that says otherwise.
 func (c Clones) AsService(st definition.Start) (_ definition.Start, differs string, err error) {
 	there, err := c.Dir.Load(st.Definition.Name)
 	if exit.Code(err) == exit.NoClone {

@@ -39,8 +39,8 @@ func IsReadOnly(fd int) (bool, error) {
 // blkGetDiskSeq is BLKGETDISKSEQ of include/uapi/linux/fs.h, since 5.15.
 const blkGetDiskSeq = 0x80081280
 
-// DiskSeq is the number that the kernel has given to the medium of the block device; another medium in the same device
-// has another one. 0 where it is not told.
+// DiskSeq is the number that the kernel has given to the medium of the block device; another medium
+// in the same device has another one. 0 where it is not told.
 func DiskSeq(fd int) uint64 {
 	var seq uint64
 	if err := ioctl(fd, blkGetDiskSeq, unsafe.Pointer(&seq)); err != nil {
@@ -49,7 +49,8 @@ func DiskSeq(fd int) uint64 {
 	return seq
 }
 
-// LoopIsOver says whether the loop device at path lies on the file that st describes (LOOP_GET_STATUS64).
+// LoopIsOver says whether the loop device at path lies on the file that st describes
+// (LOOP_GET_STATUS64).
 func LoopIsOver(path string, st Stat) bool {
 	f, err := Open(path, unix.O_RDONLY, 0)
 	if err != nil {

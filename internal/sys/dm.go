@@ -13,8 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// This file speaks to device-mapper (include/uapi/linux/dm-ioctl.h, 6.12 to 7.3). A device has a name, a UUID, and two
-// places for tables:
+// This file speaks to device-mapper (include/uapi/linux/dm-ioctl.h, 6.12 to 7.3). A device has a
+// name, a UUID, and two places for tables:
 //
 //	Create --> no table --Load--> inactive --Resume--> live (what was live before is gone)
 //	                                  |
@@ -23,15 +23,17 @@ import (
 //	Suspend: requests from now on wait in device-mapper, those before have been answered
 //	Resume:  an inactive table becomes the live one, and what waits goes through it
 //
-// Loading a table opens the devices that it leads to, exclusively; they are closed with it. So there is no moment at
-// which two tables can both be given up: what fails leaves the live one.
+// Loading a table opens the devices that it leads to, exclusively; they are closed with it. So
+// there is no moment at which two tables can both be given up: what fails leaves the live one.
 //
-// It is done by ioctl, not by dmsetup: while a device is suspended, a program that lies on it cannot be read.
+// It is done by ioctl, not by dmsetup: while a device is suspended, a program that lies on it
+// cannot be read.
 
 // DM is an open control node of device-mapper.
 type DM struct{ file *os.File }
 
-// dmControl is there when the module dm_mod is loaded (and before where systemd makes static nodes, which loads it).
+// dmControl is there when the module dm_mod is loaded (and before where systemd makes static nodes,
+// which loads it).
 const dmControl = "/dev/mapper/control"
 
 // OpenDM opens the control node. ENOENT or ENODEV: there is no device-mapper.
@@ -66,8 +68,8 @@ type DMTable struct {
 // dmParams is the room for a target's parameters: those of linear are two numbers.
 const dmParams = 256
 
-// dmCall is what an ioctl reads and fills: a header, and behind it one target with its parameters, which end with a zero
-// byte.
+// dmCall is what an ioctl reads and fills: a header, and behind it one target with its parameters,
+// which end with a zero byte.
 type dmCall struct {
 	head   unix.DmIoctl
 	target unix.DmTargetSpec
@@ -80,8 +82,9 @@ var (
 	_ [unix.SizeofDmTargetSpec]byte = [unsafe.Sizeof(unix.DmTargetSpec{})]byte{}
 )
 
-// dmPrimary tells udev's rules that an event is one of which device-mapper's own program has told (DM_UDEV_PRIMARY_SOURCE_FLAG
-// of libdevmapper), with nobody who waits for the rules to have run: without it they take the event for a stray one.
+// dmPrimary tells udev's rules that an event is one of which device-mapper's own program has told
+// (DM_UDEV_PRIMARY_SOURCE_FLAG of libdevmapper), with nobody who waits for the rules to have run:
+// without it they take the event for a stray one.
 const dmPrimary = 0x40 << 16
 
 // Of version 4.0.0 of the interface is all that is used here.
@@ -138,8 +141,8 @@ func (c *DM) Create(name, uuid string) (DMDevice, error) {
 	return call.device(), err
 }
 
-// Load opens the devices that t leads to and makes it the inactive table, in place of one that is there. EBUSY: somebody
-// has such a device open exclusively.
+// Load opens the devices that t leads to and makes it the inactive table, in place of one that is
+// there. EBUSY: somebody has such a device open exclusively.
 func (c *DM) Load(name string, t DMTable) error {
 	call := newDMCall(name)
 	call.head.Target_count = 1
@@ -158,8 +161,8 @@ func (c *DM) Clear(name string) error {
 	return c.repeat("ioctl DM_TABLE_CLEAR", unix.DM_TABLE_CLEAR, newDMCall(name))
 }
 
-// Table is the live table. One of several targets, or of longer parameters, is none of those that are loaded here: its
-// Target is empty.
+// Table is the live table. One of several targets, or of longer parameters, is none of those that
+// are loaded here: its Target is empty.
 func (c *DM) Table(name string) (t DMTable, err error) {
 	call := newDMCall(name)
 	call.head.Flags = unix.DM_STATUS_TABLE_FLAG
@@ -172,8 +175,8 @@ func (c *DM) Table(name string) (t DMTable, err error) {
 	return t, nil
 }
 
-// Resume makes the inactive table the live one, if there is one, and lets the device go on. A resume of one that is
-// not suspended and has nothing inactive does nothing.
+// Resume makes the inactive table the live one, if there is one, and lets the device go on. A
+// resume of one that is not suspended and has nothing inactive does nothing.
 func (c *DM) Resume(name string) error {
 	call := newDMCall(name)
 	call.head.Flags, call.head.Event_nr = unix.DM_SKIP_LOCKFS_FLAG, dmPrimary
@@ -193,9 +196,10 @@ func (c *DM) Remove(name string, deferred bool) error {
 // interruptPause is between two attempts to interrupt a Suspend.
 const interruptPause = 50 * time.Millisecond
 
-// Suspend makes requests to the device wait, and waits until those before have been answered. A file system on it is
-// not frozen. ETIMEDOUT: they were not in time, and the device goes on as before; the kernel is told to give up by
-// a signal, which it may take longer to look at while it cannot hand its requests down at all.
+// Suspend makes requests to the device wait, and waits until those before have been answered. A
+// file system on it is not frozen. ETIMEDOUT: they were not in time, and the device goes on as
+// before; the kernel is told to give up by a signal, which it may take longer to look at while it
+// cannot hand its requests down at all.
 func (c *DM) Suspend(name string, limit time.Duration) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -222,9 +226,10 @@ func (c *DM) Suspend(name string, limit time.Duration) error {
 	return wrap("ioctl DM_DEV_SUSPEND", errno)
 }
 
-// interrupt sends the thread a signal that does nothing, again and again from limit on, until done. From 6.11 on
-// (dm_wait_for_bios_completion, drivers/md/dm.c) the kernel begins an ioctl again that was interrupted so, by itself, and
-// reads what it is asked anew: by then that is about no device, which is ENXIO.
+// interrupt sends the thread a signal that does nothing, again and again from limit on, until done.
+// From 6.11 on (dm_wait_for_bios_completion, drivers/md/dm.c) the kernel begins an ioctl again that
+// was interrupted so, by itself, and reads what it is asked anew: by then that is about no device,
+// which is ENXIO.
 func (call *dmCall) interrupt(thread int, limit time.Duration, late *atomic.Bool, done chan struct{}) {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()

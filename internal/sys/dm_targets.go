@@ -21,7 +21,8 @@ const (
 	dmTargetsMost = 16 << 20
 )
 
-// Targets are the lines of the live table of the device with this number. A device without a table has none.
+// Targets are the lines of the live table of the device with this number. A device without a table
+// has none.
 func (c *DM) Targets(dev uint64) ([]DMTarget, error) {
 	for size := dmTargetsRoom; ; size *= 4 {
 		b := make([]uint64, size/8) // aligned as the header is
@@ -45,11 +46,13 @@ func (c *DM) Targets(dev uint64) ([]DMTarget, error) {
 	}
 }
 
-// parseTargets reads the answer of DM_TABLE_STATUS. Each target is a struct dm_target_spec with a text behind it:
+// parseTargets reads the answer of DM_TABLE_STATUS. Each target is a struct dm_target_spec with a
+// text behind it:
 //
 //	__u64 sector_start; __u64 length; __s32 status; __u32 next; char target_type[16];
 //
-// next is where the following one begins, from the beginning of the first (retrieve_status, drivers/md/dm-ioctl.c, 6.12).
+// next is where the following one begins, from the beginning of the first (retrieve_status,
+// drivers/md/dm-ioctl.c, 6.12).
 func parseTargets(data []byte, n int) (all []DMTarget) {
 	const start, length, next, kind, params = 0, 8, 20, 24, unix.SizeofDmTargetSpec
 	for at := 0; len(all) < n && at >= 0 && at+params <= len(data); {

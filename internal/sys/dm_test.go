@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestDMCall: what an ioctl reads is laid out as include/uapi/linux/dm-ioctl.h has it: the name at byte 48, the UUID at 176,
-// and the first target where the header says.
+// TestDMCall: what an ioctl reads is laid out as include/uapi/linux/dm-ioctl.h has it: the name at
+// byte 48, the UUID at 176, and the first target where the header says.
 func TestDMCall(t *testing.T) {
 	call := newDMCall("name")
 	b := (*[unsafe.Sizeof(*call)]byte)(unsafe.Pointer(call))[:]

@@ -38,10 +38,12 @@ func Dup(fd int, name string) (*os.File, error) {
 	return os.NewFile(uintptr(again), name), nil
 }
 
-// OpenNameless is a flag of Open: path is a folder, and the file has no name in it and is gone when it is closed.
+// OpenNameless is a flag of Open: path is a folder, and the file has no name in it and is gone when
+// it is closed.
 const OpenNameless = unix.O_TMPFILE
 
-// Name gives a file that was opened with OpenNameless its name. EEXIST says that there is another of that name.
+// Name gives a file that was opened with OpenNameless its name. EEXIST says that there is another
+// of that name.
 func Name(fd int, path string) error {
 	from := fmt.Sprintf("/proc/self/fd/%d", fd)
 	return wrap("link", retry(func() error { return unix.Linkat(unix.AT_FDCWD, from, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW) }))
@@ -128,8 +130,8 @@ func FlockWait(fd int) error {
 	return wrap("lock", retry(func() error { return unix.Flock(fd, unix.LOCK_EX) }))
 }
 
-// LockRecord takes the exclusive record lock of a whole file for the open description (fcntl(2), F_OFD_SETLK), or fails
-// at once with EAGAIN.
+// LockRecord takes the exclusive record lock of a whole file for the open description (fcntl(2),
+// F_OFD_SETLK), or fails at once with EAGAIN.
 func LockRecord(fd int) error {
 	lock := unix.Flock_t{Type: unix.F_WRLCK}
 	return wrap("lock", unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lock))
@@ -175,8 +177,8 @@ func (s Stat) IsRegular() bool { return s.Mode&unix.S_IFMT == unix.S_IFREG }
 // Fstat describes an open file.
 func Fstat(fd int) (Stat, error) { return statx(fd, "", unix.AT_EMPTY_PATH) }
 
-// FstatNow is Fstat for who asks again and again: it does not wait for the server of a network file system, and
-// allocates nothing.
+// FstatNow is Fstat for who asks again and again: it does not wait for the server of a network file
+// system, and allocates nothing.
 func FstatNow(fd int) (Stat, error) {
 	var st unix.Statx_t
 	const flags = unix.AT_EMPTY_PATH | unix.AT_STATX_DONT_SYNC

@@ -12,7 +12,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 )
 
-// limits of a daemon (getrlimit(2)), whatever its caller's are. Not listed is what a daemon makes no use of.
+// limits of a daemon (getrlimit(2)), whatever its caller's are. Not listed is what a daemon makes
+// no use of.
 var limits = []struct {
 	resource  int
 	soft, max uint64
@@ -29,7 +30,8 @@ var limits = []struct {
 	{unix.RLIMIT_STACK, 8 << 20, unix.RLIM_INFINITY},
 }
 
-// SetLimits gives this process the limits of a daemon. To raise what its caller has lowered takes CAP_SYS_RESOURCE.
+// SetLimits gives this process the limits of a daemon. To raise what its caller has lowered takes
+// CAP_SYS_RESOURCE.
 func SetLimits() error {
 	var errs error
 	for _, l := range limits {
@@ -40,8 +42,8 @@ func SetLimits() error {
 	return errs
 }
 
-// KeepDescriptors has every descriptor but the first three closed in whatever this process executes. What os/exec hands
-// on is not among them.
+// KeepDescriptors has every descriptor but the first three closed in whatever this process
+// executes. What os/exec hands on is not among them.
 func KeepDescriptors() error {
 	return wrap("close_range", unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC))
 }
@@ -62,8 +64,9 @@ func ReplaceByNull(fd int) error {
 // ReplaceBy makes descriptor fd lead to where by leads.
 func ReplaceBy(fd, by int) error { return wrap("replace a descriptor", unix.Dup3(by, fd, 0)) }
 
-// OnFreshThread calls f on a thread of its own that has nothing of its process's caller; a process that f starts, or an
-// Exec, begins with that. In a unit the service manager has decided on scheduling, and keepScheduling leaves it.
+// OnFreshThread calls f on a thread of its own that has nothing of its process's caller; a process
+// that f starts, or an Exec, begins with that. In a unit the service manager has decided on
+// scheduling, and keepScheduling leaves it.
 func OnFreshThread(umask int, keepScheduling bool, f func() error) error {
 	result := make(chan error, 1)
 	guard.Go("start with nothing inherited", func() {
@@ -116,8 +119,8 @@ type sigaction struct {
 
 const nrSignals = 64
 
-// defaultSignals gives every signal that is ignored its default action, and returns which these were. Go itself leaves
-// some of them as it finds them.
+// defaultSignals gives every signal that is ignored its default action, and returns which these
+// were. Go itself leaves some of them as it finds them.
 func defaultSignals() (ignored []int) {
 	const sigIgn = 1
 	for sig := 1; sig <= nrSignals; sig++ {
@@ -142,8 +145,8 @@ func setSignal(sig int, handler uintptr) bool {
 	return errno == 0
 }
 
-// ExecWith starts this program with its arguments, and an environment, in the place of this process. It returns only if it
-// fails.
+// ExecWith starts this program with its arguments, and an environment, in the place of this
+// process. It returns only if it fails.
 func ExecWith(args, env []string) error {
 	return wrap("start this program again", unix.Exec(Program, args, env))
 }

@@ -24,11 +24,13 @@ func FreeAt(path string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// MayWrite is an error if this process may not write to path: permissions, or a file system that is read-only.
+// MayWrite is an error if this process may not write to path: permissions, or a file system that is
+// read-only.
 func MayWrite(path string) error { return wrap("access", unix.Access(path, unix.W_OK)) }
 
-// TryNoSwap says whether the kernel can keep a tmpfs from being swapped out: EINVAL, if it is older than 6.4. The option
-// is given to a file system that is not made, so that nothing is mounted. It needs CAP_SYS_ADMIN.
+// TryNoSwap says whether the kernel can keep a tmpfs from being swapped out: EINVAL, if it is older
+// than 6.4. The option is given to a file system that is not made, so that nothing is mounted. It
+// needs CAP_SYS_ADMIN.
 func TryNoSwap() error {
 	fd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LoopBacking is what lies behind the loop device at path, as the loop driver itself knows it: the name in sysfs may lead
-// elsewhere by now, or be one of another mount namespace. ENXIO: nothing.
+// LoopBacking is what lies behind the loop device at path, as the loop driver itself knows it: the
+// name in sysfs may lead elsewhere by now, or be one of another mount namespace. ENXIO: nothing.
 func LoopBacking(path string) (Stat, error) {
 	f, err := Open(path, os.O_RDONLY, 0)
 	if err != nil {

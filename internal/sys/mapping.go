@@ -77,9 +77,9 @@ func Populate[T any](v *T) error {
 	return wrap("populate memory", retry(func() error { return unix.Madvise(b, unix.MADV_POPULATE_WRITE) }))
 }
 
-// GiveBack gives the memory of v, which lies in a Mapping, back to the system: it reads as zeros from then on,
-// and takes memory again when it is written. Where v is no whole number of pages, as on machines with large
-// ones, it is left as it is.
+// GiveBack gives the memory of v, which lies in a Mapping, back to the system: it reads as zeros
+// from then on, and takes memory again when it is written. Where v is no whole number of pages, as
+// on machines with large ones, it is left as it is.
 func GiveBack[T any](v *T) error {
 	size, page := int(unsafe.Sizeof(*v)), os.Getpagesize()
 	if size%page != 0 || uintptr(unsafe.Pointer(v))%uintptr(page) != 0 {

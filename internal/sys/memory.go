@@ -11,26 +11,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NoHugePages keeps the kernel from joining pages of this process to huge ones behind its back (khugepaged): locked
-// or not they are gone from the page tables meanwhile, and whoever touches them waits in a page fault, for a lock
-// that is held over all of this process's memory (collapse_huge_page, mm/khugepaged.c, 6.12 to 7.3).
+// NoHugePages keeps the kernel from joining pages of this process to huge ones behind its back
+// (khugepaged): locked or not they are gone from the page tables meanwhile, and whoever touches
+// them waits in a page fault, for a lock that is held over all of this process's memory
+// (collapse_huge_page, mm/khugepaged.c, 6.12 to 7.3).
 func NoHugePages() error {
 	return wrap("prctl PR_SET_THP_DISABLE", unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0))
 }
 
-// LockMemory takes the memory of the program, that of the Go heap and what is mapped so far and touched, and
-// keeps it and all that will be mapped in memory:
+// LockMemory takes the memory of the program, that of the Go heap and what is mapped so far and
+// touched, and keeps it and all that will be mapped in memory:
 //
 //  1. lift the limit of locked memory, which would make later mappings fail: needs CAP_SYS_RESOURCE
-//  2. lock what is there, and what comes meanwhile: each page as it is touched, because much of what the Go
-//     runtime maps it never uses (32 MiB of an index of arenas, for one)
+//  2. lock what is there, and what comes meanwhile: each page as it is touched, because much of
+//     what the Go runtime maps it never uses (32 MiB of an index of arenas, for one)
 //  3. touch of it what code will use: the executable, and the writable memory of the runtime
-//  4. from now on a mapping is locked and has all of its pages at once: the heap grows by whole pieces, in
-//     mmap, and never in a page fault
+//  4. from now on a mapping is locked and has all of its pages at once: the heap grows by whole
+//     pieces, in mmap, and never in a page fault
 //  5. touch what the runtime has mapped during 3
 //
-// Step 2 is of the future too: without it what the runtime mapped in step 3 was not locked, and with swap on the
-// clone the collector waited for a page of it, and the queues for the collector (512 MiB, 7.3).
+// Step 2 is of the future too: without it what the runtime mapped in step 3 was not locked, and
+// with swap on the clone the collector waited for a page of it, and the queues for the collector
+// (512 MiB, 7.3).
 //
 // After that GiveBack fails on memory that Unlock was not called for.
 func LockMemory() error {
@@ -53,15 +55,17 @@ func LockMemory() error {
 // Unlock lets the memory of v, which lies in a Mapping, be given back by GiveBack.
 func (m *Mapping) Unlock() error { return wrap("unlock memory", unix.Munlock(m.bytes)) }
 
-// Mappings, other than the heap, that are larger than sparse are tables of which little is ever used: the runtime's
-// index of arenas, and zeroed variables with an array of 32 MiB behind them that package crypto/internal/fips140/drbg
-// has for machines without a source of randomness. Of these only the beginning is touched. In bytes.
+// Mappings, other than the heap, that are larger than sparse are tables of which little is ever
+// used: the runtime's index of arenas, and zeroed variables with an array of 32 MiB behind them
+// that package crypto/internal/fips140/drbg has for machines without a source of randomness. Of
+// these only the beginning is touched. In bytes.
 const (
 	sparse    = 16 << 20
 	beginning = 1 << 20
 )
 
-// TouchProgram has all pages of the executable and of the runtime's writable memory in memory, locked or not.
+// TouchProgram has all pages of the executable and of the runtime's writable memory in memory,
+// locked or not.
 func TouchProgram() error {
 	text, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
@@ -87,7 +91,8 @@ func TouchProgram() error {
 	return nil
 }
 
-// area is a line of /proc/PID/maps: addresses, access, offset, device, inode, name (proc_pid_maps(5)).
+// area is a line of /proc/PID/maps: addresses, access, offset, device, inode, name
+// (proc_pid_maps(5)).
 type area struct {
 	start, end uintptr
 	access     string // as "rw-p"

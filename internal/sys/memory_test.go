@@ -40,7 +40,8 @@ func TestTouchProgram(t *testing.T) {
 	}
 }
 
-// TestInitMounts: where the test runs in the mount namespace of process 1, what is done there is done here.
+// TestInitMounts: where the test runs in the mount namespace of process 1, what is done there is
+// done here.
 func TestInitMounts(t *testing.T) {
 	here, err := InInitMounts()
 	if err != nil || !here {

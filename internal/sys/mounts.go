@@ -22,9 +22,9 @@ func InInitMounts() (bool, error) {
 	return ours == init, err
 }
 
-// DoInInitMounts calls f in the mount namespace of process 1, with its root as root and working directory. f has
-// a thread of its own, which ends with it; a process that f starts, or an Exec, is in that namespace. It needs
-// CAP_SYS_ADMIN, CAP_SYS_CHROOT and CAP_SYS_PTRACE.
+// DoInInitMounts calls f in the mount namespace of process 1, with its root as root and working
+// directory. f has a thread of its own, which ends with it; a process that f starts, or an Exec, is
+// in that namespace. It needs CAP_SYS_ADMIN, CAP_SYS_CHROOT and CAP_SYS_PTRACE.
 func DoInInitMounts(f func() error) error {
 	result := make(chan error)
 	guard.Go("mount namespace", func() {
@@ -38,8 +38,8 @@ func DoInInitMounts(f func() error) error {
 	return <-result
 }
 
-// enterInitMounts moves the calling thread. Root and working directory are shared among the threads of a
-// process, and a thread that shares them cannot leave (mntns_install, fs/namespace.c, 6.12).
+// enterInitMounts moves the calling thread. Root and working directory are shared among the threads
+// of a process, and a thread that shares them cannot leave (mntns_install, fs/namespace.c, 6.12).
 func enterInitMounts() error {
 	ns, err := os.Open(initMounts)
 	if err != nil {
@@ -55,10 +55,12 @@ func enterInitMounts() error {
 // Program is a path by which this very program is started in any mount namespace.
 const Program = "/proc/self/exe"
 
-// ExecAgain starts this program with its arguments in the place of this process. It returns only if it fails.
+// ExecAgain starts this program with its arguments in the place of this process. It returns only if
+// it fails.
 func ExecAgain() error {
 	return wrap("start this program again", unix.Exec(Program, os.Args, os.Environ()))
 }
 
-// SetName names this process, which else is called after the last part of the path that it was started by.
+// SetName names this process, which else is called after the last part of the path that it was
+// started by.
 func SetName(name string) error { return os.WriteFile("/proc/self/comm", []byte(name), 0) }

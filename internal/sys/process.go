@@ -58,8 +58,9 @@ func PeerUID(conn *net.UnixConn) (uint32, error) {
 	return cred.Uid, nil
 }
 
-// HungUp says whether the process at the other end of a unix socket has closed it. One that has only shut down its
-// own sending has not (poll(2): POLLHUP comes when both directions are shut, POLLRDHUP for the one).
+// HungUp says whether the process at the other end of a unix socket has closed it. One that has
+// only shut down its own sending has not (poll(2): POLLHUP comes when both directions are shut,
+// POLLRDHUP for the one).
 func HungUp(conn *net.UnixConn) bool {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -73,8 +74,8 @@ func HungUp(conn *net.UnixConn) bool {
 	return err != nil || poll[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
 }
 
-// SameDescription says whether two descriptors lead to one open file description (kcmp(2)). It needs the right to trace
-// both processes.
+// SameDescription says whether two descriptors lead to one open file description (kcmp(2)). It
+// needs the right to trace both processes.
 func SameDescription(pid1, fd1, pid2, fd2 int) (bool, error) {
 	const kcmpFile = 0
 	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid1), uintptr(pid2), kcmpFile, uintptr(fd1), uintptr(fd2), 0)

@@ -103,15 +103,16 @@ func OnReadOnlyFS(fd int) (bool, error) {
 	return st.Flags&unix.ST_RDONLY != 0, nil
 }
 
-// File systems that write to new places (magic numbers: include/uapi/linux/magic.h; ZFS's and bcachefs's own).
+// File systems that write to new places (magic numbers: include/uapi/linux/magic.h; ZFS's and
+// bcachefs's own).
 const (
 	fsBtrfs    = 0x9123683e
 	fsZFS      = 0x2fc12fc1
 	fsBcachefs = 0xca451a4e
 )
 
-// CopiesOnWrite says whether the file system of an open file writes to new places, so that what has its space may
-// need more to be written again.
+// CopiesOnWrite says whether the file system of an open file writes to new places, so that what has
+// its space may need more to be written again.
 func CopiesOnWrite(fd int) (bool, error) {
 	var st unix.Statfs_t
 	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {

@@ -14,17 +14,19 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// A daemon that no unit has started begins in the control group of whoever ran the command: a login session, a timer's
-// service, the updater of the package. systemd kills such a group as a whole when its unit ends. So where systemd runs the
-// daemon moves to a scope of its own before it opens anything.
+// A daemon that no unit has started begins in the control group of whoever ran the command: a login
+// session, a timer's service, the updater of the package. systemd kills such a group as a whole
+// when its unit ends. So where systemd runs the daemon moves to a scope of its own before it opens
+// anything.
 
-// Paths of systemd: the folder that says it is process 1 (sd_booted(3)), and the socket on which it answers root also when
-// no message bus runs.
+// Paths of systemd: the folder that says it is process 1 (sd_booted(3)), and the socket on which it
+// answers root also when no message bus runs.
 const systemdFolder = "/run/systemd/system"
 
 var systemdSocket = "/run/systemd/private"
 
-// scopeLimit is how long systemd may take. A start waits no longer for it: users may be waiting for the clone.
+// scopeLimit is how long systemd may take. A start waits no longer for it: users may be waiting for
+// the clone.
 const scopeLimit = 5 * time.Second
 
 // scopePause is between two looks whether the process is in its scope.
@@ -35,7 +37,8 @@ func scopeName(clone string, pid int) string {
 	return fmt.Sprintf("ublk-clone-%s-%d.scope", clone, pid)
 }
 
-// EnterScope moves this process to a scope of its own, where systemd runs. With an error it is where it was.
+// EnterScope moves this process to a scope of its own, where systemd runs. With an error it is
+// where it was.
 func EnterScope(clone string) error {
 	_, err := os.Stat(systemdFolder)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -75,9 +78,9 @@ func askForScope(clone string, pid int) error {
 	}
 }
 
-// scopeProperties are those of the scope. Without default dependencies it is not stopped when the machine goes down: the
-// daemon serves until file systems are unmounted, and ends by the signal that systemd sends to whatever is left then. Its
-// name is free again as soon as it has ended.
+// scopeProperties are those of the scope. Without default dependencies it is not stopped when the
+// machine goes down: the daemon serves until file systems are unmounted, and ends by the signal
+// that systemd sends to whatever is left then. Its name is free again as soon as it has ended.
 func scopeProperties(clone string, pid int) []systemd.Property {
 	return []systemd.Property{
 		systemd.PropDescription("Daemon of the clone " + clone),
@@ -117,8 +120,8 @@ func ControlGroup() string {
 	return systemdGroup(string(b))
 }
 
-// systemdGroup finds the group in the lines "number:controllers:path" of proc_pid_cgroup(5): systemd's is the hierarchy
-// without a number or, where there are several, the one called after it.
+// systemdGroup finds the group in the lines "number:controllers:path" of proc_pid_cgroup(5):
+// systemd's is the hierarchy without a number or, where there are several, the one called after it.
 func systemdGroup(lines string) (group string) {
 	for line := range strings.Lines(lines) {
 		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)

@@ -1,2 +1,3 @@
-// Package text turns sizes, rates and times into words and back, and wraps lines. It knows nothing of clones.
+// Package text turns sizes, rates and times into words and back, and wraps lines. It knows nothing
+// of clones.
 package text

@@ -8,8 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/docs"
 )
 
-// TestBlocksAreMarked: every fenced block of a document names its language, so that it is known which blocks are
-// commands, and every document with commands is run by a test.
+// TestBlocksAreMarked: every fenced block of a document names its language, so that it is known
+// which blocks are commands, and every document with commands is run by a test.
 func TestBlocksAreMarked(t *testing.T) {
 	documents, err := docs.Documents(root)
 	if err != nil {

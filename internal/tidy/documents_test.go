@@ -49,8 +49,9 @@ func TestDocumentsNameFilesThatExist(t *testing.T) {
 	}
 }
 
-// A document names a test in full; several by what their names begin with, as in TestBench...; or, behind one in full,
-// others by the end of their names: TestServiceFinish, -Many is TestServiceMany too.
+// A document names a test in full; several by what their names begin with, as in TestBench...; or,
+// behind one in full, others by the end of their names: TestServiceFinish, -Many is TestServiceMany
+// too.
 var (
 	testNamed  = regexp.MustCompile("\\b((?:Test|Fuzz)[A-Z0-9]\\w*)(\\.\\.\\.)?((?:`?(?:,| and| or)\\s+`?-[A-Z0-9]\\w*)*)")
 	endNamed   = regexp.MustCompile(`-(\w+)`)
@@ -83,7 +84,8 @@ func anyBegins(tests map[string]bool, begin string) bool {
 	return false
 }
 
-// anyShares says whether a test's name is some words that name begins with, more than the first, and then end.
+// anyShares says whether a test's name is some words that name begins with, more than the first,
+// and then end.
 func anyShares(tests map[string]bool, name, end string) bool {
 	for _, at := range beginsWord.FindAllStringIndex(name, -1) {
 		if at[0] > len("Test") && tests[name[:at[0]]+end] {

@@ -18,7 +18,8 @@ var daemonCode = []string{
 	"internal/records", "internal/steps", "internal/succession", "internal/sys", "internal/systemd", "internal/text", "internal/udev",
 }
 
-// goroutineCheck finds the goroutines of one package that a panic could end without internal/guard's doing.
+// goroutineCheck finds the goroutines of one package that a panic could end without
+// internal/guard's doing.
 type goroutineCheck struct {
 	guarded   map[string]bool // functions and methods by name: all of that name begin with a guard
 	started   int
@@ -89,7 +90,8 @@ func selected(e ast.Expr) (owner, name string) {
 	return "", ""
 }
 
-// beginsWithGuard says whether a panic in any statement but the first calls, which name or lock the thread, is caught.
+// beginsWithGuard says whether a panic in any statement but the first calls, which name or lock the
+// thread, is caught.
 func beginsWithGuard(body *ast.BlockStmt) bool {
 	for _, statement := range body.List {
 		switch s := statement.(type) {

@@ -6,8 +6,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs/plan"
 )
 
-// TestEveryTestRunsSomewhere: each device and service test declares where it runs, and "make test-full" has it there. That
-// this check can fail is tested in internal/runs/plan.
+// TestEveryTestRunsSomewhere: each device and service test declares where it runs, and "make
+// test-full" has it there. That this check can fail is tested in internal/runs/plan.
 func TestEveryTestRunsSomewhere(t *testing.T) {
 	tests, err := plan.Load(root)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package tidy holds the rules of the project that a test can keep: who imports whom, where unsafe code and system
-// calls may be, that goroutines are guarded, how large things may be, and that documents name files and tests that
-// exist.
+// Package tidy holds the rules of the project that a test can keep: who imports whom, where unsafe
+// code and system calls may be, that goroutines are guarded, how large things may be, and that
+// documents name files and tests that exist.
 package tidy
 
 import (
@@ -22,8 +22,8 @@ const (
 	module = "github.com/ublk-clone/ublk-clone/"
 )
 
-// allowed are the imports of each package among the project's own (ARCHITECTURE.md, Packages), and whether it
-// may use system calls and unsafe. A new package has to be entered here.
+// allowed are the imports of each package among the project's own (ARCHITECTURE.md, Packages), and
+// whether it may use system calls and unsafe. A new package has to be entered here.
 var allowed = map[string]struct {
 	imports  []string
 	syscalls bool
@@ -93,11 +93,12 @@ var errnoOnly = []string{
 	"internal/engine", "internal/events", "internal/faults", "internal/holders", "internal/leftover",
 }
 
-// libraryOf are libraries that only packages below a folder may import: what the command line is made with is no concern
-// of the rest.
+// libraryOf are libraries that only packages below a folder may import: what the command line is
+// made with is no concern of the rest.
 var libraryOf = map[string]string{"github.com/urfave/cli/": "cmd/"}
 
-// goFiles calls visit for each Go file of the project that is not a test, with its package's folder.
+// goFiles calls visit for each Go file of the project that is not a test, with its package's
+// folder.
 func goFiles(t *testing.T, visit func(folder, path string)) {
 	t.Helper()
 	allGoFiles(t, func(folder, path string) {
@@ -200,10 +201,12 @@ func TestImports(t *testing.T) {
 	}
 }
 
-// changesFiles are the functions of package os that change names or write files as a whole. None of them is durable.
+// changesFiles are the functions of package os that change names or write files as a whole. None of
+// them is durable.
 var changesFiles = []string{"WriteFile", "Create", "Rename", "Remove", "RemoveAll", "Mkdir", "MkdirAll", "Link", "Symlink"}
 
-// mayChangeFiles are the uses of them outside of internal/file, which has the one way to write a file, with the reason.
+// mayChangeFiles are the uses of them outside of internal/file, which has the one way to write a
+// file, with the reason.
 var mayChangeFiles = map[string]string{
 	"internal/udev/udev.go WriteFile":    "uevent in sysfs",
 	"internal/dm/over.go Symlink":        "a link in /dev, which no boot finds",
@@ -216,8 +219,8 @@ var mayChangeFiles = map[string]string{
 	"ublk/spare.go WriteFile":            "sysfs",
 }
 
-// TestFilesAreWrittenInOneWay: whoever writes, renames or removes a file on which something durable depends has to flush the
-// file and its folder, in order. internal/file does.
+// TestFilesAreWrittenInOneWay: whoever writes, renames or removes a file on which something durable
+// depends has to flush the file and its folder, in order. internal/file does.
 func TestFilesAreWrittenInOneWay(t *testing.T) {
 	unused := maps.Clone(mayChangeFiles)
 	goFiles(t, func(folder, path string) {

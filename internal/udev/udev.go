@@ -23,7 +23,8 @@ func kernelName(path string) string {
 	return filepath.Base(path)
 }
 
-// destUdevFile is not the file of a block device of ours, which may be the destination of another clone.
+// destUdevFile is not the file of a block device of ours, which may be the destination of another
+// clone.
 func destUdevFile(d control.Dir, dest string) string {
 	return filepath.Join(string(d), "dest-"+kernelName(dest)+".udev")
 }
@@ -33,8 +34,8 @@ func layerUdevFile(d control.Dir, name string) string {
 	return filepath.Join(string(d), "layer-"+name+".udev")
 }
 
-// Name tells of a clone's devices: of its block device, its layer, and its destination, if that is one of the machine's. The
-// destination is looked at again when a daemon closes it.
+// Name tells of a clone's devices: of its block device, its layer, and its destination, if that is
+// one of the machine's. The destination is looked at again when a daemon closes it.
 func Name(d control.Dir, def *definition.Definition, device string, destIsBlock, complete bool) error {
 	err := NameDevice(d, def, device, complete)
 	if destIsBlock {
@@ -43,7 +44,8 @@ func Name(d control.Dir, def *definition.Definition, device string, destIsBlock,
 	return err
 }
 
-// NameDevice tells of the block device and of the layer over it. What a layer hides is never searched: the layer is.
+// NameDevice tells of the block device and of the layer over it. What a layer hides is never
+// searched: the layer is.
 func NameDevice(d control.Dir, def *definition.Definition, device string, complete bool) error {
 	path, name := udevFile(d, kernelName(device)), nameLine(def)
 	top := name
@@ -70,9 +72,9 @@ func Announce(path string) error {
 	return err
 }
 
-// Forget removes the files of a clone. It goes by what they say: a daemon that was killed may not have written down
-// which device it had, and the destination may have lost the name that the kernel had for it, or never had one and be
-// called like the device of another clone.
+// Forget removes the files of a clone. It goes by what they say: a daemon that was killed may not
+// have written down which device it had, and the destination may have lost the name that the kernel
+// had for it, or never had one and be called like the device of another clone.
 func Forget(d control.Dir, def *definition.Definition) (err error) {
 	files, _ := filepath.Glob(filepath.Join(string(d), "*.udev*")) // the pattern is right; and what was being written
 	for _, path := range files {
@@ -92,7 +94,8 @@ func Forget(d control.Dir, def *definition.Definition) (err error) {
 // nameLine is the first line of what udev is told of the block device, or of the layer over it.
 func nameLine(def *definition.Definition) string { return "UBLK_CLONE_NAME=" + def.Name }
 
-// destLines are what udev is told of the destination: the name that the definition has for it stays.
+// destLines are what udev is told of the destination: the name that the definition has for it
+// stays.
 func destLines(def *definition.Definition) string {
 	lines := "UBLK_CLONE_DEST=" + def.Name
 	if link, ok := strings.CutPrefix(def.Dest, "/dev/"); ok && strings.Contains(link, "/") {

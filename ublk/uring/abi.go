@@ -39,7 +39,8 @@ const (
 	offSQEs   = 0x10000000
 )
 
-// sqOffsets is struct io_sqring_offsets: where the submission queue's fields lie in the ring's mapping.
+// sqOffsets is struct io_sqring_offsets: where the submission queue's fields lie in the ring's
+// mapping.
 //
 //	struct io_sqring_offsets {
 //		__u32 head; __u32 tail; __u32 ring_mask; __u32 ring_entries;
@@ -132,8 +133,8 @@ const (
 	cmdOffset = 48
 )
 
-// Sizes and offsets that the kernel relies on, checked at compile time: a wrong one makes an array length
-// negative.
+// Sizes and offsets that the kernel relies on, checked at compile time: a wrong one makes an array
+// length negative.
 var (
 	_ [sqeSize - unsafe.Sizeof(sqe{})]struct{}
 	_ [unsafe.Sizeof(sqe{}) - sqeSize]struct{}

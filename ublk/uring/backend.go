@@ -21,8 +21,8 @@ const (
 	stepRefused
 )
 
-// operation is one backend I/O, in the loop's table under its token. off and length are what is left to do;
-// short results move them on.
+// operation is one backend I/O, in the loop's table under its token. off and length are what is
+// left to do; short results move them on.
 type operation struct {
 	step    step
 	dsync   bool
@@ -37,9 +37,10 @@ type operation struct {
 	refused unix.Errno
 }
 
-// Data are the bytes of a transfer: memory of this process, or a stretch of a buffer that a driver has put into the
-// table of the loop's ring (LoopOptions.Slots), where nobody here can look at them. It is small, and has no pointer for
-// the collector to be told of: each request hands one through eight calls.
+// Data are the bytes of a transfer: memory of this process, or a stretch of a buffer that a driver
+// has put into the table of the loop's ring (LoopOptions.Slots), where nobody here can look at
+// them. It is small, and has no pointer for the collector to be told of: each request hands one
+// through eight calls.
 type Data struct {
 	at         uint64 // address of the memory, or the byte of the registered buffer
 	length     int64
@@ -86,7 +87,8 @@ func (b *backend) Err() error { return b.err }
 // Idle says that no backend I/O is outstanding. Called on the loop's thread.
 func (b *backend) Idle() bool { return b.outstanding == 0 && b.done.empty() }
 
-// Outstanding is how many backend I/Os are with the kernel, or in line. Called on the loop's thread.
+// Outstanding is how many backend I/Os are with the kernel, or in line. Called on the loop's
+// thread.
 func (b *backend) Outstanding() int { return b.outstanding }
 
 // keep remembers the first failure of the ring; Run ends with it.
@@ -96,10 +98,11 @@ func (b *backend) keep(err error) {
 	}
 }
 
-// Port is a loop's way to a File: no more than a limit of I/Os there are with the kernel at a time, others wait in
-// order. What the queue of a device cannot take is handed to worker threads by the kernel, 63 to 68 % of the requests
-// to one with 5 places at depth 32: 35 thousand requests a second, 43 thousand with at most 10 in flight (6.18, one
-// CPU of 1 GIPS). Its methods are called on the loop's thread; each I/O ends with Handler.Complete.
+// Port is a loop's way to a File: no more than a limit of I/Os there are with the kernel at a time,
+// others wait in order. What the queue of a device cannot take is handed to worker threads by the
+// kernel, 63 to 68 % of the requests to one with 5 places at depth 32: 35 thousand requests a
+// second, 43 thousand with at most 10 in flight (6.18, one CPU of 1 GIPS). Its methods are called
+// on the loop's thread; each I/O ends with Handler.Complete.
 type Port struct {
 	backend  *backend
 	file     *File
@@ -109,8 +112,8 @@ type Port struct {
 	waiting  fifo
 }
 
-// Open makes a way to f with at most limit I/Os at a time; 0 is no limit. It needs no Close: it is let go of when
-// nothing is in flight there.
+// Open makes a way to f with at most limit I/Os at a time; 0 is no limit. It needs no Close: it is
+// let go of when nothing is in flight there.
 func (b *backend) Open(f *File, limit int) *Port {
 	if limit == 0 {
 		limit = len(b.ops)
@@ -118,10 +121,11 @@ func (b *backend) Open(f *File, limit int) *Port {
 	return &Port{backend: b, file: f, fd: f.fd, limit: limit}
 }
 
-// OpenFixed is Open of the one file that the loop's ring has registered from now on, for as long as there is the loop, or until LetGo:
-// 0.4 % of the IOPS of writes at S=1. Where it cannot be, for want of memory or because there is one, it is Open. (The
-// driver's commands would gain nothing that can be measured, and what is registered outlives its close: a device whose
-// ublkcN it is cannot be deleted.)
+// OpenFixed is Open of the one file that the loop's ring has registered from now on, for as long as
+// there is the loop, or until LetGo: 0.4 % of the IOPS of writes at S=1. Where it cannot be, for
+// want of memory or because there is one, it is Open. (The driver's commands would gain nothing
+// that can be measured, and what is registered outlives its close: a device whose ublkcN it is
+// cannot be deleted.)
 func (b *backend) OpenFixed(f *File, limit int) *Port {
 	p := b.Open(f, limit)
 	if fd, err := b.ring.fix(f.fd); err == nil {
@@ -130,12 +134,13 @@ func (b *backend) OpenFixed(f *File, limit int) *Port {
 	return p
 }
 
-// LetGo lets the file go that OpenFixed has registered, so that it can be closed: no backend I/O is outstanding, and there
-// is none on that port any more. OpenFixed may follow. Called on the loop's thread.
+// LetGo lets the file go that OpenFixed has registered, so that it can be closed: no backend I/O is
+// outstanding, and there is none on that port any more. OpenFixed may follow. Called on the loop's
+// thread.
 func (b *backend) LetGo() error { return b.ring.unfix() }
 
-// GiveUp ends with errno what is in line, which the kernel has not been told of. It says how much is with the kernel. Called
-// on the loop's thread, not from Handler.Complete.
+// GiveUp ends with errno what is in line, which the kernel has not been told of. It says how much
+// is with the kernel. Called on the loop's thread, not from Handler.Complete.
 func (p *Port) GiveUp(errno unix.Errno) (withKernel int) {
 	for !p.waiting.empty() {
 		token := p.waiting.pop(p.backend.ops)
@@ -154,8 +159,8 @@ func (p *Port) Read(token uint32, off int64, d Data) {
 	p.start(token)
 }
 
-// ReadAlone is Read, but the block layer makes no one request of it and others, which a bad sector that one of
-// them covers would fail whole.
+// ReadAlone is Read, but the block layer makes no one request of it and others, which a bad sector
+// that one of them covers would fail whole.
 func (p *Port) ReadAlone(token uint32, off int64, d Data) {
 	op := p.take(token, stepRead, off, d.length)
 	op.data, op.alone = d, true
@@ -169,16 +174,16 @@ func (p *Port) Write(token uint32, off int64, d Data, dsync bool) {
 	p.start(token)
 }
 
-// Zero makes length bytes at off read as zeros. With unmap their space may be given up; where there is no
-// such way, and where zeroing is not offered at all, zeros are written.
+// Zero makes length bytes at off read as zeros. With unmap their space may be given up; where there
+// is no such way, and where zeroing is not offered at all, zeros are written.
 func (p *Port) Zero(token uint32, off, length int64, unmap bool) {
 	p.take(token, zeroStep(p.file, unmap), off, length)
 	p.start(token)
 }
 
-// Discard tells the device that length bytes at off are not needed; what they read as afterwards is not
-// defined. It is advice: where the device or kernel (block devices: before 6.12) does not take it, it ends
-// well and nothing was done.
+// Discard tells the device that length bytes at off are not needed; what they read as afterwards is
+// not defined. It is advice: where the device or kernel (block devices: before 6.12) does not take
+// it, it ends well and nothing was done.
 func (p *Port) Discard(token uint32, off, length int64) {
 	p.take(token, stepDiscard, off, length)
 	p.start(token)
@@ -262,8 +267,9 @@ func (b *backend) issue(token uint32, op *operation) {
 	}
 }
 
-// priority of a read. The block layer joins only what has the same (blk_rq_merge_ok, block/blk-merge.c, 6.12 and
-// 7.3), and nothing else has the priority of what is read alone, but for that of every eighth loop.
+// priority of a read. The block layer joins only what has the same (blk_rq_merge_ok,
+// block/blk-merge.c, 6.12 and 7.3), and nothing else has the priority of what is read alone, but
+// for that of every eighth loop.
 func (b *backend) priority(op *operation) uint16 {
 	if op.alone {
 		return b.alonePriority
@@ -294,8 +300,8 @@ func (b *backend) issueDiscard(op *operation, user uint64) {
 	b.keep(b.ring.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, op.off, op.length, user))
 }
 
-// backendDone is the kernel's answer to issue. The operation goes on if there is something left, otherwise
-// its place goes to the next in line.
+// backendDone is the kernel's answer to issue. The operation goes on if there is something left,
+// otherwise its place goes to the next in line.
 func (b *backend) backendDone(token uint32, res int32) {
 	op := &b.ops[token]
 	again, err := op.advance(res)
@@ -313,8 +319,8 @@ func (b *backend) backendDone(token uint32, res int32) {
 	b.end(token, err)
 }
 
-// advance takes the kernel's result. It says whether the operation is to be issued again, for its rest or in
-// another way, or else how it has ended.
+// advance takes the kernel's result. It says whether the operation is to be issued again, for its
+// rest or in another way, or else how it has ended.
 func (op *operation) advance(res int32) (again bool, err error) {
 	if res < 0 {
 		return op.failed(unix.Errno(-res))
@@ -344,8 +350,9 @@ func (op *operation) moved(n int64) (again bool, err error) {
 	return false, io.ErrShortWrite
 }
 
-// failed decides what an errno means: EINTR nothing, ECANCELED and EAGAIN that the kernel has not begun it
-// (GivenUp), which is no error unless it happens for ever, "not supported" another way where there is one.
+// failed decides what an errno means: EINTR nothing, ECANCELED and EAGAIN that the kernel has not
+// begun it (GivenUp), which is no error unless it happens for ever, "not supported" another way
+// where there is one.
 func (op *operation) failed(errno unix.Errno) (again bool, err error) {
 	switch {
 	case errno == unix.EINTR:
@@ -360,8 +367,9 @@ func (op *operation) failed(errno unix.Errno) (again bool, err error) {
 	unsupported := errno == unix.EOPNOTSUPP
 	switch {
 	case op.step == stepDiscard && unsupported && !op.wait:
-		// io_uring tries without waiting first, which a device such as dm-thin does not take (submit_bio_noacct,
-		// block/blk-core.c, 6.12 and 7.3), and does not try again for this errno.
+		// io_uring tries without waiting first, which a device such as dm-thin does not take
+		// (submit_bio_noacct, block/blk-core.c, 6.12 and 7.3), and does not try again for this
+		// errno.
 		op.wait = true
 		return true, nil
 	case op.step == stepDiscard && (unsupported || errno == unix.EINVAL):
@@ -384,8 +392,8 @@ func (b *backend) end(token uint32, err error) {
 	b.handler.Complete(token, err)
 }
 
-// endDone ends the operations that needed no kernel, those that were there when it began: an operation of no
-// length that starts another would keep the loop here.
+// endDone ends the operations that needed no kernel, those that were there when it began: an
+// operation of no length that starts another would keep the loop here.
 func (b *backend) endDone() {
 	for n := b.done.n; n > 0; n-- {
 		token := b.done.pop(b.ops)

@@ -41,8 +41,8 @@ func TestLoopReadsAndWritesWhole(t *testing.T) {
 	}
 }
 
-// TestOpenFixed: all that a port does goes to the registered file, whatever has its descriptor now; a second one is a
-// plain port.
+// TestOpenFixed: all that a port does goes to the registered file, whatever has its descriptor now;
+// a second one is a plain port.
 func TestOpenFixed(t *testing.T) {
 	lockThread(t)
 	r := &recorder{}
@@ -85,8 +85,9 @@ func TestOpenFixed(t *testing.T) {
 	}
 }
 
-// TestFixedIsLetGo: a loop that is closed has let its registered file go, and with it the locks. (A kernel's worker, which
-// does what might wait, has a hold of the file for a moment longer, registered or not. No worker is needed here.)
+// TestFixedIsLetGo: a loop that is closed has let its registered file go, and with it the locks. (A
+// kernel's worker, which does what might wait, has a hold of the file for a moment longer,
+// registered or not. No worker is needed here.)
 func TestFixedIsLetGo(t *testing.T) {
 	lockThread(t)
 	l, err := NewLoop(&recorder{}, LoopOptions{Tokens: 1})
@@ -356,7 +357,8 @@ func TestRefuse(t *testing.T) {
 	}
 }
 
-// TestReadAlone: it reads, and its entry has a priority that other reads, also those of another loop, have not.
+// TestReadAlone: it reads, and its entry has a priority that other reads, also those of another
+// loop, have not.
 func TestReadAlone(t *testing.T) {
 	l, r := newTestLoop(t, LoopOptions{Tokens: 1})
 	other, _ := newTestLoop(t, LoopOptions{Tokens: 1})
@@ -405,8 +407,8 @@ func TestDataRange(t *testing.T) {
 	}
 }
 
-// TestRegisteredData: a stretch of a registered buffer is addressed by its place in it, and what a short result leaves
-// by the place behind.
+// TestRegisteredData: a stretch of a registered buffer is addressed by its place in it, and what a
+// short result leaves by the place behind.
 func TestRegisteredData(t *testing.T) {
 	d := Registered(3, 4096, 8192).Slice(512, 1024)
 	if d.Len() != 1024 {

@@ -13,8 +13,9 @@ func lastEntry(l *Loop) sqe {
 	return *(*sqe)(unsafe.Pointer(&l.ring.sq.sqes[((l.ring.sq.prepared-1)&l.ring.sq.mask)*l.ring.sq.stride]))
 }
 
-// TestEntries: each operation asks the kernel for what it is, with all of its flags, whatever the token was used for
-// before. The rest of a short transfer is asked for with the same flags: a durable write is durable to its last byte.
+// TestEntries: each operation asks the kernel for what it is, with all of its flags, whatever the
+// token was used for before. The rest of a short transfer is asked for with the same flags: a
+// durable write is durable to its last byte.
 func TestEntries(t *testing.T) {
 	const off, length, moved = 8192, 3 << 20, 4096
 	data := Memory(mapTestBuffer(t, length))
@@ -91,8 +92,9 @@ func TestEntries(t *testing.T) {
 	}
 }
 
-// TestErrorsAreErrors: whatever the kernel refuses ends with its errno and never well, but for a discard that is not
-// taken; and only a zeroing or a discard that is not supported is tried in another way, the latter with a wait.
+// TestErrorsAreErrors: whatever the kernel refuses ends with its errno and never well, but for a
+// discard that is not taken; and only a zeroing or a discard that is not supported is tried in
+// another way, the latter with a wait.
 func TestErrorsAreErrors(t *testing.T) {
 	for st := stepRead; st < stepRefused; st++ {
 		for _, errno := range []unix.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EIO, unix.ENOSPC, unix.EPERM, unix.EBADF, unix.ENODEV,

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File is an open file or block device as backend I/O takes it. Several loops may use one. It keeps the
-// os.File reachable, so that its descriptor stays open; who closes the os.File sees to it that no I/O is in
-// flight.
+// File is an open file or block device as backend I/O takes it. Several loops may use one. It keeps
+// the os.File reachable, so that its descriptor stays open; who closes the os.File sees to it that
+// no I/O is in flight.
 type File struct {
 	f     *os.File
 	fd    int

@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Handler is what a loop calls, always on the loop's thread and never from within one of the loop's own
-// methods.
+// Handler is what a loop calls, always on the loop's thread and never from within one of the loop's
+// own methods.
 type Handler interface {
-	// Complete ends the backend I/O with this token; from here on the token may be used again. err is nil, a
-	// unix.Errno, or io.ErrUnexpectedEOF or io.ErrShortWrite.
+	// Complete ends the backend I/O with this token; from here on the token may be used again. err
+	// is nil, a unix.Errno, or io.ErrUnexpectedEOF or io.ErrShortWrite.
 	Complete(token uint32, err error)
-	// Drain is called once a round, after the completions: work that other threads posted before Wake, and
-	// whatever the handler put off.
+	// Drain is called once a round, after the completions: work that other threads posted before
+	// Wake, and whatever the handler put off.
 	Drain()
 }
 
@@ -30,7 +30,8 @@ type CommandHandler interface {
 type LoopOptions struct {
 	// Tokens is the number of backend I/Os that the handler may have: tokens are below it.
 	Tokens int
-	// Slots is the number of places for buffers that a driver registers with the ring, see Registered.
+	// Slots is the number of places for buffers that a driver registers with the ring, see
+	// Registered.
 	Slots int
 	// Commands is the most commands outstanding. Without a CommandHandler it is 0.
 	Commands int
@@ -38,8 +39,9 @@ type LoopOptions struct {
 	BigSQE bool
 }
 
-// bestEffort is the class of I/O priorities that anybody may use, IOPRIO_CLASS_BE (include/uapi/linux/ioprio.h),
-// which has eight levels. What has no priority set counts as another one.
+// bestEffort is the class of I/O priorities that anybody may use, IOPRIO_CLASS_BE
+// (include/uapi/linux/ioprio.h), which has eight levels. What has no priority set counts as another
+// one.
 const bestEffort = 2 << 13
 
 // loops counts those that were made, so that they differ in the level.
@@ -55,8 +57,8 @@ type Loop struct {
 	abandoned bool
 }
 
-// NewLoop makes a loop for the calling goroutine, which is locked to its thread and stays so until Close. If
-// h is a CommandHandler, it gets the ends of commands.
+// NewLoop makes a loop for the calling goroutine, which is locked to its thread and stays so until
+// Close. If h is a CommandHandler, it gets the ends of commands.
 func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 	if o.Tokens < 0 || o.Commands < 0 || o.Slots < 0 {
 		return nil, fmt.Errorf("make loop: negative size in %+v", o)
@@ -66,8 +68,9 @@ func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 	if _, err := zeros(); err != nil {
 		return nil, err
 	}
-	// An entry for each thing that can be outstanding, twice for commands because each may be cancelled, and
-	// the wake-up: the submission queue can then never be full, and the completion queue never overflow.
+	// An entry for each thing that can be outstanding, twice for commands because each may be
+	// cancelled, and the wake-up: the submission queue can then never be full, and the completion
+	// queue never overflow.
 	entries := o.Tokens + 2*o.Commands + 1
 	ring, err := NewRing(Options{Entries: uint32(entries), BigSQE: o.BigSQE, Slots: uint32(o.Slots)})
 	if err != nil {
@@ -81,15 +84,17 @@ func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 	return l, nil
 }
 
-// Run is the loop: it returns nil after Stop, when no backend I/O is left, and an error when the ring has
-// failed. Then requests are lost that nobody can answer any more, and the process should end.
+// Run is the loop: it returns nil after Stop, when no backend I/O is left, and an error when the
+// ring has failed. Then requests are lost that nobody can answer any more, and the process should
+// end.
 //
-// One system call a round. While backend I/O is in flight the wait is short and the thread keeps its
-// processor; see Ring.Enter. Rounds fill by themselves when the CPU is what is short: on one of 1 GIPS a request of 4 KiB
-// at depth 32 takes 0.26 system calls (1.3 to 1.7 on one that mostly waits), and 23.6 us for a read and 24.3 for a write of
-// all that the machine does, the user's program included, where dm-clone's take 16.2 and 16.8. 14.8 us of them are this
-// thread's, mostly the kernel's second pass through the block layer and io_uring; Go code is 2.3 (6.18, TestBenchCounts and
-// a profile in the guest; built with that profile it would be 0.2 less).
+// One system call a round. While backend I/O is in flight the wait is short and the thread keeps
+// its processor; see Ring.Enter. Rounds fill by themselves when the CPU is what is short: on one of
+// 1 GIPS a request of 4 KiB at depth 32 takes 0.26 system calls (1.3 to 1.7 on one that mostly
+// waits), and 23.6 us for a read and 24.3 for a write of all that the machine does, the user's
+// program included, where dm-clone's take 16.2 and 16.8. 14.8 us of them are this thread's, mostly
+// the kernel's second pass through the block layer and io_uring; Go code is 2.3 (6.18,
+// TestBenchCounts and a profile in the guest; built with that profile it would be 0.2 less).
 func (l *Loop) Run() error {
 	for !l.finished() {
 		l.round()
@@ -109,8 +114,8 @@ func (l *Loop) round() {
 
 func (l *Loop) finished() bool { return l.err != nil || l.stopped && (l.abandoned || l.Idle()) }
 
-// Batched says that completions come only from the call with which a round begins: all that Handler.Complete is called with
-// in a round had ended before the first of them.
+// Batched says that completions come only from the call with which a round begins: all that
+// Handler.Complete is called with in a round had ended before the first of them.
 func (l *Loop) Batched() bool { return l.ring.flags&setupDeferTaskrun != 0 }
 
 // submitAndWait submits what the last round prepared and waits for something to do.
@@ -178,12 +183,13 @@ func (l *Loop) woken(res int32) {
 	l.keep(l.waker.arm(l.ring))
 }
 
-// GivenUp says that an entry with this result never began, that nobody has asked for that, and that it should
-// be issued again; times counts how often it was. An entry that would block goes to a thread that the kernel
-// makes for it. If the submitter has a signal pending just then, the thread cannot be made, and after three
-// attempts the kernel cancels everything that waits for it (io_should_retry_thread, io-wq.c, 6.10 to 6.18);
-// the Go runtime signals its threads all the time. Where threads are not to be had at all (a limit of a
-// control group) it ends after a thousand times.
+// GivenUp says that an entry with this result never began, that nobody has asked for that, and that
+// it should be issued again; times counts how often it was. An entry that would block goes to a
+// thread that the kernel makes for it. If the submitter has a signal pending just then, the thread
+// cannot be made, and after three attempts the kernel cancels everything that waits for it
+// (io_should_retry_thread, io-wq.c, 6.10 to 6.18); the Go runtime signals its threads all the time.
+// Where threads are not to be had at all (a limit of a control group) it ends after a thousand
+// times.
 func GivenUp(res int32, times int) bool {
 	return res == -int32(unix.ECANCELED) && times < givenLimit
 }
@@ -191,12 +197,13 @@ func GivenUp(res int32, times int) bool {
 // givenLimit is how often an entry that never began is issued again.
 const givenLimit = 1000
 
-// Wake makes the loop do a round soon, with its Drain. It may be called from any thread, does not block and
-// does not allocate; many calls before the loop has woken are one. After Close it does nothing.
+// Wake makes the loop do a round soon, with its Drain. It may be called from any thread, does not
+// block and does not allocate; many calls before the loop has woken are one. After Close it does
+// nothing.
 func (l *Loop) Wake() { l.waker.ring() }
 
-// Submit hands the kernel what was prepared, without waiting for anything. Run does so by itself; this is for
-// what has to come in between. Called on the loop's thread, outside of Run.
+// Submit hands the kernel what was prepared, without waiting for anything. Run does so by itself;
+// this is for what has to come in between. Called on the loop's thread, outside of Run.
 func (l *Loop) Submit() {
 	err := l.ring.Enter(0, false)
 	if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EBUSY) { // Run tries again
@@ -204,35 +211,36 @@ func (l *Loop) Submit() {
 	}
 }
 
-// Abandon lets Run return though backend I/O is outstanding that may never end. Its memory is the kernel's for as long as it
-// lasts: it must stay mapped until the process ends. A registered file is let go of: nothing of that is outstanding. Called
-// on the loop's thread.
+// Abandon lets Run return though backend I/O is outstanding that may never end. Its memory is the
+// kernel's for as long as it lasts: it must stay mapped until the process ends. A registered file
+// is let go of: nothing of that is outstanding. Called on the loop's thread.
 func (l *Loop) Abandon() {
 	l.keep(l.ring.unfix())
 	l.stopped, l.abandoned = true, true
 }
 
-// Stop lets Run return when all backend I/O has completed. Called on the loop's thread. Commands outstanding
-// are not waited for.
+// Stop lets Run return when all backend I/O has completed. Called on the loop's thread. Commands
+// outstanding are not waited for.
 func (l *Loop) Stop() { l.stopped = true }
 
 // Fail ends Run with err, as a failure of the ring does. Called on the loop's thread.
 func (l *Loop) Fail(err error) { l.keep(err) }
 
-// Command issues a driver's command op on the descriptor fd; payload is copied, addr is the entry's. It ends with one
-// call of CommandHandler.Command with id.
+// Command issues a driver's command op on the descriptor fd; payload is copied, addr is the
+// entry's. It ends with one call of CommandHandler.Command with id.
 func (l *Loop) Command(id uint32, fd int, op uint32, addr uint64, payload []byte) {
 	l.keep(l.ring.Command(fd, op, addr, payload, userCommand|uint64(id)))
 }
 
-// CancelCommand asks the kernel to give up the command with this id, which ends in any case with its own call
-// of CommandHandler.Command. Once for each command.
+// CancelCommand asks the kernel to give up the command with this id, which ends in any case with
+// its own call of CommandHandler.Command. Once for each command.
 func (l *Loop) CancelCommand(id uint32) {
 	l.keep(l.ring.Cancel(userCommand|uint64(id), userCancel|uint64(id)))
 }
 
-// Close gives back the ring and the wake-up. Called on the loop's thread, after Run. A registered file is
-// let go of here if no backend I/O is outstanding, and otherwise by the kernel in its own time.
+// Close gives back the ring and the wake-up. Called on the loop's thread, after Run. A registered
+// file is let go of here if no backend I/O is outstanding, and otherwise by the kernel in its own
+// time.
 func (l *Loop) Close() error {
 	var err error
 	if l.Idle() {

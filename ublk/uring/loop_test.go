@@ -123,8 +123,8 @@ func TestSubmit(t *testing.T) {
 	}
 }
 
-// TestInFlightLimit starts more reads of an empty pipe than the limit and counts what the kernel has; then
-// they complete, in order.
+// TestInFlightLimit starts more reads of an empty pipe than the limit and counts what the kernel
+// has; then they complete, in order.
 func TestInFlightLimit(t *testing.T) {
 	const tokens, limit = 10, 3
 	l, r := newTestLoop(t, LoopOptions{Tokens: tokens})
@@ -173,7 +173,8 @@ func TestFIFO(t *testing.T) {
 	}
 }
 
-// TestWake posts from many goroutines while the loop sleeps and works. Nothing posted may stay behind.
+// TestWake posts from many goroutines while the loop sleeps and works. Nothing posted may stay
+// behind.
 func TestWake(t *testing.T) {
 	l, r := newTestLoop(t, LoopOptions{})
 	const posters, posts = 8, 500

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MapBuffer returns length bytes of zeroed, page-aligned memory outside the Go heap, as I/O buffers have to
-// be. All its pages are taken now, so that nothing has to wait for memory later. It is given back whole with
-// UnmapBuffer, and not before the last I/O on it has completed.
+// MapBuffer returns length bytes of zeroed, page-aligned memory outside the Go heap, as I/O buffers
+// have to be. All its pages are taken now, so that nothing has to wait for memory later. It is
+// given back whole with UnmapBuffer, and not before the last I/O on it has completed.
 func MapBuffer(length int) ([]byte, error) {
 	return mapAnonymous(length, unix.PROT_READ|unix.PROT_WRITE, unix.MADV_POPULATE_WRITE)
 }
@@ -42,14 +42,15 @@ func UnmapBuffer(b []byte) error {
 	return nil
 }
 
-// zeroSize is the length of a written zeroing's pieces: large enough that an operation costs little beside
-// the copy.
+// zeroSize is the length of a written zeroing's pieces: large enough that an operation costs little
+// beside the copy.
 const zeroSize = 1 << 20
 
 // Zeros is memory that reads as zeros and cannot be written, 1 MiB of it.
 func Zeros() ([]byte, error) { return zeros() }
 
-// zeros is zeroSize bytes that cannot be written, shared by all loops and mapped for the life of the process.
+// zeros is zeroSize bytes that cannot be written, shared by all loops and mapped for the life of
+// the process.
 var zeros = sync.OnceValues(func() ([]byte, error) {
 	return mapAnonymous(zeroSize, unix.PROT_READ, unix.MADV_POPULATE_READ)
 })

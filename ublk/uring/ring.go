@@ -12,11 +12,11 @@ import (
 
 // Errors of making and using a ring.
 var (
-	// ErrTooOld is returned by NewRing on a kernel before 5.5, whose rings are laid out differently and drop
-	// completions.
+	// ErrTooOld is returned by NewRing on a kernel before 5.5, whose rings are laid out differently
+	// and drop completions.
 	ErrTooOld = errors.New("io_uring lacks a single mapping or keeps no overflow (kernel before 5.5)")
-	// ErrFull is returned by the prepare methods when the submission queue is full and the kernel takes
-	// nothing: its completion queue is full too. Reap completions first.
+	// ErrFull is returned by the prepare methods when the submission queue is full and the kernel
+	// takes nothing: its completion queue is full too. Reap completions first.
 	ErrFull = errors.New("submission queue full")
 )
 
@@ -36,8 +36,8 @@ type Completion struct {
 
 // Ring is an io_uring. Its methods are called on the thread that made it.
 //
-// What the kernel has taken is always read from its word and never counted by hand, so that an interrupted
-// submit loses nothing and repeats nothing.
+// What the kernel has taken is always read from its word and never counted by hand, so that an
+// interrupted submit loses nothing and repeats nothing.
 type Ring struct {
 	fd    int
 	flags uint32 // accepted by the kernel
@@ -47,7 +47,8 @@ type Ring struct {
 	cq    completions
 }
 
-// submissions are the queue of entries. head and tail are shared with the kernel, prepared is this side's cursor.
+// submissions are the queue of entries. head and tail are shared with the kernel, prepared is this
+// side's cursor.
 type submissions struct {
 	sqes       []byte // mapping: entries
 	stride     uint32 // bytes from an entry to the next
@@ -57,7 +58,8 @@ type submissions struct {
 	prepared   uint32 // up to here; published by Enter
 }
 
-// completions are the queue of what has ended. head and tail are shared with the kernel, taken is this side's cursor.
+// completions are the queue of what has ended. head and tail are shared with the kernel, taken is
+// this side's cursor.
 type completions struct {
 	head, tail *uint32
 	mask       uint32
@@ -66,11 +68,12 @@ type completions struct {
 	seen       uint32 // tail as last read
 }
 
-// preferredFlags make completions run on the waiting thread and only there: 3 to 12 % of requests a second.
+// preferredFlags make completions run on the waiting thread and only there: 3 to 12 % of requests a
+// second.
 const preferredFlags = setupSubmitAll | setupCoopTaskrun | setupSingleIssuer | setupDeferTaskrun
 
-// NewRing makes a ring for the calling thread, which must be locked. Flags that the kernel does not know are
-// left out.
+// NewRing makes a ring for the calling thread, which must be locked. Flags that the kernel does not
+// know are left out.
 func NewRing(o Options) (*Ring, error) {
 	p := params{cqEntries: o.CompletionEntries}
 	if p.cqEntries == 0 {
@@ -109,8 +112,8 @@ func setup(entries, flags uint32, p *params) (int, unix.Errno) {
 	return int(fd), errno
 }
 
-// mapQueues maps the queues and the entries, and makes the submission array the identity: entry i is always
-// at index i.
+// mapQueues maps the queues and the entries, and makes the submission array the identity: entry i
+// is always at index i.
 func (r *Ring) mapQueues(p *params) error {
 	if p.features&featSingleMmap == 0 || p.features&featNoDrop == 0 {
 		return ErrTooOld
@@ -151,9 +154,9 @@ func (r *Ring) makeSlots(n uint32) error {
 	return nil
 }
 
-// fix registers the file of a descriptor with the ring, which has room for one, and answers what entries may have in
-// the descriptor's place: the kernel need not look it up for each. The ring keeps the file open until unfix, or for some
-// time after Close.
+// fix registers the file of a descriptor with the ring, which has room for one, and answers what
+// entries may have in the descriptor's place: the kernel need not look it up for each. The ring
+// keeps the file open until unfix, or for some time after Close.
 func (r *Ring) fix(fd int) (int, error) {
 	file := int32(fd)
 	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), registerFiles, uintptr(unsafe.Pointer(&file)), 1, 0, 0)
@@ -180,9 +183,9 @@ func (r *Ring) unfix() error {
 	return nil
 }
 
-// Close unmaps the ring and closes it. The kernel cancels what is outstanding, some of it after Close has
-// returned: buffers of I/O that has not completed must stay mapped. A second Close does nothing; no other
-// method may follow.
+// Close unmaps the ring and closes it. The kernel cancels what is outstanding, some of it after
+// Close has returned: buffers of I/O that has not completed must stay mapped. A second Close does
+// nothing; no other method may follow.
 func (r *Ring) Close() error {
 	var errs []error
 	if r.sq.sqes != nil {
@@ -213,18 +216,19 @@ func (r *Ring) Ready() uint32 {
 	return atomic.LoadUint32(r.cq.tail) - r.cq.taken
 }
 
-// Enter submits everything prepared and returns when at least wait completions are ready. It also runs
-// deferred work and brings in completions that the kernel had kept back while the queue was full, so a wait
-// of 0 is a poll. Errors are EAGAIN and EBUSY, after which completions should be reaped and Enter called
-// again (nothing is lost), and those that end the ring.
+// Enter submits everything prepared and returns when at least wait completions are ready. It also
+// runs deferred work and brings in completions that the kernel had kept back while the queue was
+// full, so a wait of 0 is a poll. Errors are EAGAIN and EBUSY, after which completions should be
+// reaped and Enter called again (nothing is lost), and those that end the ring.
 //
-// With raw the runtime is not told that the thread sleeps: it keeps its P, which saves it 3.4 futex calls and
-// 9 us a request when the wait is short, and costs other goroutines a processor when it is long: there have to be more of
-// them (GOMAXPROCS) than threads that wait so.
+// With raw the runtime is not told that the thread sleeps: it keeps its P, which saves it 3.4 futex
+// calls and 9 us a request when the wait is short, and costs other goroutines a processor when it
+// is long: there have to be more of them (GOMAXPROCS) than threads that wait so.
 //
-// The runtime interrupts the wait with a signal when it wants the thread to stop; the kernel then answers
-// EINTR, or, if it had taken entries, their number. Both mean: go on, and let the runtime have its way in
-// between. An assembler system call is no place where a goroutine can be stopped, hence the explicit yield.
+// The runtime interrupts the wait with a signal when it wants the thread to stop; the kernel then
+// answers EINTR, or, if it had taken entries, their number. Both mean: go on, and let the runtime
+// have its way in between. An assembler system call is no place where a goroutine can be stopped,
+// hence the explicit yield.
 func (r *Ring) Enter(wait uint32, raw bool) error {
 	r.publish()
 	for ; ; runtime.Gosched() {
@@ -249,15 +253,15 @@ func (r *Ring) enter(submit, wait uint32, raw bool) unix.Errno {
 	return errno
 }
 
-// publish shows the kernel the entries up to tail. The store is a release (paired with the acquire in
-// io_sqring_entries, io_uring.c, 6.12): the entries are written before it.
+// publish shows the kernel the entries up to tail. The store is a release (paired with the acquire
+// in io_sqring_entries, io_uring.c, 6.12): the entries are written before it.
 func (r *Ring) publish() {
 	atomic.StoreUint32(r.sq.tail, r.sq.prepared)
 }
 
-// Next takes the next completion. It is called until it says false; only then are the places given back to
-// the kernel. The load of the tail is an acquire (paired with the release in io_commit_cqring, io_uring.h,
-// 6.12).
+// Next takes the next completion. It is called until it says false; only then are the places given
+// back to the kernel. The load of the tail is an acquire (paired with the release in
+// io_commit_cqring, io_uring.h, 6.12).
 func (r *Ring) Next() (Completion, bool) {
 	if r.cq.taken == r.cq.seen && !r.refill() {
 		return Completion{}, false

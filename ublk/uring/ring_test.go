@@ -130,9 +130,9 @@ func TestSetUpRefused(t *testing.T) {
 	}
 }
 
-// FuzzRing prepares, submits and reaps NOPs as the input says, and checks that each comes back once, in
-// order, and that the counts are those of a model. Queues are small, so that they wrap and fill; when the
-// submission queue is full, preparing submits.
+// FuzzRing prepares, submits and reaps NOPs as the input says, and checks that each comes back
+// once, in order, and that the counts are those of a model. Queues are small, so that they wrap and
+// fill; when the submission queue is full, preparing submits.
 func FuzzRing(f *testing.F) {
 	f.Add(uint8(3), []byte{1, 2, 3, 200, 100, 0, 77, 130})
 	f.Add(uint8(0), bytes.Repeat([]byte{9, 70, 133}, 40))
@@ -302,8 +302,8 @@ func TestPayload(t *testing.T) {
 	}
 }
 
-// TestInterrupted waits for reads of a pipe under a storm of the signal with which the runtime interrupts its
-// threads. Each read must come back once.
+// TestInterrupted waits for reads of a pipe under a storm of the signal with which the runtime
+// interrupts its threads. Each read must come back once.
 func TestInterrupted(t *testing.T) {
 	for name, raw := range map[string]bool{"known to the runtime": false, "raw": true} {
 		t.Run(name, func(t *testing.T) {

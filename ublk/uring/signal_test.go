@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestSignalsDuringWork lets signals rain on the loop's thread, as the runtime sends them to a thread that
-// has run for 10 ms or holds up a garbage collection. The kernel then cannot make the thread that an fdatasync
-// runs on, and gives the fdatasync up with ECANCELED after three attempts (io_should_retry_thread, io-wq.c,
-// 6.10 to 6.18). Nobody has asked for that, so that it must not be seen.
+// TestSignalsDuringWork lets signals rain on the loop's thread, as the runtime sends them to a
+// thread that has run for 10 ms or holds up a garbage collection. The kernel then cannot make the
+// thread that an fdatasync runs on, and gives the fdatasync up with ECANCELED after three attempts
+// (io_should_retry_thread, io-wq.c, 6.10 to 6.18). Nobody has asked for that, so that it must not
+// be seen.
 func TestSignalsDuringWork(t *testing.T) {
 	const rounds, each = 50, 20
 	f := openTestFile(t, t.TempDir(), 0)
@@ -60,7 +61,8 @@ func flushAll(f *os.File, times int) (err error) {
 	return errors.Join(err, l.err)
 }
 
-// rainSignals sends SIGURG, which the runtime uses and programs ignore, to the thread until stop is called.
+// rainSignals sends SIGURG, which the runtime uses and programs ignore, to the thread until stop is
+// called.
 func rainSignals(tid int) (stop func()) {
 	end := make(chan struct{})
 	var wait sync.WaitGroup

@@ -23,7 +23,8 @@ func (r *Ring) next() (*sqe, error) {
 	return s, nil
 }
 
-// makeRoom submits without waiting. EAGAIN and EBUSY are no errors if something was taken all the same.
+// makeRoom submits without waiting. EAGAIN and EBUSY are no errors if something was taken all the
+// same.
 func (r *Ring) makeRoom() error {
 	r.publish()
 	errno := r.enter(r.Pending(), 0, false)
@@ -36,8 +37,8 @@ func (r *Ring) makeRoom() error {
 	return errno
 }
 
-// address is where b begins. b is not in the Go heap (see the package comment), so that the number stays
-// right.
+// address is where b begins. b is not in the Go heap (see the package comment), so that the number
+// stays right.
 func address(b []byte) uint64 {
 	return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b))))
 }
@@ -52,8 +53,8 @@ func (r *Ring) Nop(user uint64) error {
 	return nil
 }
 
-// Read prepares a read of d at off with an I/O priority as of ioprio_set(2); 0 is the thread's. The completion's
-// result is the number of bytes.
+// Read prepares a read of d at off with an I/O priority as of ioprio_set(2); 0 is the thread's. The
+// completion's result is the number of bytes.
 func (r *Ring) Read(fd int, off int64, d Data, priority uint16, user uint64) error {
 	s, err := r.next()
 	if err != nil {
@@ -66,8 +67,8 @@ func (r *Ring) Read(fd int, off int64, d Data, priority uint16, user uint64) err
 	return nil
 }
 
-// Write prepares a write of d at off; rwFlags are RWF_ flags, such as unix.RWF_DSYNC. The completion's
-// result is the number of bytes.
+// Write prepares a write of d at off; rwFlags are RWF_ flags, such as unix.RWF_DSYNC. The
+// completion's result is the number of bytes.
 func (r *Ring) Write(fd int, off int64, d Data, rwFlags uint32, user uint64) error {
 	s, err := r.next()
 	if err != nil {
@@ -91,8 +92,8 @@ func (s *sqe) file(fd int) {
 	}
 }
 
-// move says where the bytes are. In a registered buffer of a driver's request the address is the offset in it
-// (io_buffer_register_bvec, io_uring/rsrc.c, 6.18: imu->ubuf = 0).
+// move says where the bytes are. In a registered buffer of a driver's request the address is the
+// offset in it (io_buffer_register_bvec, io_uring/rsrc.c, 6.18: imu->ubuf = 0).
 func (s *sqe) move(d Data, fixed uint8) {
 	s.len, s.addr = uint32(min(d.length, transferMax)), d.at
 	if d.registered {
@@ -100,7 +101,8 @@ func (s *sqe) move(d Data, fixed uint8) {
 	}
 }
 
-// transferMax is the most bytes that the kernel reads or writes at once (MAX_RW_COUNT for 4 KiB pages, fs.h).
+// transferMax is the most bytes that the kernel reads or writes at once (MAX_RW_COUNT for 4 KiB
+// pages, fs.h).
 const transferMax = 0x7ffff000
 
 // Fdatasync prepares a flush of the file's data.
@@ -129,8 +131,9 @@ func (r *Ring) Fallocate(fd int, mode uint32, off, length int64, user uint64) er
 // cmdDiscard is BLOCK_URING_CMD_DISCARD, _IO(0x12, 0) (include/uapi/linux/blkdev.h, 6.12).
 const cmdDiscard = 0x12 << 8
 
-// BlockDiscard prepares a discard of length bytes at off of a block device (since 6.12). Start and length are
-// where blkdev_uring_cmd reads them (block/ioctl.c, 6.12). With wait a thread of the kernel's issues it, which may wait.
+// BlockDiscard prepares a discard of length bytes at off of a block device (since 6.12). Start and
+// length are where blkdev_uring_cmd reads them (block/ioctl.c, 6.12). With wait a thread of the
+// kernel's issues it, which may wait.
 func (r *Ring) BlockDiscard(fd int, off, length int64, wait bool, user uint64) error {
 	s, err := r.next()
 	if err != nil {
@@ -145,8 +148,8 @@ func (r *Ring) BlockDiscard(fd int, off, length int64, wait bool, user uint64) e
 	return nil
 }
 
-// Command prepares a driver's command op (IORING_OP_URING_CMD); addr is its own field, which some commands use;
-// payload is copied into the entry: at most 16 bytes, 80 with BigSQE.
+// Command prepares a driver's command op (IORING_OP_URING_CMD); addr is its own field, which some
+// commands use; payload is copied into the entry: at most 16 bytes, 80 with BigSQE.
 func (r *Ring) Command(fd int, op uint32, addr uint64, payload []byte, user uint64) error {
 	if len(payload) > int(r.sq.stride)-cmdOffset {
 		return unix.EMSGSIZE
@@ -161,8 +164,8 @@ func (r *Ring) Command(fd int, op uint32, addr uint64, payload []byte, user uint
 	return nil
 }
 
-// Cancel prepares the cancellation of the entry with user data target. Its own completion says 0, or ENOENT
-// or EALREADY; the target's comes all the same.
+// Cancel prepares the cancellation of the entry with user data target. Its own completion says 0,
+// or ENOENT or EALREADY; the target's comes all the same.
 func (r *Ring) Cancel(target, user uint64) error {
 	s, err := r.next()
 	if err != nil {

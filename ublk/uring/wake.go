@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waker brings a loop out of its wait. A read of the eventfd is always in the ring; rung says that the
-// eventfd was written and that the loop has not seen it, so that many wake-ups cost one write.
+// waker brings a loop out of its wait. A read of the eventfd is always in the ring; rung says that
+// the eventfd was written and that the loop has not seen it, so that many wake-ups cost one write.
 //
-// No wake-up is lost: who posts work and then finds rung set knows that the loop will still clear it, and the
-// loop looks for work after it cleared it.
+// No wake-up is lost: who posts work and then finds rung set knows that the loop will still clear
+// it, and the loop looks for work after it cleared it.
 type waker struct {
 	rung    atomic.Bool
 	event   *os.File

@@ -1,5 +1,6 @@
-// Command report reads logs of the measurements (TestBench... in internal/devicetest), prints which goals are met, and
-// with -docs writes benchmarks.md and its plots into that folder. It is run by scripts/bench.
+// Command report reads logs of the measurements (TestBench... in internal/devicetest), prints which
+// goals are met, and with -docs writes benchmarks.md and its plots into that folder. It is run by
+// scripts/bench.
 package main
 
 import (

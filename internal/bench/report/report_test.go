@@ -19,7 +19,8 @@ func log(t *testing.T, lines string) string {
 	return path
 }
 
-// TestReport: also of a log that has next to nothing there is a document, and the plots that it shows are there.
+// TestReport: also of a log that has next to nothing there is a document, and the plots that it
+// shows are there.
 func TestReport(t *testing.T) {
 	docs := t.TempDir()
 	f := bench.Figure{Kernel: "6.18", S: 4, Value: 12}

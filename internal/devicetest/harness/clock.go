@@ -12,9 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Spinner is a program that has nothing to do and does it with the lowest priority. While it runs the CPU is never idle,
-// so that a clock that skips idle time goes at the pace of the host: what waits for a file of the host, be it only to
-// hear that there is none, would else find that hours have passed. It is stopped while something is measured.
+// Spinner is a program that has nothing to do and does it with the lowest priority. While it runs
+// the CPU is never idle, so that a clock that skips idle time goes at the pace of the host: what
+// waits for a file of the host, be it only to hear that there is none, would else find that hours
+// have passed. It is stopped while something is measured.
 type Spinner struct{ process *os.Process }
 
 // spinnerStart is for the shell to reach its loop.
@@ -65,8 +66,8 @@ func (s *Spinner) Spin() (stop func()) {
 // HasKernelClone loads dm-clone.
 func (m *Guest) HasKernelClone() bool { return m.Try("modprobe", "dm-clone").Code == 0 }
 
-// cachePrograms brings programs into the page cache: a wait for the host's files would leap over the
-// time limits of the daemon.
+// cachePrograms brings programs into the page cache: a wait for the host's files would leap over
+// the time limits of the daemon.
 func (m *Guest) cachePrograms(names ...string) {
 	m.Helper()
 	for _, name := range names {

@@ -122,8 +122,8 @@ func (c *Clone) Del() {
 	c.Path = ""
 }
 
-// Abandon deletes the clone if the test did not get so far: by the command, else by ending the daemon
-// and the device, so that later tests find a clean machine.
+// Abandon deletes the clone if the test did not get so far: by the command, else by ending the
+// daemon and the device, so that later tests find a clean machine.
 func (c *Clone) Abandon() {
 	log, err := os.ReadFile(filepath.Join(RunDir, c.Name+".log"))
 	deleted := c.Path == "" && (err != nil || !c.M.Failed()) // del removes the log, an add that failed leaves one
@@ -169,8 +169,9 @@ func DeleteDevices() error {
 	return err
 }
 
-// Status is what the daemon answers, as it does to the command: that would be a process to start, which takes a
-// guest without KVM a hundred times as long. Where there is none to ask it is what the command prints.
+// Status is what the daemon answers, as it does to the command: that would be a process to start,
+// which takes a guest without KVM a hundred times as long. Where there is none to ask it is what
+// the command prints.
 func (c *Clone) Status() Status {
 	c.M.Helper()
 	if s := c.AskedStatus(); s != nil {
@@ -222,7 +223,8 @@ type DmLine struct {
 	mode            string
 }
 
-// DMStatus reads `status -o dm`, whose fields are dm-clone's: 8 u/t REGION h/t HYDRATING nf f* na a* MODE.
+// DMStatus reads `status -o dm`, whose fields are dm-clone's: 8 u/t REGION h/t HYDRATING nf f* na
+// a* MODE.
 func (c *Clone) DMStatus() DmLine {
 	c.M.Helper()
 	text := strings.TrimSpace(c.M.MustRun(Command, "status", c.Name, "-o", "dm"))

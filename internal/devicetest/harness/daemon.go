@@ -22,7 +22,8 @@ func (c *Clone) NoError(err error) {
 	}
 }
 
-// WaitStalled waits until hydration is stalled with these and no other bad ranges, and nothing else is left.
+// WaitStalled waits until hydration is stalled with these and no other bad ranges, and nothing else
+// is left.
 func (c *Clone) WaitStalled(bad ...BadRange) {
 	c.M.Helper()
 	var left int64
@@ -38,7 +39,8 @@ func (c *Clone) WaitStalled(bad ...BadRange) {
 	})
 }
 
-// Resident is the memory of the clone's daemon, in bytes, and the part of it that is shared: maps and buffers.
+// Resident is the memory of the clone's daemon, in bytes, and the part of it that is shared: maps
+// and buffers.
 func (c *Clone) Resident() (all, shared int64) {
 	c.M.Helper()
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.Status().PID), "status"))
@@ -61,9 +63,9 @@ func (c *Clone) Resident() (all, shared int64) {
 	return all, shared
 }
 
-// KillableQueues is how many queues a clone may have whose daemons are killed while they take over. A kernel before
-// 6.15 crashes when that comes between the FETCH of one queue and that of another (ublk.Device.Start). Drivers with
-// QUIESCE_DEV, since 6.16, are newer.
+// KillableQueues is how many queues a clone may have whose daemons are killed while they take over.
+// A kernel before 6.15 crashes when that comes between the FETCH of one queue and that of another
+// (ublk.Device.Start). Drivers with QUIESCE_DEV, since 6.16, are newer.
 func (m *Guest) KillableQueues() string {
 	m.Helper()
 	ctl, err := ublk.OpenControl()
@@ -110,7 +112,8 @@ func (c *Clone) StartRecovery() *Recovery {
 	return r
 }
 
-// parent is the process that has started this one, 0 of one that is gone (the fourth field of stat).
+// parent is the process that has started this one, 0 of one that is gone (the fourth field of
+// stat).
 func parent(pid int) (ppid int) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -190,7 +193,8 @@ func (c *Clone) Setting(words ...string) {
 	}
 }
 
-// The block device outlives its daemon (I6). Its users wait, and go on when the next daemon has taken over.
+// The block device outlives its daemon (I6). Its users wait, and go on when the next daemon has
+// taken over.
 
 // End sends the daemon a signal and waits for it to end. The device stays.
 func (c *Clone) End(sig syscall.Signal) {

@@ -92,14 +92,15 @@ func (m *Devices) NullBlk(role string, o NullOptions) *Disk {
 	return d
 }
 
-// pacedRequest is the largest request, in bytes, of a device whose rate comes from the time that a request
-// takes. null_blk's own limit is for guests of one CPU: with more its timer is restarted while it runs, the
-// kernel warns (hrtimer_forward), and now and then the device stands still for ever (6.12 and 7.3).
+// pacedRequest is the largest request, in bytes, of a device whose rate comes from the time that a
+// request takes. null_blk's own limit is for guests of one CPU: with more its timer is restarted
+// while it runs, the kernel warns (hrtimer_forward), and now and then the device stands still for
+// ever (6.12 and 7.3).
 const pacedRequest = 64 << 10
 
-// boundRequests: null_blk grants a limited device the bytes of 20 ms at a time, and a request larger than that
-// never (null_handle_throttled, main.c, 7.3). Before 7.3 its largest request is 127 KiB, and so it is here on all:
-// larger ones leave much of what is granted unused.
+// boundRequests: null_blk grants a limited device the bytes of 20 ms at a time, and a request
+// larger than that never (null_handle_throttled, main.c, 7.3). Before 7.3 its largest request is
+// 127 KiB, and so it is here on all: larger ones leave much of what is granted unused.
 func (m *Devices) boundRequests(d *Disk, mbps int) {
 	m.Helper()
 	granted := mbps * int(KiB) / 50
@@ -127,15 +128,15 @@ func (m *Devices) Loop(file string, block int) *Disk {
 	return m.Block(path)
 }
 
-// Linear makes a device-mapper device of that size, in bytes, over the beginning of another: any size
-// that sectors allow.
+// Linear makes a device-mapper device of that size, in bytes, over the beginning of another: any
+// size that sectors allow.
 func (m *Devices) Linear(name string, under *Disk, size int64) *Disk {
 	m.Helper()
 	return m.Mapper(name, fmt.Sprintf("0 %d linear %s 0", size/Sector, under.Path))
 }
 
-// Known is linear with something that the device is known by, as a disk by its serial number. The others of
-// the tests have nothing.
+// Known is linear with something that the device is known by, as a disk by its serial number. The
+// others of the tests have nothing.
 func (m *Devices) Known(name string, under *Disk, size int64) *Disk {
 	m.Helper()
 	return m.Mapper(name, fmt.Sprintf("0 %d linear %s 0", size/Sector, under.Path), "--uuid", "devicetest-"+name)
@@ -257,8 +258,8 @@ func (m *Contents) Erase(d *Disk) {
 	m.FillDisk(d, Zeros)
 }
 
-// Removed takes a null_blk device away from whoever uses it, and attach makes it anew: another device to the kernel,
-// of the same name, number and contents.
+// Removed takes a null_blk device away from whoever uses it, and attach makes it anew: another
+// device to the kernel, of the same name, number and contents.
 func (d *Disk) Removed() {
 	d.M.Helper()
 	d.M.WriteFile(filepath.Join(NullBlkFolder, d.Name, "power"), "0")

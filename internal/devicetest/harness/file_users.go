@@ -18,7 +18,8 @@ import (
 
 // Users of a mounted file system who know what they were told is written.
 
-// Users are what uses a clone in the background, until they are stopped. An error of theirs is the test's.
+// Users are what uses a clone in the background, until they are stopped. An error of theirs is the
+// test's.
 type Users struct {
 	m     *Machine
 	Quit  chan struct{}
@@ -95,8 +96,8 @@ func (t *FileTree) NewOthers(rng *rand.Rand) *Files {
 	return f
 }
 
-// Start lets everybody begin: threads that write, read, zero and punch holes, one who keeps a diary, fio with
-// checksums, and fstrim.
+// Start lets everybody begin: threads that write, read, zero and punch holes, one who keeps a
+// diary, fio with checksums, and fstrim.
 func (f *Files) Start() *Users {
 	f.m.Helper()
 	u := f.m.NewUsers()
@@ -114,7 +115,8 @@ func (f *Files) Start() *Users {
 	return u
 }
 
-// fioLimit is for a few MiB, and for fstrim, over deaths and recoveries: on a slow machine the clone is served a tenth of the time.
+// fioLimit is for a few MiB, and for fstrim, over deaths and recoveries: on a slow machine the
+// clone is served a tenth of the time.
 const fioLimit = time.Hour
 
 // fio writes a file and verifies it, then what is free is trimmed.
@@ -156,8 +158,8 @@ func (f *Files) Longest() time.Duration {
 	return max(time.Duration(f.Diary.slowest.Load()), f.Direct.Longest(), f.Cached.Longest())
 }
 
-// Diary is somebody who makes, overwrites, renames and removes small files, some with fsync, and keeps a log of
-// what was acknowledged.
+// Diary is somebody who makes, overwrites, renames and removes small files, some with fsync, and
+// keeps a log of what was acknowledged.
 type Diary struct {
 	dir    string
 	rng    *rand.Rand

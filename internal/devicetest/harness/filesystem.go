@@ -44,7 +44,8 @@ func (m *Machine) NewExt4(rng *rand.Rand, d *Disk, bytes int64) *FileTree {
 	return m.NewFiles(Ext4, rng, d, bytes)
 }
 
-// NewFiles makes a file system with files of so many bytes together on a device, and leaves it unmounted.
+// NewFiles makes a file system with files of so many bytes together on a device, and leaves it
+// unmounted.
 func (m *Machine) NewFiles(kind FSKind, rng *rand.Rand, d *Disk, bytes int64) *FileTree {
 	m.Helper()
 	m.MustRun(kind.Mkfs[0], append(kind.Mkfs[1:], d.Path)...)
@@ -61,8 +62,8 @@ func (m *Machine) NewFiles(kind FSKind, rng *rand.Rand, d *Disk, bytes int64) *F
 	return t
 }
 
-// Ext4Folder is an empty folder of a file system on a null_blk device of so many MiB. Direct I/O to its
-// files is real, in blocks of 512 bytes.
+// Ext4Folder is an empty folder of a file system on a null_blk device of so many MiB. Direct I/O to
+// its files is real, in blocks of 512 bytes.
 func (m *Machine) Ext4Folder(mib int64) string {
 	m.Helper()
 	backing := m.NullBlk("folder", NullOptions{MiB: mib})
@@ -87,8 +88,8 @@ func (t *FileTree) Mount(path string) {
 	t.M.Cleanup(func() { t.M.unmountAnyway(root) })
 }
 
-// unmountAnyway unmounts after a test that has failed. If nobody answers the device it waits until whoever cleans up
-// next has ended that.
+// unmountAnyway unmounts after a test that has failed. If nobody answers the device it waits until
+// whoever cleans up next has ended that.
 func (m *Guest) unmountAnyway(root string) {
 	done := make(chan struct{})
 	go func() {
@@ -200,9 +201,8 @@ func (t *FileTree) Sync() {
 	}
 }
 
-// Check reads every file from the device, not from memory, and compares; there must be no more, but in
-// OthersFolder.
-// between is called after each file and may be nil.
+// Check reads every file from the device, not from memory, and compares; there must be no more, but
+// in OthersFolder. between is called after each file and may be nil.
 func (t *FileTree) Check(between func(done, of int)) {
 	t.M.Helper()
 	t.Sync()

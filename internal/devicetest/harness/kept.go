@@ -86,7 +86,8 @@ func (c *Clone) KillAfter(work func()) {
 	})
 }
 
-// DropLiveMaps removes what daemons have left for their successors, at the end of a test in which none comes.
+// DropLiveMaps removes what daemons have left for their successors, at the end of a test in which
+// none comes.
 func (m *Machine) DropLiveMaps() {
 	m.Helper()
 	maps, _ := filepath.Glob(LiveMaps + "/*")

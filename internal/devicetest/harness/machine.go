@@ -18,7 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits of what a test waits for: they find what stands still. What is promised in seconds has a limit of its own.
+// Limits of what a test waits for: they find what stands still. What is promised in seconds has a
+// limit of its own.
 const (
 	WaitInterval = 20 * time.Millisecond
 	StandLimit   = time.Minute
@@ -38,8 +39,9 @@ func CommandLimit() time.Duration {
 	return time.Minute
 }
 
-// Within measures, and fails the test if it takes longer than the limit: by the counting clock (TIMED=1), for which the
-// CPU does 1 GIPS whatever else the machine has to do. By others the limit is that of what stands still.
+// Within measures, and fails the test if it takes longer than the limit: by the counting clock
+// (TIMED=1), for which the CPU does 1 GIPS whatever else the machine has to do. By others the limit
+// is that of what stands still.
 func (m *Guest) Within(limit time.Duration, what string, measure func() time.Duration) {
 	m.Helper()
 	m.InTime(limit, what, measure())
@@ -270,8 +272,8 @@ const traceLines = 40
 // Excuse lets the kernel give a warning within that function of its own.
 func (k *KernelLog) Excuse(function string) { k.Excused = function }
 
-// Check fails the test if the kernel has complained since the last look. What it has complained of comes last: the
-// end is what is left of a long log.
+// Check fails the test if the kernel has complained since the last look. What it has complained of
+// comes last: the end is what is left of a long log.
 func (k *KernelLog) Check(t *testing.T) {
 	t.Helper()
 	for _, text := range k.Complained(t) {
@@ -279,7 +281,8 @@ func (k *KernelLog) Check(t *testing.T) {
 	}
 }
 
-// Complained is what the kernel has complained of since the last look, with its traces in the test's log.
+// Complained is what the kernel has complained of since the last look, with its traces in the
+// test's log.
 func (k *KernelLog) Complained(t *testing.T) (said []string) {
 	t.Helper()
 	shown := traceLines

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Version says what a sector was last filled with. A sector of the tests carries its number and its version, and is
-// filled with words made from both:
+// Version says what a sector was last filled with. A sector of the tests carries its number and its
+// version, and is filled with words made from both:
 //
 //	0         8         16                             512
 //	+---------+---------+-------------------------------+
@@ -128,8 +128,8 @@ func (m *Contents) FillPart(d *Disk, first, end int64, v Version) {
 }
 
 // Model is what every sector of a clone must hold. Requests of several threads go through it at the
-// same time; those that overlap wait for each other, so that the answer is never open. Neighbours in
-// one region do not.
+// same time; those that overlap wait for each other, so that the answer is never open. Neighbours
+// in one region do not.
 type Model struct {
 	region int64 // bytes
 	Size   int64 // bytes
@@ -353,8 +353,8 @@ func (w *Model) Place(rng *rand.Rand, block int64) (off, length int64) {
 	return at * block, n * block
 }
 
-// after is place for a thread whose requests follow each other: the range begins at off, or at the beginning
-// where the device ends.
+// after is place for a thread whose requests follow each other: the range begins at off, or at the
+// beginning where the device ends.
 func (w *Model) after(rng *rand.Rand, block, off int64) (from, length int64) {
 	_, length = w.Place(rng, block)
 	if off >= w.Size {
@@ -374,7 +374,8 @@ type Load struct {
 	Rest       time.Duration // of a thread after each request
 }
 
-// Run carries out the load and returns when every thread has ended; the first error stops its thread.
+// Run carries out the load and returns when every thread has ended; the first error stops its
+// thread.
 func (w *Model) Run(m *Machine, rng *rand.Rand, path string, l Load) {
 	m.Helper()
 	wait := w.Start(m, rng, path, l, nil)

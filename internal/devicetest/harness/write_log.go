@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// WriteLog is a device of which every write is kept, in an order in which a disk with a volatile cache may have
-// got them (dm-log-writes; the format: drivers/md/dm-log-writes.c, v6.12). A write is in the log in front of the
-// first FLUSH that came after its end, one with FUA at its own end.
+// WriteLog is a device of which every write is kept, in an order in which a disk with a volatile
+// cache may have got them (dm-log-writes; the format: drivers/md/dm-log-writes.c, v6.12). A write
+// is in the log in front of the first FLUSH that came after its end, one with FUA at its own end.
 //
 //	sector 0   u64 magic, version, entries; u32 sector size
 //	then       u64 sector, sectors, flags, length of a mark's text; the text

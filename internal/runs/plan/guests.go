@@ -7,7 +7,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Guest is a step of a run that boots a guest (or several, one after the other), with the tests that it has.
+// Guest is a step of a run that boots a guest (or several, one after the other), with the tests
+// that it has.
 type Guest struct {
 	Script   string // in scripts
 	Kernel   string
@@ -21,7 +22,8 @@ type Guest struct {
 // seeds are those of FourSeedsInFull.
 var seeds = []string{"1", "2", "3", "4"}
 
-// copying are the kernels on which clones can do without copies, and which get a run with copies too.
+// copying are the kernels on which clones can do without copies, and which get a run with copies
+// too.
 var copying = []string{"6.18", "7.3"}
 
 // demoKernel is the kernel of the demo in a short run.
@@ -107,8 +109,8 @@ func (p *planner) plain(kernel string, clock runs.Want) func(Test) bool {
 	}
 }
 
-// ordinary adds the guests on the ordinary clock. The full counts use all CPUs for an hour, and some tests then have
-// guests of their own.
+// ordinary adds the guests on the ordinary clock. The full counts use all CPUs for an hour, and
+// some tests then have guests of their own.
 func (p *planner) ordinary(kernel string) {
 	plain := p.plain(kernel, runs.OrdinaryClock)
 	own := func(t Test) bool { return p.full && t.Has(runs.OwnGuestInFull) }
@@ -149,7 +151,8 @@ func (p *planner) fourCPUs(kernel string) {
 		func(t Test) bool { return t.Has(runs.FourCPUs) && p.inGuest(t, kernel, runs.OrdinaryClock) })
 }
 
-// Missing names the tests that no guest of a run has, though they are not measurements of "make bench".
+// Missing names the tests that no guest of a run has, though they are not measurements of "make
+// bench".
 func Missing(tests []Test, guests []Guest) []string {
 	found := map[string]bool{}
 	for _, g := range guests {
@@ -160,8 +163,8 @@ func Missing(tests []Test, guests []Guest) []string {
 	return Names(tests, func(t Test) bool { return !found[t.Name] && !t.Has(runs.Bench) })
 }
 
-// ByHand names the device tests that a run without a plan has: those that want the ordinary clock, in a guest of the usual
-// size, or those that have asked for something else.
+// ByHand names the device tests that a run without a plan has: those that want the ordinary clock,
+// in a guest of the usual size, or those that have asked for something else.
 func ByHand(tests []Test, want runs.Want) []string {
 	p := &planner{full: true, tests: tests}
 	return Names(tests, func(t Test) bool {

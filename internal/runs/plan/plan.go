@@ -1,5 +1,5 @@
-// Package plan reads what device and service tests declare (package runs) from their source, and makes of it the
-// list of guests that a short and a full run boot.
+// Package plan reads what device and service tests declare (package runs) from their source, and
+// makes of it the list of guests that a short and a full run boot.
 package plan
 
 import (
@@ -24,8 +24,8 @@ const (
 	Service = "internal/servicetest"
 )
 
-// driver are the packages whose tests run in guests too: those with the build tag device declare where, the others
-// run on the host and, with the device tests, on every kernel.
+// driver are the packages whose tests run in guests too: those with the build tag device declare
+// where, the others run on the host and, with the device tests, on every kernel.
 var driver = []string{"ublk", "ublk/uring"}
 
 // Test is one test function.

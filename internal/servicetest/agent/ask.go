@@ -8,11 +8,12 @@ import (
 	"time"
 )
 
-// askRounds is how often each is asked: the best of them is what the daemon needs, whatever else runs in the guest.
+// askRounds is how often each is asked: the best of them is what the daemon needs, whatever else
+// runs in the guest.
 const askRounds = 5
 
-// ask asks the daemons at these control sockets for their status, one after the other, and prints for each the time to the
-// answer in microseconds: the best, the worst, the socket.
+// ask asks the daemons at these control sockets for their status, one after the other, and prints
+// for each the time to the answer in microseconds: the best, the worst, the socket.
 func ask(sockets []string) error {
 	for _, socket := range sockets {
 		var took []time.Duration

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// freeze stops one thread of another process, as a tracer that never lets it go on, until that process is gone: no
-// signal stops a thread alone.
+// freeze stops one thread of another process, as a tracer that never lets it go on, until that
+// process is gone: no signal stops a thread alone.
 func freeze(tid string) error {
 	runtime.LockOSThread() // a tracer is a thread
 	id, err := strconv.Atoi(tid)

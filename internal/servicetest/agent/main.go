@@ -1,5 +1,6 @@
-// Command agent runs commands in a guest for the tests on the host: as many at a time as are asked for. It ends with
-// the guest. As "agent freeze THREAD" and "agent ask SOCKET..." it is one of these commands itself.
+// Command agent runs commands in a guest for the tests on the host: as many at a time as are asked
+// for. It ends with the guest. As "agent freeze THREAD" and "agent ask SOCKET..." it is one of
+// these commands itself.
 package main
 
 import (
