@@ -32,8 +32,8 @@ const clients = 1000
 func TestManyClients(t *testing.T) {
 	var now, most atomic.Int32
 	var once sync.Once
-	full := make(chan struct{}) // closed some time after as many are served as may be
-	const limit = time.Second   // a process may stand still for a good part of it
+	full := make(chan struct{})   // closed some time after as many are served as may be
+	const limit = 3 * time.Second // a process may stand still for a good part of it
 	dir := testkit.ServeWithin(t, limit, func(ctx context.Context, req control.Request) control.Answer {
 		if req.Verb != control.VerbStatus {
 			return testkit.EchoVerb(ctx, req)
