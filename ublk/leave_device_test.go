@@ -122,7 +122,7 @@ func TestHold(t *testing.T) {
 				}
 				s.tell("hold")
 				s.expect("holding")
-				waitFor(t, "requests to be held", func() bool { return inFlight(t, s.id) >= 4 || t.Failed() })
+				waitFor(t, "requests to be held", func() bool { return s.held() > 0 || t.Failed() })
 				s.tell("rest")
 				s.expect("not rested")
 				s.tell("release")

@@ -25,7 +25,8 @@ import (
 //
 // It says on standard output what it has reached ("device 3", "live", "left", or "error: ..."), and
 // is told on standard input: hold (answer nothing), release, rest (Hold and Release), rest and
-// leave, leave, count (how many requests it has got since: "count 7").
+// leave, leave, count (how many requests it has got since: "count 7"), held (how many it has kept:
+// "held 7").
 
 const serverVariable = "UBLK_TEST_CHILD"
 
@@ -165,6 +166,10 @@ func (m *memory) obey(d *Device) error {
 			hold(false)
 		case "count":
 			fmt.Printf("count %d\n", len(m.take()))
+		case "held":
+			m.mu.Lock()
+			fmt.Printf("held %d\n", m.mu.held)
+			m.mu.Unlock()
 		case "rest": // for a moment
 			if err := d.Hold(restLimit); err != nil {
 				fmt.Println("not rested")
@@ -238,6 +243,16 @@ func (s *server) tell(what string) {
 	s.t.Helper()
 	_, err := fmt.Fprintln(s.in, what)
 	must(s.t, err)
+}
+
+// held is how many requests the server has kept. The kernel's own count has those too that it has not
+// been given yet.
+func (s *server) held() (n int) {
+	s.t.Helper()
+	s.tell("held")
+	_, err := fmt.Sscanf(s.line(), "held %d", &n)
+	must(s.t, err)
+	return n
 }
 
 // kill ends the server by SIGKILL, if it runs yet, and waits for that.
