@@ -108,7 +108,7 @@ func TestLeaveAndComeBack(t *testing.T) {
 // device that is held can be left with every tag at a request. A hold that its target keeps from
 // ending ends itself, and says so in time.
 func TestHold(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, runs.EveryKernel, runs.Sampled)
 	for _, queues := range []int{1, 4} {
 		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
 			s, c := makeServer(t, queues, 8)

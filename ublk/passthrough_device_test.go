@@ -80,7 +80,7 @@ func startPassthrough(t testing.TB, o Options, backend *os.File, limit int) *Dev
 // they offer: block devices with and without discard, files on a file system that knows how to zero
 // and one that does not.
 func TestPassthrough(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, runs.EveryKernel, runs.Sampled)
 	for _, c := range []struct {
 		name    string
 		backend func(*testing.T) *os.File

@@ -117,7 +117,7 @@ func TestRecoverSaturated(t *testing.T) {
 // TestRecoveryDies: a recovery that is killed at any step leaves a device that the next one
 // recovers.
 func TestRecoveryDies(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, runs.EveryKernel, runs.Sampled)
 	for _, queues := range []int{1, 2} {
 		for _, step := range []string{"queue 0", "recover", "open", "fetch", "start"} {
 			t.Run(fmt.Sprintf("%d queues, before step %s", queues, step), func(t *testing.T) {
@@ -233,7 +233,7 @@ func TestRecoverRefuses(t *testing.T) {
 // TestRecoverWaits: as long as ublkcN is open Recover or Start waits, and says for what when its
 // time is up.
 func TestRecoverWaits(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, runs.EveryKernel, runs.Sampled)
 	ctl := openTestControl(t)
 	s, c := makeServer(t, 1, 16)
 	s.kill()

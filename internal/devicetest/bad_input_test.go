@@ -161,7 +161,7 @@ func flipped(content []byte, at ...int64) []byte {
 // One copy of the superblock with any wrong byte: check says which, and the clone starts with a
 // warning.
 func TestDamagedSuperblockCopy(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	b := newMetadataBench(t)
 	rng := b.M.Random()
 	for n, copyAt := range superblockCopies {

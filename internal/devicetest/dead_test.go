@@ -97,7 +97,7 @@ func TestDeadClone(t *testing.T) {
 // TestRecoverWaits: somebody else has the destination when the daemon is dead. The next one serves
 // nothing, says whom it waits for, and gives up when its time is over (I7). Then it goes on.
 func TestRecoverWaits(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, runs.EveryKernel, runs.Sampled)
 	c, files := smallClone(t, "--no-hydration")
 	files.Mount(c.Path)
 	files.Change(c.M.Random(), 0.2)

@@ -22,7 +22,7 @@ const mostDeaths = 12
 // TestDeadlyRequest: a request that kills every daemon which takes it is answered with an error
 // after a few of them; all others are answered well, and the device lives (I11).
 func TestDeadlyRequest(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
 	rng := m.Random()

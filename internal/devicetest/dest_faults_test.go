@@ -229,7 +229,7 @@ func (b *fullBench) free() {
 
 // TestDestTooLarge: a new destination that does not fit is refused, and nothing is left of it.
 func TestDestTooLarge(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	for name, kind := range map[string]harness.FSKind{"Ext4": harness.Ext4, "XFS": harness.XFS, "Btrfs": harness.Btrfs, "Ext3": ext3, "Tmpfs": tmpfs} {
 		t.Run(name, func(t *testing.T) {
 			b := newFullBench(t, kind)
@@ -273,7 +273,7 @@ func TestDestReserved(t *testing.T) {
 // TestDestFull: where the destination's space was not reserved, its file system is full. Writers
 // get ENOSPC and nothing is marked; hydration stalls and says so; with space again, resume goes on.
 func TestDestFull(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	for name, kind := range map[string]harness.FSKind{"Ext4": harness.Ext4, "Btrfs": harness.Btrfs, "Tmpfs": tmpfs} {
 		t.Run(name, func(t *testing.T) { testDestFull(t, kind) })
 	}

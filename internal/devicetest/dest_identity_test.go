@@ -162,7 +162,7 @@ func TestDestExchangedBeforeRecover(t *testing.T) {
 
 // TestDestExchangedBeforeAdd: after a clean stop, in this boot and the next, and after a power cut.
 func TestDestExchangedBeforeAdd(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)
 	b := newExchangeBench(m)
 	b.Add()
@@ -191,7 +191,7 @@ func TestDestExchangedBeforeAdd(t *testing.T) {
 // TestDestsOfOneImageExchanged: the destinations of two clones of one source differ in what users
 // wrote only.
 func TestDestsOfOneImageExchanged(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)
 	b := newExchangeBench(m, "--source-shared")
 	second := &exchangeBench{model: harness.NewModel(exchangeSize, 4*harness.KiB), source: b.source, dest: b.other, other: b.dest, link: filepath.Join(m.Dir, "dest2")}

@@ -145,7 +145,7 @@ func TestDevicesOfAnotherClone(t *testing.T) {
 
 // TestSourceOfTwoClones: both must say that they share it.
 func TestSourceOfTwoClones(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
 	m.FillDisk(source, harness.Original)

@@ -31,7 +31,7 @@ func killed(c *harness.Clone, release func()) {
 // A: the copies in flight belong to a dead daemon; the write that was flushed is not lost to them,
 // and those that were waiting are made.
 func TestFaultAKilled(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	testWriteUnderCopy(t, killed, true)
 }
 

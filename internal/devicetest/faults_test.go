@@ -127,7 +127,7 @@ func tell(m *harness.Machine, name string, words ...string) {
 
 // B. A discarded region showed what the destination had held before.
 func TestFaultBOldContent(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	t.Run("Passdown", func(t *testing.T) { testOldContent(t, undisturbed, true) })
 	t.Run("NoPassdown", func(t *testing.T) { testOldContent(t, undisturbed, false, "--no-discard-passdown") })
 }

@@ -201,7 +201,7 @@ func TestMetadataReturnAfterDeath(t *testing.T) {
 // Nothing that was acknowledged is lost, nothing is written to them, and when they are back
 // everything is committed.
 func TestMetadataUnreadable(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	cases := []struct {
 		name     string
 		bad, end int64
@@ -269,7 +269,7 @@ func TestMetadataUnwritable(t *testing.T) {
 // TestMetadataUnwritableSince: they were sound when the daemon died, and cannot be written by the
 // next.
 func TestMetadataUnwritableSince(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	b := newReturnBench(t)
 	b.End(syscall.SIGKILL)
 	b.metadata.FailWrites()
@@ -330,7 +330,7 @@ func TestMetadataReadOnlyFS(t *testing.T) {
 // TestMetadataGone: the metadata's device is not there when the daemon is replaced, or goes under
 // it, and comes back as another device of the same name.
 func TestMetadataGone(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	b := newReturnBench(t)
 	b.End(syscall.SIGKILL)
 	away := takeAway(b.M, b.metadata)

@@ -88,7 +88,7 @@ func TestDaemonUnderMemoryPressure(t *testing.T) {
 // new clone on, and no thread at all has one that waits for a device. Meanwhile the kernel joins
 // pages to huge ones wherever it may.
 func TestNoPageFaults(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	rng := m.Random()
 	const size = 64 * harness.MiB

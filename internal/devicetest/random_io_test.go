@@ -134,7 +134,7 @@ func testRandomRequests(t *testing.T, s shape) {
 // fio trims blocks and writes them again in four jobs, with a checksum in each, while the clone
 // hydrates; then it reads them.
 func TestTrimWriteByFio(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 32, MBps: 4}), m.NullBlk("dst", harness.NullOptions{MiB: 32, Discard: true})
 	m.FillDisk(dest, harness.Junk)

@@ -21,7 +21,7 @@ import (
 // an error, no acknowledged write is lost, the clone becomes complete, and the destination alone is
 // right.
 func TestRecover(t *testing.T) {
-	runs.On(t, runs.EveryKernel)
+	runs.On(t, runs.EveryKernel, runs.Sampled)
 	testRecover(t, harness.Count(4, 100), harness.StandLimit, func(c *harness.Clone) {
 		c.End(syscall.SIGKILL)
 		c.Recover()
@@ -137,7 +137,7 @@ func TestRecoverMounted(t *testing.T) {
 // waiting, and so do its users: until the map is back, or until somebody says that the last commit
 // will do.
 func TestRecoverWithoutLiveMap(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	b := newLiveMapBench(t)
 	v, buf := b.M.Open(b.Path, os.O_RDWR), b.M.Buffer(4096)
 	if err := b.model.Write(v, buf, 0, false); err != nil {

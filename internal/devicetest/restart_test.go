@@ -79,7 +79,7 @@ func openingReads(m *harness.Machine, source *harness.Disk) int64 {
 // An idle clone loses nothing and copies nothing twice: with hydration off every count stays, and
 // when it is on again exactly what is left is read.
 func TestDeleteIdle(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)
 	rng := m.Random()
 	size, region := 32*harness.MiB, 64*harness.KiB

@@ -188,7 +188,7 @@ func scsiDebug(m *harness.Machine) *harness.Disk {
 // TestSourceReplacedUnderReads: the old source hangs with reads in flight. resume finds another way
 // to it, new reads go there; the old ones end when they end, and the old one is then closed.
 func TestSourceReplacedUnderReads(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	under := m.NullBlk("src", harness.NullOptions{MiB: 8})
 	old, next := m.Linear("old", under, under.Size), m.Linear("next", under, under.Size)
@@ -249,7 +249,7 @@ func reading(d *harness.Disk) (reads int) {
 // TestOpenWithoutSource: add of a clone that is there, and recover, go on without the source; a new
 // clone is not made without one.
 func TestOpenWithoutSource(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
 	source, other := m.NullBlk("src", harness.NullOptions{MiB: 8}), m.NullBlk("oth", harness.NullOptions{MiB: 8})
@@ -296,7 +296,7 @@ func TestOpenWithoutSource(t *testing.T) {
 // TestCompleteNeedsNoSource: a clone that is complete does not open its source, be it gone or used
 // by somebody else.
 func TestCompleteNeedsNoSource(t *testing.T) {
-	runs.On(t, "7.3")
+	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)
 	source := m.NullBlk("src", harness.NullOptions{MiB: 8})
 	b := newAwayBench(m, source)

@@ -187,7 +187,7 @@ func truncateNew(m *harness.Machine, path string, size int64) {
 // first and last MiB and in the middle. The clone is made all the same, recovered, restarted and
 // begun again, and hydrated but for them.
 func TestUnreadableSample(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
 	const size = 16 * harness.MiB

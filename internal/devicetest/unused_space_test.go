@@ -171,7 +171,7 @@ func sparseFile(m *harness.Machine, path string, size, islands int64) *harness.D
 // Zeros of a source that tells of no holes, as a disk does, need no space in the destination; with
 // --detect-zeroes=off they are data like any other.
 func TestZerosOfSource(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	const size, islands = 64 * harness.MiB, 4
 	for _, detect := range []string{"on", "off"} {
 		t.Run(detect, func(t *testing.T) {

@@ -64,7 +64,7 @@ func TestReboot(t *testing.T) {
 // TestAgent: a command that fails, one that is killed and one that hangs are told apart; what the
 // kernel says is heard.
 func TestAgent(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Sampled)
 	g := newGuest(t, options{})
 	g.powerOn()
 	beside := g.start(commandLimit, "sleep", "1")

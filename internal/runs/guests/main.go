@@ -2,7 +2,7 @@
 //
 //	guests full          the guests of the full run, one a line, fields separated by tabs: beside or alone, script,
 //	                     kernel, title, log, settings (or -), and a regular expression for the tests (or -)
-//	guests short SHARE   those of a short run with the share 0, 1 or 2 of the sampled tests
+//	guests short SHARE   those of a short run with the share 0 to 3 of the sampled tests
 //	guests tests WANT    a regular expression for the tests that a run by hand has: those of the ordinary clock
 //	                     (OrdinaryClock), of another (CountingClock, LeapingClock), or with another want (Bench ...)
 package main
