@@ -19,7 +19,7 @@ const answerLimit = time.Second
 
 // Commands answer while random requests and hydration go on.
 func TestCommandsUnderLoad(t *testing.T) {
-	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull)
+	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull, runs.Sampled)
 	m := harness.New(t)
 	rng := m.Random()
 	const size = 64 * harness.MiB

@@ -16,7 +16,7 @@ import (
 // TestDiscardOfAll: a discard of the whole device, 4 TiB in regions of 4 KiB, keeps no reader
 // waiting, and the region map, all of which is in one state afterwards, takes no memory for it.
 func TestDiscardOfAll(t *testing.T) {
-	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull)
+	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull, runs.Sampled)
 	m := harness.New(t)
 	size := 4 * tib
 	source, dest := m.File("source", size), m.File("dest", size)

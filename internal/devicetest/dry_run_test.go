@@ -224,7 +224,7 @@ func TestDryRun(t *testing.T) {
 // on the counting clock; by another, that the guest's neighbours move, it may be off by as much
 // again.
 func TestDryRunFigures(t *testing.T) {
-	runs.On(t, "7.3", runs.CountingClock)
+	runs.On(t, "7.3", runs.CountingClock, runs.Sampled)
 	m := harness.New(t)
 	const size = 96 * harness.MiB
 	paced := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB, MBps: 20})

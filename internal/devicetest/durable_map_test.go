@@ -178,7 +178,7 @@ const commitLimit = 2 * time.Second
 
 // Without an fsync the bits are in the metadata within 2 s.
 func TestPeriodicCommit(t *testing.T) {
-	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull)
+	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull, runs.Sampled)
 	b := newFlushBench(t)
 	rng := b.M.Random()
 	var written []uint64

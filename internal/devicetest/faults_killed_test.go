@@ -43,7 +43,7 @@ func TestFaultBKilled(t *testing.T) {
 
 // C: the readers go on with the next daemon, and so does the floor beside them.
 func TestFaultCKilled(t *testing.T) {
-	runs.On(t, "6.12", runs.CountingClock)
+	runs.On(t, "6.12", runs.CountingClock, runs.Sampled)
 	testMinRate(t, killed)
 }
 

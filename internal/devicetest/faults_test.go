@@ -166,7 +166,7 @@ const leastShare = 0.15
 
 // C. Hydration starved beside one steady reader.
 func TestFaultCSteadyReaders(t *testing.T) {
-	runs.On(t, "7.3", runs.CountingClock)
+	runs.On(t, "7.3", runs.CountingClock, runs.Sampled)
 	m := harness.New(t)
 	const size = 16 * harness.MiB
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB, MBps: 30}), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})

@@ -23,7 +23,7 @@ const (
 // TestHugeSource: 16 TiB in 2^32 regions of 4 KiB. The clone is there at once and takes little
 // memory; written regions take more, by the page of the map; the far end works like the near one.
 func TestHugeSource(t *testing.T) {
-	runs.On(t, "7.3", runs.CountingClock, runs.OrdinaryClockInFull)
+	runs.On(t, "7.3", runs.CountingClock, runs.OrdinaryClockInFull, runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.File("source", 16*tib), m.File("dest", 16*tib)
 	end := make([]byte, harness.MiB)

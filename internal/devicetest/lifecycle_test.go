@@ -59,7 +59,7 @@ func timeDel(c *harness.Clone) time.Duration {
 
 // A deletion in the middle of hydration takes as long as copies in flight do.
 func TestDelWhileHydrating(t *testing.T) {
-	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull)
+	runs.On(t, "6.12", runs.CountingClock, runs.OrdinaryClockInFull, runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 64, MBps: 8}), m.NullBlk("dst", harness.NullOptions{MiB: 64})
 	c := m.AddClone(source, dest, m.Missing("meta"))

@@ -28,7 +28,7 @@ func copyRate(c *harness.Clone) int64 {
 // TestRate: the cap is kept to within 10 %, as given to add and as set later, and over a restart;
 // without a cap it is left behind (I12).
 func TestRate(t *testing.T) {
-	runs.On(t, "7.3", runs.CountingClock)
+	runs.On(t, "7.3", runs.CountingClock, runs.Sampled)
 	const cap, lower = 8 * harness.MiB, 2 * harness.MiB
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 192}), m.NullBlk("dst", harness.NullOptions{MiB: 192})
@@ -64,7 +64,7 @@ func TestRate(t *testing.T) {
 // for whatever they are asked that is far below the floor, which is reached all the same (I12); the
 // clone becomes complete.
 func TestMinRate(t *testing.T) {
-	runs.On(t, "6.12", runs.CountingClock)
+	runs.On(t, "6.12", runs.CountingClock, runs.Sampled)
 	testMinRate(t, undisturbed)
 }
 
