@@ -56,15 +56,15 @@ func Guests(full bool, tests []Test) []Guest {
 		p.ordinary(k)
 	}
 	for _, k := range runs.Kernels {
+		p.leaping(k)
+	}
+	for _, k := range runs.Kernels {
 		p.add(Guest{Script: "service-tests", Kernel: k, Title: "service on " + k, Log: "service-" + k},
 			func(t Test) bool { return t.Folder == Service && t.In(full, k, runs.OrdinaryClock) })
 	}
 	for _, k := range runs.Kernels {
 		p.add(Guest{Script: "device-tests", Kernel: k, Title: "promises in seconds on " + k, Log: "device-" + k + "-timed", Settings: []string{"TIMED=1"}},
 			p.plain(k, runs.CountingClock))
-	}
-	for _, k := range runs.Kernels {
-		p.leaping(k)
 	}
 	for _, k := range runs.Kernels {
 		p.add(Guest{Script: "memory-pressure", Kernel: k, Title: "memory pressure on " + k, Log: "pressure-" + k},
