@@ -25,8 +25,8 @@ import (
 //
 // It says on standard output what it has reached ("device 3", "live", "left", or "error: ..."), and
 // is told on standard input: hold (answer nothing), release, rest (Hold and Release), rest and
-// leave, leave, count (how many requests it has got since: "count 7"), held (how many it has kept:
-// "held 7").
+// leave, leave, count (how many requests it has got since: "count 7"), held (how many have come
+// since it holds: "held 7").
 
 const serverVariable = "UBLK_TEST_CHILD"
 
@@ -67,6 +67,9 @@ type slowTarget struct{ memoryTarget }
 func (s *slowTarget) Request(tag uint16, d Desc) {
 	s.m.mu.Lock()
 	s.m.mu.requests = append(s.m.mu.requests, seen{s.q.Index(), d})
+	if s.m.mu.hold {
+		s.m.mu.held++
+	}
 	s.m.mu.Unlock()
 	s.held = append(s.held, tag)
 }
@@ -245,8 +248,8 @@ func (s *server) tell(what string) {
 	must(s.t, err)
 }
 
-// held is how many requests the server has kept. The kernel's own count has those too that it has not
-// been given yet.
+// held is how many requests have come to the server since it holds. The kernel's own count has those too
+// that it has not been given yet.
 func (s *server) held() (n int) {
 	s.t.Helper()
 	s.tell("held")
