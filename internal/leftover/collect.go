@@ -124,7 +124,7 @@ func definedMarks(d control.Dir) (marks []uint64, err error) {
 // collectMaps removes the live maps that nobody has in use, of which no clone and no device is
 // left, and which their metadata does not need, and those that also says of.
 func collectMaps(d control.Dir, also func(livemap.Unused) bool) error {
-	if paths, err := filepath.Glob(filepath.Join(livemap.Folder, "*.map*")); len(paths) == 0 {
+	if paths, err := filepath.Glob(filepath.Join(livemap.Folder, "*")); len(paths) == 0 { // also what lay beside a map
 		return err
 	}
 	defined, err := definedMarks(d)
