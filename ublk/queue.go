@@ -117,13 +117,14 @@ type Queue struct {
 // stages are how a queue's thread and its device tell each other how far they are.
 type stages struct {
 	fetch   chan bool     // true: fetch and serve; false: leave
-	fetched chan struct{} // closed when the driver has been given all tags
+	fetched chan struct{} // closed when the driver has been given all tags, or as many as the queue can
+	others  chan struct{} // closed when all queues of the device have come so far
 	parked  chan struct{} // closed when the queue is left as it is, until the process ends
 	left    chan struct{} // closed when the thread has given everything back
 }
 
 func newStages() stages {
-	return stages{fetch: make(chan bool, 1), fetched: make(chan struct{}), parked: make(chan struct{}), left: make(chan struct{})}
+	return stages{fetch: make(chan bool, 1), fetched: make(chan struct{}), others: make(chan struct{}), parked: make(chan struct{}), left: make(chan struct{})}
 }
 
 // Index is the queue's number.
@@ -258,7 +259,7 @@ func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
 	nameThread(fmt.Sprintf("queue %d", q.index))
 	defer close(q.left)
 	defer q.tearDown()
-	defer guard.Guard(fmt.Sprintf("queue %d", q.index), q.dev.opts.Fatal)
+	defer guard.Guard(fmt.Sprintf("queue %d", q.index), q.panicked)
 	err := q.setUp(newTarget)
 	ready <- err
 	if err != nil || !<-q.fetch {
@@ -270,6 +271,12 @@ func (q *Queue) run(newTarget func(*Queue) Target, ready chan<- error) {
 			q.dev.opts.Fatal(err)
 		}
 	}
+}
+
+// panicked is told of a panic on the queue's thread.
+func (q *Queue) panicked(err error) {
+	q.failures.add(err)
+	q.dev.opts.Fatal(err)
 }
 
 // serve fetches all tags and runs the loop. The descriptors are mapped after the tags were fetched
@@ -285,11 +292,31 @@ func (q *Queue) serve() error {
 	if err := q.loop.Err(); err != nil {
 		return err
 	}
-	close(q.fetched)
+	q.hasFetched()
 	if err := q.descriptors.mmap(q.dev, q.index); err != nil {
 		return err
 	}
 	return q.loop.Run()
+}
+
+// hasFetched says that the queue issues no FETCH any more.
+func (q *Queue) hasFetched() {
+	select {
+	case <-q.fetched:
+	default:
+		close(q.fetched)
+	}
+}
+
+// awaitOthers waits, in a queue whose tags the driver has, until no queue of the device fetches any
+// more. The last FETCH of a device has the driver forget which commands were cancelled
+// (ublk_reset_io_flags, ublk_drv.c, 6.18). Those of a ring that was closed before are freed, and
+// STOP_DEV or the first request uses them: a kernel before 7.1 does not survive that.
+func (q *Queue) awaitOthers() {
+	if q.live > 0 {
+		q.hasFetched()
+		<-q.others
+	}
 }
 
 // setUp makes what the queue needs, on its thread. tearDown takes back what there is.
@@ -325,10 +352,11 @@ func (q *Queue) pin() error {
 	return nil
 }
 
-// tearDown gives back descriptors, ring and buffers, in this order: nothing refers to ublkcN
-// afterwards. The buffers stay if the driver has tags yet, because the loop has failed or the
+// tearDown gives back descriptors, ring and buffers, in this order, when that is safe: nothing
+// refers to ublkcN afterwards. The buffers stay if the driver has tags yet, because the loop has failed or the
 // device is left: it may copy into them until the thread has ended.
 func (q *Queue) tearDown() {
+	q.awaitOthers()
 	q.failures.keep(q.descriptors.munmap())
 	if q.loop != nil {
 		q.failures.keep(q.loop.Close())

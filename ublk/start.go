@@ -105,9 +105,9 @@ func (d *Device) startQueue(index int, newTarget func(q *Queue) Target) error {
 
 // fetch is step 7, which the queues do. It waits for them: a FETCH beside a STOP_DEV or DEL_DEV is
 // answered twice by some drivers, which the kernel does not survive (ublk_cancel_dev, ublk_drv.c;
-// seen on 6.18). And a queue that has failed by then ends it before START_DEV, which reads the
-// partition table: before 6.18 it does so with the device's lock held, and waits for ever for a
-// queue that nobody serves (seen on 6.12).
+// seen on 6.18), and a queue that has failed keeps its ring as long (awaitOthers). Such a queue
+// ends Start before START_DEV, which reads the partition table: before 6.18 it does so with the
+// device's lock held, and waits for ever for a queue that nobody serves (seen on 6.12).
 func (d *Device) fetch() error {
 	if err := d.step("fetch"); err != nil {
 		return err
@@ -116,18 +116,13 @@ func (d *Device) fetch() error {
 	for _, q := range d.queues {
 		q.fetch <- true
 	}
-	var err error
 	for _, q := range d.queues {
-		select {
-		case <-q.fetched:
-		case <-q.left:
-			err = fmt.Errorf("queue %d ended", q.index)
-		}
+		<-q.fetched
 	}
-	if first := d.failures.first(); first != nil {
-		return first
+	for _, q := range d.queues {
+		close(q.others)
 	}
-	return err
+	return d.failures.first()
 }
 
 // inTime is step 8. A queue that fails meanwhile ends it.
