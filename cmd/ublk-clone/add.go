@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
@@ -19,6 +18,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/leftover"
 	"github.com/ublk-clone/ublk-clone/internal/process"
+	"github.com/ublk-clone/ublk-clone/internal/succession"
 	"github.com/ublk-clone/ublk-clone/internal/text"
 )
 
@@ -53,31 +53,20 @@ func (a adder) add(c *cli.Context) error {
 	if c.Bool("foreground") && daemon.FindManager(zerolog.Nop()) != nil {
 		return a.serve(st)
 	}
-	there, err := a.clones().Unchanged(&st.Definition)
-	if err != nil {
-		return err
-	}
-	if !there && !st.Force {
-		if st, err = a.clones().Continued(st); err != nil {
-			return err
-		}
-	}
-	if !there {
+	there, err := a.clones().Add(st, func(st definition.Start) (err error) {
 		a.collect()
-	}
-	switch {
-	case there:
-	case c.Bool("foreground"):
-		return a.clones().StillThere(st, a.host().RunForeground(st, ""))
-	default:
-		if st.Recover {
+		switch {
+		case c.Bool("foreground"):
+			return a.clones().StillThere(st, a.host().RunForeground(st, ""))
+		case st.Recover:
 			_, err = a.clones().RecoverDead(st)
-		} else {
+		default:
 			_, err = daemon.Spawn(a.dir, st)
 		}
-		if err != nil {
-			return err
-		}
+		return err
+	})
+	if err != nil || c.Bool("foreground") && !there {
+		return err
 	}
 	return a.added(st.Definition.Name, there, until, asJSON)
 }
@@ -264,7 +253,7 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 			return err
 		}
 	}
-	st, err := awaitUp(p.dir, name)
+	st, err := succession.Up(p.dir, name)
 	if err != nil {
 		return err
 	}
@@ -280,17 +269,4 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 	}
 	_, err = fmt.Fprintln(p.out, cmp.Or(st.DMDevice, st.Device)+note)
 	return err
-}
-
-// awaitUp is the status of a clone that is up, or that somebody else is starting.
-func awaitUp(dir control.Dir, name string) (*control.Status, error) {
-	for deadline := time.Now().Add(control.StartLimit); ; time.Sleep(pollPause) {
-		st, err := dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
-		if err != nil || st.Serves() {
-			return st, err
-		}
-		if time.Now().After(deadline) {
-			return nil, &exit.Error{Code: exit.Timeout, Doing: "wait for clone", Object: name, Cause: st.Unserved()}
-		}
-	}
 }

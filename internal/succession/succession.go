@@ -18,6 +18,42 @@ type Clones struct {
 	Left leftover.Folders
 }
 
+// Add has start bring a clone up, or continue one whose daemon is dead, unless it is served
+// already: there. One that turns out to be just ending is waited for, and begun anew; not with
+// Force, which could overwrite a destination that a finish has just handed over.
+func (c Clones) Add(st definition.Start, start func(definition.Start) error) (there bool, err error) {
+	for {
+		if there, err = c.Unchanged(&st.Definition); err != nil {
+			return there, err
+		}
+		if !there {
+			break
+		}
+		if _, err = Up(c.Dir, st.Definition.Name); exit.Code(err) != exit.NoClone || st.Force {
+			return true, err
+		}
+	}
+	if !st.Force {
+		if st, err = c.Continued(st); err != nil {
+			return false, err
+		}
+	}
+	return false, start(st)
+}
+
+// Up is the status of a clone that is up, or that somebody else is starting.
+func Up(d control.Dir, name string) (*control.Status, error) {
+	for deadline := time.Now().Add(control.StartLimit); ; time.Sleep(control.HolderPause) {
+		st, err := d.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
+		if err != nil || st.Serves() {
+			return st, err
+		}
+		if time.Now().After(deadline) {
+			return nil, &exit.Error{Code: exit.Timeout, Doing: "wait for clone", Object: name, Cause: st.Unserved()}
+		}
+	}
+}
+
 // Unchanged says whether the clone is up as defined; another definition is exit
 // code 4. What a dead daemon has left is no obstacle.
 func (c Clones) Unchanged(def *definition.Definition) (bool, error) {
