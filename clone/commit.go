@@ -28,7 +28,8 @@ type MapStore interface {
 // reports a failed flush once, and a second one that succeeds proves nothing about the bytes that
 // the first one lost (H24).
 
-// Commit is one commit, with nothing marked and somebody waiting just a flush of the destination.
+// Commit is one commit, with nothing marked and somebody waiting just a flush of the destination,
+// if it needs one.
 // One caller at a time: the committer. An error has been acted on already and is for the log. While
 // a lane flushes the destination, or writes it durably, it is ErrCommitPutOff: the end of that
 // kicks, if somebody waits.
@@ -52,6 +53,7 @@ func (c *Core) WantFlush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mu.flushWanted = true
+	c.unflushed.note()
 }
 
 // freeze is step 1; work says that there is something to do. In a mode that allows no commit of
@@ -85,11 +87,12 @@ type commit struct {
 
 // write writes the frozen set.
 func (c *commit) write() error {
-	if err := c.flushDest(); err != nil {
-		return err
-	}
-	if c.mu.frozen.Empty() {
+	empty := c.mu.frozen.Empty()
+	if empty && !c.unflushed.take() {
 		return nil
+	}
+	if err := c.flushDest(); err != nil || empty {
+		return err
 	}
 	c.img = new(bitmap.Page)
 	if err := c.mu.frozen.Each(c.writePage); err != nil {
@@ -103,6 +106,7 @@ func (c *commit) write() error {
 }
 
 func (c *commit) flushDest() error {
+	c.unflushed.take()
 	if err := c.dest.Flush(); err != nil {
 		c.mu.Lock()
 		c.mu.loseFlush()

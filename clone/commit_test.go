@@ -82,6 +82,69 @@ func TestOneFlushAtATime(t *testing.T) {
 	r.want(third, nil)
 }
 
+// TestNeedlessFlush: a FLUSH reaches the destination if that may have got something that no flush has
+// made durable, and else it does not (I5).
+func TestNeedlessFlush(t *testing.T) {
+	r := newRig(t, 8, 2)
+	r.hydrate(0, 4) // which commits
+	flush := func(needed bool) *answered {
+		t.Helper()
+		f := r.submit(OpFlush, 0, 0)
+		if needed {
+			r.wantQueued(queued{what: "flush dest"})
+			return f
+		}
+		r.wantQueued()
+		r.want(f, nil)
+		return f
+	}
+	flush(false)
+	for op, length := range map[Op]int64{OpWrite: testRegion, OpDiscard: testRegion, OpWriteZeroes: testRegion} {
+		a := r.submit(op, 0, length)
+		r.endAll()
+		r.want(a, nil)
+		f := flush(true)
+		r.end(nil)
+		r.want(f, nil)
+		flush(false)
+	}
+
+	r.write(0)
+	late := r.submit(OpWrite, testRegion, testRegion) // in flight while the flush begins
+	f := r.submit(OpFlush, 0, 0)
+	r.wantQueued(queued{what: "write dest", off: testRegion, length: testRegion}, queued{what: "flush dest"})
+	r.endAll()
+	r.want(late, nil)
+	r.want(f, nil)
+	f = flush(true)
+
+	second := r.submit(OpFlush, 0, 0) // nothing has come since the first began, but that may fail
+	r.wantWaiting(second)
+	r.end(nil)
+	r.want(f, nil)
+	flushes := r.flushes
+	commit := func(want int) {
+		t.Helper()
+		if err := r.commit(); err != nil || r.flushes != want {
+			t.Fatalf("commit: %v, %d flushes, want %d", err, r.flushes-flushes, want-flushes)
+		}
+		r.lane.Drain()
+	}
+	commit(flushes)
+	r.want(second, nil)
+
+	r.write(0)
+	f = flush(true)
+	r.write(0)
+	second = r.submit(OpFlush, 0, 0)
+	r.end(nil)
+	r.want(f, nil)
+	commit(flushes + 1)
+	r.want(second, nil)
+	r.core.WantFlush()
+	commit(flushes + 2)
+}
+
 // TestFlushLost: after a failed flush of the destination, a lane's or a commit's, with or without
 // marks, no FLUSH succeeds and no mark is committed (I10, H24).
 func TestFlushLost(t *testing.T) {
@@ -98,10 +161,12 @@ func TestFlushLost(t *testing.T) {
 				r.submit(OpWrite, 0, testRegion)
 				r.endAll()
 			}
+			r.write(7)
 			f := r.submit(OpFlush, 0, 0)
 			if c.lanes {
 				r.end(errInjected)
 			} else if !c.marks {
+				r.write(7)
 				g := r.submit(OpFlush, 0, 0) // waits for a commit
 				r.end(nil)
 				r.want(f, nil)
@@ -257,6 +322,7 @@ func TestReadOnlyFlush(t *testing.T) {
 	r := newRig(t, 8, 2)
 	r.hydrate(0, 1)
 	r.core.SetMode(ReadOnly)
+	r.write(0)
 	first, second := r.submit(OpFlush, 0, 0), r.submit(OpFlush, 0, 0)
 	r.end(nil)
 	r.want(first, nil)

@@ -93,6 +93,8 @@ type Core struct {
 	memory mapMemory
 	mu     guarded
 
+	unflushed unflushed // writes of the destination
+
 	complete atomic.Bool // the durable H plane is full (I12)
 
 	kick       func()
@@ -131,6 +133,7 @@ func New(cfg Config) *Core {
 	}
 	c.mu.keepState()
 	c.mu.doubt = cfg.Doubt
+	c.unflushed.note() // a process that died may have written
 	c.complete.Store(c.mu.nrDurable(c.regions) == c.geo.Regions())
 	return c
 }

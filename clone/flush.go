@@ -1,20 +1,27 @@
 package clone
 
+import "sync/atomic"
+
 // flush answers when all that was answered before it, and its marks, are durable (I5). With marks
 // that are not committed that is a commit's end. With none it is a flush of the destination from
-// here, unless one is in flight already, or somebody waits for a commit's.
+// here, unless one is in flight already, or somebody waits for a commit's. If the destination has
+// got nothing since the last flush, it is at once.
 func (l *Lane) flush(r *Request) {
 	o := l.pool.newOp(r)
 	if o == nil {
 		return
 	}
-	if !l.core.beginFlush() {
+	switch l.core.beginFlush() {
+	case begun:
+		o.step = flushDest
+		l.backend.FlushDest(o.token)
+	case needless:
+		l.pool.freeOp(o)
+		l.users.end(r, nil)
+	case deferred:
 		l.pool.freeOp(o)
 		l.users.deferToCommit(r)
-		return
 	}
-	o.step = flushDest
-	l.backend.FlushDest(o.token)
 }
 
 func (l *Lane) flushDestDone(o *op, err error) {
@@ -24,18 +31,50 @@ func (l *Lane) flushDestDone(o *op, err error) {
 	l.users.end(r, err)
 }
 
-// beginFlush says whether a lane may flush the destination by itself now. There are never two
-// flushes in flight, the commit's counted: the kernel reports lost bytes to one of them only, and
-// the other would be answered, or its marks committed, as if they were durable (H24).
-func (c *Core) beginFlush() bool {
+// flushVerdict is how a FLUSH goes on.
+type flushVerdict uint8
+
+const (
+	deferred flushVerdict = iota // a commit answers it
+	begun                        // the lane flushes the destination
+	needless                     // all is durable
+)
+
+// beginFlush says how a lane goes on with a FLUSH. There are never two flushes in flight, the
+// commit's counted: the kernel reports lost bytes to one of them only, and the other would be
+// answered, or its marks committed, as if they were durable (H24).
+func (c *Core) beginFlush() flushVerdict {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.mu.flushing || c.mu.durable > 0 || c.mu.flushLost || !c.mu.clean() || !c.mu.waiters.empty() {
-		return false
+		return deferred
+	}
+	if !c.unflushed.take() {
+		return needless
 	}
 	c.mu.flushing = true
-	return true
+	return begun
 }
+
+// unflushed says whether the destination may have got bytes that no flush makes durable: after a
+// death, and from the end of a write until a flush begins. It is set at the end and before the
+// answer, as a flush that began while the write was in flight need not have seen it. With direct
+// extents (and for users who sync what they have not written) it saves the second of two flushes.
+type unflushed struct{ flag atomic.Bool }
+
+// note is told that a write, zeroing or discard of the destination has ended.
+//
+// The flag need not be stored again if it is set: whoever takes it meanwhile flushes after this
+// write has ended.
+func (u *unflushed) note() {
+	if !u.flag.Load() {
+		u.flag.Store(true)
+	}
+}
+
+// take says whether a flush is needed; the caller flushes then, with no other flush in flight. If
+// that fails nothing counts as durable any more (flushLost).
+func (u *unflushed) take() bool { return u.flag.Swap(false) }
 
 // endFlush ends a lane's flush, for which a commit may have been put off.
 func (c *Core) endFlush(err error) {

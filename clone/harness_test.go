@@ -31,6 +31,7 @@ type rig struct {
 	flushing     bool  // by the committer, just now
 	frontendErr  error // of whatever is copied from or to a request
 	pages        int   // written by commits
+	flushes      int   // of the committer
 	stored       int64 // bytes of READs that were copied to them
 }
 
@@ -146,6 +147,7 @@ func (r *rig) Clear(*Request, int64, int64) error { return r.frontendErr }
 // Flush and WritePage are the committer's; so is the flush of the metadata, after pages.
 func (r *rig) Flush() error {
 	r.wantNoFlush(true)
+	r.flushes++
 	r.flushing = true
 	if r.onFlush != nil {
 		r.onFlush()
@@ -186,6 +188,16 @@ func (r *rig) end(err error) {
 	}
 	r.lane.Complete(q.token, err)
 	r.lane.Drain()
+}
+
+// write writes a hydrated region, whatever else is in flight.
+func (r *rig) write(region int64) {
+	r.t.Helper()
+	a := r.submit(OpWrite, region*testRegion, testRegion)
+	last := len(r.ios) - 1
+	r.ios = append([]queued{r.ios[last]}, r.ios[:last]...)
+	r.end(nil)
+	r.want(a, nil)
 }
 
 // failSource ends the first queued I/O, a read of the source, badly, and each try again.

@@ -122,11 +122,25 @@ func (p *plan) mark(m mark) {
 	}
 }
 
+// leavesUnflushed says whether what has ended may leave bytes in the destination's cache.
+func (o *op) leavesUnflushed() bool {
+	switch o.step {
+	case readRun, mergeRead, copyRead, earlyRead, lookRead, flushDest:
+		return false
+	case writeThrough:
+		return !o.durable
+	}
+	return true
+}
+
 // Complete takes the end of a backend I/O: err nil means done whole.
 func (l *Lane) Complete(token uint32, err error) {
 	o := &l.pool.ops[token]
 	o.checkBusy()
 	l.source.ended(o, err)
+	if o.leavesUnflushed() {
+		l.core.unflushed.note()
+	}
 	switch o.step {
 	case readRun, mergeRead, copyRead:
 		l.readDone(o, err)
