@@ -15,7 +15,7 @@ func (s *session) recordUse(context.Context) error {
 		s.Log.Info().Str("destination", s.Dest.Path()).Msg("it has nothing to be known by: metadata that vanish would not be noticed")
 	}
 	if err := s.updateUse(); err != nil {
-		s.Warn("metadata that vanish would not be noticed: %v", err)
+		s.Warn("lost metadata would go unnoticed: %v", err)
 	}
 	return nil
 }
