@@ -15,9 +15,9 @@ import (
 )
 
 const description = `A clone is a block device, /dev/ublkbN, that has the content of SOURCE from the
-first moment and can be written at once. What is read and not yet in DEST comes
-from SOURCE, what is written goes to DEST, what is discarded is not copied, and
-background hydration brings the rest. When everything is hydrated, DEST stands
+first moment and can be written at once. Reads of what is not yet in DEST come from
+SOURCE, writes go to DEST, what is discarded is not copied, and background hydration
+copies the rest. When everything is hydrated, DEST stands
 alone. SOURCE is never written.
 
 The map of what is where is kept in METADATA, a file or a small device; it must
@@ -111,22 +111,22 @@ func addCommand(action cli.ActionFunc) *cli.Command {
 		Name: addName, Usage: "make a clone, or bring one up again", ArgsUsage: "NAME", Action: action,
 		Description: `Starts the daemon of clone NAME and prints the path of its block device when it
 is usable. SOURCE, DEST and METADATA are block devices or files. With empty or
-missing metadata the clone is new; DEST must then carry no file system or other
-known signature, and one that is a missing file is created. Otherwise
-the clone goes on where it was. The same command again says "unchanged".
+missing metadata the clone is new: DEST must carry no file system or other known
+signature, and is created if it is a missing file. Otherwise the clone goes on
+where it was. The same command again says "unchanged".
 
 Without SOURCE, DEST, METADATA and LINE the clone is defined by
 /etc/ublk-clone/NAME.toml, whose keys are these flags: source = "/dev/sdb". The
 unit ublk-clone@NAME starts it so at every boot.
 
 Settings (rates, threshold, batch, read-through, passdown, retries, source
-timeout, hydration) are kept over a restart; one that a later add names changes.
+timeout, hydration) are kept over a restart. A later add changes those that it names.
 
 A region is the unit of hydration. With the default of 4KiB nearly every write
 covers its regions whole and needs no copy; larger regions make the map smaller.
 
-With --dm what is printed, and to be used, is /dev/mapper/DMNAME: finish leads it
-to DEST while it is in use.`,
+With --dm, use /dev/mapper/DMNAME, which add then prints: finish points it to DEST
+while it is in use.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone; opened read-only and, unless shared, exclusively"},
 			&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; at least as large"},
@@ -231,9 +231,9 @@ func recoverCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
 		Name: "recover", Usage: "bring back a clone whose daemon is dead", ArgsUsage: "NAME", Action: action,
 		Description: `The block device has outlived its daemon, and whoever uses it waits. A new daemon
-takes it over, with every write that was acknowledged, and answers what was
-outstanding; nobody sees an error. The same add does it too. A clone whose daemon
-lives is left as it is. If the new daemon cannot serve, the device goes on waiting.`,
+takes it over, with every write that was acknowledged, and answers the requests
+that were outstanding; nobody sees an error. The same add does it too. A living
+daemon is left alone. If the new daemon cannot serve, the device goes on waiting.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "every clone whose daemon is dead"},
 			&cli.BoolFlag{Name: "force", Usage: "if the region map in memory is lost or damaged, go on from the last commit, as after a power cut"},
@@ -246,10 +246,10 @@ lives is left as it is. If the new daemon cannot serve, the device goes on waiti
 func restartCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
 		Name: "restart", Usage: "replace the daemon of a clone, as after an upgrade", ArgsUsage: "NAME", Action: action,
-		Description: `A new daemon starts from this program, which may be another version. Then the old
-one answers the requests in flight, commits, and leaves the block device to it. Whoever
-uses the device waits meanwhile and sees no error. A dead daemon is replaced too,
-as by recover.`,
+		Description: `A new daemon starts from this program, which may be another version, and checks
+everything that it will need. Then the old one answers the requests in flight,
+commits, and leaves the block device to the new one. Users of the device wait
+meanwhile and see no error. A dead daemon is replaced too, as by recover.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "every clone, one after the other"},
 			timeoutFlag(),
@@ -264,9 +264,9 @@ func pruneCommand(action cli.ActionFunc) *cli.Command {
 		Description: `Metadata, destination and the map of what was written stay: the same add goes on
 where it was. Devices of other programs are not touched. Devices that somebody has
 open are deleted only with --force, and their users get errors. What else killed
-daemons left behind goes too: devices that were never started, logs and locks of names without a
-clone, and maps that no metadata needs. --force also removes the maps of clones
-that are gone, and says what is lost by that.`,
+daemons left behind goes too: devices that were never started, logs and locks of
+names without a clone, and maps that no metadata needs. --force also removes the
+maps of clones that are gone, and says what is lost by that.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "force", Usage: "also from under their users, and the maps of clones that are gone"},
 			outputFlag("json (errors)"),

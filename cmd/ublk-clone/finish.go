@@ -35,9 +35,9 @@ timeout finish is refused, with exit code 5 and a list of the users.
 
 Then the block device and the daemon are gone, and SOURCE is free. A definition in
 /etc/ublk-clone is renamed to NAME.toml.finished and its unit disabled: the next
-boot must not begin the clone anew. A METADATA
-file is removed, and on a METADATA device the superblocks are zeroed, so that no
-later add takes it for the metadata of a clone. Prints what to use from now on.`,
+boot must not begin the clone anew. A METADATA file is removed, and on a METADATA
+device the superblocks are zeroed, so that no later add takes it for the metadata
+of a clone. Prints what to use from now on.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME` for users, or for their requests to end (default: " + finishLimit.String() + ")"},
 			&cli.BoolFlag{Name: "keep-metadata", Usage: "the metadata stays as it is"},
