@@ -405,7 +405,7 @@ func (s *SourceSide) match(d *blockdev.Device) error {
 	}
 	sb := s.meta.Store.Superblock()
 	if err := sb.MatchUsedSource(print.Superblock()); err != nil {
-		s.Log.Warn().Err(err).Msg("the source is taken back although its times have changed, as samples of its content are those of before")
+		s.Log.Warn().Err(err).Msg("the source is taken back although its times have changed, because samples of its content are unchanged")
 		s.notePrint(print)
 	}
 	return nil
