@@ -36,7 +36,7 @@ func (a adder) add(c *cli.Context) error {
 	}
 	until := c.String("wait")
 	if until != "ready" && until != "hydrated" {
-		return definition.UsageError("--wait " + until + ": ready or hydrated is possible")
+		return definition.UsageError("--wait " + until + ": it must be ready or hydrated")
 	}
 	if err := needRoot("add clone " + st.Definition.Name); err != nil {
 		return err
@@ -116,7 +116,7 @@ func startFrom(c *cli.Context) (definition.Start, error) {
 	for flag, off := range map[string]*bool{definition.ZeroCopyFlag: &def.Copied, definition.DetectZeroesFlag: &def.ZerosAsData} {
 		on, ok := definition.ParseSwitch(c.String(flag))
 		if !ok {
-			return definition.Start{}, definition.UsageError(fmt.Sprintf("--%s %s: on or off is possible", flag, c.String(flag)))
+			return definition.Start{}, definition.UsageError(fmt.Sprintf("--%s %s: it must be on or off", flag, c.String(flag)))
 		}
 		*off = !on
 	}
@@ -241,7 +241,7 @@ func regionSizeFlag(c *cli.Context) (int64, error) {
 		return 0, definition.UsageError(fmt.Sprintf("--region-size: %v", err))
 	}
 	if !definition.RegionSizePossible(n) {
-		return 0, definition.UsageError(fmt.Sprintf("--region-size %s: a power of two from 4KiB to 1GiB is needed", word))
+		return 0, definition.UsageError(fmt.Sprintf("--region-size %s: it must be a power of two from 4KiB to 1GiB", word))
 	}
 	return n, nil
 }

@@ -15,9 +15,9 @@ import (
 )
 
 const description = `A clone is a block device, /dev/ublkbN, that has the content of SOURCE from the
-first moment and can be written at once. What is read and not yet in DEST comes
-from SOURCE, what is written goes to DEST, what is discarded is not copied, and
-background hydration brings the rest. When everything is hydrated, DEST stands
+first moment and can be written at once. Reads of what is not yet in DEST come from
+SOURCE, writes go to DEST, what is discarded is not copied, and background hydration
+copies the rest. When everything is hydrated, DEST stands
 alone. SOURCE is never written.
 
 The map of what is where is kept in METADATA, a file or a small device; it must
@@ -111,22 +111,22 @@ func addCommand(action cli.ActionFunc) *cli.Command {
 		Name: addName, Usage: "make a clone, or bring one up again", ArgsUsage: "NAME", Action: action,
 		Description: `Starts the daemon of clone NAME and prints the path of its block device when it
 is usable. SOURCE, DEST and METADATA are block devices or files. With empty or
-missing metadata the clone is new; DEST must then carry no file system or other
-known signature, and one that is a missing file is created. Otherwise
-the clone goes on where it was. The same command again says "unchanged".
+missing metadata the clone is new: DEST must carry no file system or other known
+signature, and is created if it is a missing file. Otherwise the clone goes on
+where it was. The same command again says "unchanged".
 
 Without SOURCE, DEST, METADATA and LINE the clone is defined by
 /etc/ublk-clone/NAME.toml, whose keys are these flags: source = "/dev/sdb". The
 unit ublk-clone@NAME starts it so at every boot.
 
 Settings (rates, threshold, batch, read-through, passdown, retries, source
-timeout, hydration) are kept over a restart; one that a later add names changes.
+timeout, hydration) are kept over a restart. A later add changes those that it names.
 
 A region is the unit of hydration. With the default of 4KiB nearly every write
 covers its regions whole and needs no copy; larger regions make the map smaller.
 
-With --dm what is printed, and to be used, is /dev/mapper/DMNAME: finish leads it
-to DEST while it is in use.`,
+With --dm, use /dev/mapper/DMNAME, which add then prints: finish points it to DEST
+while it is in use.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone; opened read-only and, unless shared, exclusively"},
 			&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; at least as large"},
@@ -137,22 +137,22 @@ to DEST while it is in use.`,
 			&cli.StringFlag{Name: "hydration-threshold", Usage: "most `REGIONS` copied at a time in the background (default: 4 batches)"},
 			&cli.StringFlag{Name: "hydration-batch-size", Usage: "contiguous `REGIONS` in one copy, and no more than SOURCE takes at a time (default: 1 MiB)"},
 			&cli.StringFlag{Name: "rate", Usage: "most that is copied in the background, `SIZE/s` or none (default: none)"},
-			&cli.StringFlag{Name: "min-rate", Usage: "least, also under steady requests of users, `SIZE/s` or none (default: 1MiB/s)"},
+			&cli.StringFlag{Name: "min-rate", Usage: "least that is copied, even while users are active, `SIZE/s` or none (default: 1MiB/s)"},
 			&cli.StringFlag{Name: "retries", Usage: "`N` attempts for a region before it waits for resume (default: 6)"},
 			&cli.StringFlag{Name: "source-timeout", Usage: "`TIME` without an answer after which SOURCE counts as away, or none (default: 30s)"},
 			&cli.StringFlag{Name: "read-through", Usage: "`on|off`: keep in DEST what is read from SOURCE (default: on, with --table off)"},
 			&cli.BoolFlag{Name: definition.NoPassdownFlag, Usage: "do not tell DEST of discards"},
 			&cli.IntFlag{Name: "queues", Value: definition.DefaultQueues, Usage: "`N` queues, each with a thread"},
 			&cli.IntFlag{Name: "queue-depth", Value: definition.DefaultQueueDepth, Usage: "`N` requests in flight for each queue"},
-			&cli.StringFlag{Name: definition.ZeroCopyFlag, Value: "on", Usage: "`on|off`: devices get the memory of users as it is, where the driver can (from 6.16 on), or a copy"},
-			&cli.StringFlag{Name: definition.DetectZeroesFlag, Value: "on", Usage: "`on|off`: 64 KiB and more of zeros in SOURCE become zeros of DEST, that need no space there, where it can"},
-			&cli.StringFlag{Name: "dm", Usage: "lay a device-mapper device `DMNAME` over the block device, which finish leads to DEST while it is in use"},
+			&cli.StringFlag{Name: definition.ZeroCopyFlag, Value: "on", Usage: "`on|off`: devices read and write the memory of users directly, where the driver can (from 6.16 on), or a copy of it"},
+			&cli.StringFlag{Name: definition.DetectZeroesFlag, Value: "on", Usage: "`on|off`: 64 KiB and more of zeros in SOURCE become zeros in DEST that take no space, where DEST can do that"},
+			&cli.StringFlag{Name: "dm", Usage: "put a device-mapper device `DMNAME` on top of the block device; finish points it to DEST while it is in use"},
 			&cli.BoolFlag{Name: "source-shared", Usage: "several clones use the source: do not lock it"},
 			&cli.BoolFlag{Name: "create", Usage: "the metadata must be empty or missing"},
 			&cli.BoolFlag{Name: "open", Usage: "the metadata must be there"},
 			&cli.BoolFlag{Name: "force", Usage: "overwrite a destination that carries something, accept what is warned about"},
-			&cli.BoolFlag{Name: "dry-run", Usage: "check all that can be, say what it would be and take, and change nothing"},
-			&cli.BoolFlag{Name: "foreground", Usage: "be the daemon; SIGTERM and the command del end it"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "run all checks and print the expected result and cost; change nothing"},
+			&cli.BoolFlag{Name: "foreground", Usage: "run the daemon in the foreground; SIGTERM and the command del end it"},
 			&cli.StringFlag{Name: "wait", Value: "ready", Usage: "return when the clone is `STATE`: ready or hydrated"},
 			outputFlag("json"),
 		},
@@ -195,7 +195,7 @@ func listCommand(action cli.ActionFunc) *cli.Command {
 
 func statusCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "status", Aliases: []string{"show"}, Usage: "show how a clone is", ArgsUsage: "[NAME]", Action: action,
+		Name: "status", Aliases: []string{"show"}, Usage: "show the state of a clone", ArgsUsage: "[NAME]", Action: action,
 		Description: "Shows one clone, or lists all with details of those that need attention. It changes\nnothing. -o dm prints the line that `dmsetup status` prints for a clone target.",
 		Flags: []cli.Flag{
 			outputFlag("json, dm"),
@@ -229,11 +229,11 @@ func setCommand(action cli.ActionFunc) *cli.Command {
 
 func recoverCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "recover", Usage: "bring a clone back whose daemon is dead", ArgsUsage: "NAME", Action: action,
+		Name: "recover", Usage: "bring back a clone whose daemon is dead", ArgsUsage: "NAME", Action: action,
 		Description: `The block device has outlived its daemon, and whoever uses it waits. A new daemon
-takes it over, with every write that was acknowledged, and answers what was
-outstanding; nobody sees an error. The same add does it too. A clone whose daemon
-lives is left as it is. If the new daemon cannot serve, the device goes on waiting.`,
+takes it over, with every write that was acknowledged, and answers the requests
+that were outstanding; nobody sees an error. The same add does it too. A living
+daemon is left alone. If the new daemon cannot serve, the device goes on waiting.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "every clone whose daemon is dead"},
 			&cli.BoolFlag{Name: "force", Usage: "if the region map in memory is lost or damaged, go on from the last commit, as after a power cut"},
@@ -246,10 +246,10 @@ lives is left as it is. If the new daemon cannot serve, the device goes on waiti
 func restartCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
 		Name: "restart", Usage: "replace the daemon of a clone, as after an upgrade", ArgsUsage: "NAME", Action: action,
-		Description: `A new daemon starts, that of this program, which may be another version. Then the old
-one answers what is at work, commits, and leaves the block device to it. Whoever
-uses the device waits meanwhile and sees no error. A dead daemon is replaced too,
-as by recover.`,
+		Description: `A new daemon starts from this program, which may be another version, and checks
+everything that it will need. Then the old one answers the requests in flight,
+commits, and leaves the block device to the new one. Users of the device wait
+meanwhile and see no error. A dead daemon is replaced too, as by recover.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "every clone, one after the other"},
 			timeoutFlag(),
@@ -262,11 +262,11 @@ func pruneCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
 		Name: "prune", Usage: "delete the block devices of clones whose daemons are dead", Action: action,
 		Description: `Metadata, destination and the map of what was written stay: the same add goes on
-where it was. Devices of others are not touched, and those that somebody has open
-only with --force: its user gets errors then. What else killed daemons have left
-goes too: devices that were never started, logs and locks of names without a
-clone, and maps that no metadata needs. --force also removes the maps of clones
-that are gone, and says what is lost by that.`,
+where it was. Devices of other programs are not touched. Devices that somebody has
+open are deleted only with --force, and their users get errors. What else killed
+daemons left behind goes too: devices that were never started, logs and locks of
+names without a clone, and maps that no metadata needs. --force also removes the
+maps of clones that are gone, and says what is lost by that.`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "force", Usage: "also from under their users, and the maps of clones that are gone"},
 			outputFlag("json (errors)"),
@@ -285,8 +285,8 @@ func resumeCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
 		Name: "resume", Usage: "go on with background hydration", ArgsUsage: "NAME",
 		Description: `Kept over a restart. What could not be copied is tried again. After a failure of the
-metadata it also says that they are repaired: all marks are committed, and the
-mode is rw again.`,
+metadata, resume says that the metadata is repaired: all marks are committed, and
+the mode is rw again.`,
 		Action: action, Flags: []cli.Flag{outputFlag("json (errors)")},
 	}
 }
@@ -294,13 +294,13 @@ mode is rw again.`,
 func waitCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
 		Name: "wait", Usage: "wait until a clone is hydrated or finished, or for its next event", ArgsUsage: "NAME", Action: action,
-		Description: `For hydration: returns at once, with exit code 8, when it is
-stalled by its source, 9 by its destination. For an
-event: prints it; with --after none is missed since the status whose last_event
-that was. Exit code 11 when the time is up.`,
+		Description: `For hydration: if the clone is stalled, returns at once, with exit code 8 when its
+source is the reason, and 9 when its destination is. For an event: prints it; with
+--after and the last_event of a status, no event since then is missed. When the
+time is up, the exit code is 11.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "for", Value: "hydrated", Usage: "wait for `WHAT`: hydrated, finished or event"},
-			&cli.StringFlag{Name: "after", Usage: "the event behind number `N` (default: the next)"},
+			&cli.StringFlag{Name: "after", Usage: "the first event after number `N` (default: the next)"},
 			&cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME`, such as 90s or 2h (default: as long as it takes)"},
 			outputFlag("json"),
 		},
@@ -324,15 +324,15 @@ func metadataCommand(none, create, check, dump cli.ActionFunc) *cli.Command {
 		Name: "metadata", Usage: "make or examine metadata", Action: none,
 		Subcommands: []*cli.Command{
 			{
-				Name: "create", Usage: "make the metadata of a clone to come", ArgsUsage: "FILE|DEVICE", Action: create,
+				Name: "create", Usage: "make the metadata of a future clone", ArgsUsage: "FILE|DEVICE", Action: create,
 				Description: "`ublk-clone add` with the same source and destination uses it.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone"},
 					&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; a missing file is created"},
 					&cli.StringFlag{Name: "region-size", Usage: "`SIZE` of a region (default: 4KiB)"},
 					&cli.BoolFlag{Name: definition.NoHydrationFlag, Usage: "background hydration is off to begin with"},
-					&cli.StringFlag{Name: definition.ZeroCopyFlag, Value: "on", Usage: "`on|off`: devices get the memory of users as it is, where the driver can (from 6.16 on), or a copy"},
-					&cli.StringFlag{Name: definition.DetectZeroesFlag, Value: "on", Usage: "`on|off`: 64 KiB and more of zeros in SOURCE become zeros of DEST, that need no space there, where it can"},
+					&cli.StringFlag{Name: definition.ZeroCopyFlag, Value: "on", Usage: "`on|off`: devices read and write the memory of users directly, where the driver can (from 6.16 on), or a copy of it"},
+					&cli.StringFlag{Name: definition.DetectZeroesFlag, Value: "on", Usage: "`on|off`: 64 KiB and more of zeros in SOURCE become zeros in DEST that take no space, where DEST can do that"},
 					&cli.BoolFlag{Name: "source-shared", Usage: "do not lock the source"},
 					&cli.BoolFlag{Name: "force", Usage: "overwrite metadata that is not empty"},
 					outputFlag("json (errors)"),
@@ -344,7 +344,7 @@ func metadataCommand(none, create, check, dump cli.ActionFunc) *cli.Command {
 				Flags:       []cli.Flag{output},
 			},
 			{
-				Name: "dump", Usage: "print what it says", ArgsUsage: "FILE|DEVICE", Action: dump,
+				Name: "dump", Usage: "print what the metadata says", ArgsUsage: "FILE|DEVICE", Action: dump,
 				Flags: []cli.Flag{output},
 			},
 		},
@@ -353,7 +353,7 @@ func metadataCommand(none, create, check, dump cli.ActionFunc) *cli.Command {
 
 func doctorCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "doctor", Usage: "look what clones need of this machine, and what is wrong", Action: action,
+		Name: "doctor", Usage: "check what clones need of this machine, and say what is wrong", Action: action,
 		Description: `Looks at driver, kernel, limits, permissions, memory, folders and clones, and says of
 each thing what it means and what to do. It changes nothing, and without root it
 says what it cannot see. With a problem the exit code is that of the first one;

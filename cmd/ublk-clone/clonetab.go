@@ -64,7 +64,7 @@ func importable(defined etc.Dir, t *etc.TabLine, text []byte, from string) error
 	switch {
 	case err == nil && !bytes.Equal(there, text):
 		return &exit.Error{Code: exit.Exists, Doing: "import clone", Object: t.Name,
-			Cause: fmt.Errorf("%s is there and says otherwise", path), Next: "Remove or rename one of them. Nothing was imported."}
+			Cause: fmt.Errorf("%s exists and defines it differently", path), Next: "Remove or rename one of them. Nothing was imported."}
 	case err != nil && defined.Finished(t.Name):
 		return &exit.Error{Code: exit.Refused, Doing: "import clone", Object: t.Name,
 			Cause: fmt.Errorf("the clone was finished, as %s says: the next boot would copy %s over %s", path+etc.FinishedSuffix, t.Source, t.Dest),

@@ -26,7 +26,7 @@ func words(c *cli.Context, least, most int) ([]string, error) {
 	case len(all) < least:
 		return nil, definition.UsageError(fmt.Sprintf("%s needs %s", c.Command.FullName(), c.Command.ArgsUsage))
 	case len(all) > most:
-		return nil, definition.UsageError(fmt.Sprintf("%s: %q is too much", c.Command.FullName(), all[most]))
+		return nil, definition.UsageError(fmt.Sprintf("%s: unexpected argument %q", c.Command.FullName(), all[most]))
 	}
 	return all, nil
 }
@@ -48,7 +48,7 @@ func form(c *cli.Context, forms ...string) (string, error) {
 			return got, nil
 		}
 	}
-	return "", definition.UsageError(fmt.Sprintf("-o %s: %s is possible", got, strings.Join(forms, " or ")))
+	return "", definition.UsageError(fmt.Sprintf("-o %s: it must be %s", got, strings.Join(forms, " or ")))
 }
 
 // namedForm is both, of a command that prints JSON if anything.

@@ -26,18 +26,18 @@ const finishLimit = 10 * time.Second
 
 func finishCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
-		Name: "finish", Usage: "have the destination of a complete clone stand alone", ArgsUsage: "NAME", Action: action,
+		Name: "finish", Usage: "detach a hydrated clone and leave the destination on its own", ArgsUsage: "NAME", Action: action,
 		Description: `For a clone that is hydrated; refused, with exit code 14, as long as anything is
-left. Of one that was added with --dm, the device-mapper device is led to DEST
-while it is in use: its users see no error, also when that fails and the clone
-goes on as before. Of others the block device must not be in use: after the
-timeout it is refused, with exit code 5 and a list of the users.
+left. If the clone was added with --dm, the device-mapper device is pointed to DEST
+while it is in use. Its users see no error, not even when that fails and the clone
+goes on as before. Without --dm the block device must not be in use: after the
+timeout finish is refused, with exit code 5 and a list of the users.
 
 Then the block device and the daemon are gone, and SOURCE is free. A definition in
 /etc/ublk-clone is renamed to NAME.toml.finished and its unit disabled: the next
-boot must not begin the clone anew. A METADATA
-file is removed, on a device what it is known by is zeroed, so that no later add
-takes them for those of a clone. Prints what to use from now on.`,
+boot must not begin the clone anew. A METADATA file is removed, and on a METADATA
+device the superblocks are zeroed, so that no later add takes it for the metadata
+of a clone. Prints what to use from now on.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME` for users, or for their requests to end (default: " + finishLimit.String() + ")"},
 			&cli.BoolFlag{Name: "keep-metadata", Usage: "the metadata stays as it is"},

@@ -70,7 +70,7 @@ func (p *program) left() leftover.Folders { return leftover.Folders{Dir: p.dir, 
 // collect removes what is needless. What it cannot remove is a warning: its caller came for more.
 func (p *program) collect() {
 	if err := p.left().Collect(); err != nil {
-		p.warn("what a killed daemon has left stays: %v", err)
+		p.warn("cannot remove what a killed daemon left behind: %v", err)
 	}
 }
 

@@ -93,10 +93,10 @@ func (t metadataTool) check(c *cli.Context) error {
 func problems(path string, r *metadata.CheckReport) error {
 	e := &exit.Error{Code: exit.Metadata, Doing: "check the metadata", Object: path,
 		Cause: fmt.Errorf("%s, the first: %s", text.Plural(int64(len(r.Problems)), "problem"), r.Problems[0].What),
-		Next:  "They can be used: the next `ublk-clone add` repairs this."}
+		Next:  "The metadata can be used: the next `ublk-clone add` repairs this."}
 	if !r.OK() {
 		e.Cause = fmt.Errorf("%w: %w", metadata.ErrDamaged, e.Cause)
-		e.Next = "They cannot be used. Check the path; without metadata nobody knows what of the destination is hydrated."
+		e.Next = "The metadata cannot be used. Check the path; nothing else says what is hydrated."
 	}
 	return e
 }

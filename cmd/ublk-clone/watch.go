@@ -48,7 +48,7 @@ func (f follower) wait(c *cli.Context) error {
 	case "finished":
 		return waitFinished(c.Context, f.dir, name, limit)
 	default:
-		return definition.UsageError("--for " + what + ": hydrated, finished or event is possible")
+		return definition.UsageError("--for " + what + ": it must be hydrated, finished or event")
 	}
 }
 
@@ -180,7 +180,7 @@ func newViewer(form string, out io.Writer) (viewer, error) {
 	case "none":
 		return &lines{print: func(*control.Status) error { return nil }}, nil
 	}
-	return nil, definition.UsageError("--progress " + form + ": auto, bar, plain, json or none is possible")
+	return nil, definition.UsageError("--progress " + form + ": it must be auto, bar, plain, json or none")
 }
 
 // lines prints a status when its state changes, and every pause.

@@ -84,7 +84,7 @@ func settledBy(describe func() (sys.Stat, error)) (sys.Stat, error) {
 		}
 		time.Sleep(wait)
 	}
-	return sys.Stat{}, fmt.Errorf("%w again and again while it was looked at: somebody writes it", ErrChanged)
+	return sys.Stat{}, fmt.Errorf("%w again and again while it was looked at: somebody is writing to it", ErrChanged)
 }
 
 // unsettled is how long it takes until a change of the file has other times than st, or 0.

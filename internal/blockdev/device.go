@@ -71,7 +71,7 @@ func (d *Device) Retake() error {
 		return err
 	}
 	if again.stat.Rdev != d.stat.Rdev || !d.IsBlock() {
-		return errors.Join(again.fail("open", errors.New("its path leads to another device by now"), "Lead it back."), again.Close())
+		return errors.Join(again.fail("open", errors.New("its path now leads to another device"), "Make it lead to the former device again."), again.Close())
 	}
 	d.file, d.closed = again.file, false
 	return nil

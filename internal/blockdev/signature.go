@@ -79,7 +79,7 @@ func probe(path string, limit time.Duration) (string, error) {
 func probed(out string, code int, err error) (string, error) {
 	switch {
 	case err == nil && strings.TrimSpace(out) == "":
-		return "", errors.New("blkid has said nothing: this is not the one of util-linux")
+		return "", errors.New("blkid printed nothing: it is not the one from util-linux")
 	case err == nil:
 		if found := describe(out); found != "" {
 			return "it carries " + found, nil

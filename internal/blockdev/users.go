@@ -52,7 +52,7 @@ func (s setup) refuseUsers() error {
 	users, err := s.usersWithin(usersLimit)
 	switch {
 	case err != nil && s.want.Tolerate != TolerateNobody:
-		s.warn("it cannot be told who else uses the %s %s: %v", s.role, s.path, err)
+		s.warn("cannot find out who else uses the %s %s: %v", s.role, s.path, err)
 	case err != nil:
 		return failure(s.role, exit.Timeout, "look for users of", s.path, err, "A network file system or a device does not answer; --force overrides.")
 	}

@@ -105,7 +105,7 @@ func (t *DryRun) timeText() string {
 	case t.Seconds == nil:
 		return "unknown: the source could not be measured"
 	}
-	return fmt.Sprintf("%s at that rate, with nobody else there. How fast the destination takes it is not measured, as it would have to be written",
+	return fmt.Sprintf("%s at that rate, with no other users. The speed of the destination is not measured, because that would mean writing to it",
 		text.Duration(time.Duration(*t.Seconds)*time.Second))
 }
 

@@ -21,7 +21,7 @@ func TestTrialText(t *testing.T) {
 		says   []string
 	}{
 		{func(*DryRun) {}, []string{"be new", "carries nothing known", "5242880 of 4 KiB", "56 MiB", "15 GiB; the other 5 GiB", "100 MiB/s", "cap 80 MiB/s", "3m20s",
-			"would have to be written", "Nothing was changed"}},
+			"would mean writing", "Nothing was changed"}},
 		{func(t *DryRun) { t.New, t.Hydrated = false, 5<<30 }, []string{"go on, with 25.0 % hydrated"}},
 		{func(t *DryRun) { t.New, t.Recover = false, true }, []string{"recovered from its dead daemon"}},
 		{func(t *DryRun) { t.SourceRate, t.Seconds = nil, nil }, []string{"rate unknown", "time unknown"}},

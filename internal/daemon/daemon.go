@@ -350,12 +350,12 @@ func (d *daemon) explainPhase(now phase) (state, reason, action string) {
 	}
 	state, reason = control.StateStarting, "It is being started"
 	if d.start.Recover {
-		state, reason = control.StateRecovering, "A new daemon takes the device over; its users wait, and see no error"
+		state, reason = control.StateRecovering, "A new daemon is taking the device over; its users wait, and see no error"
 	}
 	reason += fmt.Sprintf(". It is at: %s.", d.done.Current())
 	if err := d.engine.Waits(); err != nil {
 		reason = strings.TrimSuffix(reason, ".") + fmt.Sprintf(", and waits for the last requests of the dead daemon: %v.", err)
-		action = "Nothing, if these are requests in flight. Otherwise end whoever holds it."
+		action = "Do nothing if these are requests in flight. Otherwise end whoever holds it."
 	}
 	return state, reason, action
 }

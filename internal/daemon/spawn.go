@@ -163,10 +163,10 @@ func (h *Host) RunSpawned() error {
 	log := newLog(os.Stderr, writer)
 	d := New(h.Dir, st, h.NewEngine(st, log), log)
 	if err := sys.SetLimits(); err != nil {
-		d.engine.Warn("the daemon has limits of whoever started it: %v", err)
+		d.engine.Warn("the daemon keeps the limits of whoever started it: %v", err)
 	}
 	if err := systemd.EnterScope(st.Definition.Name); err != nil {
-		d.engine.Warn("the daemon is killed when the unit or session that has started it ends: %v", err)
+		d.engine.Warn("the daemon will be killed when the unit or session that started it ends: %v", err)
 	}
 	err = d.run(func(device string, err error) {
 		if err := (readiness{Device: device, Error: control.ToWire(err)}).report(pipe); err != nil {
@@ -196,7 +196,7 @@ func (h *Host) RunForeground(st definition.Start, differs string) error {
 	d := New(h.Dir, st, h.NewEngine(st, log), log)
 	d.manager = FindManager(log)
 	if differs != "" {
-		d.engine.Warn("the clone goes on as it was, and its definition says otherwise by now: its %s", differs)
+		d.engine.Warn("the clone goes on as it was, and its definition has changed since: its %s", differs)
 	}
 	return d.run(func(device string, err error) {
 		if err != nil {

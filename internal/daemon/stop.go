@@ -220,7 +220,7 @@ func (d *daemon) answerStop(ctx context.Context, req control.Request) control.An
 		defer func() { <-d.stopping }()
 	default:
 		return control.Answer{Error: control.ToWire(&exit.Error{Code: exit.Busy, Doing: "end the daemon of", Object: d.start.Definition.Name,
-			Cause: errors.New("another command does that already"), Next: "Wait for that."})}
+			Cause: errors.New("another command is ending it already"), Next: "Wait for that command."})}
 	}
 	r := stopRequest{ctx: ctx, verb: req.Verb, keepMetadata: req.Keep, force: req.Force, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
 	select {

@@ -16,7 +16,7 @@ import (
 // TestReplace: a daemon that replaces another begins when that has left, and not at all if it stays
 // or the clone is another by then.
 func TestReplace(t *testing.T) {
-	refusal := &exit.Error{Code: exit.Busy, Doing: "end the daemon of", Object: "c", Cause: errors.New("another command does that already")}
+	refusal := &exit.Error{Code: exit.Busy, Doing: "end the daemon of", Object: "c", Cause: errors.New("another command is ending it already")}
 	complaint := &exit.Error{Code: exit.Metadata, Doing: "commit", Object: "meta", Cause: errors.New("input/output error")}
 	for _, c := range []struct {
 		name   string

@@ -122,9 +122,9 @@ func (d *Definition) Check() error {
 	}
 	switch {
 	case d.Queues < 1 || d.Queues > MaxQueues:
-		return UsageError(fmt.Sprintf("--queues %d: 1 to %d are possible", d.Queues, MaxQueues))
+		return UsageError(fmt.Sprintf("--queues %d: it must be 1 to %d", d.Queues, MaxQueues))
 	case d.QueueDepth < 1 || d.QueueDepth > MaxQueueDepth:
-		return UsageError(fmt.Sprintf("--queue-depth %d: 1 to %d is possible", d.QueueDepth, MaxQueueDepth))
+		return UsageError(fmt.Sprintf("--queue-depth %d: it must be 1 to %d", d.QueueDepth, MaxQueueDepth))
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func (m Message) withRegions(words []string) (Message, error) {
 	// dm-clone reads an unsigned int.
 	n, err := strconv.ParseUint(words[1], 10, 32)
 	if err != nil {
-		return Message{}, messageError(words, fmt.Sprintf("%q is no number of regions", words[1]))
+		return Message{}, messageError(words, fmt.Sprintf("%q is not a number of regions", words[1]))
 	}
 	if m.Word == HydrationBatchSize && n == 0 {
 		return Message{}, messageError(words, "a batch has at least one region")

@@ -124,7 +124,7 @@ func put[T any](to, from *T) {
 // Check refuses a change that `set` does not make: of nothing, or to what is not possible.
 func (c *Change) Check() error {
 	if *c == (Change{}) {
-		return changeError("", "nothing is to be changed")
+		return changeError("", "there is nothing to change")
 	}
 	for _, k := range allKeys {
 		if value, ok := k.get(c); ok {
@@ -176,7 +176,7 @@ func newKey[T any](name, alias, takes string, field func(*Change) **T, parse fun
 		Set: func(c *Change, text string) error {
 			v, ok := parse(text)
 			if !ok {
-				return fmt.Errorf("%q is not possible: %s", text, takes)
+				return fmt.Errorf("%q is not valid: it must be %s", text, takes)
 			}
 			*field(c) = &v
 			return nil

@@ -114,7 +114,7 @@ func (r *tableReader) number(what string, low, high uint64) uint64 {
 	case low == high:
 		r.fail("it must be %d", low)
 	default:
-		r.fail("a number from %d to %d is possible", low, high)
+		r.fail("it must be a number from %d to %d", low, high)
 	}
 	return 0
 }
@@ -123,7 +123,7 @@ func (r *tableReader) number(what string, low, high uint64) uint64 {
 func (r *tableReader) regionSize() int64 {
 	n := r.number("region size", minRegionSectors, maxRegionSectors)
 	if n&(n-1) != 0 {
-		r.fail("a power of two from %d to %d sectors is possible", minRegionSectors, maxRegionSectors)
+		r.fail("it must be a power of two from %d to %d sectors", minRegionSectors, maxRegionSectors)
 	}
 	return int64(n) * SectorSize
 }
@@ -141,7 +141,7 @@ func (r *tableReader) features(c *Change) {
 		case NoDiscardPassdown:
 			c.DiscardPassdown = &off
 		default:
-			r.fail("%s or %s is possible", NoHydration, NoDiscardPassdown)
+			r.fail("it must be %s or %s", NoHydration, NoDiscardPassdown)
 		}
 	}
 }
@@ -164,7 +164,7 @@ func (r *tableReader) coreArgs(c *Change) {
 			batch := r.number(HydrationBatchSize, 1, math.MaxUint32)
 			c.Batch = &batch
 		default:
-			r.fail("%s or %s is possible", HydrationThreshold, HydrationBatchSize)
+			r.fail("it must be %s or %s", HydrationThreshold, HydrationBatchSize)
 		}
 	}
 }

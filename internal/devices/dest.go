@@ -44,7 +44,7 @@ func (d *DestSide) open(size int64, beside []*blockdev.Device) error {
 // warnSparse is of a destination file that somebody has made, and may have meant so.
 func (d *DestSide) warnSparse() {
 	if lacks := d.Sparse(); lacks > 0 {
-		d.Warn("the destination %s is a sparse file: %s of it have no space yet, and a full file system fails writes. `fallocate -l %d %s` reserves it",
+		d.Warn("the destination %s is a sparse file: %s of it has no space yet, and a full file system fails writes. `fallocate -l %d %s` reserves it",
 			d.Path(), text.Size(lacks), d.Size(), d.Path())
 	}
 }

@@ -111,7 +111,7 @@ func (d *Devices) matchBoth(source *blockdev.Device, size int64) (blockdev.Geome
 		return alone, errDest
 	}
 	if err == nil {
-		err = fmt.Errorf("the clone would have logical blocks of %d bytes, and has some of %d", geo.LogicalBlock, alone.LogicalBlock)
+		err = fmt.Errorf("the clone would have logical blocks of %d bytes, but it was made with blocks of %d", geo.LogicalBlock, alone.LogicalBlock)
 	}
 	return alone, d.Source.use(nil, &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: source.Path(), Cause: err})
 }
@@ -170,8 +170,8 @@ func (d *Devices) adopt() error {
 	elsewhere := sb.MachineID != want.MachineID && sb.BootID != want.BootID
 	if !sb.Clean && elsewhere && !d.Wanted.Force {
 		return &exit.Error{Code: exit.Refused, Doing: "use the metadata", Object: d.Wanted.Definition.Metadata,
-			Cause: fmt.Errorf("it is in use on another machine (%s), or was when that died", sb.MachineID),
-			Next:  "Stop the clone there; --force takes them over when that machine is gone."}
+			Cause: fmt.Errorf("it is in use on another machine (%s), or was when that machine died", sb.MachineID),
+			Next:  "Stop the clone there; if that machine is gone, --force takes the metadata over."}
 	}
 	if err := d.Dest.Use.Outdated(d.Wanted.Definition.Metadata, &sb, d.Wanted.Force); err != nil {
 		return err
@@ -208,7 +208,7 @@ func (d *Devices) createStore() error {
 		return err
 	}
 	if sb.Dest.ID == "" {
-		d.Warn("the destination %s has no WWID, serial number or UUID: until something is hydrated nothing tells it from another device of its size", d.Dest.Path())
+		d.Warn("the destination %s has no WWID, serial number or UUID: until something is hydrated, nothing tells it from another device of its size", d.Dest.Path())
 	}
 	sb.Settings = d.Settings.Get().ToMetadata()
 	if err := d.Meta.File.Grow(metadata.Size(metadata.NrRegions(sb.DeviceSize, sb.RegionSize))); err != nil {

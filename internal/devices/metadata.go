@@ -105,10 +105,10 @@ func (m *MetadataSide) recoverMode(mode metadata.Mode) error {
 		return nil
 	}
 	if !m.Wanted.Force {
-		m.Log.Warn().Stringer("mode", mode).Msg("metadata or destination have failed before: no region can be marked")
+		m.Log.Warn().Stringer("mode", mode).Msg("the metadata or the destination has failed before: no region can be marked")
 		return nil
 	}
-	m.Log.Warn().Stringer("mode", mode).Msg("--force: metadata and destination are taken to be repaired")
+	m.Log.Warn().Stringer("mode", mode).Msg("--force: metadata and destination count as repaired")
 	err := m.Store.Update(func(sb *metadata.Superblock) error {
 		sb.Mode, sb.DestFlushFailed = metadata.ModeReadWrite, false
 		return nil
@@ -193,6 +193,6 @@ func (m *MetadataSide) erase() {
 		return
 	}
 	if err := m.File.Erase(metadata.Size(0)); err != nil {
-		m.Log.Warn().Err(err).Str("metadata", m.File.Path()).Msg("it is not needed any more, and is still there")
+		m.Log.Warn().Err(err).Str("metadata", m.File.Path()).Msg("the metadata is not needed any more, but could not be removed")
 	}
 }

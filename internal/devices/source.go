@@ -244,7 +244,7 @@ func (s *SourceSide) LetGo() {
 // stays: there is no other.
 func (s *SourceSide) Find() error {
 	if !tryLockFor(&s.reopening, letGoTime) {
-		return &exit.Error{Code: exit.Busy, Doing: "look for the source", Object: s.Wanted.Definition.Source, Cause: errors.New("another resume does so"), Next: "Try again."}
+		return &exit.Error{Code: exit.Busy, Doing: "look for the source", Object: s.Wanted.Definition.Source, Cause: errors.New("another resume is looking for it already"), Next: "Try again."}
 	}
 	defer s.reopening.Unlock()
 	if found, err := s.works(); found || err != nil {
@@ -386,7 +386,7 @@ func (s *SourceSide) useAgain(d *blockdev.Device) error {
 	if err := s.use(d, nil); err != nil {
 		return err
 	}
-	s.Happened.Add(control.EventSource, fmt.Sprintf("%s is used again, as samples of its content are those of before (%v)", d.Path(), why))
+	s.Happened.Add(control.EventSource, fmt.Sprintf("%s is used again, because samples of its content are unchanged (%v)", d.Path(), why))
 	return nil
 }
 
@@ -405,7 +405,7 @@ func (s *SourceSide) match(d *blockdev.Device) error {
 	}
 	sb := s.meta.Store.Superblock()
 	if err := sb.MatchUsedSource(print.Superblock()); err != nil {
-		s.Log.Warn().Err(err).Msg("the source is taken back although its times have changed, as samples of its content are those of before")
+		s.Log.Warn().Err(err).Msg("the source is taken back although its times have changed, because samples of its content are unchanged")
 		s.notePrint(print)
 	}
 	return nil

@@ -165,7 +165,7 @@ func TestSuccession(t *testing.T) {
 	b.Recover()
 	b.goesOn()
 	b.lead(b.M.Loop(b.M.File("other", heirSize).Path, 512).Path)
-	b.stays(exit.Refused, "something else", harness.Command, "restart", b.Name)
+	b.stays(exit.Refused, "something other than", harness.Command, "restart", b.Name)
 	b.lead(b.loop.Path)
 
 	// A destination that has grown is the same.

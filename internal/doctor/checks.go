@@ -40,7 +40,7 @@ func checkKernel(h *machine, f *findings) {
 		}
 	}
 	if !bad {
-		f.ok("Linux %s: nothing bad is known of it.", release)
+		f.ok("Linux %s: it has no known faults.", release)
 	}
 }
 
@@ -79,7 +79,7 @@ func (h *machine) configHint() string {
 func checkRing(h *machine, f *findings) {
 	const sysctl = "`sysctl kernel.io_uring_disabled=0`, and look under /etc/sysctl.d for what has set it."
 	if n, ok := h.number("proc/sys/kernel/io_uring_disabled"); ok && (n == 2 || n == 1 && !h.may(capSysAdmin)) {
-		f.problem(exit.Feature, fmt.Sprintf("io_uring, by which all I/O is done, is switched off: kernel.io_uring_disabled is %d.", n), sysctl)
+		f.problem(exit.Feature, fmt.Sprintf("io_uring, which does all I/O, is switched off: kernel.io_uring_disabled is %d.", n), sysctl)
 		return
 	}
 	err := h.ring()
@@ -87,14 +87,14 @@ func checkRing(h *machine, f *findings) {
 	case err == nil:
 		f.ok("io_uring works.")
 	case errors.Is(err, fs.ErrPermission):
-		f.problem(exit.Feature, fmt.Sprintf("io_uring is refused: %v. A filter (seccomp) does that, as containers have it.", err),
+		f.problem(exit.Feature, fmt.Sprintf("io_uring is refused: %v. A seccomp filter does that, as in many containers.", err),
 			"Allow io_uring_setup, io_uring_enter and io_uring_register there, or run it outside.")
 	case errors.Is(err, syscall.ENOSYS):
 		f.problem(exit.Feature, "This kernel was built without io_uring (CONFIG_IO_URING).", "Use another kernel.")
 	case errors.Is(err, syscall.ENOMEM):
-		f.problem(exit.Feature, fmt.Sprintf("No io_uring can be made: %v.", err), "Free some memory, or raise the limit of locked memory.")
+		f.problem(exit.Feature, fmt.Sprintf("An io_uring cannot be made: %v.", err), "Free some memory, or raise the limit of locked memory.")
 	default:
-		f.problem(exit.Feature, fmt.Sprintf("No io_uring can be made: %v.", err), "Use another kernel; 6.12 and later were tried.")
+		f.problem(exit.Feature, fmt.Sprintf("An io_uring cannot be made: %v.", err), "Use another kernel; 6.12 and later are tested.")
 	}
 }
 
@@ -112,23 +112,23 @@ var betterFeatures = []struct {
 
 func checkFeatures(h *machine, f *findings) {
 	if !h.there(controlNode) || h.ring() != nil {
-		f.unknown("What the driver offers cannot be asked, as it is not there or io_uring does not work.")
+		f.unknown("The driver cannot be asked what it offers, because it is missing or io_uring does not work.")
 		return
 	}
 	got, err := h.driver()
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		f.unknown("What the driver offers can only be asked by root with CAP_SYS_ADMIN.")
+		f.unknown("Only root with CAP_SYS_ADMIN can ask the driver what it offers.")
 		return
 	case errors.Is(err, ublk.ErrNotSupported):
-		f.problem(exit.Feature, "The driver is too old: "+err.Error()+".", "Use a kernel from 6.5 on; 6.12 and later were tried.")
+		f.problem(exit.Feature, "The driver is too old: "+err.Error()+".", "Use a kernel from 6.5 on; 6.12 and later are tested.")
 		return
 	case err != nil:
 		f.problem(exit.Feature, fmt.Sprintf("The driver does not answer: %v.", err), "See the kernel's log (`dmesg`).")
 		return
 	}
 	if err := ublk.Needed(got); err != nil {
-		f.problem(exit.Feature, "The driver lacks what clones need: "+err.Error()+".", "Use a newer kernel; 6.12 and later were tried.")
+		f.problem(exit.Feature, "The driver lacks what clones need: "+err.Error()+".", "Use a newer kernel; 6.12 and later are tested.")
 		return
 	}
 	var lacks []string
@@ -147,7 +147,7 @@ func checkFeatures(h *machine, f *findings) {
 func checkDevices(h *machine, f *findings) {
 	limit, ok := h.number("sys/module/ublk_drv/parameters/ublks_max")
 	if !ok {
-		f.unknown("How many devices the driver takes is told when it is loaded.")
+		f.unknown("The driver says how many devices it takes only when it is loaded.")
 		return
 	}
 	there, _ := filepath.Glob(h.path("sys/class/ublk-char/*"))
@@ -168,18 +168,18 @@ func checkDevices(h *machine, f *findings) {
 func checkMemory(h *machine, f *findings) {
 	var kib int64
 	if _, err := fmt.Sscanf(h.field("proc/meminfo", "MemAvailable:"), "%d kB", &kib); err != nil {
-		f.unknown("How much memory there is cannot be told.")
+		f.unknown("The available memory could not be determined.")
 		return
 	}
 	free, need := kib<<10, footprint.UsualNeed()
 	const action = "Free some memory, or add fewer clones. `ublk-clone add --dry-run` says what one will take."
 	switch {
 	case free < need:
-		f.problem(exit.Other, fmt.Sprintf("%s of memory are left; a clone locks %s at its start.", text.Size(free), text.Size(need)), action)
+		f.problem(exit.Other, fmt.Sprintf("%s of memory is left; a clone locks %s at its start.", text.Size(free), text.Size(need)), action)
 	case free < 3*need:
-		f.warn(fmt.Sprintf("%s of memory are left; each clone locks %s at its start, and has it for good.", text.Size(free), text.Size(need)), action)
+		f.warn(fmt.Sprintf("%s of memory is left; each clone locks %s at its start, and keeps it.", text.Size(free), text.Size(need)), action)
 	default:
-		f.ok("%s of memory are left; a clone locks %s.", text.Size(free), text.Size(need))
+		f.ok("%s of memory is left; a clone locks %s.", text.Size(free), text.Size(need))
 	}
 }
 
@@ -187,10 +187,10 @@ func checkMemoryLock(h *machine, f *findings) {
 	limit, ok := h.hardLimit("Max locked memory")
 	switch {
 	case !h.isRoot() || !ok:
-		f.unknown("Whether a daemon may lock its memory is root's to see.")
+		f.unknown("Only root can see whether a daemon may lock its memory.")
 	case limit >= 0 && !h.may(capSysResource):
 		f.warn(fmt.Sprintf("A daemon cannot lock its memory: the limit is %s, and CAP_SYS_RESOURCE, which lifts it, is missing. "+
-			"When memory is short the clone may be slow, or stand still if swap lies on it.", text.Size(limit)),
+			"When memory is short the clone may be slow, or hang if it holds swap.", text.Size(limit)),
 			"Give it that capability, or lift the limit: `ulimit -l unlimited`, LimitMEMLOCK=infinity.")
 	default:
 		f.ok("A daemon may lock its memory.")
@@ -200,7 +200,7 @@ func checkMemoryLock(h *machine, f *findings) {
 func checkReclaim(h *machine, f *findings) {
 	switch {
 	case !h.isRoot():
-		f.unknown("How a daemon stands when memory is short is root's to see.")
+		f.unknown("Only root can see how the kernel treats a daemon when memory is short.")
 	case !h.may(capSysResource):
 		f.warn("CAP_SYS_RESOURCE is missing: the kernel may kill daemons when memory runs out, and wait for a daemon while it frees memory for that very daemon.",
 			"Give daemons CAP_SYS_RESOURCE.")
@@ -217,7 +217,7 @@ func checkOpenFiles(h *machine, f *findings) {
 	limit, ok := h.hardLimit("Max open files")
 	switch {
 	case !ok:
-		f.unknown("The limit of open files cannot be told.")
+		f.unknown("The limit of open files could not be determined.")
 	case limit >= 0 && limit < openFilesNeed:
 		f.warn(fmt.Sprintf("A process may have %d files open; a daemon may need %d.", limit, openFilesNeed), "Raise the limit: `ulimit -n 1024`, LimitNOFILE=1024.")
 	default:
@@ -235,22 +235,22 @@ func checkLiveMaps(h *machine, f *findings) {
 		return
 	}
 	if m.FSType != "tmpfs" {
-		f.problem(exit.Other, fmt.Sprintf("A file system of type %s is mounted on %s: no clone can start, as its live map must lie on a tmpfs.", m.FSType, h.maps),
+		f.problem(exit.Other, fmt.Sprintf("A file system of type %s is mounted on %s: no clone can start, because its live map must be on a tmpfs.", m.FSType, h.maps),
 			"`umount "+h.maps+"`; the next `ublk-clone add` mounts the right one.")
 		return
 	}
 	free, err := h.free(h.path(h.maps))
 	switch {
 	case err != nil:
-		f.unknown("How full %s is cannot be told: %v.", h.maps, err)
+		f.unknown("How full %s is could not be determined: %v.", h.maps, err)
 	case free < mapsNeed:
-		f.problem(exit.Other, fmt.Sprintf("%s are left in %s: the live map of another clone does not fit, and clones that are there fail writes that need a page more.", text.Size(free), h.maps),
-			"`mount -o remount,size=1G "+h.maps+"` makes it larger. Only files of ours belong there.")
+		f.problem(exit.Other, fmt.Sprintf("%s is left in %s: the live map of another clone does not fit, and existing clones fail writes that need another page.", text.Size(free), h.maps),
+			"`mount -o remount,size=1G "+h.maps+"` makes it larger. Only files of ublk-clone belong there.")
 	case !strings.Contains(","+m.VFSOptions+",", ",noswap,"):
 		f.warn("The tmpfs on "+h.maps+" may be swapped out: with swap on a clone its next daemon would wait for itself.",
 			"When no clone is there, `umount "+h.maps+"`: the next `ublk-clone add` mounts one that is not swapped.")
 	default:
-		f.ok("The tmpfs of the live maps is there and not swapped out, %s are left.", text.Size(free))
+		f.ok("The tmpfs of the live maps exists and is not swapped out; %s is left.", text.Size(free))
 	}
 }
 
@@ -262,7 +262,7 @@ func checkNoSwap(h *machine, f *findings) {
 	case errors.Is(err, syscall.EINVAL) || err != nil && old:
 		f.problem(exit.Feature, "This kernel cannot keep a tmpfs from being swapped out, which the live maps need: Linux 6.4 can.", "Use a newer kernel.")
 	case err != nil:
-		f.unknown("Whether a tmpfs can be kept from swap is root's to try; this kernel should do so.")
+		f.unknown("Only root can test whether a tmpfs can be kept out of swap; this kernel should be able to.")
 	default:
 		f.ok("The tmpfs of the live maps is mounted by the first clone; it can be kept from swap.")
 	}
@@ -276,7 +276,7 @@ func checkRunFolder(h *machine, f *findings) {
 	case err != nil:
 		f.unknown("%s cannot be looked at: %v.", h.dir, err)
 	case !info.IsDir():
-		f.problem(exit.Other, h.dir+", where daemons have their sockets, is no folder: no clone can be added, and none be asked.", "Move it away.")
+		f.problem(exit.Other, h.dir+", where daemons have their sockets, is not a folder: no clone can be added or asked.", "Move it away.")
 	default:
 		checkOwn(h, f, h.dir, info.Mode(), "where daemons have their sockets")
 	}
@@ -294,14 +294,14 @@ func checkOwn(h *machine, f *findings, dir string, mode fs.FileMode, what string
 	case mode.Perm()&0o077 != 0:
 		f.warn(fmt.Sprintf("%s, %s, is open to others (mode %04o).", dir, what, mode.Perm()), "`chmod 700 "+dir+"`; the next `ublk-clone add` does so too where it is its own.")
 	case denied != nil:
-		f.warn(fmt.Sprintf("%s, %s, cannot be written: %v.", dir, what, denied), "Mount it to be written, or put a file system that can be there.")
+		f.warn(fmt.Sprintf("%s, %s, cannot be written: %v.", dir, what, denied), "Remount it read-write, or mount a writable file system there.")
 	default:
-		f.ok("%s, %s, is there and root's alone.", dir, what)
+		f.ok("%s, %s, exists and is open to root only.", dir, what)
 	}
 }
 
 func checkRecords(h *machine, f *findings) {
-	const what = "where it is kept which destination is partly hydrated"
+	const what = "which keeps track of partly hydrated destinations"
 	info, err := os.Stat(h.path(h.records))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -311,7 +311,7 @@ func checkRecords(h *machine, f *findings) {
 		f.unknown("%s cannot be looked at: %v.", h.records, err)
 		return
 	case !info.IsDir():
-		f.warn(h.records+", "+what+", is no folder: metadata that vanish would not be noticed.", "Move it away.")
+		f.warn(h.records+", "+what+", is not a folder: lost metadata would go unnoticed.", "Move it away.")
 		return
 	}
 	checkOwn(h, f, h.records, info.Mode(), what)
@@ -330,18 +330,18 @@ func checkRecord(h *machine, f *findings, path string) {
 	}
 	name := filepath.Join(h.records, filepath.Base(path))
 	if err != nil {
-		f.problem(exit.Metadata, fmt.Sprintf("The record %s cannot be read: %v. Its destination is taken for partly hydrated.", name, err), "Remove it if that destination was given up.")
+		f.problem(exit.Metadata, fmt.Sprintf("The record %s cannot be read: %v. Its destination counts as partly hydrated.", name, err), "Remove it if that destination was given up.")
 		return
 	}
 	if h.there(r.Metadata) {
 		return
 	}
-	text := fmt.Sprintf("The destination %s holds %s of %s that its metadata knows of, and these, %s, are not there.", r.Dest, text.Size(r.Hydrated), text.Size(r.Size), r.Metadata)
+	text := fmt.Sprintf("The destination %s has %s of %s hydrated, and the metadata that says which regions these are, %s, is missing.", r.Dest, text.Size(r.Hydrated), text.Size(r.Size), r.Metadata)
 	if !h.there(r.Dest) {
-		f.warn(text+" The destination is not there either.", "Nothing, if both are only away. If that clone was given up, remove "+name+".")
+		f.warn(text+" The destination is missing too.", "Do nothing if both are only detached. If that clone was given up, remove "+name+".")
 		return
 	}
-	f.problem(exit.Metadata, text, "Find that metadata: without it nobody knows which bytes are its own. If that clone was given up, remove "+name+".")
+	f.problem(exit.Metadata, text, "Find that metadata: nothing else says what is hydrated. If that clone was given up, remove "+name+".")
 }
 
 func checkBlkid(h *machine, f *findings) {
@@ -359,7 +359,7 @@ func checkBlkid(h *machine, f *findings) {
 
 func checkMachineID(h *machine, f *findings) {
 	if len(h.text("etc/machine-id")) == 0 {
-		f.warn("This machine has no /etc/machine-id: metadata that another machine uses, or did when it died, cannot be told from its own.",
+		f.warn("This machine has no /etc/machine-id: metadata that another machine uses, or used when it died, cannot be told from this machine's own.",
 			"`systemd-machine-id-setup`, or write 32 hexadecimal digits there.")
 		return
 	}
@@ -397,11 +397,11 @@ func checkLeftDevices(h *machine, f *findings) {
 		return
 	}
 	for _, def := range left {
-		f.problem(exit.NoAnswer, def.Device+" is of a clone that has neither daemon nor definition any more: whoever uses it waits for ever.",
+		f.problem(exit.NoAnswer, def.Device+" belongs to a clone that has neither a daemon nor a definition any more: whoever uses it waits forever.",
 			"`ublk-clone prune` deletes it; the `ublk-clone add` that made the clone goes on where it was.")
 	}
 	if len(left) == 0 {
-		f.ok("No device of a clone is without a daemon that could be recovered.")
+		f.ok("No device belongs to a clone that has neither a daemon nor a definition.")
 	}
 }
 

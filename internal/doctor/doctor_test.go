@@ -117,7 +117,7 @@ func TestDoctorFindsEach(t *testing.T) {
 		{"kernel 6.12", func(h *healthy) { h.put("proc/sys/kernel/osrelease", "6.12.117+deb13") }, "kernel warning kernel warning", exit.OK, "partitions"},
 		{"kernel 6.8", func(h *healthy) { h.put("proc/sys/kernel/osrelease", "6.8.0") },
 			"kernel warning kernel warning kernel warning kernel warning", exit.OK, "CVE-2025-37906"},
-		{"kernel 7.3", func(h *healthy) { h.put("proc/sys/kernel/osrelease", "7.3.4") }, "", exit.OK, "in part for whole"},
+		{"kernel 7.3", func(h *healthy) { h.put("proc/sys/kernel/osrelease", "7.3.4") }, "", exit.OK, "in part for a whole one"},
 		{"module not loaded", func(h *healthy) {
 			h.remove("dev/ublk-control")
 			h.remove("sys/module/ublk_drv")
@@ -179,7 +179,7 @@ func TestDoctorFindsEach(t *testing.T) {
 			h.put("proc/self/mountinfo", "20 1 0:20 / / rw - ext4 /dev/sda rw")
 			h.noSwap = func() error { return syscall.EINVAL }
 		}, "live-maps problem", exit.Feature, "6.4"},
-		{"run folder is a file", func(h *healthy) { h.remove(h.dir); h.put(h.dir, "") }, "run-folder problem", exit.Other, "no folder"},
+		{"run folder is a file", func(h *healthy) { h.remove(h.dir); h.put(h.dir, "") }, "run-folder problem", exit.Other, "not a folder"},
 		{"run folder open to all", func(h *healthy) { h.chmod(h.dir, 0o755) }, "run-folder warning", exit.OK, "chmod 700"},
 		{"folders of another's", func(h *healthy) { h.owner = func(string) (int, error) { return 1000, nil } }, "run-folder problem records problem", exit.Denied, "user 1000"},
 		{"records cannot be written", func(h *healthy) {
@@ -190,10 +190,10 @@ func TestDoctorFindsEach(t *testing.T) {
 				return nil
 			}
 		}, "records warning", exit.OK, "read-only"},
-		{"records no folder", func(h *healthy) { h.remove(h.records); h.put(h.records, "") }, "records warning", exit.OK, "no folder"},
+		{"records no folder", func(h *healthy) { h.remove(h.records); h.put(h.records, "") }, "records warning", exit.OK, "not a folder"},
 		{"a record that is not one", func(h *healthy) { h.put(h.records+"/a.json", "{") }, "records problem", exit.Metadata, "a.json"},
 		{"metadata vanished", func(h *healthy) { h.record(); h.put("dest", "") }, "records problem", exit.Metadata, "/meta"},
-		{"metadata and destination away", func(h *healthy) { h.record() }, "records warning", exit.OK, "not there either"},
+		{"metadata and destination away", func(h *healthy) { h.record() }, "records warning", exit.OK, "missing too"},
 		{"metadata there", func(h *healthy) { h.record(); h.put("meta", "") }, "", exit.OK, ""},
 		{"no blkid", func(h *healthy) { h.program = func(string) (string, error) { return "", exec.ErrNotFound } }, "blkid problem", exit.Other, "util-linux"},
 		{"no machine id", func(h *healthy) { h.remove("etc/machine-id") }, "machine-id warning", exit.OK, "systemd-machine-id-setup"},

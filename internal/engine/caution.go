@@ -35,7 +35,7 @@ func (c *caution) begin() {
 	if careful == nil {
 		return
 	}
-	c.Log.Warn().Uint32("deaths", c.live.Deaths()-1).Msg("daemons have died soon after their start: careful, one request at a time")
+	c.Log.Warn().Uint32("deaths", c.live.Deaths()-1).Msg("daemons have died soon after their start: requests are served one at a time")
 	c.careful = careful
 	for _, f := range c.lanes.frontends {
 		f.Caution = careful

@@ -82,7 +82,7 @@ func (d *dryRun) tryLive(context.Context) error {
 	begins, err := d.live.take(&sb, boot, sb.NrRegions)
 	switch {
 	case err != nil && d.Wanted.Force:
-		d.Warn("--force: it would go on from the last commit, and what was written after it be lost: %v", err)
+		d.Warn("--force: it would go on from the last commit and lose what was written after it: %v", err)
 		return d.live.close()
 	case err != nil:
 		return errors.Join(d.live.refuse(err), d.live.close())
@@ -212,7 +212,7 @@ func toCopy(geo clone.Geometry, regions *bitmap.Map, holes hydrate.Holes) (first
 func (d *dryRun) measure(t *control.DryRun, source *blockdev.Device, from int64) {
 	rate, err := rate.Read(source, from, t.Size)
 	if err != nil {
-		t.Warnings = append(t.Warnings, fmt.Sprintf("how fast the source is could not be measured: %v", err))
+		t.Warnings = append(t.Warnings, fmt.Sprintf("the speed of the source could not be measured: %v", err))
 	}
 	limit := t.RateCap
 	if rate > 0 {
@@ -226,6 +226,6 @@ func (d *dryRun) measure(t *control.DryRun, source *blockdev.Device, from int64)
 		t.Seconds = &seconds
 	}
 	if !source.Direct() {
-		t.Warnings = append(t.Warnings, "the source is read through the page cache, which may know some of it: it may be slower than measured")
+		t.Warnings = append(t.Warnings, "the source is read through the page cache, which may hold some of it: the source may be slower than measured")
 	}
 }

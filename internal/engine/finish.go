@@ -87,14 +87,14 @@ func (h *handover) Finishable() error {
 	}
 	switch {
 	case h.lanes.core.Mode() != clone.ReadWrite || h.lanes.core.FlushLost() || h.Meta.Detached() != nil:
-		return refuse(errors.New("its metadata or destination have failed"), "See `ublk-clone status "+def.Name+"`.")
+		return refuse(errors.New("its metadata or destination has failed"), "See `ublk-clone status "+def.Name+"`.")
 	case h.Dest.Shorter() != nil:
 		return refuse(h.Dest.Shorter(), "See `ublk-clone status "+def.Name+"`.")
 	case h.lanes.remaining() > 0:
 		return refuse(fmt.Errorf("%s of %s are not in the destination yet", text.Size(h.lanes.remaining()), text.Size(h.Dest.Geometry.Size)),
 			"`ublk-clone wait "+def.Name+"` returns when they are; `ublk-clone status "+def.Name+"` says what keeps them.")
 	case !h.lanes.core.Complete():
-		return refuse(errors.New("some of it is not settled or durable in the destination yet"), "`ublk-clone wait "+def.Name+"` returns when it is.")
+		return refuse(errors.New("some of it is not durable in the destination yet"), "`ublk-clone wait "+def.Name+"` returns when it is.")
 	case def.DM != "" && !h.Dest.IsBlock():
 		return refuse(errors.New("the destination is a file, and "+def.LayerPath()+" can lead to block devices only"),
 			"It stays with the daemon. When nobody uses it, `ublk-clone del "+def.Name+"` leaves the file, which has all of it.")
@@ -119,7 +119,7 @@ func (h *handover) HandOver(ctx context.Context, limit time.Duration) error {
 	name := h.Wanted.Definition.DM
 	if err := h.layer.Suspend(limit); err != nil { // 2
 		return &exit.Error{Code: exit.Timeout, Doing: "suspend the device-mapper device", Object: name, Cause: err,
-			Next: "Nothing has changed: it goes on as before. Requests at work have not ended; try again when the destination answers."}
+			Next: "Nothing has changed: it goes on as before. Requests in flight have not ended; try again when the destination answers."}
 	}
 	err := h.exchange()
 	if err == nil {

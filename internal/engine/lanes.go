@@ -175,7 +175,7 @@ func (l *lanes) atWork(device string) error {
 	if reads := l.Source.UsersWaiting(l.backends()); reads > 0 {
 		cause = fmt.Errorf("%w: %d reads of the source %s wait for its answer", cause, reads, l.Wanted.Definition.Source)
 	}
-	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: device, Cause: cause, Next: "The kernel keeps the device until they end. Make the source answer, or fail what waits (as `nbd-client -d` does), then try again."}
+	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: device, Cause: cause, Next: "The kernel keeps the device until they end. Make the source answer, or fail the requests that wait (as `nbd-client -d` does), then try again."}
 }
 
 // hydratedBytes is what needs no source any more. The counters come from different moments, and it

@@ -68,7 +68,7 @@ func (l *liveMap) take(sb *metadata.Superblock, boot metadata.UUID, nr uint64) (
 	}
 	m, err := livemap.Open(livemap.Folder, sb.UUID)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, errors.New("its daemon did not stop in order, and the live map, which has what was written since the last commit, is gone")
+		return false, errors.New("its daemon did not stop cleanly, and the live map, which has what was written since the last commit, is gone")
 	}
 	if err != nil {
 		return false, err
@@ -102,7 +102,7 @@ func (l *liveMap) begin(sb *metadata.Superblock, boot metadata.UUID, nr uint64) 
 	id := livemap.Identity{UUID: sb.UUID, Boot: boot, Session: sb.Session + 1, Regions: nr}
 	m, err := livemap.Create(livemap.Folder, id, livemap.State{Mode: uint8(sb.Mode), FlushLost: sb.DestFlushFailed})
 	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "make the live map in", Object: livemap.Folder, Cause: err, Next: "It takes memory: free some."}
+		return &exit.Error{Code: exit.Other, Doing: "make the live map in", Object: livemap.Folder, Cause: err, Next: "The live map takes memory: free some."}
 	}
 	m.SetMetadata(l.Wanted.Definition.Metadata)
 	l.set(m, id.Session, false, true)

@@ -83,6 +83,6 @@ func lockMemory(warn func(format string, args ...any)) {
 	process.ReserveHeap()
 	err := sys.LockMemory()
 	if err != nil {
-		warn("the daemon's memory is not locked (%v): when memory is short the clone may be slow, or stand still if swap lies on it", err)
+		warn("the daemon's memory is not locked (%v): when memory is short the clone may be slow, or hang if it holds swap", err)
 	}
 }

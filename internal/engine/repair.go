@@ -19,14 +19,14 @@ func (s *session) Repair(ctx context.Context) error {
 	switch {
 	case s.lanes.core.FlushLost():
 		return &exit.Error{Code: exit.Dest, Doing: "resume", Object: s.Wanted.Definition.Name,
-			Cause: errors.New("a flush of the destination has failed, and nobody can tell what of the writes before it is lost"),
-			Next:  "Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."}
+			Cause: errors.New("a flush of the destination has failed, and nobody can tell which of the writes before it are lost"),
+			Next:  "Copy what matters off the device. If the destination is sound, `ublk-clone del` and `add --force` go on from the last commit."}
 	case s.lanes.core.Mode() == clone.ReadWrite:
 		return nil
 	}
 	if err := s.committer.Do(ctx, s.repairMetadata); err != nil {
 		return &exit.Error{Code: exit.Metadata, Doing: "resume with the metadata", Object: s.Wanted.Definition.Metadata, Cause: err,
-			Next: "The mode is as it was, and nothing is lost while the daemon or its machine lives. Repair them, then `ublk-clone resume` again."}
+			Next: "The mode is as it was, and nothing is lost while the daemon or its machine lives. Repair the metadata, then `ublk-clone resume` again."}
 	}
 	return nil
 }

@@ -105,19 +105,19 @@ func (r *reports) metadataBlocks() control.BlockCounts {
 func (r *reports) explain(st *control.Status, h hydrate.Status) (state, reason, action string) {
 	switch {
 	case r.lanes.core.FlushLost():
-		return control.StateFailed, "A flush of the destination failed: what was written since the flush before it may be lost. Hydrated regions are served, no region is marked any more, FLUSH fails.",
-			"Copy what matters off the device. With a sound destination, `ublk-clone del` and `add --force` begin anew from the last commit."
+		return control.StateFailed, "A flush of the destination failed: what was written since the flush before it may be lost. Hydrated regions are served, no more regions are marked, and FLUSH fails.",
+			"Copy what matters off the device. If the destination is sound, `ublk-clone del` and `add --force` go on from the last commit."
 	case r.Meta.Detached() != nil:
-		return control.StateFailed, fmt.Sprintf("The metadata could not be used (%v): the region map in memory stands in for them. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", r.Meta.Detached()),
+		return control.StateFailed, fmt.Sprintf("The metadata could not be used (%v): the region map in memory stands in for it. Nothing acknowledged is lost. Hydrated regions are served and written; writes to others and FLUSH fail.", r.Meta.Detached()),
 			"Bring " + r.Wanted.Definition.Metadata + " back, then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then do not restart this machine."
 	case r.lanes.core.Mode() != clone.ReadWrite:
 		return control.StateFailed, "The metadata could not be written: no region can be marked any more. Hydrated regions are served and written; writes to others and FLUSH fail. What was acknowledged stays visible as long as the daemon lives.",
 			"Repair " + r.Wanted.Definition.Metadata + ", then `ublk-clone resume " + st.Name + "` commits all marks and goes on. Until then copy what was written since the last FLUSH."
 	case r.Dest.CutShort() != nil:
-		return control.StateFailed, fmt.Sprintf("The destination has become shorter (%v). What was behind its end is lost, and requests there fail.", r.Dest.CutShort()),
+		return control.StateFailed, fmt.Sprintf("The destination has become shorter (%v). What was beyond its new end is lost, and requests there fail.", r.Dest.CutShort()),
 			"Copy what matters off the device. A destination that was cut short cannot be made whole again from here."
 	case r.lanes.core.Complete():
-		return control.StateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` has " + r.Wanted.Definition.Dest + " stand alone."
+		return control.StateHydrated, "Everything is in the destination and durable.", "`ublk-clone finish " + st.Name + "` leaves " + r.Wanted.Definition.Dest + " on its own."
 	}
 	if away := r.lanes.sourceAway(); away != nil {
 		return control.StateStalled, events.StalledReason(away, h), r.awayAdvice(away, st.Name) + " No write is at risk."
@@ -126,7 +126,7 @@ func (r *reports) explain(st *control.Status, h hydrate.Status) (state, reason, 
 	case hydrate.Paused:
 		return control.StatePaused, "Background hydration is switched off.", "`ublk-clone resume " + st.Name + "` switches it on."
 	case hydrate.Yielding:
-		return control.StateYielding, "Background hydration makes way for requests in flight.", ""
+		return control.StateYielding, "Background hydration gives way to the requests of users.", ""
 	case hydrate.Stalled:
 		return control.StateStalled, events.StalledReason(nil, h), r.advice(h) + ", then `ublk-clone resume " + st.Name + "`. No write is at risk."
 	case hydrate.Done:
@@ -166,7 +166,7 @@ func (r *reports) awayAdvice(away error, name string) string {
 		return "Put the former contents of " + path + " back, then " + resume + ", which compares samples of it."
 	}
 	if errors.Is(away, syscall.ETIMEDOUT) && r.Source.Device() != nil {
-		return "Nothing, if it comes back by itself; else make " + path + " answer, or fail what waits."
+		return "Do nothing if it comes back by itself. Otherwise make " + path + " answer, or fail the requests that wait."
 	}
 	return "Bring " + path + " back, then " + resume + "."
 }

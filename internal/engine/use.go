@@ -12,10 +12,10 @@ import (
 // medium to rescue data, is not kept from its clone.
 func (s *session) recordUse(context.Context) error {
 	if s.Dest.Use.Id.ID == "" {
-		s.Log.Info().Str("destination", s.Dest.Path()).Msg("it has nothing to be known by: metadata that vanish would not be noticed")
+		s.Log.Info().Str("destination", s.Dest.Path()).Msg("the destination has no identity, so it gets no record: lost metadata would go unnoticed")
 	}
 	if err := s.updateUse(); err != nil {
-		s.Warn("metadata that vanish would not be noticed: %v", err)
+		s.Warn("lost metadata would go unnoticed: %v", err)
 	}
 	return nil
 }

@@ -81,16 +81,16 @@ func (t *TabLine) check(others []TabLine) error {
 	}
 	for _, o := range others {
 		if o.Name == t.Name {
-			return fmt.Errorf("the name %s is there twice", t.Name)
+			return fmt.Errorf("the name %s occurs twice", t.Name)
 		}
 	}
 	for _, path := range []string{t.Source, t.Dest, t.Metadata} {
 		if !strings.HasPrefix(path, "/") {
-			return fmt.Errorf("%s: an absolute path is needed", path)
+			return fmt.Errorf("%s: the path must be absolute", path)
 		}
 	}
 	if !definition.RegionSizePossible(t.RegionSize) {
-		return fmt.Errorf("a region of %d bytes: a power of two from 4 KiB to 1 GiB is needed", t.RegionSize)
+		return fmt.Errorf("a region of %d bytes: it must be a power of two from 4 KiB to 1 GiB", t.RegionSize)
 	}
 	return nil
 }

@@ -89,7 +89,7 @@ func (d Dir) Load(name string) (Values, error) {
 			return nil, InFile(path, fmt.Errorf("%s: %w", key, err))
 		}
 		if slices.Contains(PathKeys, key) && !filepath.IsAbs(def[key]) {
-			return nil, InFile(path, fmt.Errorf("%s = %q: an absolute path is needed", key, def[key]))
+			return nil, InFile(path, fmt.Errorf("%s = %q: the path must be absolute", key, def[key]))
 		}
 	}
 	return def, nil
@@ -121,9 +121,9 @@ func valueOf(key string, v any) (string, error) {
 		return fmt.Sprint(v), nil
 	}
 	if isSwitch {
-		return "", fmt.Errorf("true or false is needed, without quotes, not %v", quotedValue(v))
+		return "", fmt.Errorf("it must be true or false, without quotes, not %v", quotedValue(v))
 	}
-	return "", fmt.Errorf("a string or a number is needed, not %v", quotedValue(v))
+	return "", fmt.Errorf("it must be a string or a number, not %v", quotedValue(v))
 }
 
 // quotedValue is the value as a definition would have it.

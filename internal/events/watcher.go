@@ -18,7 +18,7 @@ func StalledReason(away error, h hydrate.Status) string {
 	const unreadable = "What is hydrated is served, and whole regions can be written; reads of others fail."
 	switch {
 	case dataplane.IsRenamed(away):
-		return fmt.Sprintf("Hydration waits for a word: %v. Reads are served.", away)
+		return fmt.Sprintf("Hydration waits for `ublk-clone resume`: %v. Reads are served.", away)
 	case errors.Is(away, blockdev.ErrChanged):
 		return fmt.Sprintf("The source is not read any more: %v. %s", away, unreadable)
 	case errors.Is(away, syscall.ETIMEDOUT):

@@ -45,17 +45,17 @@ var Meaning = []struct {
 	{Other, "any other failure"},
 	{Usage, "wrong command line"},
 	{NoClone, "no such clone"},
-	{Exists, "the clone exists and is defined otherwise"},
-	{Busy, "in use; the holders are listed"},
+	{Exists, "the clone exists with another definition"},
+	{Busy, "in use; the users are listed"},
 	{Denied, "permission denied"},
 	{Feature, "a feature of the kernel or driver is missing"},
 	{Source, "the source failed or does not fit"},
 	{Dest, "the destination failed or does not fit"},
-	{Metadata, "the metadata is missing, damaged or not of this pair"},
+	{Metadata, "the metadata is missing, damaged or of another clone"},
 	{Timeout, "timed out"},
 	{Differs, "reserved: what was compared differs"},
 	{NoAnswer, "the daemon does not answer"},
-	{Refused, "refused, would lose data"},
+	{Refused, "refused, because data would be lost"},
 }
 
 // Error is a failure as the user sees it.

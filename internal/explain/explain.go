@@ -38,7 +38,7 @@ func Metadata(doing, path string, err error) error {
 	case errors.Is(err, metadata.ErrDamaged):
 		e.Next = "Nothing was written. Check the path; `ublk-clone metadata check` says what is damaged."
 	case errors.Is(err, metadata.ErrVersion):
-		e.Next = "Use the newer version of ublk-clone that made them."
+		e.Next = "Use the newer version of ublk-clone that made it."
 	case errors.Is(err, metadata.ErrMismatch):
 		e.Next = "Nothing was written. Check that source, destination and metadata belong together; `ublk-clone metadata dump` shows the pair."
 	}

@@ -70,7 +70,7 @@ func StopUnused(ctx context.Context, control *ublk.Control, id int, stop func() 
 
 func busyDevice(path, why string) error {
 	return &exit.Error{Code: exit.Busy, Doing: "delete", Object: path, Cause: errors.New(why),
-		Next: "End whoever uses it, then try again; `ublk-clone del --force` takes it away all the same, and its users get errors."}
+		Next: "End whoever uses it, then try again; `ublk-clone del --force` takes it away anyway, and its users get errors."}
 }
 
 // hiddenLimit is how long somebody unknown may be a process that is just opening or closing a
@@ -134,7 +134,7 @@ func claimDevice(path string) (release func(), err error) {
 	case <-time.After(claimLimit):
 		_ = cmd.Process.Kill()
 		guard.Go("end a claim", release) // it may wait for the device, and for as long
-		return nil, busyDevice(path, "opening it does not end: somebody else is opening it or reads its partitions")
+		return nil, busyDevice(path, "opening it hangs: somebody else is opening it, or is reading its partitions")
 	}
 }
 

@@ -62,7 +62,7 @@ func (c *DestCheck) Know(sb, want *metadata.Superblock) error {
 	if sample != nil && len(sample.Blocks.Used()) > 0 { // 2
 		err := c.compareSample(sample.Blocks.Used(), exact && !sb.Complete, replaced)
 		if exit.Code(err) == exit.Dest && sameDisk {
-			c.Warn("it cannot be read whether the content of the destination is what it was: %v", err)
+			c.Warn("cannot check whether the content of the destination is what it was: %v", err)
 			c.Sample.adopt(sample.Blocks.Used())
 			return nil
 		}

@@ -190,7 +190,7 @@ func (r *Device) unused(def *definition.Definition) error {
 	users, err := r.holders()
 	if err == nil && len(users) > 0 {
 		err = holders.Busy(r.path(), users)
-		err.(*exit.Error).Next = "Its daemon is dead, they wait: `ublk-clone recover " + def.Name + "` lets them go on; --force gives them errors."
+		err.(*exit.Error).Next = "Its daemon is dead, so they wait: `ublk-clone recover " + def.Name + "` lets them go on; --force gives them errors."
 	}
 	return err
 }
@@ -246,7 +246,7 @@ func (l Folders) Silent(name string, err error) control.Status {
 // examine says what a dead daemon has left and what to do.
 func (l Folders) examine(st *control.Status, def *definition.Definition) {
 	if yes, err := Finished(def); yes && err == nil {
-		st.Reason = "Its daemon died in a finish, when there was nothing to serve any more: " + def.FinishedText() + "."
+		st.Reason = "Its daemon died during a finish, when nothing was left to serve: " + def.FinishedText() + "."
 		st.Action = "`ublk-clone finish " + def.Name + "` does the rest."
 		return
 	}
@@ -256,11 +256,11 @@ func (l Folders) examine(st *control.Status, def *definition.Definition) {
 	}
 	switch {
 	case errors.Is(err, ErrNone):
-		st.Reason = "Its daemon is dead, and has left no block device. What was acknowledged is not lost."
+		st.Reason = "Its daemon is dead, and left no block device. What was acknowledged is not lost."
 		st.Action = "The same `ublk-clone add` goes on where it was; `ublk-clone del " + def.Name + "` forgets it."
 		return
 	case err != nil:
-		st.Reason = "Its daemon is dead; what it has left cannot be told: " + err.Error() + "."
+		st.Reason = "Its daemon is dead, and what it left behind could not be determined: " + err.Error() + "."
 		return
 	}
 	st.Holders, err = r.holders()

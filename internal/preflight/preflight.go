@@ -101,7 +101,7 @@ func (p *preflight) daemon() (err error) {
 		return err
 	}
 	if p.was == nil {
-		return &exit.Error{Code: exit.NoAnswer, Doing: "ask the daemon of", Object: p.def.Name, Cause: errors.New("it gives no status"), Next: "See " + p.dir.LogPath(p.def.Name) + "."}
+		return &exit.Error{Code: exit.NoAnswer, Doing: "ask the daemon of", Object: p.def.Name, Cause: errors.New("it does not report its status"), Next: "See " + p.dir.LogPath(p.def.Name) + "."}
 	}
 	files := filepath.Join("/proc", strconv.Itoa(p.was.PID), "fd")
 	entries, err := os.ReadDir(files)
@@ -121,7 +121,7 @@ func (p *preflight) isHeld(d *blockdev.Device) error {
 	if p.held == nil || slices.ContainsFunc(p.held, func(st sys.Stat) bool { return process.SameObject(st, d.Stat()) }) {
 		return nil
 	}
-	return errors.New("the path leads to something else than what the clone uses")
+	return errors.New("the path leads to something other than what the clone uses")
 }
 
 // folder tries whether a name can be made: the control socket needs one.
@@ -191,9 +191,9 @@ func (p *preflight) lookAtMetadata() error {
 	case errors.Join(err, errBoot, errRead) != nil:
 		err = errors.Join(err, errBoot, errRead)
 	case p.sb.UUID.Mark() != p.def.Mark || p.sb.BootID != boot || p.sb.Clean:
-		err = errors.New("it is not that of the daemon that serves the clone")
+		err = errors.New("it is not the metadata that the serving daemon uses")
 	case readOnly:
-		err = errors.New("it could only be read")
+		err = errors.New("it can only be read, not written")
 	}
 	if err != nil {
 		return explain.Metadata("use", p.def.Metadata, err)

@@ -9,7 +9,7 @@
 //
 // The kernels are those of the short run, "make test". The full run, "make test-full", has every
 // test on every kernel; only what runs on the leaping clock stays on the kernels that it names. A
-// short run has a third of the sampled tests, its share, which changes with the commit.
+// short run has a quarter of the sampled tests, its share, which changes with the commit.
 //
 // How to choose: a test whose outcome depends on the kernel (what the driver can do, recovery, who
 // is reported to use a device) runs on every kernel on which the outcome may differ. Every other

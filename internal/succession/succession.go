@@ -149,7 +149,7 @@ func (c Clones) Continued(st definition.Start) (definition.Start, error) {
 	}
 	if done, err := c.Left.FinishDead(there, there.KeepMetadata); done || err != nil {
 		return st, errors.Join(err, &exit.Error{Code: exit.Exists, Doing: "add clone", Object: there.Name,
-			Cause: errors.New("its daemon died in a finish, which is done now: " + there.FinishedText()), Next: "It needs no clone any more."})
+			Cause: errors.New("its daemon died during a finish, which is complete now: " + there.FinishedText()), Next: "It needs no clone any more."})
 	}
 	if err := leftover.Recoverable(there); errors.Is(err, leftover.ErrNone) {
 		return st, nil
