@@ -122,10 +122,11 @@ func (p *plan) mark(m mark) {
 	}
 }
 
-// leavesUnflushed says whether what has ended may leave bytes in the destination's cache.
+// leavesUnflushed says whether what has ended may leave bytes in the destination's cache, or relies
+// on such bytes: zeros that a look has found may be those of a write that is still in flight.
 func (o *op) leavesUnflushed() bool {
 	switch o.step {
-	case readRun, mergeRead, copyRead, earlyRead, lookRead, flushDest:
+	case readRun, mergeRead, copyRead, earlyRead, flushDest:
 		return false
 	case writeThrough:
 		return !o.durable
