@@ -39,7 +39,7 @@ type Folders struct {
 
 // Collect removes devices and live maps.
 func (l Folders) Collect() error {
-	return errors.Join(collectDevices(l.Dir), collectMaps(l.Dir, func(livemap.Unused) bool { return false }))
+	return errors.Join(collectDevices(l.Dir), collectMaps(l.Dir, livemap.Folder, func(livemap.Unused) bool { return false }))
 }
 
 // collectDevices removes the devices of dead daemons of ours that have no block device.
@@ -121,10 +121,11 @@ func definedMarks(d control.Dir) (marks []uint64, err error) {
 	return marks, err
 }
 
-// collectMaps removes the live maps that nobody has in use, of which no clone and no device is
-// left, and which their metadata does not need, and those that also says of.
-func collectMaps(d control.Dir, also func(livemap.Unused) bool) error {
-	if paths, err := filepath.Glob(filepath.Join(livemap.Folder, "*")); len(paths) == 0 { // also what lay beside a map
+// collectMaps removes from a folder the live maps that nobody has in use, of which no clone and no
+// device is left, and which their metadata does not need, and those that also says of. What lay
+// beside a map goes too, whether there is any map or not.
+func collectMaps(d control.Dir, maps string, also func(livemap.Unused) bool) error {
+	if paths, err := filepath.Glob(filepath.Join(maps, "*")); len(paths) == 0 {
 		return err
 	}
 	defined, err := definedMarks(d)
@@ -140,7 +141,7 @@ func collectMaps(d control.Dir, also func(livemap.Unused) bool) error {
 	if err != nil {
 		return err
 	}
-	return livemap.Collect(livemap.Folder, func(m livemap.Unused) bool {
+	return livemap.Collect(maps, func(m livemap.Unused) bool {
 		mark := metadata.UUID(m.UUID).Mark()
 		if slices.Contains(defined, mark) || slices.Contains(served, mark) {
 			return false
@@ -181,7 +182,7 @@ func AbandonedMaps(d control.Dir) (uuids [][16]byte, err error) {
 // GiveUpMaps removes such maps for `prune --force`, also those that metadata has need of, and says
 // which.
 func (l Folders) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
-	err = collectMaps(l.Dir, func(m livemap.Unused) bool {
+	err = collectMaps(l.Dir, livemap.Folder, func(m livemap.Unused) bool {
 		if !slices.Contains(abandoned, m.UUID) {
 			return false
 		}
