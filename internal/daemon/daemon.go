@@ -17,7 +17,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/events"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/leftover"
 	"github.com/ublk-clone/ublk-clone/internal/steps"
@@ -156,7 +155,7 @@ func (d *daemon) list() []steps.Step {
 				if d.keep {
 					return nil
 				}
-				return file.Remove(d.dir.DefinitionPath(def.Name))
+				return leftover.Undefine(d.dir, def)
 			},
 		},
 	}

@@ -222,7 +222,7 @@ func StrayFiles(d control.Dir) (err error) {
 
 // strayName is the name of the clone that a file in the folder is of.
 func strayName(base string) (name string, ok bool) {
-	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new", ".try", ".try.new"} {
+	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new", ".begun", ".try", ".try.new"} {
 		if name, ok := strings.CutSuffix(base, suffix); ok {
 			return name, definition.IsName(name)
 		}

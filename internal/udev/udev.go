@@ -44,7 +44,7 @@ func Name(d control.Dir, def *definition.Definition, device string, destIsBlock,
 	now := []string{udevFile(d, kernelName(device)), layerUdevFile(d, def.DM)}
 	if destIsBlock {
 		path := destUdevFile(d, def.Dest)
-		err = errors.Join(err, tell(path, destLines(def)))
+		err = errors.Join(err, tell(d, def, path, destLines(def)))
 		now = append(now, path)
 	}
 	return errors.Join(err, forgetBut(d, def, now))
@@ -59,13 +59,17 @@ func NameDevice(d control.Dir, def *definition.Definition, device string, comple
 		top += "\nUBLK_CLONE_COMPLETE=1"
 	}
 	if def.DM == "" {
-		return tell(path, top)
+		return tell(d, def, path, top)
 	}
-	return errors.Join(tell(path, name), tell(layerUdevFile(d, def.DM), top))
+	return errors.Join(tell(d, def, path, name), tell(d, def, layerUdevFile(d, def.DM), top))
 }
 
-// tell replaces the file as a whole: udev may read it at any moment.
-func tell(path, lines string) error { return file.Replace(path, []byte(lines+"\n"), 0o600) }
+// tell replaces the file as a whole: udev may read it at any moment. Until then it is called after
+// the clone: of one that a killed daemon has begun, and that says nothing yet, the name has to say
+// whose it is.
+func tell(d control.Dir, def *definition.Definition, path, lines string) error {
+	return file.ReplaceBy(d.BegunPath(def.Name), path, []byte(lines+"\n"), 0o600)
+}
 
 // Announce has the kernel tell of a device and of its partitions again.
 func Announce(path string) error {
@@ -87,7 +91,8 @@ func Forget(d control.Dir, def *definition.Definition) error { return forgetBut(
 
 // forgetBut removes the files of a clone other than those to keep.
 func forgetBut(d control.Dir, def *definition.Definition, keep []string) (err error) {
-	files, _ := filepath.Glob(filepath.Join(string(d), "*.udev*")) // the pattern is right; and what was being written
+	err = file.Remove(d.BegunPath(def.Name))
+	files, _ := filepath.Glob(filepath.Join(string(d), "*.udev")) // the pattern is right
 	for _, path := range files {
 		if slices.Contains(keep, path) {
 			continue

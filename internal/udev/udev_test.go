@@ -21,7 +21,7 @@ func TestForgetUdevTogether(t *testing.T) {
 		var all sync.WaitGroup
 		for i := range 20 {
 			def := &definition.Definition{Name: fmt.Sprintf("c%d", i), Dest: fmt.Sprintf("/dev/zz%d", i)}
-			if err := tell(destUdevFile(dir, def.Dest), destLines(def)); err != nil {
+			if err := tell(dir, def, destUdevFile(dir, def.Dest), destLines(def)); err != nil {
 				t.Fatal(err)
 			}
 			all.Go(func() {
@@ -40,7 +40,7 @@ func TestForgetUdev(t *testing.T) {
 	def := &definition.Definition{Name: "a", Dest: "/dev/disk/by-id/gone", DM: "layer"} // which led to sdy
 	files := []string{udevFile(dir, "ublkb7"), layerUdevFile(dir, "layer"), destUdevFile(dir, "/dev/sdy")}
 	for i, lines := range []string{nameLine(def), nameLine(def) + "\nUBLK_CLONE_COMPLETE=1", destLines(def)} {
-		if err := tell(files[i], lines); err != nil {
+		if err := tell(dir, def, files[i], lines); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -79,7 +79,7 @@ func TestNameForgetsTheDead(t *testing.T) {
 		if err := NameDevice(dir, def, device, false); err != nil {
 			t.Fatal(err)
 		}
-		if err := tell(destUdevFile(dir, def.Dest), destLines(def)); err != nil {
+		if err := tell(dir, def, destUdevFile(dir, def.Dest), destLines(def)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -98,7 +98,10 @@ func TestNameForgetsTheDead(t *testing.T) {
 		t.Error(err)
 	}
 	stay("dest-second.udev", "dest-third.udev", "ublkb2.udev", "ublkb3.udev")
-	if err := tell(destUdevFile(dir, dead.Dest), destLines(dead)); err != nil { // a start of now has failed before Name
+	if err := tell(dir, dead, destUdevFile(dir, dead.Dest), destLines(dead)); err != nil { // a start of now has failed before Name
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir.BegunPath("a"), nil, 0o600); err != nil { // killed before it could say anything
 		t.Fatal(err)
 	}
 	if err := Forget(dir, now); err != nil {
