@@ -105,21 +105,20 @@ func (b *boundedFile) Write(p []byte) (int, error) {
 // the winner's at most. Nobody empties it at a start, because what a dead daemon has said last is
 // what one wants to read.
 
-// namedLog is the log of a daemon that was started with one, as a file of its name.
+// namedLog is the log of a daemon as a file of its name. One that a unit has started has none, but
+// finds what a former daemon of another start has left, or a successor that only looked.
 type namedLog struct {
-	is    bool // standard error is that
-	found bool // a dead daemon has left it, and this one is not up yet
+	found bool // a dead daemon may have left it, and this one is not up yet
 }
 
 // own sees to it that the log of a daemon that was started with one is the file that the name has.
 // A daemon of that name that ended meanwhile may have removed the one that was opened for this.
 func (n *namedLog) own(dir control.Dir, name string, log zerolog.Logger) {
-	n.is = isLog(os.Stderr, dir.LogPath(name))
-	if !n.is {
-		return
-	}
 	_, err := dir.Load(name)
 	n.found = err == nil // of a daemon that has died
+	if !isLog(os.Stderr, dir.LogPath(name)) {
+		return
+	}
 	f, err := os.OpenFile(dir.LogPath(name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		log.Warn().Err(err).Msg("open the log")
@@ -142,7 +141,7 @@ func isLog(f *os.File, path string) bool {
 // forget removes the log when the clone has ended, or a start has failed that found no dead daemon.
 // The name is still locked.
 func (n *namedLog) forget(dir control.Dir, name string) error {
-	if !n.is || n.found {
+	if n.found {
 		return nil
 	}
 	return file.Remove(dir.LogPath(name))

@@ -7,6 +7,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/definition"
 )
 
 // stuck is a standard error that nobody reads.
@@ -59,5 +64,31 @@ func TestLogFileIsBounded(t *testing.T) {
 	got, err := os.ReadFile(path)
 	if err != nil || len(got) > 100 || !strings.HasPrefix(string(got), "123456789\n") {
 		t.Errorf("log of %d bytes: %q, %v", len(got), got, err)
+	}
+}
+
+// TestLogEndsWithTheClone: the daemon of a unit has no log of its own, and removes one that was
+// there when the clone ends. That of a daemon that has died stays until this one is up.
+func TestLogEndsWithTheClone(t *testing.T) {
+	for _, dead := range []bool{false, true} {
+		dir, n := control.Dir(t.TempDir()), namedLog{}
+		if err := os.WriteFile(dir.LogPath("c"), []byte("last words"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if dead {
+			if err := dir.Store(&definition.Definition{Name: "c"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.own(dir, "c", zerolog.Nop())
+		for _, up := range []bool{false, true} {
+			n.found = n.found && !up
+			if err := n.forget(dir, "c"); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(dir.LogPath("c")); (err == nil) != (dead && !up) {
+				t.Errorf("dead %t, up %t: %v", dead, up, err)
+			}
+		}
 	}
 }
