@@ -114,8 +114,8 @@ func New(dir control.Dir, st definition.Start, e Engine, log zerolog.Logger) *da
 // list is the start-up in order:
 //
 //	1    lock the name: one daemon for each. One that is to be replaced leaves first
-//	2    remove the block device that a dead daemon of that name has left; if it is to be recovered, see that it
-//	     is still the clone that was meant
+//	2    remove the block device and begun files that a dead daemon of that name has left; if it is to be recovered,
+//	     see that it is still the clone that was meant
 //	3    write the definition
 //	4    control socket, which tells how far the start is
 //	5..  the engine's: its devices
@@ -229,7 +229,13 @@ func (d *daemon) clearUp(name string) error {
 	if err != nil {
 		return err
 	}
-	return leftover.RemoveDevice(old, leftover.Force)
+	if err := leftover.RemoveDevice(old, leftover.Force); err != nil {
+		return err
+	}
+	if err := leftover.RemoveBegun(old); err != nil { // which perhaps nobody makes any more
+		d.engine.Warn("what a dead daemon has left stays: %v", err)
+	}
+	return nil
 }
 
 // run is the daemon's life. ready is told of the outcome of the start.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/steps"
@@ -26,9 +27,9 @@ func (e brokenEngine) Opens() []steps.Step {
 // definition nobody would look for it.
 func TestNothingBesideTheDefinition(t *testing.T) {
 	for name, e := range map[string]Engine{"in order": newFakeEngine(), "not started": brokenEngine{newFakeEngine()}} {
-		dir := control.Dir(t.TempDir())
+		dir, folder := control.Dir(t.TempDir()), t.TempDir()
 		def := definition.Definition{Name: "c", Dest: "/dev/disk/by-id/second"}
-		dead := definition.Definition{Name: "c", Dest: "/dev/disk/by-id/first"}
+		dead := definition.Definition{Name: "c", Dest: "/dev/disk/by-id/first", Metadata: filepath.Join(folder, "first")}
 		if err := dir.Store(&dead); err != nil {
 			t.Fatal(err)
 		}
@@ -36,6 +37,7 @@ func TestNothingBesideTheDefinition(t *testing.T) {
 			filepath.Join(string(dir), "dest-sdx.udev"):    "UBLK_CLONE_DEST=c\nUBLK_CLONE_LINK=disk/by-id/first\n",
 			filepath.Join(string(dir), "ublkb7.udev"):      "UBLK_CLONE_NAME=c\n",
 			filepath.Join(string(dir), "layer-old.udev"):   "UBLK_CLONE_NAME=c\nUBLK_CLONE_COMPLETE=1\n",
+			dead.Metadata + blockdev.BegunSuffix:           "",
 			dir.BegunPath("c"):                             "",
 			dir.TrialPath("c"):                             "",
 			dir.TrialPath("c") + ".new":                    "",
@@ -53,6 +55,9 @@ func TestNothingBesideTheDefinition(t *testing.T) {
 		}
 		if err := d.done.Stop(); err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+		if begun, _ := filepath.Glob(filepath.Join(folder, "*")); len(begun) > 0 {
+			t.Errorf("%s: %v are left", name, begun)
 		}
 		left, _ := filepath.Glob(filepath.Join(string(dir), "*"))
 		if len(left) != 1 || filepath.Base(left[0]) != "another.json.new" {

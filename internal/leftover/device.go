@@ -207,7 +207,7 @@ func (l Folders) ClearDead(def *definition.Definition, c How) error {
 	if err := RemoveDevice(def, c); err != nil {
 		return errors.Join(err, lock.Release())
 	}
-	return errors.Join(forget(l.Dir, def), lock.Release())
+	return errors.Join(RemoveBegun(def), forget(l.Dir, def), lock.Release())
 }
 
 // forget removes what the daemon of a clone has left in the folder, the definition last.
