@@ -17,6 +17,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/host"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/metadev"
+	"github.com/ublk-clone/ublk-clone/internal/udev"
 	"github.com/ublk-clone/ublk-clone/metadata"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
@@ -197,34 +198,45 @@ func (l Folders) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
 }
 
 // StrayFiles removes what is in the folder of names that have no clone, which is what a daemon
-// leaves that was killed before it had written its definition.
+// leaves that was killed before it had written its definition, or behind its removal.
 func StrayFiles(d control.Dir) (err error) {
 	entries, err := os.ReadDir(string(d))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
+	names := udev.Names(d)
 	for _, e := range entries {
-		name, ok := strayName(e.Name())
-		if !ok || defined(d, name) {
-			continue
+		if name, ok := strayName(e.Name()); ok {
+			names = append(names, name)
 		}
-		lock, errLock := d.Acquire(name)
-		if errLock != nil { // it is just being added
-			continue
-		}
-		if !defined(d, name) {
-			err = errors.Join(err, forget(d, &definition.Definition{Name: name}))
-		}
-		err = errors.Join(err, lock.Release())
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		err = errors.Join(err, forgetStray(d, name))
 	}
 	return err
+}
+
+// forgetStray removes the files of a name, unless there is a clone or just about to be one.
+func forgetStray(d control.Dir, name string) (err error) {
+	if !definition.IsName(name) || defined(d, name) {
+		return nil
+	}
+	lock, errLock := d.Acquire(name)
+	if errLock != nil { // it is just being added
+		return nil
+	}
+	if !defined(d, name) {
+		err = forget(d, &definition.Definition{Name: name})
+	}
+	return errors.Join(err, lock.Release())
 }
 
 // strayName is the name of the clone that a file in the folder is of.
 func strayName(base string) (name string, ok bool) {
 	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new", ".begun", ".try", ".try.new"} {
 		if name, ok := strings.CutSuffix(base, suffix); ok {
-			return name, definition.IsName(name)
+			return name, true
 		}
 	}
 	return "", false

@@ -110,11 +110,30 @@ func forgetBut(d control.Dir, def *definition.Definition, keep []string) (err er
 	return err
 }
 
+// Names are those of the clones that udev is told of.
+func Names(d control.Dir) (names []string) {
+	files, _ := filepath.Glob(filepath.Join(string(d), "*.udev")) // the pattern is right
+	for _, path := range files {
+		said, err := os.ReadFile(path)
+		first, _, _ := strings.Cut(string(said), "\n")
+		if what, name, ok := strings.Cut(first, "="); err == nil && ok && (what == nameKey || what == destKey) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Whose device it is: the first line says one of these.
+const (
+	nameKey = "UBLK_CLONE_NAME"
+	destKey = "UBLK_CLONE_DEST"
+)
+
 // nameLine is the first line of what udev is told of the block device, or of the layer over it.
-func nameLine(def *definition.Definition) string { return "UBLK_CLONE_NAME=" + def.Name }
+func nameLine(def *definition.Definition) string { return nameKey + "=" + def.Name }
 
 // destLine is the first line of what udev is told of the destination.
-func destLine(def *definition.Definition) string { return "UBLK_CLONE_DEST=" + def.Name }
+func destLine(def *definition.Definition) string { return destKey + "=" + def.Name }
 
 // destLines are what udev is told of the destination: the name that the definition has for it
 // stays.
