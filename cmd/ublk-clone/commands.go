@@ -75,6 +75,7 @@ func (e ender) del(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	defer e.collect() // also what other clones have left
 	if e.dir.Alive(name) {
 		ans, err := e.dir.Call(name, control.Request{Verb: control.VerbStop, WaitMS: wait.Milliseconds(), Force: c.Bool("force")}, wait+control.StopLimit)
 		for _, w := range ans.Warnings {
@@ -84,9 +85,7 @@ func (e ender) del(c *cli.Context) error {
 			return err
 		}
 	}
-	err = e.delDead(def, leftover.How{Force: c.Bool("force"), Wait: wait})
-	e.collect()
-	return err
+	return e.delDead(def, leftover.How{Force: c.Bool("force"), Wait: wait})
 }
 
 // reporter has the commands that say how clones are.
