@@ -34,7 +34,17 @@ func newLog(f *os.File, w io.Writer) zerolog.Logger {
 
 // asyncWriter keeps whoever logs from waiting: a process that serves a device
 // must not stop because nobody reads its standard error. Lines that find the
-// queue full are dropped and counted.
+// queue full are dropped, and counted in a line of their own when there is room.
+//
+// zerolog has a writer for this, zerolog/diode. It does not fit (v1.35.1, read and tried):
+//
+//   - Goroutines that log at once on a full queue print a complaint to standard error themselves,
+//     through package log (ManyToOne.Set). They wait there if nobody reads it.
+//   - A line that arrives while the writing goroutine goes to sleep is not written before the next
+//     line: 25 lines of a million (Waiter.Set wakes the goroutine without the lock). Without a
+//     waiter the goroutine polls for as long as the daemon lives.
+//   - An overflow drops the lines that are queued, which say how the trouble began.
+//   - Close waits for a stuck standard error without a limit. The goroutines are not guarded.
 type asyncWriter struct {
 	lines   chan []byte
 	flushed chan struct{}
@@ -51,11 +61,18 @@ func newAsyncWriter(out io.Writer) *asyncWriter {
 // run writes until close, whose mark is a nil line.
 func (w *asyncWriter) run(out io.Writer) {
 	defer close(w.flushed)
+	late, told := newLog(os.Stderr, out), int64(0)
 	for line := range w.lines {
+		if line != nil {
+			_, _ = out.Write(line) // there is nowhere to report it to
+		}
+		if n := w.dropped.Load(); n > told && len(w.lines) == 0 {
+			late.Warn().Int64("lines", n-told).Msg("lines of this log were dropped: nobody took them for a while")
+			told = n
+		}
 		if line == nil {
 			return
 		}
-		_, _ = out.Write(line) // there is nowhere to report it to
 	}
 }
 

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,6 +34,32 @@ func TestLogNeverBlocks(t *testing.T) {
 	}
 	w.close(time.Millisecond)
 	close(s.release)
+}
+
+// late is a standard error that is read from some time on.
+type late struct {
+	bytes.Buffer
+	from chan struct{}
+}
+
+func (l *late) Write(p []byte) (int, error) { <-l.from; return l.Buffer.Write(p) }
+
+// TestLogSaysWhatIsDropped: how many lines were dropped is said once, behind those that were kept.
+func TestLogSaysWhatIsDropped(t *testing.T) {
+	out := &late{from: make(chan struct{})}
+	w := newAsyncWriter(out)
+	for range logQueue * 2 {
+		_, _ = w.Write([]byte("line\n"))
+	}
+	close(out.from)
+	w.close(time.Minute)
+	kept, said, _ := strings.Cut(out.String(), "{")
+	if n := strings.Count(kept, "line\n"); int64(n)+w.dropped.Load() != 2*logQueue {
+		t.Errorf("%d lines were kept, %d dropped, of %d", n, w.dropped.Load(), 2*logQueue)
+	}
+	if want := fmt.Sprintf(`"lines":%d`, w.dropped.Load()); !strings.Contains(said, want) || strings.Count(said, "\n") != 1 {
+		t.Errorf("it says %q, not once %s", said, want)
+	}
 }
 
 func TestLogArrivesInOrder(t *testing.T) {
