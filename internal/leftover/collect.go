@@ -26,8 +26,13 @@ import (
 // the next `add`, by `del` and `prune`, and before the daemon of a unit starts:
 //
 //	a device that was never started, or is stopped and not deleted: nobody can have it open
-//	a live map that no clone needs
-//	files in /run/ublk-clone of a name without clone (`prune` only, as it may be a name that is just being added)
+//	a live map that no clone needs, and bits without a map
+//
+// Of a clone whose daemon is dead `del` and `prune` also remove the block device, the layer with its
+// link, files that it had begun, and all that lies beside its definition, which goes last. An `add`
+// of the same name does so too, or writes it anew. Only `prune` removes
+//
+//	files in /run/ublk-clone of a name without clone, which may be a name that is just being added
 //
 // What might still be needed stays: a device with users, which waits for `recover`, and a live map
 // that its metadata has need of, as the same `add` goes on from there.
