@@ -59,6 +59,14 @@ func namedForm(c *cli.Context) (name, output string, err error) {
 	return name, output, err
 }
 
+// wordsForm is words and form.
+func wordsForm(c *cli.Context, least, most int, forms ...string) (args []string, output string, err error) {
+	if args, err = words(c, least, most); err == nil {
+		output, err = form(c, forms...)
+	}
+	return args, output, err
+}
+
 // ender has the commands that end clones and remove what is left of them.
 type ender struct{ *program }
 
@@ -75,6 +83,7 @@ func (e ender) del(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	defer e.collect() // also what other clones have left
 	if e.dir.Alive(name) {
 		ans, err := e.dir.Call(name, control.Request{Verb: control.VerbStop, WaitMS: wait.Milliseconds(), Force: c.Bool("force")}, wait+control.StopLimit)
 		for _, w := range ans.Warnings {
@@ -84,9 +93,7 @@ func (e ender) del(c *cli.Context) error {
 			return err
 		}
 	}
-	err = e.delDead(def, leftover.How{Force: c.Bool("force"), Wait: wait})
-	e.collect()
-	return err
+	return e.delDead(def, leftover.How{Force: c.Bool("force"), Wait: wait})
 }
 
 // reporter has the commands that say how clones are.
@@ -141,10 +148,7 @@ func printJSON(out io.Writer, clones []control.Status) error {
 }
 
 func (r reporter) list(c *cli.Context) error {
-	if _, err := words(c, 0, 0); err != nil {
-		return err
-	}
-	output, err := form(c, "json")
+	_, output, err := wordsForm(c, 0, 0, "json")
 	if err != nil {
 		return err
 	}
@@ -159,11 +163,7 @@ func (r reporter) list(c *cli.Context) error {
 }
 
 func (r reporter) status(c *cli.Context) error {
-	output, err := form(c, "json", "dm")
-	if err != nil {
-		return err
-	}
-	args, err := words(c, 0, 1)
+	args, output, err := wordsForm(c, 0, 1, "json", "dm")
 	if err != nil {
 		return err
 	}
@@ -229,11 +229,8 @@ func overview(out io.Writer, all []control.Status, bytes bool) error {
 }
 
 func (r reporter) table(c *cli.Context) error {
-	args, err := words(c, 0, 1)
+	args, _, err := wordsForm(c, 0, 1, "json")
 	if err != nil {
-		return err
-	}
-	if _, err := form(c, "json"); err != nil {
 		return err
 	}
 	names := args
@@ -291,14 +288,11 @@ func (a asker) message(c *cli.Context) error {
 }
 
 func (a asker) set(c *cli.Context) error {
-	all, err := words(c, 1, 1<<10)
+	all, _, err := wordsForm(c, 1, 1<<10, "json")
 	if err != nil {
 		return err
 	}
 	if err := definition.CheckName(all[0]); err != nil {
-		return err
-	}
-	if _, err := form(c, "json"); err != nil {
 		return err
 	}
 	ch, err := definition.ParseChange(all[1:])

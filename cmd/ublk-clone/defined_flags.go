@@ -31,9 +31,6 @@ func takeDefined(defined etc.Dir, c *cli.Context) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if err := definition.CheckName(name); err != nil {
-		return "", err
-	}
 	path = defined.Path(name)
 	def, err := defined.Load(name)
 	if err != nil {

@@ -8,10 +8,7 @@ import (
 )
 
 func (p *program) doctor(c *cli.Context) error {
-	if _, err := words(c, 0, 0); err != nil {
-		return err
-	}
-	output, err := form(c, "json")
+	_, output, err := wordsForm(c, 0, 0, "json")
 	if err != nil {
 		return err
 	}

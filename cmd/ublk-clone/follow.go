@@ -31,11 +31,7 @@ type follower struct {
 }
 
 func (f follower) events(c *cli.Context) error {
-	output, err := form(c, "json")
-	if err != nil {
-		return err
-	}
-	args, err := words(c, 0, 1)
+	args, output, err := wordsForm(c, 0, 1, "json")
 	if err != nil {
 		return err
 	}

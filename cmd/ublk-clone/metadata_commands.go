@@ -25,51 +25,38 @@ func (t metadataTool) create(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	def := definition.Definition{
-		Name: "metadata", Metadata: args[0], SourceShared: c.Bool("source-shared"),
-		Queues: definition.DefaultQueues, QueueDepth: definition.DefaultQueueDepth,
-	}
+	def := definition.Definition{Name: "metadata", SourceShared: c.Bool("source-shared"), Queues: definition.DefaultQueues, QueueDepth: definition.DefaultQueueDepth}
 	if err := settingFlags(c, &def.Settings); err != nil {
 		return err
 	}
-	if def.RegionSize, err = regionSizeFlag(c); err != nil {
+	if err := takeParts(&def, c); err != nil { // but for the metadata, which has no flag here
 		return err
 	}
-	if def.Source, err = pathFlag(c, "source"); err != nil {
-		return err
-	}
-	if def.Dest, err = pathFlag(c, "dest"); err != nil {
-		return err
-	}
+	def.Metadata = args[0]
 	if err := def.Check(); err != nil {
 		return err
 	}
 	return devices.CreateMetadata(c.Context, definition.Start{Definition: def, Create: true, Force: c.Bool("force")})
 }
 
-// examine opens metadata to read them.
-func examine(c *cli.Context) (*blockdev.MetadataFile, error) {
-	args, err := words(c, 1, 1)
+// examine opens metadata to read it, and gives the form in which the command prints.
+func examine(c *cli.Context) (m *blockdev.MetadataFile, output string, err error) {
+	args, output, err := wordsForm(c, 1, 1, "json")
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	dev, err := blockdev.Open(blockdev.Metadata, args[0], blockdev.Options{ReadOnly: true})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	m, err := blockdev.NewMetadataFile(dev)
-	if err != nil {
-		return nil, errors.Join(err, dev.Close())
+	if m, err = blockdev.NewMetadataFile(dev); err != nil {
+		return nil, "", errors.Join(err, dev.Close())
 	}
-	return m, nil
+	return m, output, nil
 }
 
 func (t metadataTool) check(c *cli.Context) error {
-	output, err := form(c, "json")
-	if err != nil {
-		return err
-	}
-	m, err := examine(c)
+	m, output, err := examine(c)
 	if err != nil {
 		return err
 	}
@@ -117,11 +104,7 @@ func printCheck(out io.Writer, r *metadata.CheckReport) error {
 }
 
 func (t metadataTool) dump(c *cli.Context) error {
-	output, err := form(c, "json")
-	if err != nil {
-		return err
-	}
-	m, err := examine(c)
+	m, output, err := examine(c)
 	if err != nil {
 		return err
 	}

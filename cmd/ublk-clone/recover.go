@@ -86,10 +86,7 @@ func (r restarter) recoverNamed(name string, limit time.Duration, force bool) er
 // prune is the command: it deletes the devices that nobody serves, of clones that were made here,
 // and what else killed daemons have left (package leftover).
 func (e ender) prune(c *cli.Context) error {
-	if _, err := words(c, 0, 0); err != nil {
-		return err
-	}
-	if _, err := form(c, "json"); err != nil {
+	if _, _, err := wordsForm(c, 0, 0, "json"); err != nil {
 		return err
 	}
 	if err := needRoot("prune"); err != nil {

@@ -165,16 +165,16 @@ func create(role Role, path string, o Options) (*Device, error) {
 	return d, nil
 }
 
-// begunSuffix is behind the name of a file that is being made, where none can be without a name.
-const begunSuffix = ".ublk-clone-new"
+// BegunSuffix is behind the name of a file that is being made, and locked, where it has to have one.
+const BegunSuffix = ".ublk-clone-new"
 
 // openBegun opens such a file, empty. Who has begun one that is there is dead, or has its lock.
 func openBegun(role Role, path string) (*Device, error) {
-	d, err := open(role, path+begunSuffix, os.O_RDWR|os.O_CREATE)
+	d, err := open(role, path+BegunSuffix, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, err
 	}
-	d.path, d.begun = path, path+begunSuffix
+	d.path, d.begun = path, path+BegunSuffix
 	if err := (setup{d, Options{}}).lockFile(); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}

@@ -140,7 +140,7 @@ func TestCreatedIsWholeOrNotThere(t *testing.T) {
 			return d
 		}
 		d := begin()
-		if err := os.WriteFile(path+begunSuffix, []byte("of one that died"), 0o600); begun && err != nil {
+		if err := os.WriteFile(path+BegunSuffix, []byte("of one that died"), 0o600); begun && err != nil {
 			t.Fatal(err)
 		}
 		d.file.Close() // it dies
@@ -174,7 +174,7 @@ func TestCreatedIsWholeOrNotThere(t *testing.T) {
 		}
 		late := d
 		if late.unnamed, late.begun = true, ""; begun {
-			late.begun = path + begunSuffix
+			late.begun = path + BegunSuffix
 			if err := os.WriteFile(late.begun, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}

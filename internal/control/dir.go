@@ -57,6 +57,7 @@ const defaultRunDir = "/run/ublk-clone"
 //	NAME.json   its definition
 //	NAME.sock   the control socket
 //	*.udev      what udev is told of its devices, called after them (package udev)
+//	NAME.begun  such a file that is being written
 //	NAME.log    what the daemon logged; kept after a failure, until prune
 type Dir string
 
@@ -80,6 +81,9 @@ func (d Dir) LockPath(name string) string       { return filepath.Join(string(d)
 func (d Dir) DefinitionPath(name string) string { return filepath.Join(string(d), name+".json") }
 func (d Dir) SocketPath(name string) string     { return filepath.Join(string(d), name+".sock") }
 func (d Dir) LogPath(name string) string        { return filepath.Join(string(d), name+".log") }
+
+// BegunPath is a file for udev that is being written.
+func (d Dir) BegunPath(name string) string { return filepath.Join(string(d), name+".begun") }
 
 // TrialPath is a file that a successor makes to see that one can be made, and removes.
 func (d Dir) TrialPath(name string) string { return filepath.Join(string(d), name+".try") }

@@ -17,7 +17,6 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/events"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/file"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/internal/leftover"
 	"github.com/ublk-clone/ublk-clone/internal/steps"
@@ -115,8 +114,8 @@ func New(dir control.Dir, st definition.Start, e Engine, log zerolog.Logger) *da
 // list is the start-up in order:
 //
 //	1    lock the name: one daemon for each. One that is to be replaced leaves first
-//	2    remove the block device that a dead daemon of that name has left; if it is to be recovered, see that it
-//	     is still the clone that was meant
+//	2    remove the block device and begun files that a dead daemon of that name has left; if it is to be recovered,
+//	     see that it is still the clone that was meant
 //	3    write the definition
 //	4    control socket, which tells how far the start is
 //	5..  the engine's: its devices
@@ -156,7 +155,7 @@ func (d *daemon) list() []steps.Step {
 				if d.keep {
 					return nil
 				}
-				return file.Remove(d.dir.DefinitionPath(def.Name))
+				return leftover.Undefine(d.dir, def)
 			},
 		},
 	}
@@ -230,7 +229,13 @@ func (d *daemon) clearUp(name string) error {
 	if err != nil {
 		return err
 	}
-	return leftover.RemoveDevice(old, leftover.Force)
+	if err := leftover.RemoveDevice(old, leftover.Force); err != nil {
+		return err
+	}
+	if err := leftover.RemoveBegun(old); err != nil { // which perhaps nobody makes any more
+		d.engine.Warn("what a dead daemon has left stays: %v", err)
+	}
+	return nil
 }
 
 // run is the daemon's life. ready is told of the outcome of the start.

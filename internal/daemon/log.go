@@ -34,7 +34,17 @@ func newLog(f *os.File, w io.Writer) zerolog.Logger {
 
 // asyncWriter keeps whoever logs from waiting: a process that serves a device
 // must not stop because nobody reads its standard error. Lines that find the
-// queue full are dropped and counted.
+// queue full are dropped, and counted in a line of their own when there is room.
+//
+// zerolog has a writer for this, zerolog/diode. It does not fit (v1.35.1, read and tried):
+//
+//   - Goroutines that log at once on a full queue print a complaint to standard error themselves,
+//     through package log (ManyToOne.Set). They wait there if nobody reads it.
+//   - A line that arrives while the writing goroutine goes to sleep is not written before the next
+//     line: 25 lines of a million (Waiter.Set wakes the goroutine without the lock). Without a
+//     waiter the goroutine polls for as long as the daemon lives.
+//   - An overflow drops the lines that are queued, which say how the trouble began.
+//   - Close waits for a stuck standard error without a limit. The goroutines are not guarded.
 type asyncWriter struct {
 	lines   chan []byte
 	flushed chan struct{}
@@ -51,11 +61,18 @@ func newAsyncWriter(out io.Writer) *asyncWriter {
 // run writes until close, whose mark is a nil line.
 func (w *asyncWriter) run(out io.Writer) {
 	defer close(w.flushed)
+	late, told := newLog(os.Stderr, out), int64(0)
 	for line := range w.lines {
+		if line != nil {
+			_, _ = out.Write(line) // there is nowhere to report it to
+		}
+		if n := w.dropped.Load(); n > told && len(w.lines) == 0 {
+			late.Warn().Int64("lines", n-told).Msg("lines of this log were dropped: nobody took them for a while")
+			told = n
+		}
 		if line == nil {
 			return
 		}
-		_, _ = out.Write(line) // there is nowhere to report it to
 	}
 }
 
@@ -105,21 +122,20 @@ func (b *boundedFile) Write(p []byte) (int, error) {
 // the winner's at most. Nobody empties it at a start, because what a dead daemon has said last is
 // what one wants to read.
 
-// namedLog is the log of a daemon that was started with one, as a file of its name.
+// namedLog is the log of a daemon as a file of its name. One that a unit has started has none, but
+// finds what a former daemon of another start has left, or a successor that only looked.
 type namedLog struct {
-	is    bool // standard error is that
-	found bool // a dead daemon has left it, and this one is not up yet
+	found bool // a dead daemon may have left it, and this one is not up yet
 }
 
 // own sees to it that the log of a daemon that was started with one is the file that the name has.
 // A daemon of that name that ended meanwhile may have removed the one that was opened for this.
 func (n *namedLog) own(dir control.Dir, name string, log zerolog.Logger) {
-	n.is = isLog(os.Stderr, dir.LogPath(name))
-	if !n.is {
-		return
-	}
 	_, err := dir.Load(name)
 	n.found = err == nil // of a daemon that has died
+	if !isLog(os.Stderr, dir.LogPath(name)) {
+		return
+	}
 	f, err := os.OpenFile(dir.LogPath(name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		log.Warn().Err(err).Msg("open the log")
@@ -142,7 +158,7 @@ func isLog(f *os.File, path string) bool {
 // forget removes the log when the clone has ended, or a start has failed that found no dead daemon.
 // The name is still locked.
 func (n *namedLog) forget(dir control.Dir, name string) error {
-	if !n.is || n.found {
+	if n.found {
 		return nil
 	}
 	return file.Remove(dir.LogPath(name))

@@ -209,6 +209,28 @@ func TestRecordIsOfOneDestination(t *testing.T) {
 	}
 }
 
+// TestForgottenRecord: nothing stays of a record that is forgotten, also not of one that a killed
+// daemon has begun to write.
+func TestForgottenRecord(t *testing.T) {
+	u := records.Use{Dir: records.Dir(t.TempDir()), Id: blockdev.Identity{ID: "file:1", Size: 1}}
+	if err := u.Write(&records.Record{}); err != nil {
+		t.Fatal(err)
+	}
+	there, err := filepath.Glob(string(u.Dir) + "/*")
+	if err != nil || len(there) != 1 {
+		t.Fatalf("records: %q, %v", there, err)
+	}
+	if err := os.WriteFile(there[0]+".new", []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Forget(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(string(u.Dir)); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 // A start that fails leaves the record as it was.
 func TestFailedStartLeavesTheRecord(t *testing.T) {
 	f := newFiles(t)

@@ -102,7 +102,7 @@ func (s *storm) check() {
 			return fmt.Errorf("%v, %v, processes %v", devices, kept, harness.Daemons())
 		}
 		for _, path := range files {
-			if base := filepath.Base(path); !strings.HasPrefix(base, s.Name+".") && !strings.HasSuffix(base, ".udev") || strings.HasSuffix(base, ".new") {
+			if base := filepath.Base(path); !strings.HasPrefix(base, s.Name+".") && !strings.HasSuffix(base, ".udev") || strings.HasSuffix(base, ".new") || strings.HasSuffix(base, ".begun") {
 				return fmt.Errorf("%s is there", path)
 			}
 		}

@@ -155,3 +155,21 @@ func unlink(l *Layer, mayBeThere bool) error {
 	}
 	return file.Remove(link)
 }
+
+// UnlinkGone removes the link of a layer that is not there any more. Whoever removed that and was
+// killed has left it; without udev nobody else looks.
+func UnlinkGone(name string) error { return unlinkGone(definition.MapperFolder, "/sys/block", name) }
+
+func unlinkGone(folder, devices, name string) error {
+	link := filepath.Join(folder, name)
+	to, err := os.Readlink(link)
+	node, ok := strings.CutPrefix(to, "../")
+	if err != nil || !ok || !strings.HasPrefix(node, "dm-") {
+		return nil
+	}
+	called, err := os.ReadFile(filepath.Join(devices, node, "dm", "name")) // its number may be another's by now
+	if err == nil && strings.TrimSpace(string(called)) != name || errors.Is(err, fs.ErrNotExist) {
+		return file.Remove(link)
+	}
+	return nil
+}

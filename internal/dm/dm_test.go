@@ -1,6 +1,9 @@
 package dm
 
 import (
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,5 +25,41 @@ func TestLayerUUID(t *testing.T) {
 		if got := UUIDOf(other); got != (metadata.UUID{}) {
 			t.Errorf("%q is of %s", other, got)
 		}
+	}
+}
+
+// TestUnlinkGone: the link of a layer that is gone goes, also if another device has its number by
+// now. The link of one that is there stays, and what is no such link.
+func TestUnlinkGone(t *testing.T) {
+	folder, devices := t.TempDir(), t.TempDir()
+	for node, name := range map[string]string{"dm-1": "there", "dm-2": "another"} {
+		dir := filepath.Join(devices, node, "dm")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "name"), []byte(name+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, to := range map[string]string{"there": "../dm-1", "exchanged": "../dm-2", "gone": "../dm-3", "strange": "../sda"} {
+		if err := os.Symlink(to, filepath.Join(folder, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(folder, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"there", "exchanged", "gone", "strange", "file", "none"} {
+		if err := unlinkGone(folder, devices, name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	var left []string
+	found, _ := filepath.Glob(filepath.Join(folder, "*"))
+	for _, path := range found {
+		left = append(left, filepath.Base(path))
+	}
+	if !slices.Equal(left, []string{"file", "strange", "there"}) {
+		t.Errorf("left: %v", left)
 	}
 }

@@ -54,7 +54,7 @@ func (d Dir) Generate(dir, rules string) error {
 		errs = errors.Join(errs, err)
 	}
 	if lines.Len() == 0 {
-		return errors.Join(errs, file.Remove(rules))
+		return errors.Join(errs, file.Discard(rules))
 	}
 	return errors.Join(errs, writeFile(rules, lines.String()))
 }

@@ -14,9 +14,12 @@
 //	Remove   1  remove
 //	         2  flush the folder
 //
+//	Discard  removes PATH.new, then PATH.
+//
 //	MakeFolder makes each missing folder and flushes the one above it.
 //
-// A crash behind Replace 1 or 2 leaves PATH.new, which the next Replace overwrites. Step 2 before
+// A crash behind Replace 1 or 2 leaves PATH.new, which the next Replace overwrites. Whoever ends the
+// life of a file that is written by Replace discards it, as there may be no next one. Step 2 before
 // step 3 keeps a file system that delays allocation from renaming an empty file over a good one.
 // Without the last step of each list the new name, or its absence, may be gone after a power cut,
 // although whatever was done next has survived.
@@ -36,7 +39,12 @@ const nextSuffix = ".new"
 
 // Replace writes b to path, whole or not at all.
 func Replace(path string, b []byte, mode fs.FileMode) error {
-	next := path + nextSuffix
+	return ReplaceBy(path+nextSuffix, path, b, mode)
+}
+
+// ReplaceBy is Replace with next, in the same folder, in place of PATH.new: for a file whose name
+// does not say who cleans up after a crash.
+func ReplaceBy(next, path string, b []byte, mode fs.FileMode) error {
 	err := writeFlushed(next, b, mode) // 1, 2
 	if err == nil {
 		err = os.Rename(next, path) // 3
@@ -87,6 +95,12 @@ func Remove(path string) error {
 	}
 	passed("remove 1", path)
 	return flushFolders("remove 2", path)
+}
+
+// Discard removes a file that Replace writes, and what a crash within Replace has left beside it.
+// That goes first: as long as the file is there somebody may still look for both.
+func Discard(path string) error {
+	return errors.Join(Remove(path+nextSuffix), Remove(path))
 }
 
 // MakeFolder makes the folder path and those above it that are missing.

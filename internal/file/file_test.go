@@ -47,6 +47,25 @@ func TestReplaceFails(t *testing.T) {
 	}
 }
 
+// TestDiscard: of a file that Replace writes nothing is left, whatever a crash has left of it.
+func TestDiscard(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a")
+	for _, there := range [][]string{{path}, {path, path + nextSuffix}, {path + nextSuffix}, nil} {
+		for _, name := range there {
+			if err := os.WriteFile(name, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := Discard(path); err != nil {
+			t.Error(err)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("of %v there is %v, %v", there, left, err)
+		}
+	}
+}
+
 func TestRenameAndRemove(t *testing.T) {
 	dir := t.TempDir()
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "other", "b")

@@ -17,6 +17,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/host"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
 	"github.com/ublk-clone/ublk-clone/internal/metadev"
+	"github.com/ublk-clone/ublk-clone/internal/udev"
 	"github.com/ublk-clone/ublk-clone/metadata"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
@@ -25,8 +26,13 @@ import (
 // the next `add`, by `del` and `prune`, and before the daemon of a unit starts:
 //
 //	a device that was never started, or is stopped and not deleted: nobody can have it open
-//	a live map that no clone needs
-//	files in /run/ublk-clone of a name without clone (`prune` only, as it may be a name that is just being added)
+//	a live map that no clone needs, and bits without a map
+//
+// Of a clone whose daemon is dead `del` and `prune` also remove the block device, the layer with its
+// link, files that it had begun, and all that lies beside its definition, which goes last. An `add`
+// of the same name does so too, or writes it anew. Only `prune` removes
+//
+//	files in /run/ublk-clone of a name without clone, which may be a name that is just being added
 //
 // What might still be needed stays: a device with users, which waits for `recover`, and a live map
 // that its metadata has need of, as the same `add` goes on from there.
@@ -39,7 +45,7 @@ type Folders struct {
 
 // Collect removes devices and live maps.
 func (l Folders) Collect() error {
-	return errors.Join(collectDevices(l.Dir), collectMaps(l.Dir, func(livemap.Unused) bool { return false }))
+	return errors.Join(collectDevices(l.Dir), collectMaps(l.Dir, livemap.Folder, func(livemap.Unused) bool { return false }))
 }
 
 // collectDevices removes the devices of dead daemons of ours that have no block device.
@@ -121,10 +127,11 @@ func definedMarks(d control.Dir) (marks []uint64, err error) {
 	return marks, err
 }
 
-// collectMaps removes the live maps that nobody has in use, of which no clone and no device is
-// left, and which their metadata does not need, and those that also says of.
-func collectMaps(d control.Dir, also func(livemap.Unused) bool) error {
-	if paths, err := filepath.Glob(filepath.Join(livemap.Folder, "*")); len(paths) == 0 { // also what lay beside a map
+// collectMaps removes from a folder the live maps that nobody has in use, of which no clone and no
+// device is left, and which their metadata does not need, and those that also says of. What lay
+// beside a map goes too, whether there is any map or not.
+func collectMaps(d control.Dir, maps string, also func(livemap.Unused) bool) error {
+	if paths, err := filepath.Glob(filepath.Join(maps, "*")); len(paths) == 0 {
 		return err
 	}
 	defined, err := definedMarks(d)
@@ -140,7 +147,7 @@ func collectMaps(d control.Dir, also func(livemap.Unused) bool) error {
 	if err != nil {
 		return err
 	}
-	return livemap.Collect(livemap.Folder, func(m livemap.Unused) bool {
+	return livemap.Collect(maps, func(m livemap.Unused) bool {
 		mark := metadata.UUID(m.UUID).Mark()
 		if slices.Contains(defined, mark) || slices.Contains(served, mark) {
 			return false
@@ -181,7 +188,7 @@ func AbandonedMaps(d control.Dir) (uuids [][16]byte, err error) {
 // GiveUpMaps removes such maps for `prune --force`, also those that metadata has need of, and says
 // which.
 func (l Folders) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
-	err = collectMaps(l.Dir, func(m livemap.Unused) bool {
+	err = collectMaps(l.Dir, livemap.Folder, func(m livemap.Unused) bool {
 		if !slices.Contains(abandoned, m.UUID) {
 			return false
 		}
@@ -196,34 +203,45 @@ func (l Folders) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
 }
 
 // StrayFiles removes what is in the folder of names that have no clone, which is what a daemon
-// leaves that was killed before it had written its definition.
+// leaves that was killed before it had written its definition, or behind its removal.
 func StrayFiles(d control.Dir) (err error) {
 	entries, err := os.ReadDir(string(d))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
+	names := udev.Names(d)
 	for _, e := range entries {
-		name, ok := strayName(e.Name())
-		if !ok || defined(d, name) {
-			continue
+		if name, ok := strayName(e.Name()); ok {
+			names = append(names, name)
 		}
-		lock, errLock := d.Acquire(name)
-		if errLock != nil { // it is just being added
-			continue
-		}
-		if !defined(d, name) {
-			err = errors.Join(err, forget(d, &definition.Definition{Name: name}))
-		}
-		err = errors.Join(err, lock.Release())
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		err = errors.Join(err, forgetStray(d, name))
 	}
 	return err
 }
 
+// forgetStray removes the files of a name, unless there is a clone or just about to be one.
+func forgetStray(d control.Dir, name string) (err error) {
+	if !definition.IsName(name) || defined(d, name) {
+		return nil
+	}
+	lock, errLock := d.Acquire(name)
+	if errLock != nil { // it is just being added
+		return nil
+	}
+	if !defined(d, name) {
+		err = forget(d, &definition.Definition{Name: name})
+	}
+	return errors.Join(err, lock.Release())
+}
+
 // strayName is the name of the clone that a file in the folder is of.
 func strayName(base string) (name string, ok bool) {
-	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new", ".try", ".try.new"} {
+	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new", ".begun", ".try", ".try.new"} {
 		if name, ok := strings.CutSuffix(base, suffix); ok {
-			return name, definition.IsName(name)
+			return name, true
 		}
 	}
 	return "", false

@@ -207,19 +207,19 @@ func (l Folders) ClearDead(def *definition.Definition, c How) error {
 	if err := RemoveDevice(def, c); err != nil {
 		return errors.Join(err, lock.Release())
 	}
-	return errors.Join(forget(l.Dir, def), lock.Release())
+	return errors.Join(RemoveBegun(def), forget(l.Dir, def), lock.Release())
 }
 
 // forget removes what the daemon of a clone has left in the folder, the definition last.
 func forget(d control.Dir, def *definition.Definition) error {
-	err := udev.Forget(d, def)
-	trial := d.TrialPath(def.Name)
-	for _, path := range []string{
-		d.SocketPath(def.Name), d.LogPath(def.Name), trial + ".new", trial, d.DefinitionPath(def.Name) + ".new", d.DefinitionPath(def.Name),
-	} {
-		err = errors.Join(err, file.Remove(path))
-	}
-	return err
+	return errors.Join(file.Remove(d.SocketPath(def.Name)), file.Remove(d.LogPath(def.Name)), Undefine(d, def))
+}
+
+// Undefine removes the definition of a clone that has ended, and before it what nobody looks for
+// without one: what udev was told, also by daemons before that were killed, and what a killed
+// successor has tried (TrialPath). The caller has the lock of the name.
+func Undefine(d control.Dir, def *definition.Definition) error {
+	return errors.Join(udev.Forget(d, def), file.Discard(d.TrialPath(def.Name)), file.Discard(d.DefinitionPath(def.Name)))
 }
 
 // Silent is the status of a clone whose daemon does not answer, with err.

@@ -11,9 +11,9 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// liftDead removes the layers of a clone whose daemon is dead: what lies over its block device, and
-// one that got no table. With force from under their users, who get errors when the block device is
-// gone.
+// liftDead removes the layers of a clone whose daemon is dead: what lies over its block device, one
+// that got no table, and the link of one that is gone. With force from under their users, who get
+// errors when the block device is gone.
 func liftDead(def *definition.Definition, force bool) error {
 	names, err := layersOf(def)
 	if err != nil || len(names) == 0 {
@@ -48,7 +48,10 @@ func layersOf(def *definition.Definition) ([]string, error) {
 
 func liftNamed(mapper *sys.DM, def *definition.Definition, name string, force bool) error {
 	l, err := dm.Find(mapper, name)
-	if err != nil || l == nil || !l.IsOf(def.Mark) {
+	if err == nil && l == nil {
+		return dm.UnlinkGone(name)
+	}
+	if err != nil || !l.IsOf(def.Mark) {
 		return err
 	}
 	if st, err := sys.StatPath(def.Device); l.Live && (err != nil || !l.LeadsTo(st.Rdev)) {

@@ -132,6 +132,34 @@ func TestCreateInVain(t *testing.T) {
 	}
 }
 
+// TestCreateWithoutMemory: a map that got its file and no memory leaves the bits of the one that is
+// there.
+func TestCreateWithoutMemory(t *testing.T) {
+	dir := folder(t)
+	if err := newTestMap(t, dir).Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := Path(dir, whose.UUID) + newSuffix
+	f, err := openInUse(path, os.O_RDWR|os.O_CREATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := &Map{path: path, file: f, id: whose}
+	if err := errors.Join(begun.Remove(), begun.Close()); err != nil { // as create does then
+		t.Fatal(err)
+	}
+	m, err := Open(dir, whose.UUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(m.Remove(), m.Close()); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 // TestManyPages: the bits of full pages have as much room as they need, and each is its own.
 func TestManyPages(t *testing.T) {
 	const nr = 8*block + 70 // more bits than a block has

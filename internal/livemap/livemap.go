@@ -407,11 +407,14 @@ func (m *Map) unmap() (err error) {
 	return err
 }
 
-// Remove unlinks the file: its session has ended, or never began. The memory stays until Close.
+// Remove unlinks the file: its session has ended, or never began. The memory stays until Close. Of a
+// map that could not be made and has no bits yet, those beside it are of the one that has the name.
 func (m *Map) Remove() error {
 	err := os.Remove(m.path)
-	if zeros := os.Remove(zerosPath(strings.TrimSuffix(m.path, ".new"))); m.zeroBits.bits != nil {
-		err = errors.Join(err, zeros)
+	if named := strings.TrimSuffix(m.path, newSuffix); named == m.path || m.zeroBits.bits != nil {
+		if zeros := os.Remove(zerosPath(named)); m.zeroBits.bits != nil {
+			err = errors.Join(err, zeros)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("remove live map: %w", err)

@@ -92,7 +92,7 @@ func (d Dir) store(id blockdev.Identity, r *Record) error {
 
 // remove forgets a destination.
 func (d Dir) remove(id blockdev.Identity) error {
-	if err := file.Remove(d.path(id)); err != nil {
+	if err := file.Discard(d.path(id)); err != nil {
 		return fmt.Errorf("remove record %s: %w", d.path(id), err)
 	}
 	return nil

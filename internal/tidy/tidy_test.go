@@ -61,7 +61,7 @@ var allowed = map[string]struct {
 	"internal/holders":            {imports: []string{"internal/blockdev", "internal/dm", "internal/exit", "internal/explain", "internal/guard", "internal/process", "internal/sys", "internal/text", "ublk"}},
 	"internal/host":               {imports: []string{"metadata"}},
 	"internal/identity":           {imports: []string{"bitmap", "clone", "internal/blockdev", "internal/exit", "internal/guard", "internal/sys", "metadata"}},
-	"internal/leftover":           {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/dm", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/holders", "internal/host", "internal/livemap", "internal/metadev", "internal/sys", "internal/udev", "metadata", "ublk"}},
+	"internal/leftover":           {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/dm", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/holders", "internal/host", "internal/livemap", "internal/metadev", "internal/sys", "internal/udev", "metadata", "ublk"}},
 	"internal/livemap":            {imports: []string{"bitmap", "internal/sys"}},
 	"internal/metadev":            {imports: []string{"internal/blockdev", "internal/explain", "internal/guard", "internal/host", "internal/livemap", "metadata"}},
 	"internal/neighbours":         {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/exit", "internal/guard", "internal/sys"}},

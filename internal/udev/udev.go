@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/ublk-clone/ublk-clone/internal/control"
@@ -35,13 +36,18 @@ func layerUdevFile(d control.Dir, name string) string {
 }
 
 // Name tells of a clone's devices: of its block device, its layer, and its destination, if that is
-// one of the machine's. The destination is looked at again when a daemon closes it.
+// one of the machine's. The destination is looked at again when a daemon closes it. What was told of
+// other devices is of a daemon of that name that is dead, and is taken back, after the new files are
+// there: at no moment is udev to take the destination for a device of its own.
 func Name(d control.Dir, def *definition.Definition, device string, destIsBlock, complete bool) error {
 	err := NameDevice(d, def, device, complete)
+	now := []string{udevFile(d, kernelName(device)), layerUdevFile(d, def.DM)}
 	if destIsBlock {
-		err = errors.Join(err, tell(destUdevFile(d, def.Dest), destLines(def)))
+		path := destUdevFile(d, def.Dest)
+		err = errors.Join(err, tell(d, def, path, destLines(def)))
+		now = append(now, path)
 	}
-	return err
+	return errors.Join(err, forgetBut(d, def, now))
 }
 
 // NameDevice tells of the block device and of the layer over it. What a layer hides is never
@@ -53,13 +59,17 @@ func NameDevice(d control.Dir, def *definition.Definition, device string, comple
 		top += "\nUBLK_CLONE_COMPLETE=1"
 	}
 	if def.DM == "" {
-		return tell(path, top)
+		return tell(d, def, path, top)
 	}
-	return errors.Join(tell(path, name), tell(layerUdevFile(d, def.DM), top))
+	return errors.Join(tell(d, def, path, name), tell(d, def, layerUdevFile(d, def.DM), top))
 }
 
-// tell replaces the file as a whole: udev may read it at any moment.
-func tell(path, lines string) error { return file.Replace(path, []byte(lines+"\n"), 0o600) }
+// tell replaces the file as a whole: udev may read it at any moment. Until then it is called after
+// the clone: of one that a killed daemon has begun, and that says nothing yet, the name has to say
+// whose it is.
+func tell(d control.Dir, def *definition.Definition, path, lines string) error {
+	return file.ReplaceBy(d.BegunPath(def.Name), path, []byte(lines+"\n"), 0o600)
+}
 
 // Announce has the kernel tell of a device and of its partitions again.
 func Announce(path string) error {
@@ -72,18 +82,27 @@ func Announce(path string) error {
 	return err
 }
 
-// Forget removes the files of a clone. It goes by what they say: a daemon that was killed may not
-// have written down which device it had, and the destination may have lost the name that the kernel
-// had for it, or never had one and be called like the device of another clone.
-func Forget(d control.Dir, def *definition.Definition) (err error) {
-	files, _ := filepath.Glob(filepath.Join(string(d), "*.udev*")) // the pattern is right; and what was being written
+// Forget removes the files of a clone, also those of a daemon of that name that is dead and had
+// other devices. It goes by the name of the clone that they say, which one clone has at a time: a
+// daemon that was killed may not have written down which device it had, and the destination may have
+// lost the name that the kernel had for it, or never had one and be called like the device of
+// another clone.
+func Forget(d control.Dir, def *definition.Definition) error { return forgetBut(d, def, nil) }
+
+// forgetBut removes the files of a clone other than those to keep.
+func forgetBut(d control.Dir, def *definition.Definition, keep []string) (err error) {
+	err = file.Remove(d.BegunPath(def.Name))
+	files, _ := filepath.Glob(filepath.Join(string(d), "*.udev")) // the pattern is right
 	for _, path := range files {
+		if slices.Contains(keep, path) {
+			continue
+		}
 		said, errRead := os.ReadFile(path)
 		if errors.Is(errRead, fs.ErrNotExist) { // another clone's, which has ended meanwhile
 			continue
 		}
 		first, _, _ := strings.Cut(string(said), "\n")
-		if errRead == nil && (first == nameLine(def) || string(said) == destLines(def)+"\n") {
+		if errRead == nil && (first == nameLine(def) || first == destLine(def)) {
 			errRead = file.Remove(path)
 		}
 		err = errors.Join(err, errRead)
@@ -91,13 +110,35 @@ func Forget(d control.Dir, def *definition.Definition) (err error) {
 	return err
 }
 
+// Names are those of the clones that udev is told of.
+func Names(d control.Dir) (names []string) {
+	files, _ := filepath.Glob(filepath.Join(string(d), "*.udev")) // the pattern is right
+	for _, path := range files {
+		said, err := os.ReadFile(path)
+		first, _, _ := strings.Cut(string(said), "\n")
+		if what, name, ok := strings.Cut(first, "="); err == nil && ok && (what == nameKey || what == destKey) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Whose device it is: the first line says one of these.
+const (
+	nameKey = "UBLK_CLONE_NAME"
+	destKey = "UBLK_CLONE_DEST"
+)
+
 // nameLine is the first line of what udev is told of the block device, or of the layer over it.
-func nameLine(def *definition.Definition) string { return "UBLK_CLONE_NAME=" + def.Name }
+func nameLine(def *definition.Definition) string { return nameKey + "=" + def.Name }
+
+// destLine is the first line of what udev is told of the destination.
+func destLine(def *definition.Definition) string { return destKey + "=" + def.Name }
 
 // destLines are what udev is told of the destination: the name that the definition has for it
 // stays.
 func destLines(def *definition.Definition) string {
-	lines := "UBLK_CLONE_DEST=" + def.Name
+	lines := destLine(def)
 	if link, ok := strings.CutPrefix(def.Dest, "/dev/"); ok && strings.Contains(link, "/") {
 		lines += "\nUBLK_CLONE_LINK=" + link
 	}
