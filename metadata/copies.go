@@ -16,8 +16,8 @@ type copies struct {
 	sb        Superblock // as last written with success
 	raw       []byte     // the block it came from, for bytes that we do not know
 	sequence  uint64     // last superblock sequence tried
-	safe      int        // a copy that is known to be good and flushed, once it is settled
-	unsettled []byte     // that copy as it was found, until it was written again; nil: settled
+	safe      int        // a copy that is known to be good and flushed, once it is secured
+	unsecured []byte     // that copy as it was found, until it was written again; nil: it is secured
 	marked    bool       // a copy on disk has, or may have after a failed Update, the clean mark
 }
 
@@ -45,7 +45,7 @@ func (c *copies) set(sb Superblock) {
 
 // write writes sb to both copies; see Update for the steps.
 func (c *copies) write(m *medium, sb Superblock, flush func() error) error {
-	if err := c.settle(m, flush); err != nil { // 0
+	if err := c.secure(m, flush); err != nil { // 0
 		return err
 	}
 	c.sequence = sb.Sequence // used up, whether or not it gets there
@@ -68,19 +68,19 @@ func (c *copies) write(m *medium, sb Superblock, flush func() error) error {
 	return nil
 }
 
-// settle makes the safe copy durable before the other one is touched, by writing it again as it was
+// secure makes the safe copy durable before the other one is touched, by writing it again as it was
 // found. See "The superblock copy that is overwritten" in the package comment.
-func (c *copies) settle(m *medium, flush func() error) error {
-	if c.unsettled == nil {
+func (c *copies) secure(m *medium, flush func() error) error {
+	if c.unsecured == nil {
 		return nil
 	}
-	copy(m.block, c.unsettled)
+	copy(m.block, c.unsecured)
 	if err := m.dev.WriteAt(m.block, copyOffset(c.safe)); err != nil {
 		return fmt.Errorf("write superblock copy %d again: %w", c.safe, err)
 	}
 	if err := flush(); err != nil {
 		return fmt.Errorf("flush superblock copy %d: %w", c.safe, err)
 	}
-	c.unsettled = nil
+	c.unsecured = nil
 	return nil
 }

@@ -71,7 +71,7 @@
 //	power loss tears 12; copy 1 of 11 never got to the disk; nothing is left
 //
 // So before its first Update a daemon writes one copy again, with the bytes that it has read,
-// and flushes it (settle). If that copy was durable its bytes do not change, so no crash can
+// and flushes it (secure). If that copy was durable its bytes do not change, so no crash can
 // tear it. If it was not, the other one is durable, and is not touched until this one is.
 //
 // # The clean mark and the map sum

@@ -67,7 +67,7 @@ const (
 	SampleUsed    = 1 << 0 // set in each
 	SampleWritten = 1 << 1 // users wrote it: it tells two clones of one source apart
 	SampleUniform = 1 << 2 // all its bytes are equal: it tells little
-	SampleSettled = 1 << 3 // it had not changed for some time: it has hardly changed since
+	SampleSteady  = 1 << 3 // it had not changed for some time: it has hardly changed since
 
 	sampleFlags = BlockSize - 1
 )

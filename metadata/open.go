@@ -129,7 +129,7 @@ func Open(dev Device) (*Store, Report, error) {
 	}
 	s.adopt(w.sb, w.raw)
 	s.safe = safeCopy(&copies, winner)
-	s.unsettled = copies[s.safe].raw
+	s.unsecured = copies[s.safe].raw
 	s.report = Report{Clean: w.sb.Clean, ReadOnly: s.readOnly, Warnings: warnings}
 	return s, s.Report(), nil
 }

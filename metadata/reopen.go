@@ -90,7 +90,7 @@ func (s *Store) Reopen(dev Device, newest uint64, seen func(page uint64, img *bi
 	}
 	s.medium, s.slotTable = r.medium, r.slotTable
 	s.committed = newest
-	s.raw, s.safe, s.unsettled, s.marked = r.raw, r.safe, copies[r.safe].raw, false
+	s.raw, s.safe, s.unsecured, s.marked = r.raw, r.safe, copies[r.safe].raw, false
 	s.sequence = max(s.sequence, r.sb.Sequence)
 	s.loaded, s.spoiled = true, nil
 	return nil

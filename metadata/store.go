@@ -137,7 +137,7 @@ func (s *Store) takeSpoiled() error {
 // values and the device may have the old or the new ones.
 //
 //  0. Where another daemon may have written the safe copy, write that again as it is, and flush
-//     (settle).
+//     (secure).
 //  1. Write the copy that is not known to be good; normally that is copy 0.
 //  2. Flush. From here on a crash leaves the new values.
 //  3. Write the other copy.
@@ -157,7 +157,7 @@ func (s *Store) Update(change func(*Superblock) error) error {
 	if err := change(&sb); err != nil {
 		return err
 	}
-	if err := s.complete(&sb); err != nil {
+	if err := s.fillIn(&sb); err != nil {
 		return fmt.Errorf("update superblock: %w", err)
 	}
 	if err := s.copies.write(&s.medium, sb, s.flushForUpdate); err != nil {
@@ -166,8 +166,8 @@ func (s *Store) Update(change func(*Superblock) error) error {
 	return nil
 }
 
-// complete sets the fields that the Store sets, and refuses what must not be written.
-func (s *Store) complete(sb *Superblock) error {
+// fillIn sets the fields that the Store sets, and refuses what must not be written.
+func (s *Store) fillIn(sb *Superblock) error {
 	old := &s.sb
 	if sb.UUID != old.UUID || sb.CreatedNs != old.CreatedNs || sb.RegionSize != old.RegionSize ||
 		sb.DeviceSize != old.DeviceSize || sb.LogicalBlockSize != old.LogicalBlockSize {

@@ -15,7 +15,7 @@ import (
 const (
 	defaultRecoverTime = time.Minute
 	recoverPause       = 10 * time.Millisecond
-	settleTime         = 100 * time.Millisecond // see settle
+	quietTime          = 100 * time.Millisecond // see awaitQuiet
 	// graceTime is how long a server must be seen alive beside its device before that is believed:
 	// between the moment when a killed process learns of it and the one when it is marked as
 	// ending, it looks alive.
@@ -85,7 +85,7 @@ func (d *kernelDevice) takeOver(ctx context.Context) error {
 	if err := d.step("recover"); err != nil {
 		return err
 	}
-	if err := d.settle(); err != nil {
+	if err := d.awaitQuiet(); err != nil {
 		return err
 	}
 	err := d.untilFree("START_USER_RECOVERY", func(Info) error {
@@ -101,12 +101,12 @@ func (d *kernelDevice) takeOver(ctx context.Context) error {
 	return d.openChar()
 }
 
-// settle waits, with drivers before 6.15, until ublkcN is closed and then a little longer. When the
+// awaitQuiet waits, with drivers before 6.15, until ublkcN is closed and then a little longer. When the
 // last command of a dead server is gone those still have work to do, which begins at once, takes no
 // lock and cancels whatever commands it finds: the next server's, if that was as fast, and the
 // kernel dies of it (ublk_cancel_dev in ublk_quiesce_work_fn, ublk_drv.c, 6.12). Nothing tells when
 // it is done.
-func (d *kernelDevice) settle() error {
+func (d *kernelDevice) awaitQuiet() error {
 	if d.info.Features.Quiesce {
 		return nil
 	}
@@ -117,7 +117,7 @@ func (d *kernelDevice) settle() error {
 		}
 		return f.Close()
 	})
-	time.Sleep(settleTime)
+	time.Sleep(quietTime)
 	return err
 }
 

@@ -30,7 +30,7 @@ import (
 //   - dead between the FETCH of one queue and that of another, a moment: the next
 //     START_USER_RECOVERY follows a NULL pointer in the kernel (ublk_queue_reinit), and nothing can
 //     be done here against it;
-//   - dead between the last FETCH and END_USER_RECOVERY: see settle.
+//   - dead between the last FETCH and END_USER_RECOVERY: see awaitQuiet.
 func (d *Device) Start(newTarget func(q *Queue) Target) error {
 	if d.phase != phaseAdded && d.phase != phaseFound {
 		return d.wrong("start")

@@ -240,8 +240,8 @@ func (l *lane) inArea(off, end int64, change func(off, length int64) error) (err
 	return err
 }
 
-// complete reports the i-th I/O to the lane.
-func (l *lane) complete(i int) {
+// ioDone reports the i-th I/O to the lane.
+func (l *lane) ioDone(i int) {
 	q := l.ios[i]
 	last := len(l.ios) - 1
 	l.ios[i] = l.ios[last]

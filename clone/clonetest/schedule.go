@@ -138,7 +138,7 @@ func (d *scheduler) happen(ev int) {
 		}
 	case evComplete:
 		l, q := d.pick(true)
-		l.complete(q)
+		l.ioDone(q)
 	case evAnswer:
 		all := s.answers()
 		all[s.rng.IntN(len(all))].answer()

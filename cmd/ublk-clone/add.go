@@ -78,7 +78,7 @@ func startDefined(defined etc.Dir, c *cli.Context) (definition.Start, error) {
 		return definition.Start{}, err
 	}
 	st, err := startFrom(c)
-	return st, blame(path, err)
+	return st, inDefinition(path, err)
 }
 
 // asBefore is for a unit's clone that is there, and whose definition cannot be used by now: it goes

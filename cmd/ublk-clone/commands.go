@@ -240,7 +240,7 @@ func (r reporter) table(c *cli.Context) error {
 		}
 	}
 	for _, name := range names {
-		def, err := complete(r.dir, name)
+		def, err := loadWhole(r.dir, name)
 		if err != nil {
 			return err
 		}
@@ -255,8 +255,8 @@ func (r reporter) table(c *cli.Context) error {
 	return nil
 }
 
-// complete loads a definition with what its daemon has added; exit code 13 if that is to come.
-func complete(dir control.Dir, name string) (*definition.Definition, error) {
+// loadWhole loads a definition with what its daemon has added; exit code 13 if that is to come.
+func loadWhole(dir control.Dir, name string) (*definition.Definition, error) {
 	def, err := dir.Load(name)
 	if err != nil || def.Device != "" {
 		return def, err

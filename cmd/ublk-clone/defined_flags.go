@@ -52,7 +52,7 @@ func checkDefined(defined etc.Dir, name string) error {
 		if err == nil {
 			_, err = startFrom(c)
 		}
-		return blame(path, err)
+		return inDefinition(path, err)
 	})
 	quiet := func(*cli.Context, error) {}
 	app := &cli.App{Commands: []*cli.Command{add}, Writer: io.Discard, ErrWriter: io.Discard, ExitErrHandler: quiet}
@@ -85,8 +85,8 @@ func setDefined(c *cli.Context, key, value string) error {
 	return nil
 }
 
-// blame gives an error of the command line to the definition that the flags come from, "" for none.
-func blame(path string, err error) error {
+// inDefinition gives an error of the command line to the definition that the flags come from, "" for none.
+func inDefinition(path string, err error) error {
 	var e *exit.Error
 	if path == "" || !errors.As(err, &e) || e.Code != exit.Usage || e.Object == path {
 		return err

@@ -39,8 +39,8 @@ func (t metadataTool) create(c *cli.Context) error {
 	return devices.CreateMetadata(c.Context, definition.Start{Definition: def, Create: true, Force: c.Bool("force")})
 }
 
-// examine opens metadata to read it, and gives the form in which the command prints.
-func examine(c *cli.Context) (m *blockdev.MetadataFile, output string, err error) {
+// openMetadata opens metadata to read it, and gives the form in which the command prints.
+func openMetadata(c *cli.Context) (m *blockdev.MetadataFile, output string, err error) {
 	args, output, err := wordsForm(c, 1, 1, "json")
 	if err != nil {
 		return nil, "", err
@@ -56,7 +56,7 @@ func examine(c *cli.Context) (m *blockdev.MetadataFile, output string, err error
 }
 
 func (t metadataTool) check(c *cli.Context) error {
-	m, output, err := examine(c)
+	m, output, err := openMetadata(c)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func printCheck(out io.Writer, r *metadata.CheckReport) error {
 }
 
 func (t metadataTool) dump(c *cli.Context) error {
-	m, output, err := examine(c)
+	m, output, err := openMetadata(c)
 	if err != nil {
 		return err
 	}

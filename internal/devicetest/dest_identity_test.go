@@ -206,7 +206,7 @@ func TestDestsOfOneImageExchanged(t *testing.T) {
 	b.write(16)
 	second.model.Last += 1000 // other content
 	second.write(24)
-	b.sampled(metadata.SampleSettled)
+	b.sampled(metadata.SampleSteady)
 	killBoth(m, b.Clone, second.Clone)
 	m.MustRun(harness.Command, "prune")
 	m.OtherBoot()

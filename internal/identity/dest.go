@@ -198,15 +198,15 @@ func judge(blocks, found []metadata.SampleBlock, exact bool) (there, n int, same
 
 // countIn chooses what tells most. Blocks that were copied are the same in the destinations of all
 // clones of one source, so only those count that users wrote, if there are some and they are
-// settled; else all that are settled, and no run of one byte; else whatever there is.
+// steady; else all that are steady, and no run of one byte; else whatever there is.
 func countIn(blocks []metadata.SampleBlock) func(metadata.SampleBlock) bool {
 	isMixed := func(b metadata.SampleBlock) bool { return !b.Is(metadata.SampleUniform) }
-	isSettled := func(b metadata.SampleBlock) bool { return isMixed(b) && b.Is(metadata.SampleSettled) }
-	isWritten := func(b metadata.SampleBlock) bool { return isSettled(b) && b.Is(metadata.SampleWritten) }
+	isSteady := func(b metadata.SampleBlock) bool { return isMixed(b) && b.Is(metadata.SampleSteady) }
+	isWritten := func(b metadata.SampleBlock) bool { return isSteady(b) && b.Is(metadata.SampleWritten) }
 	for _, choice := range []struct {
 		counts func(metadata.SampleBlock) bool
 		least  int
-	}{{isWritten, enoughSettled}, {isSettled, enoughSettled}, {isMixed, 1}} {
+	}{{isWritten, enoughSteady}, {isSteady, enoughSteady}, {isMixed, 1}} {
 		n := 0
 		for _, b := range blocks {
 			if choice.counts(b) {

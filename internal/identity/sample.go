@@ -25,7 +25,7 @@ import (
 //	3  the superblock is written with them                         committer
 //
 // Only step 2 makes a sample true after a power cut. Until the next sample users may write its
-// blocks again. So a block counts as settled when it has not changed for settledAfter times as long
+// blocks again. So a block counts as steady when it has not changed for steadyAfter times as long
 // as it takes to the next sample: of such blocks few change in that time, whatever users do. Those
 // that change again and again go. At a clean stop nobody writes any more, and the last sample is
 // exact.
@@ -35,15 +35,15 @@ import (
 const (
 	sampleOften  = time.Second
 	sampleSeldom = 10 * time.Second
-	settledAfter = 3
+	steadyAfter  = 3
 )
 
-// young is how long blocks that are not settled are told. Later on that nothing settles means that
+// young is how long blocks that are not steady are told. Later on that nothing becomes steady means that
 // users write everything all the time; then such blocks tell nothing.
 const young = 10 * time.Second
 
-// enoughSettled is how many settled blocks are enough to do without others.
-const enoughSettled = 4
+// enoughSteady is how many steady blocks are enough to do without others.
+const enoughSteady = 4
 
 // What goes into a sample, at most.
 const (
@@ -104,7 +104,7 @@ func (s *DestSample) adopt(blocks []metadata.SampleBlock) {
 	copy(s.mu.durable[:], blocks)
 	for _, b := range blocks {
 		was := sampled{SampleBlock: b, since: time.Now()}
-		if b.Is(metadata.SampleSettled) {
+		if b.Is(metadata.SampleSteady) {
 			was.since = time.Time{}
 		}
 		s.blocks = append(s.blocks, was)
@@ -211,7 +211,7 @@ func (s *DestSample) interval() time.Duration {
 
 // wanted says that the next sample would tell more than the last one.
 func (s *DestSample) wanted() bool {
-	return s.bytes() != s.moved || s.count(metadata.SampleSettled) < len(s.blocks)
+	return s.bytes() != s.moved || s.count(metadata.SampleSteady) < len(s.blocks)
 }
 
 func (s *DestSample) bytes() int64 {
@@ -229,9 +229,9 @@ func (s *DestSample) publish() {
 // hardly written again when it is read.
 func (s *DestSample) table(exact bool) *metadata.SampleTable {
 	table, n := &metadata.SampleTable{}, 0
-	all := exact || s.count(metadata.SampleSettled) < enoughSettled && time.Since(s.begun) < young
+	all := exact || s.count(metadata.SampleSteady) < enoughSteady && time.Since(s.begun) < young
 	for _, b := range s.blocks {
-		if all || b.Is(metadata.SampleSettled) {
+		if all || b.Is(metadata.SampleSteady) {
 			table[n] = b.SampleBlock
 			n++
 		}
@@ -309,8 +309,8 @@ func (s *DestSample) again(exact bool) (changed bool) {
 		default:
 			is.since = was.since
 		}
-		if s.taken.Sub(is.since) >= settledAfter*s.interval() {
-			is.Place |= metadata.SampleSettled
+		if s.taken.Sub(is.since) >= steadyAfter*s.interval() {
+			is.Place |= metadata.SampleSteady
 		}
 		changed = changed || is.SampleBlock != was.SampleBlock
 		s.blocks = append(s.blocks, is)

@@ -19,7 +19,7 @@ import (
 const (
 	ofUsers = metadata.SampleWritten
 	oneByte = metadata.SampleUniform
-	atRest  = metadata.SampleSettled
+	atRest  = metadata.SampleSteady
 )
 
 // TestJudge: which of the blocks count, and how many of them must be there.
@@ -47,7 +47,7 @@ func TestJudge(t *testing.T) {
 		{"users wrote again what they wrote, but for a part", []group{{12, 12, atRest}, {36, 5, ofUsers | atRest}}, false, true},
 		{"users wrote again all that they had just written", []group{{12, 12, atRest}, {36, 0, ofUsers}}, false, true},
 		{"too few were written to tell", []group{{12, 12, atRest}, {3, 0, ofUsers | atRest}}, false, true},
-		{"what is settled counts more", []group{{40, 40, 0}, {4, 0, atRest}}, false, false},
+		{"what is steady counts more", []group{{40, 40, 0}, {4, 0, atRest}}, false, false},
 		{"zeros are everywhere", []group{{16, 16, oneByte}, {8, 0, 0}}, false, false},
 		{"zeros that users wrote tell no more", []group{{16, 16, oneByte | ofUsers}, {8, 0, 0}}, false, false},
 		{"only zeros, and they are not there", []group{{16, 0, oneByte}}, false, false},
@@ -176,9 +176,9 @@ func TestSamplePrefersWhatTells(t *testing.T) {
 	}
 }
 
-// TestSampleTellsWhatIsSettled: of a daemon that has served for long, blocks that may change any
+// TestSampleTellsWhatIsSteady: of a daemon that has served for long, blocks that may change any
 // moment are not told.
-func TestSampleTellsWhatIsSettled(t *testing.T) {
+func TestSampleTellsWhatIsSteady(t *testing.T) {
 	b := newSampleBench(t)
 	b.read(false)
 	if n := len(b.table(false).Used()); n != metadata.SampleBlocks {
@@ -186,14 +186,14 @@ func TestSampleTellsWhatIsSettled(t *testing.T) {
 	}
 	b.begun = time.Now().Add(-time.Hour)
 	if n := len(b.table(false).Used()); n != 0 {
-		t.Errorf("after an hour %d blocks are told that are not settled", n)
+		t.Errorf("after an hour %d blocks are told that are not steady", n)
 	}
 	for i := range b.blocks[:10] {
-		b.blocks[i].since = time.Now().Add(-settledAfter * sampleSeldom)
+		b.blocks[i].since = time.Now().Add(-steadyAfter * sampleSeldom)
 	}
 	b.fill(b.blocks[3].Offset(), metadata.BlockSize)
 	if !b.read(false) || len(b.table(false).Used()) != 9 {
-		t.Errorf("%d blocks are settled, expected 9", len(b.table(false).Used()))
+		t.Errorf("%d blocks are steady, expected 9", len(b.table(false).Used()))
 	}
 }
 
