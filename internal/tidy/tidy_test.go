@@ -215,7 +215,7 @@ var mayChangeFiles = map[string]string{
 	"internal/livemap/zeros.go Remove":   "tmpfs",
 	"internal/sys/mounts.go WriteFile":   "procfs",
 	"internal/sys/process.go WriteFile":  "procfs",
-	"internal/livemap/livemap.go Mkdir":  "tmpfs",
+	"internal/livemap/folder.go Mkdir":  "tmpfs",
 	"ublk/spare.go WriteFile":            "sysfs",
 }
 
