@@ -175,11 +175,39 @@ func (o *Over) Warnings() []string {
 func (o *Over) Suspend(limit time.Duration) error { return o.kernel.Suspend(o.def.DM, limit) }
 
 // Resume lets the layer go on, with its inactive table if it has one.
-func (o *Over) Resume() error { return Error("resume", o.def.DM, o.kernel.Resume(o.def.DM)) }
+func (o *Over) Resume() error { return Error("resume", o.def.DM, o.kernel.Resume(o.def.DM, false)) }
 
 // Load gives the layer an inactive table that leads to the block device of that path and number.
 func (o *Over) Load(path string, number uint64) error {
 	return o.loaded(path, o.kernel.Load(o.def.DM, Linear(o.base.Size, number)))
+}
+
+// LoadDirect gives the layer an inactive table that leads to dest in the direct extents, and to the
+// block device of the clone elsewhere.
+func (o *Over) LoadDirect(dest uint64, direct []Extent) error {
+	st, err := sys.StatPath(o.base.Device)
+	if err == nil {
+		err = o.kernel.Load(o.def.DM, Mixed(o.base.Size, st.Rdev, dest, direct))
+	}
+	return Error("load a table with direct extents into", o.def.DM, err)
+}
+
+// Clear gives up an inactive table.
+func (o *Over) Clear() error { return Error("clear", o.def.DM, o.kernel.Clear(o.def.DM)) }
+
+// Direct are the extents in which the live table leads to dest; ok is false if it is not the
+// clone's own, or not as this program lays it.
+func (o *Over) Direct(dest uint64) (direct []Extent, ok bool, err error) {
+	l, err := o.Find()
+	if err != nil || !o.IsOurs(l) || l.Suspended {
+		return nil, false, err
+	}
+	st, err := sys.StatPath(o.base.Device)
+	if err != nil {
+		return nil, false, err
+	}
+	direct, ok = l.Direct(st.Rdev, dest)
+	return direct, ok, nil
 }
 
 // loadBase gives the layer an inactive table that leads to the block device of the clone.

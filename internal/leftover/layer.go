@@ -55,7 +55,7 @@ func liftNamed(mapper *sys.DM, def *definition.Definition, name string, force bo
 		return nil // it leads to the destination
 	}
 	if force && l.Suspended { // else its users would wait for ever
-		err = errors.Join(mapper.Clear(name), mapper.Resume(name))
+		err = errors.Join(mapper.Clear(name), mapper.Resume(name, false))
 	}
 	return errors.Join(err, dm.Remove(mapper, l, force, dm.RemoveLimit))
 }
