@@ -38,7 +38,7 @@ var allowed = map[string]struct {
 	"cmd/ublk-clone":              {imports: []string{"internal/blockdev", "internal/control", "internal/daemon", "internal/definition", "internal/devices", "internal/doctor", "internal/engine", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/holders", "internal/leftover", "internal/livemap", "internal/preflight", "internal/process", "internal/records", "internal/succession", "internal/sys", "internal/systemd", "internal/text", "internal/udev", "metadata"}},
 	"internal/bench":              {},
 	"internal/bench/report":       {imports: []string{"internal/bench"}},
-	"internal/blockdev":           {imports: []string{"internal/exit", "internal/file", "internal/guard", "internal/sys"}},
+	"internal/blockdev":           {imports: []string{"internal/exit", "internal/file", "internal/fingerprint", "internal/guard", "internal/sys"}},
 	"internal/committer":          {imports: []string{"clone", "internal/control", "internal/identity", "metadata"}},
 	"internal/control":            {imports: []string{"internal/blockdev", "internal/definition", "internal/exit", "internal/file", "internal/footprint", "internal/guard", "internal/sys", "internal/text"}},
 	"internal/daemon":             {imports: []string{"internal/control", "internal/definition", "internal/events", "internal/exit", "internal/file", "internal/guard", "internal/holders", "internal/leftover", "internal/process", "internal/steps", "internal/sys", "internal/systemd"}},
@@ -56,11 +56,12 @@ var allowed = map[string]struct {
 	"internal/fakedisk":           {},
 	"internal/faults":             {imports: []string{"internal/file"}},
 	"internal/file":               {},
+	"internal/fingerprint":        {imports: []string{"internal/guard", "internal/sys"}},
 	"internal/footprint":          {imports: []string{"bitmap", "internal/definition", "metadata"}},
 	"internal/guard":              {syscalls: true},
 	"internal/holders":            {imports: []string{"internal/blockdev", "internal/dm", "internal/exit", "internal/explain", "internal/guard", "internal/process", "internal/sys", "internal/text", "ublk"}},
 	"internal/host":               {imports: []string{"metadata"}},
-	"internal/identity":           {imports: []string{"bitmap", "clone", "internal/blockdev", "internal/exit", "internal/guard", "internal/sys", "metadata"}},
+	"internal/identity":           {imports: []string{"bitmap", "clone", "internal/blockdev", "internal/exit", "internal/fingerprint", "internal/guard", "internal/sys", "metadata"}},
 	"internal/leftover":           {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/dm", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/holders", "internal/host", "internal/livemap", "internal/metadev", "internal/sys", "internal/udev", "metadata", "ublk"}},
 	"internal/livemap":            {imports: []string{"bitmap", "internal/sys"}},
 	"internal/metadev":            {imports: []string{"internal/blockdev", "internal/explain", "internal/guard", "internal/host", "internal/livemap", "metadata"}},
@@ -90,7 +91,7 @@ var allowed = map[string]struct {
 // internal/faults, which only tests have built in, kills its own process.
 var errnoOnly = []string{
 	"cmd/ublk-clone", "internal/blockdev", "internal/control", "internal/daemon", "internal/dataplane", "internal/devices", "internal/dm", "internal/doctor",
-	"internal/engine", "internal/events", "internal/faults", "internal/holders", "internal/leftover",
+	"internal/engine", "internal/events", "internal/faults", "internal/fingerprint", "internal/holders", "internal/leftover",
 }
 
 // libraryOf are libraries that only packages below a folder may import: what the command line is
