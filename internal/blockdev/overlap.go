@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -72,7 +73,7 @@ func (c *climb) block(rdev uint64, s span, levels int) {
 	s.node = "block " + devName(rdev)
 	c.found = append(c.found, s)
 	dir := c.dir(rdev)
-	if dir == "" || levels == 0 {
+	if dir == "" || levels == 0 || slices.Contains(c.own, rdev) {
 		return
 	}
 	if id := diskName(dir); id != "" {

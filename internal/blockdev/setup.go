@@ -35,7 +35,7 @@ func (s setup) run() (*Device, error) {
 
 // prepareBlock reads the geometry of a block device, which O_EXCL has locked.
 func (s setup) prepareBlock() error {
-	size, errSize := sys.BlockSize64(s.fd())
+	size, errSize := sys.BlockSize64(s.ask())
 	logical, errLogical := sys.LogicalBlock(s.fd())
 	physical, errPhysical := sys.PhysicalBlock(s.fd())
 	readOnly, errRO := sys.IsReadOnly(s.fd())

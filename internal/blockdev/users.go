@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,7 +88,11 @@ func (s setup) usersWithin(limit time.Duration) ([]Holder, error) {
 }
 
 func (s setup) users() []Holder {
-	ways := host.search(s.stat, s.size)
+	around := host
+	if s.way != nil {
+		around.own = s.way.Own()
+	}
+	ways := around.search(s.stat, s.size)
 	all := append(ways.rivals(), ways.exporters()...)
 	if !s.IsBlock() {
 		return append(all, host.swapHolders(host.use(s.stat))...)
@@ -151,7 +156,7 @@ func (s search) rivals() (all []Holder) {
 	for _, link := range links {
 		rdev, ok := parseDev(filepath.Base(link))
 		dir := s.dir(rdev)
-		if !ok || dir == "" || rdev == s.of.rdev {
+		if !ok || dir == "" || rdev == s.of.rdev || slices.Contains(s.own, rdev) {
 			continue
 		}
 		other := sys.BlockStat(rdev)

@@ -80,6 +80,12 @@ func Find(dm *sys.DM, name string) (*Layer, error) {
 	return l, nil
 }
 
+// Named is Find, of which nothing more is needed.
+func Named(name string) (l *Layer, err error) {
+	err = with(func(dm *sys.DM) error { l, err = Find(dm, name); return err })
+	return l, err
+}
+
 // UUIDOf is the clone's UUID in that of a layer, zero if it is none.
 func UUIDOf(text string) (u metadata.UUID) {
 	digits, ours := strings.CutPrefix(text, Prefix)

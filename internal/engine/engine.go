@@ -46,6 +46,7 @@ type Engine struct {
 func New(st definition.Start, log zerolog.Logger) *Engine {
 	d := devices.New(devices.NewShared(st, log), records.DefaultDir())
 	live, lanes, device, layer := newLiveMap(d), &lanes{Devices: d}, &blockDevice{Devices: d}, dm.NewOver(&d.Wanted, d.Warn)
+	d.Dest.GoThrough()
 	session := &session{Devices: d, live: live, lanes: lanes, committer: committer.NewCommitter(log)}
 	e := &Engine{
 		Devices: d, session: session, live: live, lanes: lanes, device: device, layer: layer,
