@@ -153,6 +153,19 @@ func (o *Over) Lift(limit time.Duration, force bool) error {
 	return Remove(o.kernel, l, force, limit)
 }
 
+// Cut keeps the users of a layer that goes when they have closed it from the destination. The block
+// device is gone from under it.
+func (o *Over) Cut() error {
+	if o.def.DM == "" {
+		return nil
+	}
+	l, err := o.Find()
+	if err != nil || !o.IsOurs(l) || !l.IsMixed() {
+		return err
+	}
+	return Cut(o.kernel, l)
+}
+
 // Warnings are of a layer that is not as it should be.
 func (o *Over) Warnings() []string {
 	name := o.def.DM

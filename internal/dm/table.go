@@ -83,6 +83,12 @@ func (l *Layer) Direct(base, dest uint64) (direct []Extent, ok bool) {
 	return direct, len(l.table) > 0
 }
 
+// LeadsOver says whether the live table leads to base, and to dest in direct extents, if any.
+func (l *Layer) LeadsOver(base, dest uint64) bool {
+	_, ok := l.Direct(base, dest)
+	return ok && !l.LeadsTo(dest)
+}
+
 // IsMixed says whether the live table has several targets, as only one with direct extents has.
 func (l *Layer) IsMixed() bool { return len(l.table) > 1 }
 

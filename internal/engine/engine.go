@@ -199,7 +199,7 @@ func (e *Engine) TryStop(ctx context.Context, force bool) error {
 	}
 	if force {
 		e.Ending.Forced = true
-		return explain.Driver("stop the block device", stop())
+		return errors.Join(explain.Driver("stop the block device", stop()), e.layer.Cut())
 	}
 	err := holders.StopUnused(ctx, e.device.control, e.device.Info().ID, stop)
 	if exit.Code(err) == exit.Busy {

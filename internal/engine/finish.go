@@ -189,7 +189,7 @@ func (h *handover) check() error {
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "look at", Object: device, Cause: err}
 	}
-	if !h.layer.IsOurs(l) || !l.LeadsTo(st.Rdev) || l.Suspended || l.Inactive {
+	if !h.layer.IsOurs(l) || !l.LeadsOver(st.Rdev, h.Dest.Number()) || l.Suspended || l.Inactive {
 		return &exit.Error{Code: exit.Other, Doing: "finish clone", Object: def.Name,
 			Cause: fmt.Errorf("the device-mapper device %s is not as it was laid over %s, or somebody has suspended it", def.DM, device),
 			Next:  "`dmsetup info " + def.DM + "` and `dmsetup table " + def.DM + "` show it; `ublk-clone restart " + def.Name + "` lays one that is missing, and resumes it."}
