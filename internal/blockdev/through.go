@@ -3,6 +3,8 @@ package blockdev
 import (
 	"errors"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/ublk-clone/ublk-clone/internal/sys"
@@ -71,6 +73,21 @@ func (d *Device) goThrough(w Way) error {
 		return err
 	}
 	return d.enter(way)
+}
+
+// WrittenBesides grows when others write to a device that is reached by a way, as they can. Of
+// others it is 0.
+func (d *Device) WrittenBesides() int64 {
+	if d.way == nil {
+		return 0
+	}
+	const sectors = 6 // place of the sectors written (Documentation/block/stat.rst)
+	fields := strings.Fields(text(host.dir(d.stat.Rdev), "stat"))
+	if len(fields) <= sectors {
+		return 0
+	}
+	n, _ := strconv.ParseInt(fields[sectors], 10, 64)
+	return n * sector
 }
 
 // ask is the descriptor for questions about the device itself.

@@ -70,7 +70,7 @@ func Bytes(extents []dm.Extent) (n int64) {
 
 // When an exchange is worth that its users wait for a moment.
 const (
-	pause     = 10 * time.Second // between two exchanges
+	Pause     = 10 * time.Second // between two choices, and so between two exchanges
 	part      = 20               // of the device becomes direct: a twentieth
 	someBytes = 64 << 20         // become direct, and the last exchange was long ago
 	longAgo   = 5 * time.Minute
@@ -80,7 +80,7 @@ const (
 // direct, the last one, or the last try, since ago. When all is hydrated no more is to come.
 func Worth(size, more int64, since time.Duration, complete bool) bool {
 	switch {
-	case since < pause || more <= 0:
+	case since < Pause || more <= 0:
 		return false
 	case complete, more >= size/part:
 		return true

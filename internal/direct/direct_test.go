@@ -86,9 +86,9 @@ func TestWorth(t *testing.T) {
 		complete bool
 		want     bool
 	}{
-		{size / part, pause, false, true}, {size / part, pause - 1, false, false}, {size/part - 1, pause, false, false},
+		{size / part, Pause, false, true}, {size / part, Pause - 1, false, false}, {size/part - 1, Pause, false, false},
 		{someBytes, longAgo, false, true}, {someBytes, longAgo - 1, false, false}, {someBytes - 1, longAgo, false, false},
-		{mib, pause, true, true}, {0, longAgo, true, false}, {-mib, longAgo, true, false}, {mib, 0, true, false},
+		{mib, Pause, true, true}, {0, longAgo, true, false}, {-mib, longAgo, true, false}, {mib, 0, true, false},
 	} {
 		if got := Worth(size, c.more, c.since, c.complete); got != c.want {
 			t.Errorf("%+v: %v", c, got)

@@ -53,6 +53,9 @@ func Open() (*sys.DM, error) {
 // IsBusy says that somebody has a device open exclusively.
 func IsBusy(err error) bool { return errors.Is(err, syscall.EBUSY) }
 
+// IsLate says that requests at work did not end within the limit of a suspension.
+func IsLate(err error) bool { return errors.Is(err, syscall.ETIMEDOUT) }
+
 // Error is of something that was tried with a layer.
 func Error(doing, name string, err error) error {
 	if err == nil {

@@ -18,6 +18,7 @@ type Over struct {
 	def      *definition.Definition
 	recovers bool // the block device has users, and a dead daemon may have left the layer
 	warn     func(format string, args ...any)
+	anew     bool    // the table that the layer has does not count
 	kernel   *sys.DM // nil: it is not open
 	base     Base
 }
@@ -68,6 +69,9 @@ func (o *Over) Close() error {
 // Find looks at the layer; nil: there is none.
 func (o *Over) Find() (*Layer, error) { return Find(o.kernel, o.def.DM) }
 
+// Anew has Lay lead a layer that is there to the block device, wherever it leads.
+func (o *Over) Anew() { o.anew = true }
+
 // IsOurs says whether l, which may be nil, is this clone's.
 func (o *Over) IsOurs(l *Layer) bool { return l != nil && l.IsOf(o.base.Clone.Mark()) }
 
@@ -95,7 +99,7 @@ func (o *Over) Lay(base Base) error {
 	case !ours:
 		return Taken(name, l)
 	}
-	if l == nil || !l.Live {
+	if l == nil || !l.Live || o.anew {
 		err = o.loadBase()
 	}
 	if err == nil {
@@ -207,21 +211,6 @@ func (o *Over) LoadDirect(dest uint64, direct []Extent) error {
 
 // Clear gives up an inactive table.
 func (o *Over) Clear() error { return Error("clear", o.def.DM, o.kernel.Clear(o.def.DM)) }
-
-// Direct are the extents in which the live table leads to dest; ok is false if it is not the
-// clone's own, or not as this program lays it.
-func (o *Over) Direct(dest uint64) (direct []Extent, ok bool, err error) {
-	l, err := o.Find()
-	if err != nil || !o.IsOurs(l) || l.Suspended {
-		return nil, false, err
-	}
-	st, err := sys.StatPath(o.base.Device)
-	if err != nil {
-		return nil, false, err
-	}
-	direct, ok = l.Direct(st.Rdev, dest)
-	return direct, ok, nil
-}
 
 // loadBase gives the layer an inactive table that leads to the block device of the clone.
 func (o *Over) loadBase() error {

@@ -69,6 +69,7 @@ type handover struct {
 	lanes   *lanes
 	device  *blockDevice
 	layer   *dm.Over
+	direct  *directPath
 }
 
 // Limits of the handover, in which users wait.
@@ -103,7 +104,13 @@ func (h *handover) Finishable() error {
 }
 
 // HandOver is 1 to 5, where there is a layer. It takes at most about limit until users go on.
-func (h *handover) HandOver(ctx context.Context, limit time.Duration) error {
+func (h *handover) HandOver(ctx context.Context, limit time.Duration) (err error) {
+	h.direct.pause()
+	defer func() {
+		if err != nil {
+			h.direct.goOn()
+		}
+	}()
 	if err := h.check(); err != nil {
 		return err
 	}
@@ -121,7 +128,7 @@ func (h *handover) HandOver(ctx context.Context, limit time.Duration) error {
 		return &exit.Error{Code: exit.Timeout, Doing: "suspend the device-mapper device", Object: name, Cause: err,
 			Next: "Nothing has changed: it goes on as before. Requests at work have not ended; try again when the destination answers."}
 	}
-	err := h.exchange()
+	err = h.exchange()
 	if err == nil {
 		h.Ending.HandedOver = true
 		return nil

@@ -25,6 +25,7 @@ type reports struct {
 	lanes   *lanes
 	device  *blockDevice
 	layer   *dm.Over
+	direct  *directPath
 }
 
 // condition is what the watcher compares.
@@ -66,6 +67,9 @@ func (r *reports) Status(st *control.Status) {
 		st.Warnings = append(st.Warnings, "going on without the source: "+why.Error())
 	}
 	st.Warnings = append(st.Warnings, r.layer.Warnings()...)
+	if why := r.direct.refusal.Load(); why != nil {
+		st.Warnings = append(st.Warnings, *why)
+	}
 	st.ZeroCopy = r.device.Info().ZeroCopy()
 	for _, f := range r.lanes.frontends {
 		st.Queues = append(st.Queues, control.QueueStatus{Requests: f.Served()})
@@ -85,6 +89,7 @@ func (r *reports) countBytes(st *control.Status) {
 	st.Bytes.Written = int64(r.session.counters.BytesWritten) + lanes.Written
 	st.Bytes.Discarded = int64(r.session.counters.BytesDiscarded) + lanes.Discarded
 	st.Bytes.SourceRead = lanes.SourceRead
+	st.Bytes.Direct = r.direct.bytes.Load()
 	st.Bytes.Hydrated = hydratedBytes(geo, regions)
 	st.Bytes.Remaining = geo.Size() - st.Bytes.Hydrated
 }
