@@ -40,8 +40,7 @@ func (d *Device) Sparse() int64 {
 // Warnings are what the user should know and what force overrode.
 func (d *Device) Warnings() []string { return d.warned }
 
-// Flush makes every write through the description that ended before it durable.
-// It blocks.
+// Flush makes every write through the description that ended before it durable. It blocks.
 func (d *Device) Flush() error {
 	if d.dry {
 		return nil
@@ -92,9 +91,8 @@ func (d *Device) openAgain() (*Device, error) {
 	return openVia(d.role, d.path, way)
 }
 
-// Remove unlinks a file that Open made, for the undo of a start that failed.
-// It leaves alone whatever was there before, and a path that names another file
-// by now.
+// Remove unlinks a file that Open made, for the undo of a start that failed. It leaves alone
+// whatever was there before, and a path that names another file by now.
 func (d *Device) Remove() error {
 	switch {
 	case d.grown && !d.dry:

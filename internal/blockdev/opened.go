@@ -20,8 +20,7 @@ type opened struct {
 // ring that uses its descriptor keeps it reachable.
 func (o *opened) File() *os.File { return o.file }
 
-// fd is the descriptor for calls of package sys; the caller holds o, and o
-// the file.
+// fd is the descriptor for calls of package sys; the caller holds o, and o the file.
 func (o *opened) fd() int { return int(o.file.Fd()) }
 
 // IsOpen says whether the description is there: it is not after Close, until Retake.

@@ -21,10 +21,9 @@ type span struct {
 	self       bool   // the node is the device itself
 }
 
-// overlaps says whether two devices with these spans share bytes. Known
-// stretches are compared; an unknown one shares bytes with a device that is
-// the whole node. Two unknown ones are siblings (two logical volumes on one
-// disk, two files on one file system) and share nothing.
+// overlaps says whether two devices with these spans share bytes. Known stretches are compared; an
+// unknown one shares bytes with a device that is the whole node. Two unknown ones are siblings (two
+// logical volumes on one disk, two files on one file system) and share nothing.
 func (a span) overlaps(b span) bool {
 	switch {
 	case a.node != b.node:
@@ -38,9 +37,8 @@ func (a span) overlaps(b span) bool {
 // levels bounds the climb, should the tree have a circle.
 const levels = 32
 
-// spans is what a device or file of this size lies on, itself first: partition
-// on disk, loop on file, device-mapper and md on their members, file on the
-// device of its file system.
+// spans is what a device or file of this size lies on, itself first: partition on disk, loop on
+// file, device-mapper and md on their members, file on the device of its file system.
 func (t tree) spans(st sys.Stat, size int64) []span {
 	c := climb{tree: t}
 	c.from(st, span{first: 0, end: size, exact: true, self: true}, levels)
@@ -144,8 +142,7 @@ func (t tree) linear(rdev uint64, s span) (pieces []piece, ok bool) {
 	return pieces, true
 }
 
-// shift is the same stretch seen from the device below, on which it begins at
-// off bytes.
+// shift is the same stretch seen from the device below, on which it begins at off bytes.
 func (s span) shift(off int64) span {
 	s.first, s.end = s.first+off, s.end+off
 	return s
@@ -199,9 +196,8 @@ func shared(a, b []span) string {
 	return ""
 }
 
-// apart refuses, with exit code 14 whatever the flags, a device that shares
-// bytes with one of the others, directly or through partitions, loop devices
-// and device-mapper.
+// apart refuses, with exit code 14 whatever the flags, a device that shares bytes with one of the
+// others, directly or through partitions, loop devices and device-mapper.
 func (t tree) apart(n node, others []*Device) error {
 	for _, other := range others {
 		node := t.shared(n, other.node)

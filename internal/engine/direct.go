@@ -57,7 +57,9 @@ func (d *directPath) start(context.Context) error {
 		return nil
 	}
 	d.quit, d.left = make(chan struct{}), make(chan struct{})
-	d.look()
+	if is, ok := d.table(); ok { // that a dead daemon has left
+		d.bytes.Store(direct.Bytes(is))
+	}
 	guard.Go("direct extents", d.run)
 	return nil
 }
