@@ -62,7 +62,7 @@ func (d *DestSide) close() error {
 	if d.Device != nil {
 		err = d.Device.Close()
 	}
-	if d.Ending.Keep {
+	if d.Ending.Keep && !d.Ending.Plain {
 		return err
 	}
 	return errors.Join(err, d.under.Remove())

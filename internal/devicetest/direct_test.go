@@ -6,8 +6,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -226,6 +228,19 @@ func TestDirectDead(t *testing.T) {
 		b.holds(v, i*4*harness.MiB, byte(0x30+i))
 	}
 	b.holds(v, directAll, 0x22)
+	b.waitDirect(directAll)
+
+	pid := b.Status().PID
+	conn, err := net.Dial("unix", filepath.Join(harness.RunDir, b.Name+".sock"))
+	b.NoError(err)
+	_, err = conn.Write([]byte(`{"verb":"leave"}` + "\n")) // as the previous release asks, which opens the destination itself
+	b.NoError(err)
+	b.WaitEnded(pid)
+	conn.Close()
+	if o := m.Try("dmsetup", "info", directUnder); o.Code == 0 || m.LedTo(b.dest.Number()) != 0 {
+		t.Errorf("left for the previous release: %d bytes are direct\n%s", m.LedTo(b.dest.Number()), o.Stdout)
+	}
+	b.Recover()
 	b.waitDirect(directAll)
 	v.Close()
 	b.Del()

@@ -207,6 +207,30 @@ func (d *directPath) exchange(to []dm.Extent) {
 		text.Plural(int64(len(to)), "extent"), d.Wanted.Definition.Dest))
 }
 
+// leadBack leads nothing to the destination any more. It is paused.
+func (d *directPath) leadBack(ctx context.Context) error {
+	for d.quit != nil {
+		is, ok := d.table()
+		if !ok || len(is) == 0 {
+			break
+		}
+		err := direct.Exchange(d.layer, d.Dest.Number(), nil)
+		switch {
+		case err == nil:
+			d.bytes.Store(0)
+			return nil
+		case errors.Is(err, direct.ErrStuck):
+			guard.Fatal(err)
+		}
+		select {
+		case <-time.After(lookPeriod):
+		case <-ctx.Done():
+			return &exit.Error{Code: exit.Timeout, Doing: "lead the layer away from", Object: d.Dest.Path(), Cause: err, Next: "The daemon goes on serving. Try again when requests at work end."}
+		}
+	}
+	return nil
+}
+
 // check refuses, in a recovery, a layer that leads straight to the destination where the map does
 // not know of anything hydrated: what users wrote there meanwhile would be lost, as reads would go
 // to the source. With force it is led to the clone.

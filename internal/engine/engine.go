@@ -53,7 +53,7 @@ func New(st definition.Start, log zerolog.Logger) *Engine {
 	e := &Engine{
 		Devices: d, session: session, live: live, lanes: lanes, device: device, layer: layer, direct: direct,
 		handover: &handover{Devices: d, session: session, lanes: lanes, device: device, layer: layer, direct: direct},
-		drain:    &drain{Devices: d, session: session, lanes: lanes, device: device},
+		drain:    &drain{Devices: d, session: session, lanes: lanes, device: device, direct: direct},
 		reports:  &reports{Devices: d, session: session, lanes: lanes, device: device, layer: layer, direct: direct},
 		caution:  &caution{Shared: d.Shared, live: live, lanes: lanes},
 	}
