@@ -21,8 +21,8 @@ func (e *fakeEngine) Drain(_ time.Duration, former bool) error {
 	}
 	return e.hangs
 }
-func (e *fakeEngine) GoOn()                           {}
-func (e *fakeEngine) MayReplace(control.Dir) error    { return e.unfit }
+func (e *fakeEngine) GoOn()                        {}
+func (e *fakeEngine) MayReplace(control.Dir) error { return e.unfit }
 
 // TestLeaveThatHangs: a daemon that cannot come to rest says so and goes on, whoever asks it to
 // leave; later it can.
