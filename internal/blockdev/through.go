@@ -105,7 +105,5 @@ func (o *opened) closeSelf() error {
 		return nil
 	}
 	_ = sys.DropCache(int(o.self.Fd()))
-	err := o.self.Close()
-	o.self = nil
-	return err
+	return o.self.Close()
 }

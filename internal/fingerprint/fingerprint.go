@@ -10,7 +10,6 @@ import (
 	"syscall"
 
 	"github.com/ublk-clone/ublk-clone/internal/guard"
-	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
 // Print tells whether a source still has the content of last time. It is a sample, and it is
@@ -51,16 +50,12 @@ const (
 // badSector are the errors of a read that speak of its bytes and not of the whole device.
 var badSector = []error{syscall.EIO, syscall.EREMOTEIO, syscall.ENODATA, syscall.EBADE, syscall.EILSEQ}
 
-// Take reads the pieces of a source of end bytes; those that are 0 in known are not read, as they
-// could not be when known was made. nil reads all. It is an error if nothing can be read, and if the
-// source does not answer. read is called by several goroutines; what it fills is page-aligned.
-func Take(read func(p []byte, off int64) error, end int64, known *[NrPieces]uint32) (Print, error) {
-	m, err := sys.Map(sampleBytes, false)
-	if err != nil {
-		return Print{}, err
-	}
-	defer m.Close()
-	s := sampler{read: read, end: end, buf: m.Bytes(), known: known}
+// Take reads the pieces of a source of end bytes into buf, of Bytes; those that are 0 in known are
+// not read, as they could not be when known was made. nil reads all. It is an error if nothing can
+// be read, and if the source does not answer. read is called by several goroutines; what it fills is
+// aligned as buf is, to 4 KiB.
+func Take(read func(p []byte, off int64) error, end int64, buf []byte, known *[NrPieces]uint32) (Print, error) {
+	s := sampler{read: read, end: end, buf: buf, known: known}
 	return s.take()
 }
 
@@ -68,15 +63,15 @@ func Take(read func(p []byte, off int64) error, end int64, known *[NrPieces]uint
 type sampler struct {
 	read  func(p []byte, off int64) error // is called by several goroutines
 	end   int64
-	buf   []byte // sampleBytes
+	buf   []byte // Bytes
 	known *[NrPieces]uint32
 
 	out       Print
 	good, bad int
 }
 
-// sampleBytes is what both ends and the spread pieces take in memory.
-const sampleBytes = 2*sample + spreadPieces*spreadBytes
+// Bytes is what both ends and the spread pieces take in memory.
+const Bytes = 2*sample + spreadPieces*spreadBytes
 
 // pieceRead is the read of a piece, and what it gave.
 type pieceRead struct {

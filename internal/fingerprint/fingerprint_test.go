@@ -50,7 +50,7 @@ func (b *badDisk) ReadAt(p []byte, off int64) error {
 }
 
 func (b *badDisk) take(size int64, known *[NrPieces]uint32) (Print, error) {
-	s := sampler{read: b.ReadAt, end: size, buf: make([]byte, sampleBytes), known: known}
+	s := sampler{read: b.ReadAt, end: size, buf: make([]byte, Bytes), known: known}
 	return s.take()
 }
 

@@ -57,7 +57,7 @@ var allowed = map[string]struct {
 	"internal/fakedisk":           {},
 	"internal/faults":             {imports: []string{"internal/file"}},
 	"internal/file":               {},
-	"internal/fingerprint":        {imports: []string{"internal/guard", "internal/sys"}},
+	"internal/fingerprint":        {imports: []string{"internal/guard"}},
 	"internal/footprint":          {imports: []string{"bitmap", "internal/definition", "metadata"}},
 	"internal/guard":              {syscalls: true},
 	"internal/holders":            {imports: []string{"internal/blockdev", "internal/dm", "internal/exit", "internal/explain", "internal/guard", "internal/process", "internal/sys", "internal/text", "ublk"}},
