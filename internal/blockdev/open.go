@@ -45,9 +45,8 @@ type Options struct {
 	Way Way
 }
 
-// Open opens and locks path for its role. Exit codes: 5 if it is held, with the
-// holders; 6 without permission; 14 for what Force accepts and for an overlap;
-// else the role's.
+// Open opens and locks path for its role. Exit codes: 5 if it is held, with the holders; 6 without
+// permission; 14 for what Force accepts and for an overlap; else the role's.
 func Open(role Role, path string, o Options) (*Device, error) {
 	st, err := sys.StatPath(path)
 	missing := errors.Is(err, fs.ErrNotExist)

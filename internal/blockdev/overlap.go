@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -71,7 +70,7 @@ func (c *climb) block(rdev uint64, s span, levels int) {
 	s.node = "block " + devName(rdev)
 	c.found = append(c.found, s)
 	dir := c.dir(rdev)
-	if dir == "" || levels == 0 || slices.Contains(c.own, rdev) {
+	if dir == "" || levels == 0 || isLayer(dir) {
 		return
 	}
 	if id := diskName(dir); id != "" {
@@ -86,6 +85,15 @@ func (c *climb) block(rdev uint64, s span, levels int) {
 	} else {
 		c.slaves(rdev, s, levels-1)
 	}
+}
+
+// isLayer says that a device is the layer of a clone that is not finished (package dm). Like the
+// clone's block device it lies on nothing: that extents of it may lead to the destination is between
+// the two, and no other device has bytes in common with it.
+func isLayer(dir string) bool {
+	uuid, ours := strings.CutPrefix(text(dir, "dm", "uuid"), "UBLK-CLONE-")
+	over, _ := filepath.Glob(filepath.Join(dir, "slaves", "ublkb*"))
+	return ours && !strings.HasPrefix(uuid, "DEST-") && len(over) > 0
 }
 
 func (c *climb) partition(dir string, s span, levels int) {

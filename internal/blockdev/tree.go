@@ -23,9 +23,6 @@ type tree struct {
 	loop func(path string) (sys.Stat, error)
 	// claimed says whether somebody has a block device open exclusively.
 	claimed func(path string) bool
-	// own are devices of a clone through which its users reach its destination: whoever lies on
-	// them is no other user of that.
-	own []uint64
 }
 
 var host = tree{sys: "/sys", processes: processes{proc: "/proc", stat: sys.StatPath}, targets: targets, loop: sys.LoopBacking, claimed: claimed}

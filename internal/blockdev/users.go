@@ -88,11 +88,10 @@ func (s setup) usersWithin(limit time.Duration) ([]Holder, error) {
 }
 
 func (s setup) users() []Holder {
-	around := host
+	ways := host.search(s.stat, s.size)
 	if s.way != nil {
-		around.own = s.way.Own()
+		ways.own = s.way.Own()
 	}
-	ways := around.search(s.stat, s.size)
 	all := append(ways.rivals(), ways.exporters()...)
 	if !s.IsBlock() {
 		return append(all, host.swapHolders(host.use(s.stat))...)
@@ -133,7 +132,8 @@ func (b base) covers(dir string) bool {
 // search looks for those who reach the bytes of a device by another way than the device itself.
 type search struct {
 	tree
-	of base
+	of  base
+	own []uint64 // devices that are no rivals: Way.Own
 }
 
 func (t tree) search(st sys.Stat, size int64) search {

@@ -336,3 +336,43 @@ func TestDirectForced(t *testing.T) {
 		})
 	}
 }
+
+// TestDirectOldMap: the newest metadata and the live map are lost, and an older copy does not know of
+// what is direct: only --force goes on, and leads all of the layer to the clone again.
+func TestDirectOldMap(t *testing.T) {
+	runs.On(t, "7.3")
+	b := newDirectBench(t, "")
+	m := b.M
+	older, err := os.ReadFile(b.meta.Path)
+	b.NoError(err)
+	b.HydrateFast()
+	b.WaitHydrated()
+	b.waitDirect(directAll)
+	v := m.Open(harness.LayerPath, os.O_RDWR)
+	b.wrote(v, 8*harness.MiB, 0x11)
+	b.End(syscall.SIGKILL)
+	m.DropLiveMaps()
+	b.NoError(os.WriteFile(b.meta.Path, older, 0o600))
+	m.ExpectFailure(m.Try(harness.Command, "recover", b.Name), exit.Metadata)
+	if n := m.LedTo(b.dest.Number()); n != directAll {
+		t.Errorf("a recovery that was refused has led all but %d bytes to the clone", n)
+	}
+	m.MustRun(harness.Command, "recover", b.Name, "--force")
+	if n := m.LedTo(b.dest.Number()); n != 0 {
+		t.Errorf("%d bytes are direct, of which the map knows nothing", n)
+	}
+	if warned := strings.Join(b.Status().Warnings, " "); !strings.Contains(warned, "is led to the clone again") {
+		t.Errorf("the warnings are %q", warned)
+	}
+	got := m.Buffer(harness.Sector)
+	b.NoError(v.Read(got, 8*harness.MiB))
+	if !harness.Holds(got, 8*harness.MiB/harness.Sector, harness.Original) {
+		t.Error("what is read is not the source's")
+	}
+	v.Close()
+	b.HydrateFast()
+	b.WaitHydrated()
+	b.waitDirect(directAll)
+	b.Del()
+	b.free()
+}

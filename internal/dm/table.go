@@ -83,6 +83,16 @@ func (l *Layer) Direct(base, dest uint64) (direct []Extent, ok bool) {
 	return direct, len(l.table) > 0
 }
 
+// Elsewhere are the extents of a mixed table that do not lead to base, wherever they lead.
+func (l *Layer) Elsewhere(base uint64) (all []Extent) {
+	for _, t := range l.table {
+		if l.IsMixed() && !leads(t, base) {
+			all = append(all, Extent{Off: int64(t.Start) * definition.SectorSize, Length: int64(t.Sectors) * definition.SectorSize})
+		}
+	}
+	return all
+}
+
 // LeadsOver says whether the live table leads to base, and to dest in direct extents, if any.
 func (l *Layer) LeadsOver(base, dest uint64) bool {
 	_, ok := l.Direct(base, dest)

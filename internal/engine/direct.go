@@ -233,7 +233,7 @@ func (d *directPath) leadBack(ctx context.Context) error {
 
 // check refuses, in a recovery, a layer that leads straight to the destination where the map does
 // not know of anything hydrated: what users wrote there meanwhile would be lost, as reads would go
-// to the source. With force it is led to the clone.
+// to the source. With force it is led to the clone, as it is when the destination was attached anew.
 func (d *directPath) check(context.Context) error {
 	if d.Wanted.Definition.DM == "" || !d.Wanted.Recover || !d.Dest.IsBlock() {
 		return nil
@@ -243,14 +243,16 @@ func (d *directPath) check(context.Context) error {
 	if err != nil || errStat != nil || l == nil || !l.IsOf(d.Mark()) {
 		return errors.Join(err, errStat)
 	}
-	is, ok := l.Direct(st.Rdev, d.Dest.Number())
+	if _, ok := l.Direct(st.Rdev, d.Dest.Number()); l.IsMixed() && !ok {
+		d.layer.Anew()
+	}
 	regions, geo := d.lanes.core.Regions(), d.lanes.core.Geometry()
-	for _, e := range is {
-		if first, end := geo.Touched(e.Off, e.Length); ok && e.End() <= geo.Size() && regions.AllHydrated(first, end) {
+	for _, e := range l.Elsewhere(st.Rdev) {
+		if first, end := geo.Touched(e.Off, e.Length); e.End() <= geo.Size() && regions.AllHydrated(first, end) {
 			continue
 		}
 		if d.Wanted.Force {
-			d.Warn("--force: %s is led to the clone again, which does not know that bytes %d to %d were led to the destination", l.Path(), e.Off, e.End())
+			d.Warn("--force: %s is led to the clone again, whose map does not say that bytes %d to %d are in the destination; what was written there is lost", l.Path(), e.Off, e.End())
 			d.layer.Anew()
 			return nil
 		}
