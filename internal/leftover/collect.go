@@ -199,7 +199,7 @@ func (l Folders) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
 
 // StrayUnders removes the private devices over destinations (dm.Under) of names that have no clone.
 func StrayUnders(d control.Dir) (err error) {
-	for _, name := range dm.StrayUnders() {
+	for _, name := range LeftUnders(d, "/sys") {
 		lock, errLock := d.Acquire(name)
 		if errLock != nil { // it is just being added
 			continue
@@ -210,6 +210,12 @@ func StrayUnders(d control.Dir) (err error) {
 		err = errors.Join(err, lock.Release())
 	}
 	return err
+}
+
+// LeftUnders are the names without a clone of which there are such devices, by the sysfs that is
+// mounted at folder.
+func LeftUnders(d control.Dir, folder string) []string {
+	return slices.DeleteFunc(dm.Unders(folder), func(name string) bool { return defined(d, name) })
 }
 
 // StrayFiles removes what is in the folder of names that have no clone, which is what a daemon
