@@ -29,7 +29,7 @@ type directPath struct {
 	device *blockDevice
 
 	bytes   atomic.Int64           // led there now
-	refusal atomic.Pointer[string] // why nothing is led there, though that is wanted; nil: nothing keeps it
+	refusal atomic.Pointer[string] // why nothing is led there, though that is wanted, as it was told
 	quit    chan struct{}          // nil: there is nothing to do
 	left    chan struct{}
 
@@ -97,11 +97,15 @@ func (d *directPath) setPaused(paused bool) {
 	d.mu.paused, d.mu.done = paused, glance{}
 }
 
-// changed is of the settings: what is not wanted any more is led back now.
+// changed is of the settings: what is wanted, or not any more, is done now.
 func (d *directPath) changed() {
-	if d.quit != nil {
-		d.look()
+	if d.quit == nil {
+		return
 	}
+	d.mu.Lock()
+	d.mu.chosen, d.mu.exchanged = time.Time{}, time.Time{}
+	d.mu.Unlock()
+	d.look()
 }
 
 // wanted says whether anything is to be led to the destination. Discards of what is would reach it.

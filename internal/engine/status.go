@@ -67,9 +67,6 @@ func (r *reports) Status(st *control.Status) {
 		st.Warnings = append(st.Warnings, "going on without the source: "+why.Error())
 	}
 	st.Warnings = append(st.Warnings, r.layer.Warnings()...)
-	if why := r.direct.refusal.Load(); why != nil {
-		st.Warnings = append(st.Warnings, *why)
-	}
 	st.ZeroCopy = r.device.Info().ZeroCopy()
 	for _, f := range r.lanes.frontends {
 		st.Queues = append(st.Queues, control.QueueStatus{Requests: f.Served()})
