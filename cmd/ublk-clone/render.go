@@ -15,11 +15,11 @@ import (
 // writeTable prints one line for each clone.
 func writeTable(w io.Writer, clones []control.Status) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tDEVICE\tSTATE\tDONE\tRATE\tETA\tSOURCE\tDEST")
+	fmt.Fprintln(t, "NAME\tDEVICE\tSTATE\tDONE\tRATE\tETA\tSOURCE\tDEST\tDIRECT")
 	for i := range clones {
 		s := &clones[i]
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, text.OrDash(s.Device), s.State,
-			s.DoneText(""), control.RateText(s.Rate), control.EtaText(s.ETA), s.Source, s.Dest)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, text.OrDash(s.Device), s.State,
+			s.DoneText(""), control.RateText(s.Rate), control.EtaText(s.ETA), s.Source, s.Dest, text.Size(s.Bytes.Direct))
 	}
 	return t.Flush()
 }
