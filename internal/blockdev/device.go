@@ -81,7 +81,7 @@ func (d *Device) openAgain() (*Device, error) {
 	if d.way == nil {
 		return open(d.role, d.path, blockFlags(d.role, Options{}))
 	}
-	way, err := d.way.There(d.stat.Rdev)
+	way, err := d.way.There(d.stat.Rdev, d.size)
 	if err == nil && way == "" {
 		way, err = d.way.Lay(d.stat.Rdev, d.size)
 	}

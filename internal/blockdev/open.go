@@ -84,7 +84,7 @@ func openFound(role Role, path string, st sys.Stat, o Options) (d *Device, err e
 	}
 	var way string
 	if o.Way != nil {
-		way, err = o.Way.There(st.Rdev)
+		way, err = o.Way.There(st.Rdev, host.pathSize(st))
 	}
 	switch {
 	case err != nil:

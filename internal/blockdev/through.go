@@ -15,9 +15,9 @@ import (
 // the lock, go through the way. What the device is, its identity, its size and its limits, is asked
 // of itself.
 type Way interface {
-	// There is the path of the way that already leads to the block device of that number; "": there
-	// is none.
-	There(number uint64) (path string, err error)
+	// There is the path of the way that already leads to the block device of that number and size, in
+	// bytes; "": there is none, and nothing of the clone's has claimed the device.
+	There(number uint64, size int64) (path string, err error)
 	// Lay makes a way to the block device, which nobody has claimed now.
 	Lay(number uint64, size int64) (path string, err error)
 	// Own are the numbers of the devices of the clone that lead to the block device: who uses them

@@ -15,9 +15,15 @@ type destWay struct {
 	def   *definition.Definition
 }
 
-// There is the path of the private device, if it is there and leads to the destination.
-func (w destWay) There(number uint64) (string, error) {
+// There is the path of the private device, if it is there and leads to the destination. It is made
+// if only the layer leads there: somebody has removed it.
+func (w destWay) There(number uint64, size int64) (string, error) {
 	l, err := w.under.Find()
+	if err == nil && l == nil {
+		if layer := w.layer(); layer != nil && layer.Reaches(number) {
+			l, err = w.under.Lay(number, size)
+		}
+	}
 	if err != nil || l == nil || !l.LeadsTo(number) {
 		return "", err
 	}
@@ -37,10 +43,19 @@ func (w destWay) Own() (all []uint64) {
 	if l, err := w.under.Find(); err == nil && l != nil {
 		all = append(all, l.Dev)
 	}
-	if l, err := dm.Named(w.def.DM); err == nil && l != nil && l.IsOf(w.def.Mark) {
+	if l := w.layer(); l != nil {
 		all = append(all, l.Dev)
 	}
 	return all
+}
+
+// layer is the clone's, nil if there is none.
+func (w destWay) layer() *dm.Layer {
+	l, err := dm.Named(w.def.DM)
+	if err != nil || l == nil || !l.IsOf(w.def.Mark) {
+		return nil
+	}
+	return l
 }
 
 // GoThrough has the destination of a clone with a layer reached through its private device: said

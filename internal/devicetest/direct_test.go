@@ -218,8 +218,10 @@ func TestDirectDead(t *testing.T) {
 		t.Errorf("a flush has ended without a daemon: %v", err)
 	case <-time.After(time.Second):
 	}
+	m.MustRun("dmsetup", "remove", "--retry", directUnder) // by somebody who does not know better
 	b.locked()
 	b.Recover()
+	m.MustRun("dmsetup", "info", directUnder)
 	if err := <-waits; err != nil {
 		t.Errorf("the flush: %v", err)
 	}

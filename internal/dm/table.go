@@ -2,6 +2,7 @@ package dm
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/ublk-clone/ublk-clone/internal/definition"
@@ -63,6 +64,11 @@ func (l *Layer) LeadsTo(dev uint64) bool {
 		}
 	}
 	return len(l.table) > 0
+}
+
+// Reaches says whether any of the live table leads to the block device of that number.
+func (l *Layer) Reaches(dev uint64) bool {
+	return slices.ContainsFunc(l.table, func(t sys.DMTarget) bool { return leads(t, dev) })
 }
 
 // Direct are the extents in which the live table leads to dest; else it is to lead to base, or ok is

@@ -35,6 +35,9 @@ func TestMixed(t *testing.T) {
 		if elsewhere := l.Elsewhere(base); l.IsMixed() && !slices.Equal(elsewhere, direct) {
 			t.Errorf("%v: elsewhere are %v", direct, elsewhere)
 		}
+		if l.Reaches(dest) != (len(direct) > 0) || l.Reaches(dest+1) {
+			t.Errorf("%v: reaches the destination: %v", direct, l.Reaches(dest))
+		}
 		whole := len(direct) == 1 && direct[0].Length == size
 		if l.LeadsTo(dest) != whole || l.LeadsTo(base) != (len(direct) == 0) || l.IsMixed() != (len(direct) > 0 && !whole) {
 			t.Errorf("%v: leads to the destination: %v, to the block device: %v", direct, l.LeadsTo(dest), l.LeadsTo(base))
