@@ -42,7 +42,17 @@ type directBench struct {
 }
 
 // newDirectBench makes it, with its daemon to go wrong behind a step of an exchange; "" for none.
-func newDirectBench(t *testing.T, fault string, args ...string) *directBench {
+func newDirectBench(t *testing.T, fault string) *directBench {
+	program := harness.Command
+	if fault != "" {
+		t.Setenv(exchangeFault, fault)
+		program = faulty
+	}
+	return newDirectBenchOf(t, program)
+}
+
+// newDirectBenchOf makes it with that program.
+func newDirectBenchOf(t *testing.T, program string) *directBench {
 	m := harness.New(t)
 	b := &directBench{
 		source: m.NullBlk("src", harness.NullOptions{MiB: directSize / harness.MiB}),
@@ -50,12 +60,7 @@ func newDirectBench(t *testing.T, fault string, args ...string) *directBench {
 	}
 	m.FillDisk(b.source, harness.Original)
 	m.FillDisk(b.dest, harness.Junk)
-	b.Clone = m.NewClone(b.source, b.dest, b.meta, append(args, "--dm", harness.LayerName, "--no-hydration")...)
-	program := harness.Command
-	if fault != "" {
-		t.Setenv(exchangeFault, fault)
-		program = faulty
-	}
+	b.Clone = m.NewClone(b.source, b.dest, b.meta, "--dm", harness.LayerName, "--no-hydration")
 	b.Path = strings.TrimSpace(m.MustRun(program, append([]string{"add", b.Name}, b.Args...)...))
 	m.Cleanup(func() {
 		m.Try("dmsetup", "remove", "--retry", harness.LayerName)
@@ -425,6 +430,40 @@ func TestDirectOldMap(t *testing.T) {
 	b.HydrateFast()
 	b.WaitHydrated()
 	b.waitDirect(directAll)
+	b.Del()
+	b.free()
+}
+
+// TestDirectPreviousRelease: an upgrade, and the way back, with what is hydrated led straight to the
+// destination in between: the previous release opens that itself.
+func TestDirectPreviousRelease(t *testing.T) {
+	runs.On(t, "6.18", runs.Sampled)
+	if !hasPrevious() {
+		t.Skip("scripts/device-tests could not build the previous release")
+	}
+	b := newDirectBenchOf(t, previous)
+	m := b.M
+	v := m.Open(harness.LayerPath, os.O_RDWR)
+	b.wrote(v, 8*harness.MiB, 0x11)
+	for round := range 2 {
+		m.MustRun(harness.Command, "restart", b.Name)
+		b.locked()
+		b.HydrateFast()
+		b.WaitHydrated()
+		b.waitDirect(directAll)
+		b.holds(v, 8*harness.MiB, byte(0x11+round))
+		b.wrote(v, 8*harness.MiB, byte(0x12+round))
+		m.MustRun(previous, "restart", b.Name)
+		if n := m.LedTo(b.dest.Number()); n != 0 {
+			t.Errorf("%d bytes are direct, of which the previous release knows nothing", n)
+		}
+		b.holds(v, 8*harness.MiB, byte(0x12+round))
+	}
+	b.End(syscall.SIGKILL)
+	b.Recover()
+	b.waitDirect(directAll)
+	b.holds(v, 8*harness.MiB, 0x13)
+	v.Close()
 	b.Del()
 	b.free()
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -172,10 +173,14 @@ func (d *directPath) table() (is []dm.Extent, ok bool) {
 	return l.Direct(st.Rdev, d.Dest.Number())
 }
 
+// kernelDMA is the alignment of memory of a block device whose driver says nothing, in bytes
+// (blk_validate_limits, block/blk-settings.c, 6.12).
+const kernelDMA = 512
+
 // fits says whether the layer stays the device that its users know. If not, that is told once.
 func (d *directPath) fits() bool {
 	p := d.device.Params()
-	limits := direct.Limits{LogicalBlock: p.LogicalBlockSize, DMAAlignment: max(1, p.DMAAlignment), Discards: p.MaxDiscard > 0}
+	limits := direct.Limits{LogicalBlock: p.LogicalBlockSize, DMAAlignment: cmp.Or(p.DMAAlignment, kernelDMA), Discards: p.MaxDiscard > 0}
 	err := limits.Fit(direct.Limits{LogicalBlock: d.Dest.LogicalBlock(), DMAAlignment: d.Dest.DMAAlign(), Discards: d.Dest.MaxDiscard() > 0})
 	if err != nil {
 		d.refuse("nothing is led straight to the destination: " + err.Error())
