@@ -200,7 +200,7 @@ func TestDirect(t *testing.T) {
 // TestDirectDead: the daemon is dead, and what is direct is read and written on, discarded and
 // zeroed; the rest waits for the next daemon. Nobody can take the destination meanwhile.
 func TestDirectDead(t *testing.T) {
-	runs.On(t, "6.12", runs.Sampled)
+	runs.On(t, "6.18", runs.Sampled)
 	b := newDirectBench(t, "")
 	m := b.M
 	v := m.Open(harness.LayerPath, os.O_RDWR)
@@ -430,6 +430,27 @@ func TestDirectOldMap(t *testing.T) {
 	b.HydrateFast()
 	b.WaitHydrated()
 	b.waitDirect(directAll)
+	b.Del()
+	b.free()
+}
+
+// TestDirectUnfit: nothing is led to a destination with which the layer would be another device to
+// its users, and that is told. 6.12 does not let the block device ask for memory as well aligned as
+// null_blk does.
+func TestDirectUnfit(t *testing.T) {
+	runs.On(t, "6.12")
+	b := newDirectBench(t, "")
+	attribute := "/sys/block/" + filepath.Base(b.M.MapperPath(harness.LayerName)) + "/queue/dma_alignment"
+	alignment := b.M.ReadFile(attribute)
+	b.HydrateFast()
+	b.WaitHydrated()
+	b.Event("direct")
+	if n := b.M.LedTo(b.dest.Number()); n != 0 {
+		t.Errorf("%d bytes are direct", n)
+	}
+	if got := b.M.ReadFile(attribute); got != alignment {
+		t.Errorf("the alignment of memory is %s, and was %s", got, alignment)
+	}
 	b.Del()
 	b.free()
 }

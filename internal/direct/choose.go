@@ -3,7 +3,11 @@ package direct
 import (
 	"cmp"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/dm"
@@ -90,8 +94,24 @@ func Worth(size, more int64, since time.Duration, complete bool) bool {
 
 // Limits are what the layer's users go by, of the clone's block device or of the destination.
 type Limits struct {
-	LogicalBlock, DMAAlignment int // bytes
+	LogicalBlock, DMAAlignment int64 // bytes
 	Discards                   bool
+}
+
+// LimitsAt are those of the block device with that folder in sysfs; a partition has its disk's.
+func LimitsAt(folder string) (l Limits, err error) {
+	if _, err := os.Stat(filepath.Join(folder, "partition")); err == nil {
+		folder += "/.." // a link is followed first
+	}
+	number := func(attribute string) int64 {
+		text, errRead := os.ReadFile(folder + "/queue/" + attribute)
+		n, errParse := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+		err = cmp.Or(err, errRead, errParse)
+		return n
+	}
+	l.LogicalBlock, l.DMAAlignment = number("logical_block_size"), number("dma_alignment")+1
+	l.Discards = number("discard_max_bytes") > 0
+	return l, err
 }
 
 // Fit says why the layer would be another device to its users when extents of it lead to the

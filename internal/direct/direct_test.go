@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -106,6 +108,32 @@ func TestFit(t *testing.T) {
 	for _, dest := range []Limits{{8192, 4, true}, {512, 4096, true}, {512, 4, false}} {
 		if clone.Fit(dest) == nil {
 			t.Errorf("%+v fits", dest)
+		}
+	}
+}
+
+// TestLimitsAt: of a disk, and of a partition of it.
+func TestLimitsAt(t *testing.T) {
+	root := t.TempDir()
+	put := func(path, text string) {
+		path = filepath.Join(root, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("sda/sda1/partition", "1\n")
+	if err := os.Symlink("sda/sda1", filepath.Join(root, "8:1")); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := LimitsAt(filepath.Join(root, "sda")); err == nil {
+		t.Errorf("without a queue: %+v", l)
+	}
+	put("sda/queue/logical_block_size", "4096\n")
+	put("sda/queue/dma_alignment", "511\n")
+	put("sda/queue/discard_max_bytes", "1048576\n")
+	for _, path := range []string{"sda", "8:1"} {
+		if l, err := LimitsAt(filepath.Join(root, path)); err != nil || l != (Limits{4096, 512, true}) {
+			t.Errorf("%s: %+v, %v", path, l, err)
 		}
 	}
 }

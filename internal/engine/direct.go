@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -173,19 +172,27 @@ func (d *directPath) table() (is []dm.Extent, ok bool) {
 	return l.Direct(st.Rdev, d.Dest.Number())
 }
 
-// kernelDMA is the alignment of memory of a block device whose driver says nothing, in bytes
-// (blk_validate_limits, block/blk-settings.c, 6.12).
-const kernelDMA = 512
-
 // fits says whether the layer stays the device that its users know. If not, that is told once.
 func (d *directPath) fits() bool {
-	p := d.device.Params()
-	limits := direct.Limits{LogicalBlock: p.LogicalBlockSize, DMAAlignment: cmp.Or(p.DMAAlignment, kernelDMA), Discards: p.MaxDiscard > 0}
-	err := limits.Fit(direct.Limits{LogicalBlock: d.Dest.LogicalBlock(), DMAAlignment: d.Dest.DMAAlign(), Discards: d.Dest.MaxDiscard() > 0})
+	st, err := sys.StatPath(d.device.path())
+	var clone, dest direct.Limits
+	if err == nil {
+		clone, err = limits(st.Rdev)
+	}
+	if err == nil {
+		dest, err = limits(d.Dest.Number())
+	}
+	if err == nil {
+		err = clone.Fit(dest)
+	}
 	if err != nil {
 		d.refuse("nothing is led straight to the destination: " + err.Error())
 	}
 	return err == nil
+}
+
+func limits(number uint64) (direct.Limits, error) {
+	return direct.LimitsAt(fmt.Sprintf("/sys/dev/block/%d:%d", sys.Major(number), sys.Minor(number)))
 }
 
 // refuse tells why nothing is led to the destination, once.
