@@ -265,56 +265,6 @@ func TestDirectDead(t *testing.T) {
 	b.free()
 }
 
-// TestDirectStorm: the layer gets another table again and again, and every now and then the daemon is
-// killed, at a random time after that was asked for; fio writes, reads and compares all the while.
-func TestDirectStorm(t *testing.T) {
-	runs.On(t, "7.3", runs.Sampled)
-	b := newDirectBench(t, "")
-	m, rng := b.M, b.M.Random()
-	b.HydrateFast()
-	b.WaitHydrated()
-	var out bytes.Buffer
-	cmd := exec.Command("fio", "--name=stir", "--filename="+harness.LayerPath, "--size=48m", "--direct=1", "--ioengine=libaio", "--iodepth=8", "--rw=randrw",
-		"--bs=16k", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=32", "--time_based", "--runtime=3600", "--fsync=16", "--randseed=9")
-	cmd.Stdout, cmd.Stderr = &out, &out
-	b.NoError(cmd.Start())
-	exchanges, kills := 0, 0
-	for range harness.Count(30, 500) {
-		for _, to := range []string{"direct=off", "direct=on"} {
-			if rng.IntN(5) > 0 {
-				b.Setting(to)
-				exchanges++
-				continue
-			}
-			pid := b.Status().PID
-			asked := exec.Command(harness.Command, "set", b.Name, to)
-			b.NoError(asked.Start())
-			time.Sleep(time.Duration(rng.IntN(60)) * time.Millisecond)
-			b.NoError(syscall.Kill(pid, syscall.SIGKILL))
-			_ = asked.Wait() // it may be too late for it
-			b.WaitEnded(pid)
-			b.locked()
-			b.Recover()
-			kills++
-		}
-	}
-	b.Setting("direct=on")
-	b.waitDirect(directAll)
-	b.NoError(cmd.Process.Signal(os.Interrupt)) // its exit status says that it was interrupted
-	if err := cmd.Wait(); !strings.Contains(out.String(), "err= 0") || strings.Contains(out.String(), "verify:") {
-		t.Errorf("fio: %v\n%s", err, &out)
-	}
-	t.Logf("%d exchanges were asked for, %d daemons killed", exchanges, kills)
-	for line := range strings.SplitSeq(out.String(), "\n") {
-		if strings.Contains(line, "IOPS=") {
-			t.Log(strings.TrimSpace(line))
-		}
-	}
-	b.Del()
-	b.free()
-	m.CheckTail(b.dest, directSize)
-}
-
 // TestDirectKilled: the daemon dies behind each step of an exchange, in turn; the next one goes on
 // with the layer, and with what is direct in it.
 func TestDirectKilled(t *testing.T) {
@@ -451,40 +401,6 @@ func TestDirectUnfit(t *testing.T) {
 	if got := b.M.ReadFile(attribute); got != alignment {
 		t.Errorf("the alignment of memory is %s, and was %s", got, alignment)
 	}
-	b.Del()
-	b.free()
-}
-
-// TestDirectPreviousRelease: an upgrade, and the way back, with what is hydrated led straight to the
-// destination in between: the previous release opens that itself.
-func TestDirectPreviousRelease(t *testing.T) {
-	runs.On(t, "6.18", runs.Sampled)
-	if !hasPrevious() {
-		t.Skip("scripts/device-tests could not build the previous release")
-	}
-	b := newDirectBenchOf(t, previous)
-	m := b.M
-	v := m.Open(harness.LayerPath, os.O_RDWR)
-	b.wrote(v, 8*harness.MiB, 0x11)
-	for round := range 2 {
-		m.MustRun(harness.Command, "restart", b.Name)
-		b.locked()
-		b.HydrateFast()
-		b.WaitHydrated()
-		b.waitDirect(directAll)
-		b.holds(v, 8*harness.MiB, byte(0x11+round))
-		b.wrote(v, 8*harness.MiB, byte(0x12+round))
-		m.MustRun(previous, "restart", b.Name)
-		if n := m.LedTo(b.dest.Number()); n != 0 {
-			t.Errorf("%d bytes are direct, of which the previous release knows nothing", n)
-		}
-		b.holds(v, 8*harness.MiB, byte(0x12+round))
-	}
-	b.End(syscall.SIGKILL)
-	b.Recover()
-	b.waitDirect(directAll)
-	b.holds(v, 8*harness.MiB, 0x13)
-	v.Close()
 	b.Del()
 	b.free()
 }
