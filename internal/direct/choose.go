@@ -76,7 +76,7 @@ func Bytes(extents []dm.Extent) (n int64) {
 const (
 	Pause     = 10 * time.Second // between two choices, and so between two exchanges
 	part      = 20               // of the device becomes direct: a twentieth
-	someBytes = 64 << 20         // become direct, and the last exchange was long ago
+	SomeBytes = 64 << 20         // become direct, and the last exchange was long ago
 	longAgo   = 5 * time.Minute
 )
 
@@ -89,7 +89,7 @@ func Worth(size, more int64, since time.Duration, complete bool) bool {
 	case complete, more >= size/part:
 		return true
 	}
-	return more >= someBytes && since >= longAgo
+	return more >= SomeBytes && since >= longAgo
 }
 
 // Limits are what the layer's users go by, of the clone's block device or of the destination.

@@ -89,7 +89,7 @@ func TestWorth(t *testing.T) {
 		want     bool
 	}{
 		{size / part, Pause, false, true}, {size / part, Pause - 1, false, false}, {size/part - 1, Pause, false, false},
-		{someBytes, longAgo, false, true}, {someBytes, longAgo - 1, false, false}, {someBytes - 1, longAgo, false, false},
+		{SomeBytes, longAgo, false, true}, {SomeBytes, longAgo - 1, false, false}, {SomeBytes - 1, longAgo, false, false},
 		{mib, Pause, true, true}, {0, longAgo, true, false}, {-mib, longAgo, true, false}, {mib, 0, true, false},
 	} {
 		if got := Worth(size, c.more, c.since, c.complete); got != c.want {

@@ -44,7 +44,7 @@ type directPath struct {
 
 // glance is what says without much ado whether anything may have changed.
 type glance struct {
-	hydrated         uint64
+	durable          uint64 // regions
 	wanted, complete bool
 }
 
@@ -128,7 +128,7 @@ func (d *directPath) inDoubt() bool {
 func (d *directPath) look() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	now := glance{hydrated: d.lanes.core.Regions().NrHydrated(), wanted: d.wanted(), complete: d.lanes.core.Complete()}
+	now := glance{durable: d.lanes.core.DurableHydrated(), wanted: d.wanted(), complete: d.lanes.core.Complete()}
 	if d.mu.paused || now == d.mu.done || d.unsteady(now.wanted) || now.wanted && time.Since(d.mu.chosen) < direct.Pause {
 		return
 	}
@@ -146,11 +146,12 @@ func (d *directPath) look() {
 	if now.wanted {
 		worth = direct.Worth(d.Dest.Geometry.Size, more, time.Since(d.mu.exchanged), now.complete)
 	}
-	switch {
-	case worth:
-		d.exchange(to)
-	case !now.wanted || more <= 0 && now.complete:
-		d.mu.done = glance{hydrated: now.hydrated, wanted: d.wanted(), complete: now.complete}
+	done := !now.wanted || more < direct.SomeBytes // else it is worth it in a while
+	if worth {
+		done = d.exchange(to) // what has failed, and not for want of time, is not tried again for nothing
+	}
+	if done {
+		d.mu.done = glance{durable: now.durable, wanted: d.wanted(), complete: now.complete}
 	}
 }
 
@@ -202,8 +203,9 @@ func (d *directPath) refuse(why string) {
 	}
 }
 
-// exchange leads these extents to the destination, and all else to the clone.
-func (d *directPath) exchange(to []dm.Extent) {
+// exchange leads these extents to the destination, and all else to the clone; failed: it is not
+// possible.
+func (d *directPath) exchange(to []dm.Extent) (failed bool) {
 	d.mu.exchanged = time.Now()
 	err := direct.Exchange(d.layer, d.Dest.Number(), to)
 	switch {
@@ -211,16 +213,17 @@ func (d *directPath) exchange(to []dm.Extent) {
 		guard.Fatal(err) // recover lets the users go on
 	case dm.IsLate(err):
 		d.Log.Debug().Err(err).Msg("requests at work have not ended in time: the layer leads where it led")
-		return
+		return false
 	case err != nil:
 		d.Log.Warn().Err(err).Msg("exchange the table of the layer")
 		d.refuse("the layer cannot lead elsewhere: " + err.Error())
-		return
+		return true
 	}
 	d.refusal.Store(nil)
 	d.bytes.Store(direct.Bytes(to))
 	d.Happened.Add(control.EventDirect, fmt.Sprintf("%s of %s in %s are led straight to %s", text.Size(direct.Bytes(to)), text.Size(d.Dest.Geometry.Size),
 		text.Plural(int64(len(to)), "extent"), d.Wanted.Definition.Dest))
+	return false
 }
 
 // leadBack leads nothing to the destination any more. It is paused.
