@@ -88,7 +88,7 @@ func (d *Device) openAgain() (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openVia(d.role, d.path, way)
+	return openVia(d.role, d.path, way, Options{})
 }
 
 // Remove unlinks a file that Open made, for the undo of a start that failed. It leaves alone

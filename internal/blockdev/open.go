@@ -68,7 +68,7 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	if d.stat.Dev != st.Dev || d.stat.Inode != st.Inode {
 		return nil, d.abandon(d.fail("open", errors.New("it changed while it was opened"), "Try again."))
 	}
-	if d, err = (setup{d, o}).run(); err != nil || d.way == nil || d.self != nil {
+	if d, err = (setup{d, o}).run(); err != nil || d.way == nil || d.self != nil || o.DryRun {
 		return d, err
 	}
 	if err := d.goThrough(d.way); err != nil {
@@ -90,7 +90,7 @@ func openFound(role Role, path string, st sys.Stat, o Options) (d *Device, err e
 	case err != nil:
 		return nil, err
 	case way != "":
-		d, err = openVia(role, path, way)
+		d, err = openVia(role, path, way, o)
 	default:
 		d, err = open(role, path, blockFlags(role, o))
 	}

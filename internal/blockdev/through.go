@@ -5,7 +5,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
@@ -26,20 +25,20 @@ type Way interface {
 }
 
 // openVia opens a block device through a way that is there.
-func openVia(role Role, path, way string) (*Device, error) {
+func openVia(role Role, path, way string, o Options) (*Device, error) {
 	d, err := open(role, path, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.enter(way); err != nil {
+	if err := d.enter(way, o); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
 // enter has all I/O of an open block device go through the way from now on.
-func (d *Device) enter(way string) error {
-	f, err := sys.Open(way, os.O_RDWR|os.O_EXCL|syscall.O_DIRECT, 0)
+func (d *Device) enter(way string, o Options) error {
+	f, err := sys.Open(way, blockFlags(d.role, o), 0)
 	switch {
 	case isBusy(err):
 		return busy(d.role, "open", way, err)
@@ -72,7 +71,7 @@ func (d *Device) goThrough(w Way) error {
 	case err != nil:
 		return err
 	}
-	return d.enter(way)
+	return d.enter(way, Options{})
 }
 
 // WrittenBesides grows when others write to a device that is reached by a way, as they can. Of

@@ -13,13 +13,14 @@ import (
 type destWay struct {
 	under *dm.Under
 	def   *definition.Definition
+	dry   bool // nothing is to be changed
 }
 
 // There is the path of the private device, if it is there and leads to the destination. It is made
 // if only the layer leads there: somebody has removed it.
 func (w destWay) There(number uint64, size int64) (string, error) {
 	l, err := w.under.Find()
-	if err == nil && l == nil {
+	if err == nil && l == nil && !w.dry {
 		if layer := w.layer(); layer != nil && layer.Reaches(number) {
 			l, err = w.under.Lay(number, size)
 		}
@@ -67,7 +68,7 @@ func (d *DestSide) way() blockdev.Way {
 	if d.under == nil {
 		return nil
 	}
-	return destWay{d.under, &d.Wanted.Definition}
+	return destWay{d.under, &d.Wanted.Definition, d.Wanted.DryRun}
 }
 
 // close closes the destination, and removes the private device unless the block device is left to
@@ -77,7 +78,7 @@ func (d *DestSide) close() error {
 	if d.Device != nil {
 		err = d.Device.Close()
 	}
-	if d.Ending.Keep && !d.Ending.Plain {
+	if d.Ending.Keep && !d.Ending.Plain || d.Wanted.DryRun {
 		return err
 	}
 	return errors.Join(err, d.under.Remove())

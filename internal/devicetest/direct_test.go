@@ -223,6 +223,8 @@ func TestDirectDead(t *testing.T) {
 		t.Errorf("a flush has ended without a daemon: %v", err)
 	case <-time.After(time.Second):
 	}
+	m.MustRun(harness.Command, append([]string{"add", b.Name, "--dry-run"}, b.Args...)...)
+	m.MustRun("dmsetup", "info", directUnder)
 	m.MustRun("dmsetup", "remove", "--retry", directUnder) // by somebody who does not know better
 	b.locked()
 	b.Recover()
