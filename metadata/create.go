@@ -72,6 +72,9 @@ func (sb *Superblock) useFeatures() {
 	if sb.SourcePieces != (Pieces{}) || sb.SourceChangeNs != 0 || sb.Settings.SourceTimeout != 0 {
 		sb.FeatureCompat |= compatSource
 	}
+	if sb.Settings.Indirect {
+		sb.FeatureCompat |= compatDirect
+	}
 }
 
 // refuseContent fails with ErrNotEmpty if there is anything where the superblock copies

@@ -28,9 +28,13 @@ const featureKnown uint64 = 1 << 0
 // that does not know the feature keeps these bytes and compares the older sample.
 const compatSource uint64 = 1 << 1
 
+// compatDirect says that one of the settings is that nothing is led straight to the destination. A
+// program that does not know the feature leads nothing there, and keeps the bit.
+const compatDirect uint64 = 1 << 2
+
 // Features that this program knows.
 const (
-	knownCompat          = featureKnown | compatSource
+	knownCompat          = featureKnown | compatSource | compatDirect
 	knownROCompat uint64 = 0
 	knownIncompat uint64 = 0
 )
@@ -110,6 +114,7 @@ const (
 	flagPaused          = 1 << 0
 	flagReadThrough     = 1 << 1
 	flagDiscardPassdown = 1 << 2
+	flagIndirect        = 1 << 3
 )
 
 var le = binary.LittleEndian
@@ -193,6 +198,7 @@ func (s *Settings) encode(b []byte) {
 	putFlag(b[setFlags:], flagPaused, s.Paused)
 	putFlag(b[setFlags:], flagReadThrough, s.ReadThrough)
 	putFlag(b[setFlags:], flagDiscardPassdown, s.DiscardPassdown)
+	putFlag(b[setFlags:], flagIndirect, s.Indirect)
 	le.PutUint64(b[setRate:], uint64(s.Rate))
 	le.PutUint64(b[setMinRate:], uint64(s.MinRate))
 	le.PutUint64(b[setThreshold:], s.Threshold)
@@ -296,6 +302,7 @@ func decodeSettings(b []byte) Settings {
 		Paused:          flags&flagPaused != 0,
 		ReadThrough:     flags&flagReadThrough != 0,
 		DiscardPassdown: flags&flagDiscardPassdown != 0,
+		Indirect:        flags&flagIndirect != 0,
 		Rate:            int64(le.Uint64(b[setRate:])),
 		MinRate:         int64(le.Uint64(b[setMinRate:])),
 		Threshold:       le.Uint64(b[setThreshold:]),

@@ -99,6 +99,7 @@ func TestEveryFlagRoundTrips(t *testing.T) {
 		func(sb *Superblock) { sb.Settings.Paused = true },
 		func(sb *Superblock) { sb.Settings.ReadThrough = true },
 		func(sb *Superblock) { sb.Settings.DiscardPassdown = true },
+		func(sb *Superblock) { sb.Settings.Indirect = true },
 	} {
 		var sb, again Superblock
 		set(&sb)

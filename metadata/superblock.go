@@ -138,6 +138,7 @@ type Settings struct {
 	Paused          bool   `json:"paused"`
 	ReadThrough     bool   `json:"read_through"`
 	DiscardPassdown bool   `json:"discard_passdown"`
+	Indirect        bool   `json:"indirect"`  // nothing is led straight to the destination
 	Rate            int64  `json:"rate"`      // bytes a second, 0 = no cap
 	MinRate         int64  `json:"min_rate"`  // bytes a second
 	Threshold       uint64 `json:"threshold"` // regions

@@ -119,7 +119,7 @@ Without SOURCE, DEST, METADATA and LINE the clone is defined by
 /etc/ublk-clone/NAME.toml, whose keys are these flags: source = "/dev/sdb". The
 unit ublk-clone@NAME starts it so at every boot.
 
-Settings (rates, threshold, batch, read-through, passdown, retries, source
+Settings (rates, threshold, batch, read-through, direct, passdown, retries, source
 timeout, hydration) are kept over a restart. A later add changes those that it names.
 
 A region is the unit of hydration. With the default of 4KiB nearly every write
@@ -141,6 +141,7 @@ while it is in use.`,
 			&cli.StringFlag{Name: "retries", Usage: "`N` attempts for a region before it waits for resume (default: 6)"},
 			&cli.StringFlag{Name: "source-timeout", Usage: "`TIME` without an answer after which SOURCE counts as away, or none (default: 30s)"},
 			&cli.StringFlag{Name: "read-through", Usage: "`on|off`: keep in DEST what is read from SOURCE (default: on, with --table off)"},
+			&cli.StringFlag{Name: "direct", Usage: "`on|off`: with --dm, lead what is hydrated straight to DEST (default: on)"},
 			&cli.BoolFlag{Name: definition.NoPassdownFlag, Usage: "do not tell DEST of discards"},
 			&cli.IntFlag{Name: "queues", Value: definition.DefaultQueues, Usage: "`N` queues, each with a thread"},
 			&cli.IntFlag{Name: "queue-depth", Value: definition.DefaultQueueDepth, Usage: "`N` requests in flight for each queue"},

@@ -106,7 +106,7 @@ func (e ender) prune(c *cli.Context) error {
 	for _, def := range orphans {
 		err = errors.Join(err, pruned(e.out, def.Name, leftover.RemoveDevice(&def, how)))
 	}
-	err = errors.Join(err, listErr, leftover.StrayFiles(e.dir))
+	err = errors.Join(err, listErr, leftover.StrayUnders(e.dir), leftover.StrayFiles(e.dir))
 	if how.Force {
 		lost, errLost := e.left().GiveUpMaps(abandoned)
 		for _, text := range lost {

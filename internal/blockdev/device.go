@@ -13,6 +13,7 @@ type Device struct {
 	units
 	making
 	dry    bool // Options.DryRun
+	way    Way  // Options.Way, nil: it is opened itself
 	warned []string
 	id     *string // once it was asked for: what is open stays what it is
 }
@@ -39,8 +40,7 @@ func (d *Device) Sparse() int64 {
 // Warnings are what the user should know and what force overrode.
 func (d *Device) Warnings() []string { return d.warned }
 
-// Flush makes every write through the description that ended before it durable.
-// It blocks.
+// Flush makes every write through the description that ended before it durable. It blocks.
 func (d *Device) Flush() error {
 	if d.dry {
 		return nil
@@ -57,7 +57,7 @@ func (d *Device) Close() error {
 	for _, b := range d.behind {
 		b.file.Close() // only looked at
 	}
-	if err := d.file.Close(); err != nil {
+	if err := errors.Join(d.file.Close(), d.closeSelf()); err != nil {
 		return d.fail("close", err, "")
 	}
 	return nil
@@ -66,20 +66,33 @@ func (d *Device) Close() error {
 // Retake opens a block device again that was closed for somebody else to take over, who has not:
 // with the lock, as Open did. Nothing is to be under way on the description that was closed.
 func (d *Device) Retake() error {
-	again, err := open(d.role, d.path, blockFlags(d.role, Options{}))
+	again, err := d.openAgain()
 	if err != nil {
 		return err
 	}
 	if again.stat.Rdev != d.stat.Rdev || !d.IsBlock() {
 		return errors.Join(again.fail("open", errors.New("its path now leads to another device"), "Make it lead to the former device again."), again.Close())
 	}
-	d.file, d.closed = again.file, false
+	d.file, d.self, d.closed = again.file, again.self, false
 	return nil
 }
 
-// Remove unlinks a file that Open made, for the undo of a start that failed.
-// It leaves alone whatever was there before, and a path that names another file
-// by now.
+func (d *Device) openAgain() (*Device, error) {
+	if d.way == nil {
+		return open(d.role, d.path, blockFlags(d.role, Options{}))
+	}
+	way, err := d.way.There(d.stat.Rdev, d.size)
+	if err == nil && way == "" {
+		way, err = d.way.Lay(d.stat.Rdev, d.size)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return openVia(d.role, d.path, way, Options{})
+}
+
+// Remove unlinks a file that Open made, for the undo of a start that failed. It leaves alone
+// whatever was there before, and a path that names another file by now.
 func (d *Device) Remove() error {
 	switch {
 	case d.grown && !d.dry:

@@ -9,8 +9,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// sector is the unit in which file systems and partition tables of a file are
-// addressed, whatever disk the file lies on, in bytes.
+// sector is the unit in which file systems and partition tables of a file are addressed, whatever
+// disk the file lies on, in bytes.
 const sector = 512
 
 // pageBlock is the alignment that every file system takes, in bytes.
@@ -34,8 +34,8 @@ func (u *units) PhysicalBlock() int { return u.physic }
 // Direct says whether I/O bypasses the page cache.
 func (u *units) Direct() bool { return u.direct }
 
-// Align is the alignment that I/O through File must keep, in bytes: offsets,
-// lengths and buffer addresses. 1 for buffered I/O.
+// Align is the alignment that I/O through File must keep, in bytes: offsets, lengths and buffer
+// addresses. 1 for buffered I/O.
 func (u *units) Align() int {
 	if !u.direct {
 		return 1
@@ -43,8 +43,8 @@ func (u *units) Align() int {
 	return u.align
 }
 
-// setDirect switches a source to direct I/O where the clone's blocks satisfy
-// its alignment. Buffers are page-aligned, offsets in them multiples of block.
+// setDirect switches a source to direct I/O where the clone's blocks satisfy its alignment. Buffers
+// are page-aligned, offsets in them multiples of block.
 func (u *units) setDirect(fd, block int) error {
 	want := u.align > 0 && u.align <= block
 	if want == u.direct {
@@ -126,9 +126,9 @@ func (g *Geometry) ragged(source *Device) error {
 		source.size, g.LogicalBlock), "Sizes are never rounded; use a destination with smaller blocks, or resize the source.")
 }
 
-// checkBlocks warns of, or without force refuses, a clone with larger blocks
-// than its source: what addresses the source in its own blocks (a partition
-// table, a file system with smaller blocks) is unreadable on the clone.
+// checkBlocks warns of, or without force refuses, a clone with larger blocks than its source: what
+// addresses the source in its own blocks (a partition table, a file system with smaller blocks) is
+// unreadable on the clone.
 func (g *Geometry) checkBlocks(source, dest *Device, force bool) error {
 	if source.logical >= g.LogicalBlock {
 		return nil

@@ -36,9 +36,9 @@ func (h Holder) String() string {
 	return "under " + h.Where
 }
 
-// Holders lists who uses the device or file at path: mounts in every mount
-// namespace, devices on top, loop devices, swap and processes that have it
-// open, other than this one. Partitions count as their disk.
+// Holders lists who uses the device or file at path: mounts in every mount namespace, devices on
+// top, loop devices, swap and processes that have it open, other than this one. Partitions count as
+// their disk.
 func Holders(path string) ([]Holder, error) {
 	st, err := host.stat(path)
 	if err != nil {
@@ -58,8 +58,7 @@ func (t tree) holders(st sys.Stat) []Holder {
 	return append(all, t.processHolders(u)...)
 }
 
-// use is what counts as using a device: the numbers of it and its partitions,
-// or a file's place.
+// use is what counts as using a device: the numbers of it and its partitions, or a file's place.
 type use struct {
 	devs       []uint64
 	dev, inode uint64
@@ -88,8 +87,7 @@ func (u use) is(st sys.Stat) bool {
 	return u.inode != 0 && st.Dev == u.dev && st.Inode == u.inode
 }
 
-// stackHolders are device-mapper and md devices on top of the device or of its
-// partitions.
+// stackHolders are device-mapper and md devices on top of the device or of its partitions.
 func (t tree) stackHolders(st sys.Stat) []Holder {
 	if !st.IsBlock() {
 		return nil
@@ -143,8 +141,8 @@ func (m Mapped) Is(h Holder) bool {
 	return h.Kind == "device" && (h.Where == m.Path || strings.HasPrefix(h.Where, m.Path+" "))
 }
 
-// loopsOver are the loop devices over the device or file, which no lock keeps
-// away and no process has open.
+// loopsOver are the loop devices over the device or file, which no lock keeps away and no process
+// has open.
 func (t tree) loopsOver(st sys.Stat) []Holder {
 	u := t.use(st)
 	dirs, _ := filepath.Glob(filepath.Join(t.sys, "block", "loop*"))

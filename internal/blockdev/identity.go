@@ -16,10 +16,9 @@ type Identity struct {
 	Size int64  `json:"size"` // bytes
 }
 
-// Identity finds the identity: for a file its file system and inode, for a
-// disk its WWID or serial number, for a partition its disk's and where it
-// begins, for device-mapper and md their UUID, for a loop device that of what
-// is behind it.
+// Identity finds the identity: for a file its file system and inode, for a disk its WWID or serial
+// number, for a partition its disk's and where it begins, for device-mapper and md their UUID, for
+// a loop device that of what is behind it.
 func (d *Device) Identity() (Identity, error) {
 	if d.id == nil {
 		id, err := d.identify()

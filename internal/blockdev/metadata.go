@@ -30,8 +30,8 @@ func NewMetadataFile(d *Device) (*MetadataFile, error) {
 	return &MetadataFile{Device: d, end: d.size}, nil
 }
 
-// Grow makes a file at least size bytes long, the new part a hole. A block
-// device keeps the size that it has.
+// Grow makes a file at least size bytes long, the new part a hole. A block device keeps the size
+// that it has.
 func (f *MetadataFile) Grow(size int64) error {
 	if f.IsBlock() || f.size >= size {
 		return nil
@@ -59,9 +59,8 @@ func (f *MetadataFile) Close() error {
 	return err
 }
 
-// AllocBuffer is a page-aligned buffer of size bytes, there until Close; the
-// same again for who asks again, as there is one Store at a time. It is nil if
-// there is no memory.
+// AllocBuffer is a page-aligned buffer of size bytes, there until Close; the same again for who
+// asks again, as there is one Store at a time. It is nil if there is no memory.
 func (f *MetadataFile) AllocBuffer(size int) []byte {
 	for _, m := range f.buffers {
 		if len(m.Bytes()) >= size {
@@ -112,8 +111,8 @@ func (f *MetadataFile) WriteAt(p []byte, off int64) error {
 	return sys.WriteFullAt(f.fd(), p, off)
 }
 
-// ZeroRange makes length bytes at off read as zeros, durably after Flush: a
-// hole in a file, the device's own way on a block device.
+// ZeroRange makes length bytes at off read as zeros, durably after Flush: a hole in a file, the
+// device's own way on a block device.
 func (f *MetadataFile) ZeroRange(off, length int64) error {
 	if f.dry {
 		return nil

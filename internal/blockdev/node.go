@@ -48,9 +48,8 @@ func (n *node) Size() int64 { return n.size }
 // IsBlock says whether it is a block device, not a file.
 func (n *node) IsBlock() bool { return n.stat.IsBlock() }
 
-// Birth is when the file was made, or the one behind a loop device, in
-// nanoseconds since 1970; 0 where nobody knows. It tells a file from a later
-// one with the same number.
+// Birth is when the file was made, or the one behind a loop device, in nanoseconds since 1970; 0
+// where nobody knows. It tells a file from a later one with the same number.
 func (n *node) Birth() int64 {
 	if !n.IsBlock() {
 		return n.stat.Birth

@@ -41,11 +41,12 @@ type Options struct {
 	// Others are open for the same clone: a device that overlaps one of them is
 	// refused, before opening it would only find it busy.
 	Others []*Device
+	// Way is how a destination that is a block device is reached; nil: by itself.
+	Way Way
 }
 
-// Open opens and locks path for its role. Exit codes: 5 if it is held, with the
-// holders; 6 without permission; 14 for what Force accepts and for an overlap;
-// else the role's.
+// Open opens and locks path for its role. Exit codes: 5 if it is held, with the holders; 6 without
+// permission; 14 for what Force accepts and for an overlap; else the role's.
 func Open(role Role, path string, o Options) (*Device, error) {
 	st, err := sys.StatPath(path)
 	missing := errors.Is(err, fs.ErrNotExist)
@@ -60,18 +61,43 @@ func Open(role Role, path string, o Options) (*Device, error) {
 	if err := host.apart(node{path: path, role: role, stat: st, size: host.pathSize(st)}, o.Others); err != nil {
 		return nil, err
 	}
-	flags := fileFlags(role, o)
-	if st.IsBlock() {
-		flags = blockFlags(role, o)
-	}
-	d, err := open(role, path, flags)
+	d, err := openFound(role, path, st, o)
 	if err != nil {
 		return nil, err
 	}
 	if d.stat.Dev != st.Dev || d.stat.Inode != st.Inode {
 		return nil, d.abandon(d.fail("open", errors.New("it changed while it was opened"), "Try again."))
 	}
-	return setup{d, o}.run()
+	if d, err = (setup{d, o}).run(); err != nil || d.way == nil || d.self != nil || o.DryRun {
+		return d, err
+	}
+	if err := d.goThrough(d.way); err != nil {
+		return nil, d.abandon(err)
+	}
+	return d, nil
+}
+
+// openFound opens what is there, a block device by its way if there is one already.
+func openFound(role Role, path string, st sys.Stat, o Options) (d *Device, err error) {
+	if !st.IsBlock() {
+		return open(role, path, fileFlags(role, o))
+	}
+	var way string
+	if o.Way != nil {
+		way, err = o.Way.There(st.Rdev, host.pathSize(st))
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case way != "":
+		d, err = openVia(role, path, way, o)
+	default:
+		d, err = open(role, path, blockFlags(role, o))
+	}
+	if err == nil {
+		d.way = o.Way
+	}
+	return d, err
 }
 
 // errReadOnly: a block device that nobody may write.
@@ -232,7 +258,7 @@ func open(role Role, path string, flags int) (*Device, error) {
 	}
 	f, err := sys.Open(at, flags, 0o600)
 	if err != nil {
-		if errors.Is(err, syscall.EBUSY) {
+		if isBusy(err) {
 			return nil, busy(role, "open", path, err)
 		}
 		return nil, failure(role, openCode(role, err), "open", path, err, openNext(role, err))
@@ -270,6 +296,9 @@ func (d *Device) abandon(err error) error {
 func (d *Device) warn(format string, args ...any) {
 	d.warned = append(d.warned, fmt.Sprintf(format, args...))
 }
+
+// isBusy says that somebody has a block device open exclusively.
+func isBusy(err error) bool { return errors.Is(err, syscall.EBUSY) }
 
 // busy is an error that lists who holds path.
 func busy(role Role, verb, path string, cause error) error {

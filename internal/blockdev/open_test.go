@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/fingerprint"
 )
 
 func image(t *testing.T, size int64) string {
@@ -288,7 +289,7 @@ func TestMatch(t *testing.T) {
 
 func TestFingerprint(t *testing.T) {
 	path := image(t, 3*mib+512)
-	print := func() Fingerprint {
+	print := func() fingerprint.Print {
 		d := mustOpen(t, Source, path, Options{})
 		defer d.file.Close()
 		f, err := d.Fingerprint(nil)

@@ -12,6 +12,7 @@ import (
 type opened struct {
 	node
 	file   *os.File
+	self   *os.File // of one that is reached by a Way: itself, not locked and never read; else nil
 	closed bool
 }
 
@@ -19,8 +20,7 @@ type opened struct {
 // ring that uses its descriptor keeps it reachable.
 func (o *opened) File() *os.File { return o.file }
 
-// fd is the descriptor for calls of package sys; the caller holds o, and o
-// the file.
+// fd is the descriptor for calls of package sys; the caller holds o, and o the file.
 func (o *opened) fd() int { return int(o.file.Fd()) }
 
 // IsOpen says whether the description is there: it is not after Close, until Retake.
@@ -39,7 +39,7 @@ func (o *opened) Present() bool {
 	if !o.IsBlock() {
 		return true
 	}
-	size, err := sys.BlockSize64(o.fd())
+	size, err := sys.BlockSize64(o.ask())
 	return err == nil && size == o.size
 }
 
@@ -48,7 +48,7 @@ func (o *opened) Gone() bool {
 	if !o.IsBlock() {
 		return false
 	}
-	size, err := sys.BlockSize64(o.fd())
+	size, err := sys.BlockSize64(o.ask())
 	return err != nil || size == 0
 }
 
@@ -64,7 +64,7 @@ func (o *opened) Shorter() error {
 
 func (o *opened) sizeNow() (int64, error) {
 	if o.IsBlock() {
-		return sys.BlockSize64(o.fd())
+		return sys.BlockSize64(o.ask())
 	}
 	st, err := sys.Fstat(o.fd())
 	return st.Size, err
@@ -98,4 +98,4 @@ func (o *opened) ReadAt(p []byte, off int64) error { return sys.ReadFullAt(o.fd(
 // DropCache gives up what the page cache holds of the device. Direct writes look for it there as
 // long as there is anything of the whole device (filemap_invalidate_pages, mm/filemap.c, 6.18), and
 // whoever made or probed it has left something. It saves time and is not needed: an error is none.
-func (o *opened) DropCache() { _ = sys.DropCache(o.fd()) }
+func (o *opened) DropCache() { _, _ = sys.DropCache(o.fd()), sys.DropCache(o.ask()) }

@@ -20,10 +20,9 @@ type span struct {
 	self       bool   // the node is the device itself
 }
 
-// overlaps says whether two devices with these spans share bytes. Known
-// stretches are compared; an unknown one shares bytes with a device that is
-// the whole node. Two unknown ones are siblings (two logical volumes on one
-// disk, two files on one file system) and share nothing.
+// overlaps says whether two devices with these spans share bytes. Known stretches are compared; an
+// unknown one shares bytes with a device that is the whole node. Two unknown ones are siblings (two
+// logical volumes on one disk, two files on one file system) and share nothing.
 func (a span) overlaps(b span) bool {
 	switch {
 	case a.node != b.node:
@@ -37,9 +36,8 @@ func (a span) overlaps(b span) bool {
 // levels bounds the climb, should the tree have a circle.
 const levels = 32
 
-// spans is what a device or file of this size lies on, itself first: partition
-// on disk, loop on file, device-mapper and md on their members, file on the
-// device of its file system.
+// spans is what a device or file of this size lies on, itself first: partition on disk, loop on
+// file, device-mapper and md on their members, file on the device of its file system.
 func (t tree) spans(st sys.Stat, size int64) []span {
 	c := climb{tree: t}
 	c.from(st, span{first: 0, end: size, exact: true, self: true}, levels)
@@ -72,7 +70,7 @@ func (c *climb) block(rdev uint64, s span, levels int) {
 	s.node = "block " + devName(rdev)
 	c.found = append(c.found, s)
 	dir := c.dir(rdev)
-	if dir == "" || levels == 0 {
+	if dir == "" || levels == 0 || isLayer(dir) {
 		return
 	}
 	if id := diskName(dir); id != "" {
@@ -87,6 +85,15 @@ func (c *climb) block(rdev uint64, s span, levels int) {
 	} else {
 		c.slaves(rdev, s, levels-1)
 	}
+}
+
+// isLayer says that a device is the layer of a clone that is not finished (package dm). Like the
+// clone's block device it lies on nothing: that extents of it may lead to the destination is between
+// the two, and no other device has bytes in common with it.
+func isLayer(dir string) bool {
+	uuid, ours := strings.CutPrefix(text(dir, "dm", "uuid"), "UBLK-CLONE-")
+	over, _ := filepath.Glob(filepath.Join(dir, "slaves", "ublkb*"))
+	return ours && !strings.HasPrefix(uuid, "DEST-") && len(over) > 0
 }
 
 func (c *climb) partition(dir string, s span, levels int) {
@@ -143,8 +150,7 @@ func (t tree) linear(rdev uint64, s span) (pieces []piece, ok bool) {
 	return pieces, true
 }
 
-// shift is the same stretch seen from the device below, on which it begins at
-// off bytes.
+// shift is the same stretch seen from the device below, on which it begins at off bytes.
 func (s span) shift(off int64) span {
 	s.first, s.end = s.first+off, s.end+off
 	return s
@@ -198,9 +204,8 @@ func shared(a, b []span) string {
 	return ""
 }
 
-// apart refuses, with exit code 14 whatever the flags, a device that shares
-// bytes with one of the others, directly or through partitions, loop devices
-// and device-mapper.
+// apart refuses, with exit code 14 whatever the flags, a device that shares bytes with one of the
+// others, directly or through partitions, loop devices and device-mapper.
 func (t tree) apart(n node, others []*Device) error {
 	for _, other := range others {
 		node := t.shared(n, other.node)

@@ -23,6 +23,14 @@ func TestOverlap(t *testing.T) {
 	add("lv2", f.dm("dm-1", 1, "sda/sda2"), 10*mib)
 	add("crypt on lv1", f.dm("dm-2", 2, "dm-0"), 10*mib)
 	add("stripe on sda2 and sdb", f.dm("dm-3", 3, "sda/sda2", "sdb"), 10*mib)
+	add("clone", f.block("ublkb0", 259, 7), 10*mib)
+	add("layer", f.dm("dm-4", 4, "ublkb0", "sdb"), 10*mib)
+	f.write("sys/devices/dm-4/dm/uuid", "UBLK-CLONE-0102\n")
+	add("crypt on layer", f.dm("dm-5", 5, "dm-4"), 10*mib)
+	add("way", f.dm("dm-6", 6, "sdb"), 100*mib)
+	f.write("sys/devices/dm-6/dm/uuid", "UBLK-CLONE-DEST-home\n")
+	add("layer of a finished one", f.dm("dm-7", 7, "sdb"), 10*mib)
+	f.write("sys/devices/dm-7/dm/uuid", "UBLK-CLONE-0304\n")
 	add("image", f.file("/img", sda1, 100), 64*mib)
 	add("other image", f.file("/img2", sda1, 101), 64*mib)
 	add("loop of image", f.loop(0, "/img", 0), 64*mib)
@@ -55,6 +63,8 @@ func TestOverlap(t *testing.T) {
 		{"crypt on lv1", "lv2", false},
 		{"crypt on lv1", "sda", true},
 		{"stripe on sda2 and sdb", "sdb", true},
+		{"layer", "sdb", false}, {"crypt on layer", "sdb", false}, {"crypt on layer", "layer", true},
+		{"way", "sdb", true}, {"layer of a finished one", "sdb", true},
 		{"image", "image", true},
 		{"image", "other image", false},
 		{"image", "sda1", true},

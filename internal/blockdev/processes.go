@@ -153,8 +153,7 @@ func (p processes) swapHolders(u use) []Holder {
 	return all
 }
 
-// processHolders are the processes, other than this one, that have the device
-// or file open.
+// processHolders are the processes, other than this one, that have the device or file open.
 func (p processes) processHolders(u use) []Holder {
 	var all []Holder
 	for _, pid := range p.pids() {

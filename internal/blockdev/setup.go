@@ -35,7 +35,7 @@ func (s setup) run() (*Device, error) {
 
 // prepareBlock reads the geometry of a block device, which O_EXCL has locked.
 func (s setup) prepareBlock() error {
-	size, errSize := sys.BlockSize64(s.fd())
+	size, errSize := sys.BlockSize64(s.ask())
 	logical, errLogical := sys.LogicalBlock(s.fd())
 	physical, errPhysical := sys.PhysicalBlock(s.fd())
 	readOnly, errRO := sys.IsReadOnly(s.fd())
@@ -59,9 +59,8 @@ func (s setup) prepareBlock() error {
 	return nil
 }
 
-// prepareFile, in order: lock; nobody uses the file through a loop device, which
-// no flock keeps away; a file system whose promises are its own; direct I/O;
-// space.
+// prepareFile, in order: lock; nobody uses the file through a loop device, which no flock keeps
+// away; a file system whose promises are its own; direct I/O; space.
 func (s setup) prepareFile() error {
 	if err := s.lockFile(); err != nil {
 		return err
@@ -121,9 +120,8 @@ func (s setup) refuseIndirect() error {
 	return nil
 }
 
-// alignFile finds what direct I/O on the file asks for and switches it on for
-// a destination and metadata. A source file stays buffered until Match knows
-// the block size of the clone.
+// alignFile finds what direct I/O on the file asks for and switches it on for a destination and
+// metadata. A source file stays buffered until Match knows the block size of the clone.
 func (s setup) alignFile() error {
 	s.logical, s.physic = sector, sector
 	var err error
@@ -149,8 +147,7 @@ func (s setup) alignFile() error {
 	return nil
 }
 
-// acceptBuffered: the metadata works without direct I/O too, a destination on
-// force only.
+// acceptBuffered: the metadata works without direct I/O too, a destination on force only.
 func (s setup) acceptBuffered() error {
 	s.align = 0
 	if s.role == Metadata {

@@ -51,10 +51,9 @@ func (d *Device) Carries() string {
 	return found
 }
 
-// probe says what blkid finds on the device at path, "" for nothing. It runs
-// without descriptors of ours (os/exec passes none on and ours are
-// close-on-exec), and a blkid that hangs is left behind when the limit has
-// passed: it must not hold this process.
+// probe says what blkid finds on the device at path, "" for nothing. It runs without descriptors of
+// ours (os/exec passes none on and ours are close-on-exec), and a blkid that hangs is left behind
+// when the limit has passed: it must not hold this process.
 func probe(path string, limit time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()

@@ -124,8 +124,7 @@ func number(elem ...string) int64 {
 	return n
 }
 
-// queue is an attribute of the queue of the device at dir, a number; a
-// partition has its disk's.
+// queue is an attribute of the queue of the device at dir, a number; a partition has its disk's.
 func queue(dir, attribute string) int64 {
 	return number(diskOf(dir), "queue", attribute)
 }
@@ -170,8 +169,7 @@ func diskOf(dir string) string {
 	return dir
 }
 
-// isPartition says whether a sysfs folder is that of a partition; its disk is
-// the folder above.
+// isPartition says whether a sysfs folder is that of a partition; its disk is the folder above.
 func isPartition(dir string) bool { return text(dir, "partition") != "" }
 
 // partitions are the device numbers of the partitions of the disk at dir.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,6 +89,9 @@ func (s setup) usersWithin(limit time.Duration) ([]Holder, error) {
 
 func (s setup) users() []Holder {
 	ways := host.search(s.stat, s.size)
+	if s.way != nil {
+		ways.own = s.way.Own()
+	}
 	all := append(ways.rivals(), ways.exporters()...)
 	if !s.IsBlock() {
 		return append(all, host.swapHolders(host.use(s.stat))...)
@@ -128,7 +132,8 @@ func (b base) covers(dir string) bool {
 // search looks for those who reach the bytes of a device by another way than the device itself.
 type search struct {
 	tree
-	of base
+	of  base
+	own []uint64 // devices that are no rivals: Way.Own
 }
 
 func (t tree) search(st sys.Stat, size int64) search {
@@ -151,7 +156,7 @@ func (s search) rivals() (all []Holder) {
 	for _, link := range links {
 		rdev, ok := parseDev(filepath.Base(link))
 		dir := s.dir(rdev)
-		if !ok || dir == "" || rdev == s.of.rdev {
+		if !ok || dir == "" || rdev == s.of.rdev || slices.Contains(s.own, rdev) {
 			continue
 		}
 		other := sys.BlockStat(rdev)

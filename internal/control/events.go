@@ -18,6 +18,7 @@ const (
 	EventResumed     = "resumed" // after stalled
 	EventMode        = "mode"
 	EventHydrated    = "hydrated"
+	EventDirect      = "direct" // the layer leads more or less of the device straight to the destination
 	EventFinished    = "finished"
 )
 

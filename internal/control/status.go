@@ -127,6 +127,7 @@ type ByteCounts struct {
 	Remaining int64 `json:"remaining"`
 	// SourceRead is what was read from the source since the daemon's start, for users and copies.
 	SourceRead int64 `json:"source_read"`
+	Direct     int64 `json:"direct"` // led straight to the destination by the layer
 }
 
 // Regions are dm-clone's figures.

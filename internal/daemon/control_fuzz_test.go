@@ -32,6 +32,7 @@ type fakeEngine struct {
 	busy    error // what TryStop and HandOver give
 
 	drained    int   // calls of drain
+	former     int   // those for a daemon of the previous release
 	hangs      error // what drain gives
 	unfit      error // what MayReplace gives
 	unfinished error // what finishable gives

@@ -61,8 +61,9 @@ type Engine interface {
 	// Finish makes what follows, which takes the clone down, final.
 	Finish(keepMetadata bool)
 	// Drain brings requests and copies to rest, so that the daemon can leave at once. With an error
-	// the clone goes on; GoOn has it do so after a drain that has succeeded.
-	Drain(limit time.Duration) error
+	// the clone goes on; GoOn has it do so after a drain that has succeeded. former: the next daemon
+	// may be of the previous release, and is to find what that leaves.
+	Drain(limit time.Duration, former bool) error
 	GoOn()
 	// KeepDevice says whether taking down leaves the block device, its users waiting.
 	KeepDevice(bool)

@@ -14,7 +14,13 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-func (e *fakeEngine) Drain(time.Duration) error    { e.drained++; return e.hangs }
+func (e *fakeEngine) Drain(_ time.Duration, former bool) error {
+	e.drained++
+	if former {
+		e.former++
+	}
+	return e.hangs
+}
 func (e *fakeEngine) GoOn()                        {}
 func (e *fakeEngine) MayReplace(control.Dir) error { return e.unfit }
 
@@ -28,16 +34,16 @@ func TestLeaveThatHangs(t *testing.T) {
 	signals, ended := make(chan os.Signal, 1), make(chan error, 1)
 	go func() { ended <- d.live(signals) }()
 	signals <- syscall.SIGTERM
-	for _, wait := range []int64{0, 1000} { // a request of the previous release, and one of this
-		if ans := d.answer(t.Context(), control.Request{Verb: control.VerbLeave, WaitMS: wait}); ans.Error == nil || ans.Error.Code != exit.Timeout {
-			t.Errorf("a leave within %d ms is answered with %+v", wait, ans)
+	for _, limit := range []int64{0, 1000} { // a request of the previous release, and one of this
+		if ans := d.answer(t.Context(), control.Request{Verb: control.VerbLeave, WaitMS: limit, LimitMS: limit}); ans.Error == nil || ans.Error.Code != exit.Timeout {
+			t.Errorf("a leave within %d ms is answered with %+v", limit, ans)
 		}
 	}
 	if ans := d.answer(t.Context(), control.Request{Verb: control.VerbStatus}); ans.Status == nil {
 		t.Errorf("status is answered with %+v", ans)
 	}
-	if d.keep || e.drained != 3 {
-		t.Errorf("it would leave its device: %t; it has tried to rest %d times", d.keep, e.drained)
+	if d.keep || e.drained != 3 || e.former != 1 {
+		t.Errorf("it would leave its device: %t; it has tried to rest %d times, %d for the previous release", d.keep, e.drained, e.former)
 	}
 	go func() { // which has been answered, so that the daemon waits for the next
 		d.stops <- stopRequest{ctx: t.Context(), verb: control.VerbFinishable, reply: make(chan error, 1)}

@@ -25,6 +25,7 @@ type stopRequest struct {
 	// keepMetadata is of control.VerbFinish: these stay.
 	keepMetadata bool
 	force        bool // of control.VerbStop: from under its users
+	former       bool // a client of the previous release asks
 	wait         time.Duration
 	reply        chan error
 	sent         chan struct{}
@@ -41,7 +42,7 @@ func (d *daemon) live(signals chan os.Signal) error {
 				continue
 			}
 			if sig == syscall.SIGTERM {
-				if err := d.leave(context.Background(), terminateLimit); err != nil {
+				if err := d.leave(context.Background(), terminateLimit, false); err != nil {
 					d.log.Error().Err(err).Msg("SIGTERM is not obeyed")
 					continue
 				}
@@ -86,7 +87,7 @@ func (d *daemon) live(signals chan os.Signal) error {
 func (d *daemon) ready(r *stopRequest, signals chan os.Signal) error {
 	switch r.verb {
 	case control.VerbLeave:
-		return d.leave(r.ctx, cmp.Or(r.wait, control.LeaveLimit))
+		return d.leave(r.ctx, cmp.Or(r.wait, control.LeaveLimit), r.former)
 	case control.VerbFinish:
 		return d.finish(r, signals)
 	}
@@ -99,8 +100,8 @@ const terminateLimit = 30 * time.Second
 
 // leave prepares for leaving the device to the next daemon. With an error the clone goes on, and
 // nobody has to wait for a daemon that cannot end (I13).
-func (d *daemon) leave(ctx context.Context, limit time.Duration) error {
-	if err := d.engine.Drain(limit); err != nil {
+func (d *daemon) leave(ctx context.Context, limit time.Duration, former bool) error {
+	if err := d.engine.Drain(limit, former); err != nil {
 		return err
 	}
 	if err := control.Still(ctx); err != nil { // no successor waits any more
@@ -222,7 +223,7 @@ func (d *daemon) answerStop(ctx context.Context, req control.Request) control.An
 		return control.Answer{Error: control.ToWire(&exit.Error{Code: exit.Busy, Doing: "end the daemon of", Object: d.start.Definition.Name,
 			Cause: errors.New("another command is ending it already"), Next: "Wait for that command."})}
 	}
-	r := stopRequest{ctx: ctx, verb: req.Verb, keepMetadata: req.Keep, force: req.Force, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
+	r := stopRequest{ctx: ctx, verb: req.Verb, keepMetadata: req.Keep, force: req.Force, former: req.LimitMS == 0, wait: wait, reply: make(chan error, 1), sent: make(chan struct{})}
 	select {
 	case d.stops <- r:
 	case <-ctx.Done():

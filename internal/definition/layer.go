@@ -26,11 +26,18 @@ const MapperFolder = "/dev/mapper"
 
 // checkLayer refuses what no layer can be called.
 func (d *Definition) checkLayer() error {
-	if d.DM == "" || len(d.DM) <= layerNameMax && layerPattern.MatchString(d.DM) && !slices.Contains([]string{".", "..", "control"}, d.DM) {
+	if d.DM == "" || d.DM != d.UnderName() && len(d.DM) <= layerNameMax && layerPattern.MatchString(d.DM) && !slices.Contains([]string{".", "..", "control"}, d.DM) {
 		return nil
+	}
+	if d.DM == d.UnderName() {
+		return UsageError(fmt.Sprintf("--dm %s: the clone itself has a device of this name, over its destination", d.DM))
 	}
 	return UsageError(fmt.Sprintf("--dm %q: letters, digits and _#+:=@.- are allowed, 127 at most", d.DM))
 }
+
+// UnderName is what the private device-mapper device over the destination of a clone with a layer
+// is called.
+func (d *Definition) UnderName() string { return d.Name + "-dest" }
 
 // LayerPath is the link to the layer, "" if the clone has none.
 func (d *Definition) LayerPath() string {

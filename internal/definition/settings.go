@@ -18,6 +18,7 @@ type Settings struct {
 	Hydration       bool   `json:"hydration"` // background hydration is on
 	DiscardPassdown bool   `json:"discard_passdown"`
 	ReadThrough     bool   `json:"read_through"`
+	Direct          bool   `json:"direct"`               // a layer leads what is hydrated straight to the destination
 	Rate            int64  `json:"rate"`                 // most that is copied, bytes a second; 0 = no cap
 	MinRate         int64  `json:"min_rate"`             // least, also under users' requests; 0 = none
 	Threshold       uint64 `json:"hydration_threshold"`  // regions
@@ -41,7 +42,7 @@ const (
 func DefaultSettings(regionSize int64) Settings {
 	batch := uint64(max(1, DefaultBatchBytes/regionSize))
 	return Settings{
-		Hydration: true, DiscardPassdown: true, ReadThrough: true, MinRate: defaultMinRate, Retries: defaultRetries,
+		Hydration: true, DiscardPassdown: true, ReadThrough: true, Direct: true, MinRate: defaultMinRate, Retries: defaultRetries,
 		Batch: batch, Threshold: batch * DefaultBatches, SourceTimeout: DefaultSourceTimeout,
 	}
 }
@@ -50,7 +51,7 @@ func DefaultSettings(regionSize int64) Settings {
 // timeout.
 func FromMetadata(m metadata.Settings) Settings {
 	s := Settings{
-		Hydration: !m.Paused, DiscardPassdown: m.DiscardPassdown, ReadThrough: m.ReadThrough, Rate: m.Rate, MinRate: m.MinRate,
+		Hydration: !m.Paused, DiscardPassdown: m.DiscardPassdown, ReadThrough: m.ReadThrough, Direct: !m.Indirect, Rate: m.Rate, MinRate: m.MinRate,
 		Threshold: m.Threshold, Batch: m.Batch, Retries: m.Retries,
 	}
 	if s.Retries == 0 {
@@ -76,7 +77,7 @@ func (s Settings) ToMetadata() metadata.Settings {
 		timeout = 0
 	}
 	return metadata.Settings{
-		Paused: !s.Hydration, DiscardPassdown: s.DiscardPassdown, ReadThrough: s.ReadThrough, Rate: s.Rate, MinRate: s.MinRate,
+		Paused: !s.Hydration, DiscardPassdown: s.DiscardPassdown, ReadThrough: s.ReadThrough, Indirect: !s.Direct, Rate: s.Rate, MinRate: s.MinRate,
 		Threshold: s.Threshold, Batch: s.Batch, Retries: s.Retries, SourceTimeout: timeout,
 	}
 }
@@ -91,6 +92,7 @@ type Change struct {
 	Hydration       *bool   `json:"hydration,omitempty"`
 	DiscardPassdown *bool   `json:"discard_passdown,omitempty"`
 	ReadThrough     *bool   `json:"read_through,omitempty"`
+	Direct          *bool   `json:"direct,omitempty"`
 	Rate            *int64  `json:"rate,omitempty"`
 	MinRate         *int64  `json:"min_rate,omitempty"`
 	Threshold       *uint64 `json:"hydration_threshold,omitempty"`
@@ -107,6 +109,7 @@ func (c *Change) Apply(s *Settings) {
 	put(&s.Hydration, c.Hydration)
 	put(&s.DiscardPassdown, c.DiscardPassdown)
 	put(&s.ReadThrough, c.ReadThrough)
+	put(&s.Direct, c.Direct)
 	put(&s.Rate, c.Rate)
 	put(&s.MinRate, c.MinRate)
 	put(&s.Threshold, c.Threshold)
@@ -163,6 +166,7 @@ var (
 		newKey("threshold", "hydration-threshold", "0 to 4294967295 regions", func(c *Change) **uint64 { return &c.Threshold }, parseRegions, formatCount),
 		newKey("batch", "hydration-batch-size", "1 to 4294967295 regions", func(c *Change) **uint64 { return &c.Batch }, parseBatch, formatCount),
 		newKey("read-through", "", "on or off", func(c *Change) **bool { return &c.ReadThrough }, ParseSwitch, FormatSwitch),
+		newKey("direct", "", "on or off", func(c *Change) **bool { return &c.Direct }, ParseSwitch, FormatSwitch),
 		newKey("discard-passdown", "", "on or off", func(c *Change) **bool { return &c.DiscardPassdown }, ParseSwitch, FormatSwitch),
 		newKey("retries", "", fmt.Sprintf("1 to %d attempts", MaxRetries), func(c *Change) **uint32 { return &c.Retries }, parseRetries, formatCount),
 		newKey("source-timeout", "", "1s to 24h, or none", func(c *Change) **int64 { return &c.SourceTimeout }, ParseTimeout, FormatTimeout),

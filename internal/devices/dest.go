@@ -7,6 +7,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/dm"
 	"github.com/ublk-clone/ublk-clone/internal/identity"
 	"github.com/ublk-clone/ublk-clone/internal/neighbours"
 	"github.com/ublk-clone/ublk-clone/internal/records"
@@ -24,6 +25,7 @@ type DestSide struct {
 	Use        records.Use
 	Sample     identity.DestSample
 	shorter    atomic.Pointer[error] // it is, since it was opened
+	under      *dm.Under             // through which it is reached, nil: it is opened itself
 }
 
 // open creates a destination file that is missing, with its space. beside are the devices of the
@@ -34,6 +36,7 @@ func (d *DestSide) open(size int64, beside []*blockdev.Device) error {
 	}
 	dest, err := blockdev.Open(blockdev.Dest, d.Wanted.Definition.Dest, blockdev.Options{
 		Force: d.accepts(), Create: !d.Wanted.Open, Size: size, Others: beside, DryRun: d.Wanted.DryRun, Tolerate: d.tolerance(),
+		Way: d.way(),
 	})
 	if err == nil {
 		d.Device = dest

@@ -46,7 +46,7 @@ func (d *Devices) Steps() []steps.Step {
 	return []steps.Step{
 		{Name: "open the metadata", Do: d.Fence.behind(d.Meta.open), Undo: d.Meta.close, Revert: d.Meta.remove},
 		{Name: "open the source", Do: d.Fence.behind(d.openSource), Undo: func() error { d.Source.Close(); return nil }, Limit: closeLimit},
-		{Name: "open the destination", Do: d.Fence.behind(d.openDest), Undo: func() error { return d.Dest.Close() }, Revert: func() error { return d.Dest.Remove() }},
+		{Name: "open the destination", Do: d.Fence.behind(d.openDest), Undo: func() error { return d.Dest.close() }, Revert: func() error { return d.Dest.Remove() }},
 		{Name: "read the metadata", Do: d.openStore, Revert: d.revertStore},
 	}
 }
@@ -83,7 +83,7 @@ func (d *Devices) openDest(context.Context) error {
 	}
 	err := d.Dest.open(size, d.beside())
 	if err != nil {
-		return err
+		return errors.Join(err, d.Dest.close())
 	}
 	if source != nil {
 		d.Dest.Geometry, err = d.matchBoth(source, size)
@@ -94,7 +94,7 @@ func (d *Devices) openDest(context.Context) error {
 		d.Dest.Use, err = records.ReadUse(d.Dest.Records, d.Dest.Device, d.Meta.Found)
 	}
 	if err != nil {
-		return errors.Join(err, d.Dest.Remove(), d.Dest.Close())
+		return errors.Join(err, d.Dest.Remove(), d.Dest.close())
 	}
 	return nil
 }

@@ -55,6 +55,7 @@ func (s *Shared) tolerance() blockdev.Tolerance {
 // Ending says how the steps are to be taken back.
 type Ending struct {
 	Keep         bool // the block device stays, with its users waiting
+	Plain        bool // and nothing that the previous release does not know
 	HandedOver   bool // by `finish`: the layer leads to the destination
 	Forced       bool // by `del --force`: the device goes from under its users
 	Finished     bool // for good: what only an unfinished clone needs goes, too

@@ -106,7 +106,7 @@ const (
 	lateWriters = 8 // half of them where the hydrator is at work
 )
 
-func newLateBench(t *testing.T) *lateBench {
+func newLateBench(t *testing.T, args ...string) *lateBench {
 	m := harness.New(t)
 	m.MustRun("modprobe", "dm-delay")
 	const size = 64 * harness.MiB
@@ -118,8 +118,8 @@ func newLateBench(t *testing.T) *lateBench {
 	for i := range b.buffers { // before the clone: a writer may hang on to it
 		b.buffers[i] = m.Buffer(4096)
 	}
-	b.Clone = m.AddClone(source, b.dest.Disk, b.metadata.Disk, "--region-size", harness.KiBText(lateRegion),
-		"--no-hydration", "--rate", "32KiB/s", "--read-through=off") // fifty rounds do not complete it, however slow the machine
+	b.Clone = m.AddClone(source, b.dest.Disk, b.metadata.Disk, append(args, "--region-size", harness.KiBText(lateRegion),
+		"--no-hydration", "--rate", "32KiB/s", "--read-through=off")...) // fifty rounds do not complete it, however slow the machine
 	b.v = m.Open(b.Path, os.O_RDWR)
 	return b
 }
@@ -338,8 +338,19 @@ func (b *lateBench) verify(places []int64) {
 func TestLateWrite(t *testing.T) {
 	runs.On(t, "6.12", runs.OwnGuestInFull, runs.Sampled)
 	b := newLateBench(t)
+	b.rounds([][]lateDisk{{b.dest}, {b.metadata}, {b.dest, b.metadata}})
+}
+
+// TestLateWriteLayer: the lock of the destination is that of the device over it.
+func TestLateWriteLayer(t *testing.T) {
+	runs.On(t, "7.3", runs.Sampled)
+	b := newLateBench(t, "--dm", harness.LayerName)
+	b.rounds([][]lateDisk{{b.dest}, {b.dest, b.metadata}})
+}
+
+func (b *lateBench) rounds(kinds [][]lateDisk) {
+	b.M.Helper()
 	rng := b.M.Random()
-	kinds := [][]lateDisk{{b.dest}, {b.metadata}, {b.dest, b.metadata}}
 	for i := range harness.Count(len(kinds), 50) {
 		b.round(rng, kinds[i%len(kinds)]...)
 	}

@@ -28,20 +28,14 @@ const Prefix = "UBLK-CLONE-"
 type Layer struct {
 	sys.DMDevice
 	Clone metadata.UUID // of the clone whose layer it is; zero: of none
-	to    string        // where the live table leads to, MAJOR:MINOR; "" without one, or with another than linear from 0 on
+	table []sys.DMTarget
 }
 
 // Path is the layer's node, which is there without udev too.
 func (l *Layer) Path() string { return fmt.Sprintf("/dev/dm-%d", sys.Minor(l.Dev)) }
 
-// LeadsTo says whether the live table leads to the block device of that number.
-func (l *Layer) LeadsTo(dev uint64) bool { return l.to == deviceNumber(dev) }
-
 // IsOf says whether the layer is that of a clone.
 func (l *Layer) IsOf(mark uint64) bool { return l.Clone != metadata.UUID{} && l.Clone.Mark() == mark }
-
-// deviceNumber is a device number as device-mapper writes it.
-func deviceNumber(dev uint64) string { return fmt.Sprintf("%d:%d", sys.Major(dev), sys.Minor(dev)) }
 
 // Open opens device-mapper.
 func Open() (*sys.DM, error) {
@@ -58,6 +52,9 @@ func Open() (*sys.DM, error) {
 
 // IsBusy says that somebody has a device open exclusively.
 func IsBusy(err error) bool { return errors.Is(err, syscall.EBUSY) }
+
+// IsLate says that requests at work did not end within the limit of a suspension.
+func IsLate(err error) bool { return errors.Is(err, syscall.ETIMEDOUT) }
 
 // Error is of something that was tried with a layer.
 func Error(doing, name string, err error) error {
@@ -80,14 +77,16 @@ func Find(dm *sys.DM, name string) (*Layer, error) {
 	if !found.Live {
 		return l, nil
 	}
-	table, err := dm.Table(name)
-	if err != nil {
+	if l.table, err = dm.Targets(found.Dev); err != nil {
 		return nil, Error("look at", name, err)
 	}
-	if to, begin, _ := strings.Cut(table.Params, " "); table.Target == "linear" && begin == "0" {
-		l.to = to
-	}
 	return l, nil
+}
+
+// Named is Find, of which nothing more is needed.
+func Named(name string) (l *Layer, err error) {
+	err = with(func(dm *sys.DM) error { l, err = Find(dm, name); return err })
+	return l, err
 }
 
 // UUIDOf is the clone's UUID in that of a layer, zero if it is none.
@@ -97,11 +96,6 @@ func UUIDOf(text string) (u metadata.UUID) {
 		copy(u[:], b)
 	}
 	return u
-}
-
-// Linear is the table of a layer over the block device of that number.
-func Linear(size int64, dev uint64) sys.DMTable {
-	return sys.DMTable{Sectors: uint64(size / definition.SectorSize), Target: "linear", Params: deviceNumber(dev) + " 0"}
 }
 
 // Taken is the error of a name that is taken.

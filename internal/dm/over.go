@@ -18,6 +18,7 @@ type Over struct {
 	def      *definition.Definition
 	recovers bool // the block device has users, and a dead daemon may have left the layer
 	warn     func(format string, args ...any)
+	anew     bool    // the table that the layer has does not count
 	kernel   *sys.DM // nil: it is not open
 	base     Base
 }
@@ -68,6 +69,9 @@ func (o *Over) Close() error {
 // Find looks at the layer; nil: there is none.
 func (o *Over) Find() (*Layer, error) { return Find(o.kernel, o.def.DM) }
 
+// Anew has Lay lead a layer that is there to the block device, wherever it leads.
+func (o *Over) Anew() { o.anew = true }
+
 // IsOurs says whether l, which may be nil, is this clone's.
 func (o *Over) IsOurs(l *Layer) bool { return l != nil && l.IsOf(o.base.Clone.Mark()) }
 
@@ -95,7 +99,7 @@ func (o *Over) Lay(base Base) error {
 	case !ours:
 		return Taken(name, l)
 	}
-	if l == nil || !l.Live {
+	if l == nil || !l.Live || o.anew {
 		err = o.loadBase()
 	}
 	if err == nil {
@@ -153,6 +157,19 @@ func (o *Over) Lift(limit time.Duration, force bool) error {
 	return Remove(o.kernel, l, force, limit)
 }
 
+// Cut keeps the users of a layer that goes when they have closed it from the destination. The block
+// device is gone from under it.
+func (o *Over) Cut() error {
+	if o.def.DM == "" {
+		return nil
+	}
+	l, err := o.Find()
+	if err != nil || !o.IsOurs(l) || !l.IsMixed() {
+		return err
+	}
+	return Cut(o.kernel, l)
+}
+
 // Warnings are of a layer that is not as it should be.
 func (o *Over) Warnings() []string {
 	name := o.def.DM
@@ -175,12 +192,25 @@ func (o *Over) Warnings() []string {
 func (o *Over) Suspend(limit time.Duration) error { return o.kernel.Suspend(o.def.DM, limit) }
 
 // Resume lets the layer go on, with its inactive table if it has one.
-func (o *Over) Resume() error { return Error("resume", o.def.DM, o.kernel.Resume(o.def.DM)) }
+func (o *Over) Resume() error { return Error("resume", o.def.DM, o.kernel.Resume(o.def.DM, false)) }
 
 // Load gives the layer an inactive table that leads to the block device of that path and number.
 func (o *Over) Load(path string, number uint64) error {
 	return o.loaded(path, o.kernel.Load(o.def.DM, Linear(o.base.Size, number)))
 }
+
+// LoadDirect gives the layer an inactive table that leads to dest in the direct extents, and to the
+// block device of the clone elsewhere.
+func (o *Over) LoadDirect(dest uint64, direct []Extent) error {
+	st, err := sys.StatPath(o.base.Device)
+	if err == nil {
+		err = o.kernel.Load(o.def.DM, Mixed(o.base.Size, st.Rdev, dest, direct))
+	}
+	return Error("load a table with direct extents into", o.def.DM, err)
+}
+
+// Clear gives up an inactive table.
+func (o *Over) Clear() error { return Error("clear", o.def.DM, o.kernel.Clear(o.def.DM)) }
 
 // loadBase gives the layer an inactive table that leads to the block device of the clone.
 func (o *Over) loadBase() error {

@@ -13,6 +13,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/footprint"
+	"github.com/ublk-clone/ublk-clone/internal/leftover"
 	"github.com/ublk-clone/ublk-clone/internal/records"
 	"github.com/ublk-clone/ublk-clone/internal/text"
 	"github.com/ublk-clone/ublk-clone/ublk"
@@ -400,7 +401,10 @@ func checkLeftDevices(h *machine, f *findings) {
 		f.problem(exit.NoAnswer, def.Device+" belongs to a clone that has neither a daemon nor a definition any more: whoever uses it waits forever.",
 			"`ublk-clone prune` deletes it; the `ublk-clone add` that made the clone goes on where it was.")
 	}
-	if len(left) == 0 {
+	for _, name := range leftover.LeftUnders(control.Dir(h.dir), h.path("/sys")) {
+		f.warn("The device-mapper device over the destination of clone "+name+" is left, and the clone is gone: nobody else can use the destination.", "`ublk-clone prune` removes it.")
+	}
+	if len(f.all) == 0 {
 		f.ok("No device belongs to a clone that has neither a daemon nor a definition.")
 	}
 }

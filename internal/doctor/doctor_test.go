@@ -206,6 +206,7 @@ func TestDoctorFindsEach(t *testing.T) {
 				return []definition.Definition{{Added: definition.Added{Device: "/dev/ublkb3"}}}, nil
 			}
 		}, "left-devices problem", exit.NoAnswer, "prune"},
+		{"a device over a destination that is left", func(h *healthy) { h.put("sys/block/dm-3/dm/uuid", "UBLK-CLONE-DEST-gone\n") }, "left-devices warning", exit.OK, "prune"},
 		{"a cache that is not flushed", func(h *healthy) {
 			h.scsiDisk("write through")
 		}, "disks warning", exit.OK, "write back"},

@@ -45,6 +45,7 @@ func DryRun(st definition.Start) (t *control.DryRun, err error) {
 		st.Fence = trialFence
 	}
 	opened := devices.New(devices.NewShared(st, zerolog.Nop()), records.DefaultDir())
+	opened.Dest.GoThrough()
 	d := &dryRun{Devices: opened, device: &blockDevice{Devices: opened}, live: newLiveMap(opened)}
 	var done steps.List
 	err = done.Run(context.Background(), d.trialSteps())

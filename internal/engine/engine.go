@@ -39,6 +39,7 @@ type Engine struct {
 	caution          *caution
 	device           *blockDevice
 	layer            *dm.Over
+	direct           *directPath
 	watcher          *events.Watcher
 }
 
@@ -46,12 +47,14 @@ type Engine struct {
 func New(st definition.Start, log zerolog.Logger) *Engine {
 	d := devices.New(devices.NewShared(st, log), records.DefaultDir())
 	live, lanes, device, layer := newLiveMap(d), &lanes{Devices: d}, &blockDevice{Devices: d}, dm.NewOver(&d.Wanted, d.Warn)
+	d.Dest.GoThrough()
+	direct := &directPath{Devices: d, lanes: lanes, layer: layer, device: device}
 	session := &session{Devices: d, live: live, lanes: lanes, committer: committer.NewCommitter(log)}
 	e := &Engine{
-		Devices: d, session: session, live: live, lanes: lanes, device: device, layer: layer,
-		handover: &handover{Devices: d, session: session, lanes: lanes, device: device, layer: layer},
-		drain:    &drain{Devices: d, session: session, lanes: lanes, device: device},
-		reports:  &reports{Devices: d, session: session, lanes: lanes, device: device, layer: layer},
+		Devices: d, session: session, live: live, lanes: lanes, device: device, layer: layer, direct: direct,
+		handover: &handover{Devices: d, session: session, lanes: lanes, device: device, layer: layer, direct: direct},
+		drain:    &drain{Devices: d, session: session, lanes: lanes, device: device, direct: direct},
+		reports:  &reports{Devices: d, session: session, lanes: lanes, device: device, layer: layer, direct: direct},
 		caution:  &caution{Shared: d.Shared, live: live, lanes: lanes},
 	}
 	e.watcher = events.NewWatcher(e.Happened, e.look, e.whenHydrated)
@@ -81,6 +84,7 @@ func (e *Engine) Steps() []steps.Step {
 		{Name: "open the driver", Do: e.device.openDriver, Undo: func() error { return e.device.control.Close() }},
 		{Name: "add the device", Do: e.device.add, Undo: e.device.delete, Limit: teardownLimit},
 		{Name: "load the region map and lock the memory", Do: e.loadMap, Undo: e.freeMemory},
+		{Name: "look at what the layer leads to the destination", Do: e.direct.check},
 		{Name: "begin the session", Do: e.session.begin, Undo: e.session.end, Limit: teardownLimit},
 		{Name: "repair the metadata", Do: e.session.repairForced},
 		{Name: "record the use of the destination", Do: e.session.recordUse},
@@ -93,10 +97,13 @@ func (e *Engine) Steps() []steps.Step {
 
 // Top is the layer.
 func (e *Engine) Top() []steps.Step {
-	return []steps.Step{{
-		Name: "lay the device-mapper device", Do: func(context.Context) error { return e.layLayer() },
-		Undo: func() error { return e.liftLayer(dm.RemoveLimit, false) },
-	}}
+	return []steps.Step{
+		{
+			Name: "lay the device-mapper device", Do: func(context.Context) error { return e.layLayer() },
+			Undo: func() error { return e.liftLayer(dm.RemoveLimit, e.Ending.Forced) },
+		},
+		{Name: "lead what is hydrated to the destination", Do: e.direct.start, Undo: e.direct.stop, Limit: teardownLimit},
+	}
 }
 
 func (e *Engine) layLayer() error {
@@ -188,7 +195,13 @@ func (e *Engine) Note(def *definition.Definition) {
 
 // TryStop stops the device if nobody uses it, or with force from under its users. The layer goes
 // first, and comes back if the device stays.
-func (e *Engine) TryStop(ctx context.Context, force bool) error {
+func (e *Engine) TryStop(ctx context.Context, force bool) (err error) {
+	e.direct.pause()
+	defer func() {
+		if err != nil {
+			e.direct.goOn()
+		}
+	}()
 	stop := func() error { return e.device.Stop(drainLimit) }
 	if err := e.lanes.atWork(e.device.path()); err != nil {
 		return err
@@ -198,9 +211,9 @@ func (e *Engine) TryStop(ctx context.Context, force bool) error {
 	}
 	if force {
 		e.Ending.Forced = true
-		return explain.Driver("stop the block device", stop())
+		return errors.Join(explain.Driver("stop the block device", stop()), e.layer.Cut())
 	}
-	err := holders.StopUnused(ctx, e.device.control, e.device.Info().ID, stop)
+	err = holders.StopUnused(ctx, e.device.control, e.device.Info().ID, stop)
 	if exit.Code(err) == exit.Busy {
 		if err := e.layLayer(); err != nil {
 			return err
@@ -245,6 +258,7 @@ func (e *Engine) Configure(ctx context.Context, c definition.Change) error {
 	})
 	if different {
 		e.Happened.Add(control.EventSettings, c.String())
+		e.direct.changed()
 	}
 	err := e.session.committer.Save(ctx)
 	switch {

@@ -31,8 +31,7 @@ import (
 //	2  suspend the layer: its requests have been         a layer that is suspended: recover serves the block device
 //	   answered, or wait in device-mapper                and resumes it; nothing was lost, as nothing was at work
 //	3  the lanes let the destination go, it is closed    the same
-//	4  load a table that leads to the destination,       the same, with an inactive table that holds the destination:
-//	   which device-mapper opens exclusively             recover gives it up before it opens the destination itself (I7)
+//	4  load a table that leads to the destination        the same, with an inactive table, which recover gives up
 //	5  resume the layer: it leads to the destination     a layer that leads to the destination: there is nothing to
 //	                                                     serve any more. recover and finish do 6 to 11
 //	   note in the definition that it is finished        the same, also without a layer
@@ -40,7 +39,7 @@ import (
 //	7  last commit, of nothing, and the clean mark
 //	8  remove the live map
 //	9  delete the block device
-//	10 remove the metadata
+//	10 remove the private device over the destination (dm.Under), and the metadata
 //	11 remove the definition                             nothing: it is finished
 //
 // Without a layer the block device is stopped first (6), when nobody has it open, and then the
@@ -51,8 +50,8 @@ import (
 //
 // Why no write is lost or lands late: when 2 has ended nobody has a request at work, but for those
 // who have opened the block device itself since it was looked for them; their requests end before 3
-// does, or wait, and get errors after 5. Our description is closed when no I/O is on it, and
-// device-mapper gets the destination only then; as long as it has it, recover does not. What was
+// does, or wait, and get errors after 5. Our description is closed when no I/O is on it, before the
+// layer leads to the destination. Some of it may have led there for long (package direct). What was
 // acknowledged and not flushed is in the destination's cache either way, which whoever flushes next
 // flushes.
 //
@@ -69,6 +68,7 @@ type handover struct {
 	lanes   *lanes
 	device  *blockDevice
 	layer   *dm.Over
+	direct  *directPath
 }
 
 // Limits of the handover, in which users wait.
@@ -103,7 +103,13 @@ func (h *handover) Finishable() error {
 }
 
 // HandOver is 1 to 5, where there is a layer. It takes at most about limit until users go on.
-func (h *handover) HandOver(ctx context.Context, limit time.Duration) error {
+func (h *handover) HandOver(ctx context.Context, limit time.Duration) (err error) {
+	h.direct.pause()
+	defer func() {
+		if err != nil {
+			h.direct.goOn()
+		}
+	}()
 	if err := h.check(); err != nil {
 		return err
 	}
@@ -121,7 +127,7 @@ func (h *handover) HandOver(ctx context.Context, limit time.Duration) error {
 		return &exit.Error{Code: exit.Timeout, Doing: "suspend the device-mapper device", Object: name, Cause: err,
 			Next: "Nothing has changed: it goes on as before. Requests in flight have not ended; try again when the destination answers."}
 	}
-	err := h.exchange()
+	err = h.exchange()
 	if err == nil {
 		h.Ending.HandedOver = true
 		return nil
@@ -189,7 +195,7 @@ func (h *handover) check() error {
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "look at", Object: device, Cause: err}
 	}
-	if !h.layer.IsOurs(l) || !l.LeadsTo(st.Rdev) || l.Suspended || l.Inactive {
+	if !h.layer.IsOurs(l) || !l.LeadsOver(st.Rdev, h.Dest.Number()) || l.Suspended || l.Inactive {
 		return &exit.Error{Code: exit.Other, Doing: "finish clone", Object: def.Name,
 			Cause: fmt.Errorf("the device-mapper device %s is not as it was laid over %s, or somebody has suspended it", def.DM, device),
 			Next:  "`dmsetup info " + def.DM + "` and `dmsetup table " + def.DM + "` show it; `ublk-clone restart " + def.Name + "` lays one that is missing, and resumes it."}

@@ -20,6 +20,9 @@ import (
 //	4  the queues keep new requests, those at work end, at most         users wait for so long
 //	   holdLimit; if they do not, the queues go on, and 3 is next
 //
+// For a daemon of the previous release, which opens the destination itself, the layer is led away from
+// that before, and the private device goes with the daemon.
+//
 // If that does not succeed within a limit all goes on as it was. When it does, only what takes no
 // time is left.
 
@@ -29,6 +32,7 @@ type drain struct {
 	session *session
 	lanes   *lanes
 	device  *blockDevice
+	direct  *directPath
 }
 
 const (
@@ -43,10 +47,18 @@ const (
 )
 
 // Drain brings everything to rest. With an error all has gone on.
-func (d *drain) Drain(limit time.Duration) error {
+func (d *drain) Drain(limit time.Duration, former bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	began := time.Now()
+	d.direct.pause()
+	if former {
+		if err := d.direct.leadBack(ctx); err != nil {
+			d.direct.goOn()
+			return err
+		}
+		d.Ending.Plain = true
+	}
 	err := dataplane.OrderAll(ctx, dataplane.Order{Rest: true}, []*dataplane.Backend{d.lanes.background.Backend}) // 1
 	if err != nil {
 		err = fmt.Errorf("%d background copies have not ended", d.lanes.background.Status().InFlight)
@@ -66,6 +78,8 @@ func (d *drain) Drain(limit time.Duration) error {
 
 // GoOn takes a drain back.
 func (d *drain) GoOn() {
+	d.Ending.Plain = false
+	d.direct.goOn()
 	if d.device.Device != nil {
 		d.device.Release()
 	}

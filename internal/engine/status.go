@@ -25,6 +25,7 @@ type reports struct {
 	lanes   *lanes
 	device  *blockDevice
 	layer   *dm.Over
+	direct  *directPath
 }
 
 // condition is what the watcher compares.
@@ -85,6 +86,7 @@ func (r *reports) countBytes(st *control.Status) {
 	st.Bytes.Written = int64(r.session.counters.BytesWritten) + lanes.Written
 	st.Bytes.Discarded = int64(r.session.counters.BytesDiscarded) + lanes.Discarded
 	st.Bytes.SourceRead = lanes.SourceRead
+	st.Bytes.Direct = r.direct.bytes.Load()
 	st.Bytes.Hydrated = hydratedBytes(geo, regions)
 	st.Bytes.Remaining = geo.Size() - st.Bytes.Hydrated
 }

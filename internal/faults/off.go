@@ -9,5 +9,8 @@ func Start(int) error { return nil }
 // Finish makes a finish go wrong behind a step in tests.
 func Finish(int) error { return nil }
 
+// Exchange makes an exchange of direct extents go wrong behind a step in tests.
+func Exchange(int) error { return nil }
+
 // Request kills the daemon in tests.
 func Request(int64, int64) {}

@@ -41,22 +41,34 @@ func die() {
 // internal/engine/finish.go, "fail N M" makes these steps fail, each once.
 const finishEnv = "UBLK_CLONE_FINISH_FAULT"
 
-var finishFailed sync.Map
+// exchangeEnv is the same of an exchange of direct extents (internal/direct).
+const exchangeEnv = "UBLK_CLONE_EXCHANGE_FAULT"
+
+var failed sync.Map
 
 // Finish is called behind step k of a finish.
 func Finish(k int) error {
 	file.Passed("finish "+strconv.Itoa(k), "")
-	words := strings.Fields(os.Getenv(finishEnv))
+	return behind(finishEnv, k)
+}
+
+// Exchange is called behind step k of an exchange. Nothing here touches a file: the layer may be
+// suspended.
+func Exchange(k int) error { return behind(exchangeEnv, k) }
+
+// behind goes wrong if env asks for that.
+func behind(env string, k int) error {
+	words := strings.Fields(os.Getenv(env))
 	if len(words) < 2 || !slices.Contains(words[1:], strconv.Itoa(k)) {
 		return nil
 	}
 	if words[0] == "die" {
 		die()
 	}
-	if _, before := finishFailed.LoadOrStore(k, true); before {
+	if _, before := failed.LoadOrStore(env+strconv.Itoa(k), true); before {
 		return nil
 	}
-	return fmt.Errorf("fault behind step %d, as %s asks", k, finishEnv)
+	return fmt.Errorf("fault behind step %d, as %s asks", k, env)
 }
 
 // deadlyEnv is a byte of the device: a request that touches it kills the daemon.

@@ -211,9 +211,10 @@ func (s *DestSample) wanted() bool {
 	return s.bytes() != s.moved || s.count(metadata.SampleSteady) < len(s.blocks)
 }
 
+// bytes grows with all that is written to the destination, by the clone or past it.
 func (s *DestSample) bytes() int64 {
 	st := s.core.Stats()
-	return st.WriteBytes + st.Copied
+	return st.WriteBytes + st.Copied + s.dest.WrittenBesides()
 }
 
 func (s *DestSample) publish() {

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/fingerprint"
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
@@ -45,9 +46,9 @@ func PrintSource(d *blockdev.Device, known *metadata.Superblock) (p SourcePrint,
 	if err != nil {
 		return p, err
 	}
-	var pieces *[blockdev.NrPieces]uint32
+	var pieces *[fingerprint.NrPieces]uint32
 	if known != nil && known.SourcePieces.Known() > 0 {
-		pieces = (*[blockdev.NrPieces]uint32)(&known.SourcePieces)
+		pieces = (*[fingerprint.NrPieces]uint32)(&known.SourcePieces)
 	}
 	print, err := d.Fingerprint(pieces)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/dm"
 	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
@@ -32,7 +33,8 @@ import (
 // link, files that it had begun, and all that lies beside its definition, which goes last. An `add`
 // of the same name does so too, or writes it anew. Only `prune` removes
 //
-//	files in /run/ublk-clone of a name without clone, which may be a name that is just being added
+//	files in /run/ublk-clone, and a private device over a destination, of a name without clone, which may be a name that
+//	is just being added
 //
 // What might still be needed stays: a device with users, which waits for `recover`, and a live map
 // that its metadata has need of, as the same `add` goes on from there.
@@ -200,6 +202,27 @@ func (l Folders) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
 		return true
 	})
 	return lost, err
+}
+
+// StrayUnders removes the private devices over destinations (dm.Under) of names that have no clone.
+func StrayUnders(d control.Dir) (err error) {
+	for _, name := range LeftUnders(d, "/sys") {
+		lock, errLock := d.Acquire(name)
+		if errLock != nil { // it is just being added
+			continue
+		}
+		if !defined(d, name) {
+			err = errors.Join(err, dm.NewUnder(&definition.Definition{Name: name, DM: name}).Remove())
+		}
+		err = errors.Join(err, lock.Release())
+	}
+	return err
+}
+
+// LeftUnders are the names without a clone of which there are such devices, by the sysfs that is
+// mounted at folder.
+func LeftUnders(d control.Dir, folder string) []string {
+	return slices.DeleteFunc(dm.Unders(folder), func(name string) bool { return defined(d, name) })
 }
 
 // StrayFiles removes what is in the folder of names that have no clone, which is what a daemon

@@ -12,6 +12,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/dm"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/explain"
 	"github.com/ublk-clone/ublk-clone/internal/file"
@@ -163,18 +164,32 @@ func RemoveDevice(def *definition.Definition, c How) error {
 }
 
 func tryRemoveDead(def *definition.Definition, force bool) error {
-	r, err := Find(def)
-	if errors.Is(err, ErrNone) {
-		return liftDead(def, force)
-	}
+	layers, err := layersOf(def)
 	if err != nil {
 		return err
 	}
+	r, err := Find(def)
+	switch {
+	case errors.Is(err, ErrNone):
+		err = liftDead(def, layers, force)
+	case err == nil:
+		err = errors.Join(r.tryRemove(def, layers, force), r.Control.Close())
+	}
+	if err == nil && force {
+		err = cutDead(def, layers)
+	}
+	if err == nil {
+		err = dm.NewUnder(def).Remove()
+	}
+	return err
+}
+
+func (r *Device) tryRemove(def *definition.Definition, layers []string, force bool) (err error) {
 	if !force {
 		err = r.unused(def)
 	}
 	if err == nil {
-		err = liftDead(def, force)
+		err = liftDead(def, layers, force)
 	}
 	if err == nil && !force {
 		err = r.stopUnused()
@@ -182,7 +197,7 @@ func tryRemoveDead(def *definition.Definition, force bool) error {
 	if err == nil {
 		err = r.remove()
 	}
-	return errors.Join(err, r.Control.Close())
+	return err
 }
 
 // unused fails with exit code 5 if somebody can be seen who uses the device.

@@ -26,13 +26,24 @@ func TestServiceFinish(t *testing.T) {
 	if p := g.properties("/dev/mapper/data"); strings.Contains(p, "ID_FS_UUID=") {
 		t.Errorf("udev has searched a layer whose clone is not complete:\n%s", p)
 	}
+	under := g.sh(`
+		for d in /sys/block/dm-*; do
+			[ "$(cat "$d/dm/name")" = data-dest ] || continue
+			udevadm trigger --settle "$d"
+			udevadm info --query=property --path="$d"
+		done
+		test ! -e /dev/mapper/data-dest`)
+	if !strings.Contains(under, "DEVNAME=") || strings.Contains(under, "ID_FS_UUID=") {
+		t.Errorf("udev has searched the device over the destination:\n%s", under)
+	}
 	load := g.start(5*time.Minute, "fio", "--name=x", "--filename=/mnt/load", "--size=4M", "--rw=randrw", "--bs=4k", "--iodepth=8", "--ioengine=libaio",
 		"--direct=1", "--verify=crc32c", "--time_based", "--runtime=25", "--do_verify=1", "--verify_fatal=1", "--rate=1m")
 	g.sh(`
 		ublk-clone set data rate=none
 		ublk-clone wait data --timeout 2m`)
 	named := func(when string) {
-		if to := strings.TrimSpace(g.run("readlink", "-f", "/dev/disk/by-uuid/"+dataUUID)); to != "/dev/dm-0" {
+		to := strings.Fields(g.run("readlink", "-f", "/dev/disk/by-uuid/"+dataUUID, "/dev/mapper/data"))
+		if len(to) != 2 || to[0] != to[1] {
 			t.Errorf("%s the file system's name leads to %s", when, to)
 		}
 	}

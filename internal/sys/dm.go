@@ -58,41 +58,27 @@ type DMDevice struct {
 	Suspended  bool
 }
 
-// DMTable is a table of one target: sectors of 512 bytes from sector 0 on.
-type DMTable struct {
-	Sectors uint64
-	Target  string
-	Params  string
-}
+// dmCall is what an ioctl reads and fills that is about a device and no table: a header.
+type dmCall struct{ head unix.DmIoctl }
 
-// dmParams is the room for a target's parameters: those of linear are two numbers.
-const dmParams = 256
+// The kernel's size: 312 bytes.
+var _ [unix.SizeofDmIoctl]byte = [unsafe.Sizeof(dmCall{})]byte{}
 
-// dmCall is what an ioctl reads and fills: a header, and behind it one target with its parameters,
-// which end with a zero byte.
-type dmCall struct {
-	head   unix.DmIoctl
-	target unix.DmTargetSpec
-	params [dmParams]byte
-}
-
-// The kernel's sizes: 312 and 40 bytes.
-var (
-	_ [unix.SizeofDmIoctl]byte      = [unsafe.Offsetof(dmCall{}.target)]byte{}
-	_ [unix.SizeofDmTargetSpec]byte = [unsafe.Sizeof(unix.DmTargetSpec{})]byte{}
+// Flags for udev's rules, of libdevmapper (libdm/libdevmapper.h). dmPrimary says that an event is
+// one of which device-mapper's own program has told, with nobody who waits for the rules to have
+// run: without it they take the event for a stray one. dmPrivate says of a device that nobody is to
+// look into it or to make links to it.
+const (
+	dmPrimary = 0x40 << 16                        // DM_UDEV_PRIMARY_SOURCE_FLAG
+	dmPrivate = (0x01 | 0x02 | 0x04 | 0x08) << 16 // DM_UDEV_DISABLE_{DM,SUBSYSTEM,DISK,OTHER}_RULES_FLAG
 )
-
-// dmPrimary tells udev's rules that an event is one of which device-mapper's own program has told
-// (DM_UDEV_PRIMARY_SOURCE_FLAG of libdevmapper), with nobody who waits for the rules to have run:
-// without it they take the event for a stray one.
-const dmPrimary = 0x40 << 16
 
 // Of version 4.0.0 of the interface is all that is used here.
 func newDMCall(name string) *dmCall {
 	call := &dmCall{}
 	call.head.Version = [3]uint32{4, 0, 0}
 	call.head.Data_size = uint32(unsafe.Sizeof(*call))
-	call.head.Data_start = uint32(unsafe.Offsetof(call.target))
+	call.head.Data_start = uint32(unsafe.Sizeof(*call))
 	copy(call.head.Name[:len(call.head.Name)-1], name)
 	return call
 }
@@ -141,45 +127,20 @@ func (c *DM) Create(name, uuid string) (DMDevice, error) {
 	return call.device(), err
 }
 
-// Load opens the devices that t leads to and makes it the inactive table, in place of one that is
-// there. EBUSY: somebody has such a device open exclusively.
-func (c *DM) Load(name string, t DMTable) error {
-	call := newDMCall(name)
-	call.head.Target_count = 1
-	call.target.Length = t.Sectors
-	call.target.Next = uint32(unsafe.Sizeof(*call) - unsafe.Offsetof(call.target))
-	copy(call.target.Target_type[:len(call.target.Target_type)-1], t.Target)
-	if len(t.Params) >= len(call.params) {
-		return wrap("ioctl DM_TABLE_LOAD", syscall.ENAMETOOLONG)
-	}
-	copy(call.params[:], t.Params)
-	return c.repeat("ioctl DM_TABLE_LOAD", unix.DM_TABLE_LOAD, call)
-}
-
 // Clear gives up the inactive table, if there is one.
 func (c *DM) Clear(name string) error {
 	return c.repeat("ioctl DM_TABLE_CLEAR", unix.DM_TABLE_CLEAR, newDMCall(name))
 }
 
-// Table is the live table. One of several targets, or of longer parameters, is none of those that
-// are loaded here: its Target is empty.
-func (c *DM) Table(name string) (t DMTable, err error) {
-	call := newDMCall(name)
-	call.head.Flags = unix.DM_STATUS_TABLE_FLAG
-	err = c.repeat("ioctl DM_TABLE_STATUS", unix.DM_TABLE_STATUS, call)
-	if err != nil || call.head.Target_count != 1 || call.head.Flags&unix.DM_BUFFER_FULL_FLAG != 0 {
-		return t, err
-	}
-	t.Target = unix.ByteSliceToString(call.target.Target_type[:])
-	t.Sectors, t.Params = call.target.Length, unix.ByteSliceToString(call.params[:])
-	return t, nil
-}
-
 // Resume makes the inactive table the live one, if there is one, and lets the device go on. A
-// resume of one that is not suspended and has nothing inactive does nothing.
-func (c *DM) Resume(name string) error {
+// resume of one that is not suspended and has nothing inactive does nothing. Of a private device
+// udev's rules make nothing known.
+func (c *DM) Resume(name string, private bool) error {
 	call := newDMCall(name)
 	call.head.Flags, call.head.Event_nr = unix.DM_SKIP_LOCKFS_FLAG, dmPrimary
+	if private {
+		call.head.Event_nr |= dmPrivate
+	}
 	return c.repeat("ioctl DM_DEV_SUSPEND (resume)", unix.DM_DEV_SUSPEND, call)
 }
 

@@ -15,6 +15,48 @@ type DMTarget struct {
 	Type, Params   string
 }
 
+// Load opens the devices that a table leads to and makes it the inactive one, in place of one that
+// is there. EBUSY: somebody has such a device open exclusively.
+func (c *DM) Load(name string, table []DMTarget) error {
+	b := tableCall(name, table)
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, c.file.Fd(), unix.DM_TABLE_LOAD, uintptr(unsafe.Pointer(&b[0])))
+		runtime.KeepAlive(c.file)
+		switch errno {
+		case 0:
+			return nil
+		case syscall.EINTR:
+		default:
+			return wrap("ioctl DM_TABLE_LOAD", errno)
+		}
+	}
+}
+
+// tableCall lays a table out behind a header, each target with its parameters and a zero byte
+// behind them. Here next is where the following one begins, from the beginning of the one that says
+// it (next_target, drivers/md/dm-ioctl.c, 6.12), a multiple of 8.
+func tableCall(name string, table []DMTarget) []uint64 {
+	length := func(t DMTarget) int { return (unix.SizeofDmTargetSpec + len(t.Params) + 1 + 7) / 8 * 8 }
+	size := unix.SizeofDmIoctl
+	for _, t := range table {
+		size += length(t)
+	}
+	b := make([]uint64, size/8) // aligned as the header is
+	data := unsafe.Slice((*byte)(unsafe.Pointer(&b[0])), size)
+	head := (*unix.DmIoctl)(unsafe.Pointer(&b[0]))
+	*head = newDMCall(name).head
+	head.Data_size, head.Target_count = uint32(size), uint32(len(table))
+	for at, i := unix.SizeofDmIoctl, 0; i < len(table); i++ {
+		t := table[i]
+		spec := (*unix.DmTargetSpec)(unsafe.Pointer(&data[at]))
+		spec.Sector_start, spec.Length, spec.Next = t.Start, t.Sectors, uint32(length(t))
+		copy(spec.Target_type[:len(spec.Target_type)-1], t.Type)
+		copy(data[at+unix.SizeofDmTargetSpec:], t.Params)
+		at += length(t)
+	}
+	return b
+}
+
 // Room for a table: what most have, and the most that is asked for.
 const (
 	dmTargetsRoom = 64 << 10

@@ -9,7 +9,7 @@ import (
 )
 
 // TestDMCall: what an ioctl reads is laid out as include/uapi/linux/dm-ioctl.h has it: the name at
-// byte 48, the UUID at 176, and the first target where the header says.
+// byte 48, the UUID at 176.
 func TestDMCall(t *testing.T) {
 	call := newDMCall("name")
 	b := (*[unsafe.Sizeof(*call)]byte)(unsafe.Pointer(call))[:]
@@ -17,9 +17,9 @@ func TestDMCall(t *testing.T) {
 	if word(0) != 4 || word(12) != len(b) || word(16) != unix.SizeofDmIoctl || string(b[48:53]) != "name\x00" {
 		t.Errorf("version %d, size %d, data at %d, name %q", word(0), word(12), word(16), b[48:53])
 	}
-	call.head.Uuid[0], call.target.Length, call.params[0] = 'U', 7, 'P'
-	if b[176] != 'U' || b[unix.SizeofDmIoctl+8] != 7 || b[unix.SizeofDmIoctl+unix.SizeofDmTargetSpec] != 'P' {
-		t.Error("UUID, target and parameters are elsewhere")
+	call.head.Uuid[0] = 'U'
+	if b[176] != 'U' {
+		t.Error("the UUID is elsewhere")
 	}
 	long := newDMCall(string(make([]byte, 1000)) + "x")
 	if long.head.Name[len(long.head.Name)-1] != 0 {

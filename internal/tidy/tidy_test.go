@@ -38,17 +38,18 @@ var allowed = map[string]struct {
 	"cmd/ublk-clone":              {imports: []string{"internal/blockdev", "internal/control", "internal/daemon", "internal/definition", "internal/devices", "internal/doctor", "internal/engine", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/holders", "internal/leftover", "internal/livemap", "internal/preflight", "internal/process", "internal/records", "internal/succession", "internal/sys", "internal/systemd", "internal/text", "internal/udev", "metadata"}},
 	"internal/bench":              {},
 	"internal/bench/report":       {imports: []string{"internal/bench"}},
-	"internal/blockdev":           {imports: []string{"internal/exit", "internal/file", "internal/guard", "internal/sys"}},
+	"internal/blockdev":           {imports: []string{"internal/exit", "internal/file", "internal/fingerprint", "internal/guard", "internal/sys"}},
 	"internal/committer":          {imports: []string{"clone", "internal/control", "internal/identity", "metadata"}},
 	"internal/control":            {imports: []string{"internal/blockdev", "internal/definition", "internal/exit", "internal/file", "internal/footprint", "internal/guard", "internal/sys", "internal/text"}},
 	"internal/daemon":             {imports: []string{"internal/control", "internal/definition", "internal/events", "internal/exit", "internal/file", "internal/guard", "internal/holders", "internal/leftover", "internal/process", "internal/steps", "internal/sys", "internal/systemd"}},
 	"internal/dataplane":          {imports: []string{"clone", "hydrate", "internal/blockdev", "internal/faults", "internal/guard", "internal/livemap", "ublk", "ublk/uring"}},
 	"internal/definition":         {imports: []string{"hydrate", "internal/exit", "internal/text", "metadata"}},
-	"internal/devices":            {imports: []string{"internal/blockdev", "internal/control", "internal/dataplane", "internal/definition", "internal/etc", "internal/events", "internal/exit", "internal/explain", "internal/faults", "internal/guard", "internal/host", "internal/identity", "internal/metadev", "internal/neighbours", "internal/records", "internal/steps", "internal/text", "metadata"}},
+	"internal/devices":            {imports: []string{"internal/blockdev", "internal/control", "internal/dataplane", "internal/definition", "internal/dm", "internal/etc", "internal/events", "internal/exit", "internal/explain", "internal/faults", "internal/guard", "internal/host", "internal/identity", "internal/metadev", "internal/neighbours", "internal/records", "internal/steps", "internal/text", "metadata"}},
 	"internal/devicetest":         {},
+	"internal/direct":             {imports: []string{"internal/dm", "internal/faults"}},
 	"internal/dm":                 {imports: []string{"internal/definition", "internal/exit", "internal/file", "internal/sys", "metadata"}},
 	"internal/doctor":             {imports: []string{"internal/control", "internal/definition", "internal/etc", "internal/exit", "internal/footprint", "internal/guard", "internal/leftover", "internal/livemap", "internal/records", "internal/sys", "internal/text", "ublk", "ublk/uring"}},
-	"internal/engine":             {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/committer", "internal/control", "internal/dataplane", "internal/definition", "internal/devices", "internal/dm", "internal/events", "internal/exit", "internal/explain", "internal/faults", "internal/footprint", "internal/guard", "internal/holders", "internal/host", "internal/identity", "internal/leftover", "internal/livemap", "internal/metadev", "internal/preflight", "internal/process", "internal/rate", "internal/records", "internal/steps", "internal/sys", "internal/text", "internal/udev", "metadata", "ublk"}},
+	"internal/engine":             {imports: []string{"bitmap", "clone", "hydrate", "internal/blockdev", "internal/committer", "internal/control", "internal/dataplane", "internal/definition", "internal/devices", "internal/direct", "internal/dm", "internal/events", "internal/exit", "internal/explain", "internal/faults", "internal/footprint", "internal/guard", "internal/holders", "internal/host", "internal/identity", "internal/leftover", "internal/livemap", "internal/metadev", "internal/preflight", "internal/process", "internal/rate", "internal/records", "internal/steps", "internal/sys", "internal/text", "internal/udev", "metadata", "ublk"}},
 	"internal/etc":                {imports: []string{"internal/definition", "internal/exit", "internal/file", "internal/sys", "internal/text"}},
 	"internal/events":             {imports: []string{"clone", "hydrate", "internal/blockdev", "internal/control", "internal/dataplane", "internal/livemap"}},
 	"internal/exit":               {},
@@ -56,11 +57,12 @@ var allowed = map[string]struct {
 	"internal/fakedisk":           {},
 	"internal/faults":             {imports: []string{"internal/file"}},
 	"internal/file":               {},
+	"internal/fingerprint":        {imports: []string{"internal/guard"}},
 	"internal/footprint":          {imports: []string{"bitmap", "internal/definition", "metadata"}},
 	"internal/guard":              {syscalls: true},
 	"internal/holders":            {imports: []string{"internal/blockdev", "internal/dm", "internal/exit", "internal/explain", "internal/guard", "internal/process", "internal/sys", "internal/text", "ublk"}},
 	"internal/host":               {imports: []string{"metadata"}},
-	"internal/identity":           {imports: []string{"bitmap", "clone", "internal/blockdev", "internal/exit", "internal/guard", "internal/sys", "metadata"}},
+	"internal/identity":           {imports: []string{"bitmap", "clone", "internal/blockdev", "internal/exit", "internal/fingerprint", "internal/guard", "internal/sys", "metadata"}},
 	"internal/leftover":           {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/dm", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/holders", "internal/host", "internal/livemap", "internal/metadev", "internal/sys", "internal/udev", "metadata", "ublk"}},
 	"internal/livemap":            {imports: []string{"bitmap", "internal/sys"}},
 	"internal/metadev":            {imports: []string{"internal/blockdev", "internal/explain", "internal/guard", "internal/host", "internal/livemap", "metadata"}},
@@ -90,7 +92,7 @@ var allowed = map[string]struct {
 // internal/faults, which only tests have built in, kills its own process.
 var errnoOnly = []string{
 	"cmd/ublk-clone", "internal/blockdev", "internal/control", "internal/daemon", "internal/dataplane", "internal/devices", "internal/dm", "internal/doctor",
-	"internal/engine", "internal/events", "internal/faults", "internal/holders", "internal/leftover",
+	"internal/engine", "internal/events", "internal/faults", "internal/fingerprint", "internal/holders", "internal/leftover",
 }
 
 // libraryOf are libraries that only packages below a folder may import: what the command line is
@@ -215,7 +217,7 @@ var mayChangeFiles = map[string]string{
 	"internal/livemap/zeros.go Remove":   "tmpfs",
 	"internal/sys/mounts.go WriteFile":   "procfs",
 	"internal/sys/process.go WriteFile":  "procfs",
-	"internal/livemap/folder.go Mkdir":  "tmpfs",
+	"internal/livemap/folder.go Mkdir":   "tmpfs",
 	"ublk/spare.go WriteFile":            "sysfs",
 }
 

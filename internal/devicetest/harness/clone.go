@@ -47,6 +47,7 @@ type Status struct {
 		Written   int64 `json:"written"`
 		Discarded int64 `json:"discarded"`
 		Remaining int64 `json:"remaining"`
+		Direct    int64 `json:"direct"`
 	} `json:"bytes"`
 	Regions struct {
 		Hydrated  uint64 `json:"hydrated"`

@@ -52,6 +52,23 @@ func (m *Machine) Under() string {
 	return f[3]
 }
 
+// LedTo is how many bytes of the layer lead to the block device of that number, each to its own
+// place.
+func (m *Machine) LedTo(number string) (bytes int64) {
+	m.Helper()
+	for line := range strings.Lines(m.MustRun("dmsetup", "table", LayerName)) {
+		var first, sectors, at int64
+		var target, to string
+		if n, _ := fmt.Sscan(line, &first, &sectors, &target, &to, &at); n != 5 || target != "linear" || at != first {
+			m.Fatalf("a line of the layer's table is %q", line)
+		}
+		if to == number {
+			bytes += sectors * Sector
+		}
+	}
+	return bytes
+}
+
 // MemoryNumber reads /proc/meminfo, in bytes.
 func (m *Guest) MemoryNumber(name string) int64 {
 	m.Helper()
