@@ -8,6 +8,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // io is one queued backend I/O. It takes effect piece by piece and is then done, which its lane
@@ -49,7 +50,7 @@ func (s *sim) newLane(nr, ops int) *lane {
 		Backend: l,
 		Wake:    func() { l.due = true },
 		Ops:     ops,
-		Buffers: buffers,
+		Buffers: copybuffers.Config{Own: buffers},
 	})
 	return l
 }

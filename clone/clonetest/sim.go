@@ -241,7 +241,7 @@ func (o *opening) start() error {
 		FlushLost:   s.live.flushLost || sb.DestFlushFailed,
 		Kick:        func() { s.committer.kicked = true },
 		State:       func(m clone.Mode, lost bool) { s.live.mode, s.live.flushLost = m, lost },
-		DeltaPages:  s.cfg.DeltaPages,
+		Delta:       clone.DeltaConfig{Pages: s.cfg.DeltaPages},
 		LeastZeros:  s.cfg.LeastZeros,
 		Touch:       s.touch,
 		Classify:    classify,

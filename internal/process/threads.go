@@ -49,7 +49,7 @@ func WarmThreads(n int) {
 // thread (TestNoPageFaults).
 const (
 	garbage = 1 << 20
-	reserve = 2 * garbage
+	reserve = 3 * garbage
 )
 
 // reserveBlock is the size of the pieces that the reserve is touched in: the size of the largest
