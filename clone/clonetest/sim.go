@@ -29,6 +29,7 @@ type sim struct {
 	world
 	daemon
 	copying
+	stocked
 	opening
 	endings
 	injector
@@ -254,6 +255,7 @@ func (o *opening) start() error {
 		s.core.SetSpareZeros(clone.SpareAll)
 	}
 	s.lanes = nil
+	s.stocked.fresh(&s.cfg)
 	for nr := range s.cfg.Lanes {
 		s.lanes = append(s.lanes, s.newLane(nr, s.cfg.Ops))
 		s.lanes[nr].addClients(s.cfg.Depth)
