@@ -149,7 +149,7 @@ func (e *Engine) newCore(geo clone.Geometry, regions *bitmap.Map, delta clone.De
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
 		LeastZeros: e.Wanted.Definition.LeastZeros(), Kick: e.session.committer.Kick, Event: e.changed, State: e.live.keepState,
 		Classify: func(err error) clone.ErrorClass { return classify(err, e.Dest.Device) },
-		Delta:    clone.DeltaConfig{Start: deltaStart, Want: e.lanes.memory.forMarks.give},
+		Delta:    delta,
 		Touch:    e.live.Touch, Release: func(page uint64, p *bitmap.Page) { e.live.givePageBack(regions, page, p) },
 	})
 }

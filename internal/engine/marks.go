@@ -6,13 +6,9 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/footprint"
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
-
-// deltaStart is for how many pages of the region map there is memory for marks that are not
-// committed yet, from the start: 1 MiB, in two sets that take marks in turn. At 64 KiB regions it is
-// all of the map up to 126 GiB.
-const deltaStart = 128
 
 // deltaStep is the most that is added at a time: pages.
 const deltaStep = 256
@@ -26,13 +22,13 @@ type markMemory struct {
 
 // take takes what is there from the start, for a core with a map of so many pages.
 func (m *markMemory) take(pages uint64, want func()) (clone.DeltaConfig, error) {
-	start := int(min(deltaStart, pages))
+	start := int(min(footprint.MarkPages, pages))
 	var err error
 	m.first, err = sys.Map(2*start*bitmap.PageBytes, true)
 	if err != nil {
 		return clone.DeltaConfig{}, fmt.Errorf("allocate: %w", err)
 	}
-	return clone.DeltaConfig{Start: start, Memory: sys.As[bitmap.Page](m.first), Want: want}, nil
+	return clone.DeltaConfig{Pages: footprint.MostMarkPages, Start: start, Memory: sys.As[bitmap.Page](m.first), Want: want}, nil
 }
 
 // grow doubles the room for marks.

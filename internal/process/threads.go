@@ -49,7 +49,7 @@ func WarmThreads(n int) {
 // thread (TestNoPageFaults).
 const (
 	garbage = 1 << 20
-	reserve = 3 * garbage
+	reserve = 2 * garbage
 )
 
 // reserveBlock is the size of the pieces that the reserve is touched in: the size of the largest
@@ -71,6 +71,8 @@ const mostGarbage = 25
 //     time, 8 MiB or 12 MiB by now
 //  2. touch what follows what lives, which is what the runtime takes first: the lowest address
 //  3. collect, so that the collector has touched what it needs for a heap of that size
+//  4. collect once more: the reserve would count as what lives, and would not be there for the next
+//     garbage: the heap grew by 4 MiB
 func ReserveHeap() {
 	debug.FreeOSMemory()
 	var m runtime.MemStats
@@ -85,4 +87,6 @@ func ReserveHeap() {
 	}
 	runtime.GC() // with so much in use: the collector has a bit for each object, and takes that memory now
 	runtime.KeepAlive(blocks)
+	blocks = nil
+	runtime.GC()
 }
