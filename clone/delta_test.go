@@ -66,6 +66,11 @@ func TestDeltaGrows(t *testing.T) {
 		q.lane.Drain()
 		finish()
 	}
+	core.mu.claims.reserved = start + 1
+	if core.ShrinkDelta() {
+		t.Fatal("memory was given up that claims have reserved")
+	}
+	core.mu.claims.reserved = 0
 	if !core.ShrinkDelta() {
 		t.Fatal("memory was not given up, with all marks committed")
 	}
