@@ -62,6 +62,7 @@ func idleClone(m *harness.Machine) (c *harness.Clone, group string) {
 // holds waits until a clone takes no more than that, and tells what takes it.
 func holds(c *harness.Clone, group, what string, most int64) {
 	c.M.Helper()
+	defer func() { c.M.Log(mappings(c)) }()
 	c.M.WaitFor(harness.StandLimit, "a clone that is "+what+" to take no more than it should", func() error {
 		resident, charged := c.ProcessNumber("VmRSS"), c.M.Number(filepath.Join(group, "memory.current"))
 		if resident > most || charged > most {
@@ -70,7 +71,6 @@ func holds(c *harness.Clone, group, what string, most int64) {
 		c.M.Logf("%s: %d KiB are resident, %d KiB are the group's", what, resident/harness.KiB, charged/harness.KiB)
 		return nil
 	})
-	c.M.Log(mappings(c))
 }
 
 // eachMapping calls visit for each mapping of the daemon, with what of it is resident, in bytes

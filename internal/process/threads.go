@@ -56,11 +56,16 @@ const (
 // objects that share a span. Small ones fill the holes between what lives.
 const reserveBlock = 32 << 10
 
-// heapStep is how much the heap grows by at a time (a chunk of pages, runtime/mheap.go, go 1.26).
-const heapStep = 4 << 20
+// addresses is how much of the heap is mapped at the start, in bytes. What is mapped when all memory
+// is locked is in memory at once, 4 MiB at a time: one daemon in two had so much more.
+const addresses = 8 << 20
 
-// SmallHeap keeps the heap small while the daemon starts.
-func SmallHeap() { debug.SetGCPercent(mostGarbage) }
+// SmallHeap keeps the heap small while the daemon starts, and maps what it will need of it. Nobody
+// touches that: the runtime knows that new memory is zero.
+func SmallHeap() {
+	runtime.KeepAlive(make([]byte, addresses))
+	debug.SetGCPercent(mostGarbage)
+}
 
 // mostGarbage is the most that is garbage, in percent of what lives; 1 MiB is always allowed.
 const mostGarbage = 25
@@ -74,9 +79,7 @@ const mostGarbage = 25
 //     time, 8 MiB or 12 MiB by now
 //  2. touch what follows what lives, which is what the runtime takes first: the lowest address
 //  3. collect, so that the collector has touched what it needs for a heap of that size
-//  4. map the next step of the heap, which nobody touches: mapped when all memory is locked, it
-//     would be 4 MiB in memory at once (one daemon in two)
-//  5. collect once more: the reserve would count as what lives, and would not be there for the next
+//  4. collect once more: the reserve would count as what lives, and would not be there for the next
 //     garbage
 func ReserveHeap() {
 	debug.FreeOSMemory()
@@ -92,7 +95,6 @@ func ReserveHeap() {
 	}
 	runtime.GC() // with so much in use: the collector has a bit for each object, and takes that memory now
 	runtime.KeepAlive(blocks)
-	runtime.KeepAlive(make([]byte, heapStep))
 	blocks = nil
 	runtime.GC()
 }
