@@ -3,17 +3,20 @@ package bitmap
 import (
 	"fmt"
 	"math/bits"
+	"slices"
+	"sync/atomic"
 )
 
 // Delta is a sparse set of marks: those made since the last commit began. The core has
 // two, active (marks go in) and frozen (being committed), and swaps them at the freeze.
 //
 // A page of the map has a slot in the Delta while one of its bits is in it. The slots are
-// a fixed pool, so a write never allocates (I9): the core asks Missing before it lets a
-// write in, and commits when the pool runs low. The core's lock guards all of it.
+// a pool, so a write never allocates (I9): the core asks Missing before it lets a
+// write in, and commits when the pool runs low. Somebody else may add slots, and take
+// them away from a set that is empty. The core's lock guards all of it.
 type Delta struct {
 	index []int32  // per page of the map: its slot + 1, or 0
-	pool  []Page   // slots; those in use are not all zero, the others are
+	pool  []*Page  // slots; those in use are not all zero, the others are
 	pages []uint64 // the page of each used slot, in order of first use
 	count [nrPlanes]uint64
 
@@ -22,15 +25,39 @@ type Delta struct {
 }
 
 // NewDelta returns an empty Delta for a map of nrPages pages, with a pool of capacity
-// slots. The index takes 4 bytes a page and the pool 4 KiB a slot, both touched only
-// where they are used.
+// slots. The index takes 4 bytes a page and the pool 4 KiB a slot, which is touched.
 func NewDelta(nrPages uint64, capacity int) *Delta {
-	return &Delta{
+	d := &Delta{
 		index: make([]int32, nrPages),
-		pool:  make([]Page, capacity),
-		pages: make([]uint64, 0, capacity),
 		zero:  make([]uint64, (nrPages+63)/64),
 	}
+	d.Reserve(capacity)
+	return d
+}
+
+// Most makes room for so many slots, so that Add does not allocate.
+func (d *Delta) Most(slots int) {
+	d.pool = slices.Grow(d.pool, max(0, slots-len(d.pool)))
+	d.pages = slices.Grow(d.pages, max(0, slots-len(d.pages)))
+}
+
+// AddSlots adds slots over memory that reads as zeros, no more than there is room for.
+func (d *Delta) AddSlots(memory []Page) {
+	if len(d.pool)+len(memory) > cap(d.pool) || len(d.pool)+len(memory) > cap(d.pages) {
+		panic(fmt.Sprintf("bitmap: delta: no room for %d slots beside %d", len(memory), len(d.pool)))
+	}
+	for i := range memory {
+		d.pool = append(d.pool, &memory[i])
+	}
+}
+
+// DropSlots leaves so many of the slots, those that were there first. The set must be empty.
+func (d *Delta) DropSlots(left int) {
+	if d.Used() > 0 {
+		panic(fmt.Sprintf("bitmap: delta: %d slots in use are to be dropped", d.Used()))
+	}
+	clear(d.pool[left:])
+	d.pool = d.pool[:left]
 }
 
 // addZeroPage records that all n regions of a page were marked zero, of which nothing was marked
@@ -94,8 +121,8 @@ func (d *Delta) record(p Plane, page, w, set uint64) {
 
 // use takes the next free slot for a page.
 func (d *Delta) use(page uint64) int32 {
-	if len(d.pages) == cap(d.pages) {
-		panic(fmt.Sprintf("bitmap: delta: no slot for page %d, all %d in use", page, cap(d.pages)))
+	if len(d.pages) == len(d.pool) {
+		panic(fmt.Sprintf("bitmap: delta: no slot for page %d, all %d in use", page, len(d.pool)))
 	}
 	d.pages = append(d.pages, page)
 	d.index[page] = int32(len(d.pages))
@@ -115,10 +142,15 @@ func (d *Delta) growFor(page uint64) {
 // Reserve makes the pool capacity slots large, if it is smaller. It allocates: not on a
 // write's way.
 func (d *Delta) Reserve(capacity int) {
-	if capacity > d.Cap() {
-		d.pool = append(make([]Page, 0, capacity), d.pool...)[:capacity]
-		d.pages = append(make([]uint64, 0, capacity), d.pages...)
+	if capacity <= d.Cap() {
+		return
 	}
+	memory := make([]Page, capacity-d.Cap())
+	for i := range memory {
+		atomic.StoreUint64(&memory[i][0], 0) // touches it: a mark must not have to wait for memory
+	}
+	d.Most(capacity)
+	d.AddSlots(memory)
 }
 
 // Any reports whether any region of [first, end) is in the set.
@@ -148,7 +180,7 @@ func (d *Delta) Any(p Plane, first, end uint64) bool {
 func (d *Delta) Used() int { return len(d.pages) }
 
 // Cap returns how many slots there are.
-func (d *Delta) Cap() int { return cap(d.pages) }
+func (d *Delta) Cap() int { return len(d.pool) }
 
 // Count returns how many marks of a plane are in the set.
 func (d *Delta) Count(p Plane) uint64 { return d.count[p] }
@@ -163,7 +195,7 @@ func (d *Delta) Page(page uint64) *Page {
 		return nil
 	}
 	if slot := d.index[page]; slot != 0 {
-		return &d.pool[slot-1]
+		return d.pool[slot-1]
 	}
 	return nil
 }
@@ -189,7 +221,7 @@ func (d *Delta) Drop() { d.index, d.pool, d.pages, d.zero = nil, nil, nil, nil }
 // Reset empties the set. It costs what was used, not the capacity.
 func (d *Delta) Reset() {
 	for i, page := range d.pages {
-		d.pool[i] = Page{}
+		*d.pool[i] = Page{}
 		d.index[page] = 0
 	}
 	d.pages = d.pages[:0]

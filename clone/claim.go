@@ -107,6 +107,7 @@ func (g *guarded) open(k *claim, s span, room int, m *mapMemory) verdict {
 			pages++
 		}
 	}
+	g.runLow(g.active.Used() + g.claims.reserved + pages)
 	if g.bounded && g.active.Used()+g.claims.reserved+pages > room {
 		return full
 	}

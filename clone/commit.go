@@ -172,17 +172,3 @@ func (c *Core) thaw(err error) {
 		c.event()
 	}
 }
-
-// waitCommit defers r until a commit that begins from now on has ended, or says why none will.
-func (c *Core) waitCommit(r *Request) error {
-	c.mu.Lock()
-	if err := c.mu.committable(); err != nil {
-		c.mu.Unlock()
-		return err
-	}
-	r.after = endCommit
-	c.mu.waiters.push(r)
-	c.mu.Unlock()
-	c.kick()
-	return nil
-}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // TestFlushWaitsForCommit: with marks a FLUSH is a commit's, and one that comes after the freeze
@@ -228,7 +229,7 @@ func TestRestartNoBetter(t *testing.T) {
 func (r *rig) takeOver(cfg Config) {
 	cfg.Geometry, cfg.Map, cfg.Kick = r.core.Geometry(), r.core.Regions(), func() {}
 	r.core = New(cfg)
-	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 4, Buffers: [][]byte{make([]byte, testRegion)}})
+	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 4, Buffers: copybuffers.Config{Own: [][]byte{make([]byte, testRegion)}}})
 }
 
 // TestTakenOverReadOnly: a process that died in mode ro costs the next one nothing that it knows to
@@ -360,8 +361,8 @@ func TestPoolLeavesRoomForUsers(t *testing.T) {
 	}
 	regions := bitmap.New(geo.Regions(), make([]bitmap.Page, pages))
 	q := &quiet{}
-	core := New(Config{Geometry: geo, Map: regions, Kick: func() {}, DeltaPages: 4})
-	lane := core.NewLane(LaneConfig{Backend: q, Wake: func() {}, Ops: 4, Buffers: [][]byte{make([]byte, testRegion)}})
+	core := New(Config{Geometry: geo, Map: regions, Kick: func() {}, Delta: DeltaConfig{Pages: 4}})
+	lane := core.NewLane(LaneConfig{Backend: q, Wake: func() {}, Ops: 4, Buffers: copybuffers.Config{Own: [][]byte{make([]byte, testRegion)}}})
 	for n, want := range []error{nil, nil, ErrCommitFirst} {
 		first := uint64(n) * bitmap.RegionsPerPage
 		h := &Hydration{First: first, End: first + 1, Kind: ZeroHole, Done: func(_ *Hydration, err error) {

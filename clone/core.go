@@ -71,10 +71,7 @@ type Config struct {
 	// thread, perhaps more than once. A request that needs the page fails with its error. May be
 	// nil.
 	Touch func(page uint64) error
-	// DeltaPages is how many pages of the region map may hold marks that are not committed yet; 0
-	// is the default. Half of it is the users'; neither a request nor a Hydration may touch more
-	// pages than that.
-	DeltaPages int
+	Delta DeltaConfig
 	// LeastZeros is from how many bytes on zeros that were read from the source in the background,
 	// or for a user whose READ is kept, are written as zeros and not as data: the destination may
 	// have a cheaper way, and give up the space. 0 = never.
@@ -107,7 +104,7 @@ type Core struct {
 // New makes a core. Lanes are added with NewLane before any of them gets a request.
 func New(cfg Config) *Core {
 	pages := bitmap.PagesFor(cfg.Geometry.Regions())
-	pool := int(min(cmp.Or(uint64(cfg.DeltaPages), deltaPages), pages))
+	most := int(min(cmp.Or(uint64(cfg.Delta.Pages), deltaPages), pages))
 	c := &Core{view: view{geo: cfg.Geometry, regions: cfg.Map}, kick: cfg.Kick, event: cfg.Event, classify: cfg.Classify, now: cfg.Now, leastZeros: cfg.LeastZeros}
 	if c.event == nil {
 		c.event = func() {}
@@ -118,14 +115,7 @@ func New(cfg Config) *Core {
 	c.period.Store(1)
 	c.memory.view, c.memory.release, c.memory.touch = &c.view, cfg.Release, cfg.Touch
 	c.memory.touched = make([]atomic.Bool, pages)
-	c.mu.active = cfg.Uncommitted
-	if c.mu.active == nil {
-		c.mu.active = bitmap.NewDelta(pages, pool)
-	}
-	c.mu.active.Reserve(pool)
-	pool = c.mu.active.Cap()
-	c.mu.frozen = bitmap.NewDelta(pages, pool)
-	c.mu.bounded = pages > uint64(pool)
+	c.mu.marks.init(&cfg.Delta, cfg.Uncommitted, pages, most)
 	c.mu.keep, c.mu.flushLost = cfg.State, cfg.FlushLost
 	c.mu.setMode(cfg.Mode)
 	if cfg.FlushLost || cfg.Doubt {

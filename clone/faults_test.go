@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // TestFrontendErrors: bytes that cannot be copied from or to a request fail it, and what could not
@@ -144,7 +145,7 @@ func TestRepairBesideFlush(t *testing.T) {
 // that died with marks in the first dead pages.
 func pagesRig(t *testing.T, pages, dead uint64) *rig {
 	r := newRig(t, max(2, pages)*bitmap.RegionsPerPage, 8)
-	cfg := Config{Geometry: r.core.Geometry(), Map: r.core.Regions(), Kick: func() { r.kicks++ }, DeltaPages: 4}
+	cfg := Config{Geometry: r.core.Geometry(), Map: r.core.Regions(), Kick: func() { r.kicks++ }, Delta: DeltaConfig{Pages: 4}}
 	if dead > 0 {
 		cfg.Uncommitted = bitmap.NewDelta(pages, int(2*dead))
 		for page := range dead {
@@ -152,7 +153,7 @@ func pagesRig(t *testing.T, pages, dead uint64) *rig {
 		}
 	}
 	r.core = New(cfg)
-	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 64, Buffers: [][]byte{make([]byte, testRegion)}})
+	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 64, Buffers: copybuffers.Config{Own: [][]byte{make([]byte, testRegion)}}})
 	return r
 }
 

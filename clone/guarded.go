@@ -73,9 +73,20 @@ type marks struct {
 	active, frozen *bitmap.Delta
 	// bounded: the map has more pages than the pool, which can therefore be full.
 	bounded bool
+	// start is how many slots each of them had at first, and most how many it may have; want is told
+	// that they run low (DeltaConfig), or nil.
+	start, most int
+	want        func()
 	// doubt: nobody knows which marks are durable, so none counts: the metadata cannot be read
 	// (Config.Doubt), or a Repair has given up the set of the commit that failed.
 	doubt bool
+}
+
+// runLow has slots added before they are needed. used is how many will be.
+func (m *marks) runLow(used int) {
+	if m.want != nil && used > m.active.Cap()/2 && m.active.Cap() < m.most {
+		m.want()
+	}
 }
 
 // uncommitted says whether a mark of H in [first, end) is not durable yet.

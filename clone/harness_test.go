@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // mostBytes is up to which size of the device a rig has the bytes of source and destination.
@@ -83,7 +84,7 @@ func newRigOf(t testing.TB, size, regionSize int64, buffers int) *rig {
 	for i := range bufs {
 		bufs[i] = make([]byte, 4*testRegion)
 	}
-	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 16, Buffers: bufs})
+	r.lane = r.core.NewLane(LaneConfig{Backend: r, Wake: func() {}, Ops: 16, Buffers: copybuffers.Config{Own: bufs}})
 	r.ios = make([]queued, 0, 16)
 	return r
 }

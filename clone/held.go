@@ -14,8 +14,8 @@ func (c *Core) Held() string {
 		if free := len(l.pool.freeOps); free != len(l.pool.ops) {
 			fmt.Fprintf(&b, "lane %d: %d of %d operations are free\n", i, free, len(l.pool.ops))
 		}
-		if free := len(l.pool.buffers); free != l.pool.nrBuffers {
-			fmt.Fprintf(&b, "lane %d: %d of %d buffers are free\n", i, free, l.pool.nrBuffers)
+		if n := l.pool.buffers.InUse(); n != 0 {
+			fmt.Fprintf(&b, "lane %d: %d buffers are in use\n", i, n)
 		}
 		if n := l.users.inFlight.Load(); n != 0 || !l.pool.starved.empty() || !l.inbox.list.empty() || !l.turns.waiting.empty() {
 			fmt.Fprintf(&b, "lane %d: %d requests, some starved: %t, some posted: %t, some wait for their turn: %t\n", i, n,

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // hotRegions is how many regions the hot path's device has: each run of an unhydrated path takes a
@@ -65,7 +66,7 @@ func (h hotPath) start(tb testing.TB) func() {
 		Kick:     func() {},
 	})
 	q := &quiet{}
-	q.lane = core.NewLane(LaneConfig{Backend: q, Wake: func() {}, Ops: 4, Buffers: [][]byte{make([]byte, 4*testRegion)}})
+	q.lane = core.NewLane(LaneConfig{Backend: q, Wake: func() {}, Ops: 4, Buffers: copybuffers.Config{Own: [][]byte{make([]byte, 4*testRegion)}}})
 	core.SetReadThrough(true)
 	core.SetDiscardPassdown(true)
 	ended := false

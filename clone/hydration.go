@@ -42,17 +42,15 @@ func (b *background) copyRegions() uint64 { return max(1, uint64(b.pool.bufSize)
 func (b *background) start(h *Hydration) bool {
 	h.check(b)
 	buffered := h.Kind == CopySource || b.core.spare() != SpareNothing
-	if buffered && len(b.pool.buffers) == 0 {
-		return false
-	}
 	o := b.pool.take()
 	if o == nil {
 		return false
 	}
-	o.bg = h
-	if buffered {
-		b.pool.takeBuffer(o)
+	if buffered && !b.pool.takeBuffer(o, b.pool.bufSize) {
+		b.pool.freeOp(o)
+		return false
 	}
+	o.bg = h
 	if h.Kind != CopySource {
 		b.land(o, h.First)
 		return true

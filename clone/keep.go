@@ -10,7 +10,7 @@ package clone
 // kept: whole regions are among them, and there are a buffer that holds all of it and an operation
 // for the write.
 func (rd *reads) keeps(off, end int64) bool {
-	if !rd.core.readThrough.Load() || end-off > rd.pool.bufSize || !rd.pool.plenty() {
+	if !rd.core.readThrough.Load() || end-off > rd.pool.bufSize || !rd.pool.plenty(end-off) {
 		return false
 	}
 	first, stop := rd.core.geo.Covered(off, end-off)

@@ -101,13 +101,13 @@ func TestReadThroughLeavesRoom(t *testing.T) {
 		r.end(nil)
 		r.want(a, nil)
 	}
-	if len(r.ios) != 2 || len(r.lane.pool.buffers) != 2 {
-		t.Fatalf("%v queued, %d buffers left of 4", r.ios, len(r.lane.pool.buffers))
+	if len(r.ios) != 2 || r.lane.pool.buffers.Whole() != 2 {
+		t.Fatalf("%v queued, %d buffers left of 4", r.ios, r.lane.pool.buffers.Whole())
 	}
 	r.end(errBackend)
 	r.end(errBackend)
-	if n := r.core.Regions().NrHydrated(); n != 0 || len(r.lane.pool.buffers) != 4 || len(r.lane.pool.freeOps) != len(r.lane.pool.ops) {
-		t.Errorf("%d regions hydrated, %d buffers and %d operations free", n, len(r.lane.pool.buffers), len(r.lane.pool.freeOps))
+	if n := r.core.Regions().NrHydrated(); n != 0 || r.lane.pool.buffers.Whole() != 4 || len(r.lane.pool.freeOps) != len(r.lane.pool.ops) {
+		t.Errorf("%d regions hydrated, %d buffers and %d operations free", n, r.lane.pool.buffers.Whole(), len(r.lane.pool.freeOps))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // readParts is how many parts of one READ are in flight at a time; the next is handed out when one
@@ -17,9 +18,9 @@ type LaneConfig struct {
 	Wake func()
 	// Ops is how many operations may be in flight: at least the queue depth.
 	Ops int
-	// Buffers are the copy buffers, page-aligned, all of one size, which is a multiple of 4096
-	// bytes and at least 2. A region that fits into one is hydrated with one read and one write.
-	Buffers [][]byte
+	// Buffers are the copy buffers. A region that fits into one is hydrated with one read and one
+	// write.
+	Buffers copybuffers.Config
 }
 
 // Lane is the core's context for one thread: a plain single-threaded object. All methods but
@@ -56,7 +57,7 @@ type Lane struct {
 // NewLane adds a lane. Before the first request only.
 func (c *Core) NewLane(cfg LaneConfig) *Lane {
 	l := &Lane{core: c, backend: cfg.Backend, wakeUp: cfg.Wake}
-	l.pool.init(cfg.Ops, cfg.Buffers)
+	l.pool.init(&cfg)
 	l.users.core = c
 	l.source.core, l.source.backend, l.source.again = c, cfg.Backend, make([]*op, 0, cfg.Ops)
 	l.turns.wakeUp, l.turns.allowance = cfg.Wake, turnPages
@@ -142,6 +143,9 @@ func (l *Lane) nextRound() {
 // Drain takes what other threads posted, tries again what has failed, and restarts who found no
 // operation or buffer. Completions never call into another request: they leave it to here.
 func (l *Lane) Drain() {
+	if l.core.Complete() {
+		l.pool.buffers.Rest()
+	}
 	l.nextRound()
 	posted := l.inbox.take()
 	for r := posted.pop(); r != nil; r = posted.pop() {

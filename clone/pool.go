@@ -1,26 +1,26 @@
 package clone
 
-// pool is a lane's operations and copy buffers, a fixed number of each (I9). Whoever finds none
+import "github.com/ublk-clone/ublk-clone/internal/copybuffers"
+
+// pool is a lane's operations, a fixed number, and its copy buffers (I9). Whoever finds none
 // free waits in starved, if it is a request, holding nothing. Lane.Drain starts those again.
 type pool struct {
 	ops     []op
 	freeOps []*op
-	buffers [][]byte // free ones
-	// nrBuffers is how many there are in all, each of bufSize bytes.
-	nrBuffers int
-	bufSize   int64
-	starved   requestList
+	buffers copybuffers.Set
+	bufSize int64 // of a whole one
+	starved requestList
 }
 
-func (p *pool) init(nrOps int, buffers [][]byte) {
-	p.ops = make([]op, nrOps)
-	p.freeOps = make([]*op, 0, nrOps)
+func (p *pool) init(cfg *LaneConfig) {
+	p.ops = make([]op, cfg.Ops)
+	p.freeOps = make([]*op, 0, cfg.Ops)
 	for i := range p.ops {
 		p.ops[i].token = uint32(i)
 		p.freeOps = append(p.freeOps, &p.ops[i])
 	}
-	p.buffers = append(p.buffers, buffers...)
-	p.nrBuffers, p.bufSize = len(buffers), int64(len(buffers[0]))
+	p.buffers.Init(&cfg.Buffers, cfg.Wake)
+	p.bufSize = p.buffers.Size()
 }
 
 // newOp takes an operation for r, or gives nil: then r is in the starved list.
@@ -53,24 +53,20 @@ func (p *pool) freeOp(o *op) {
 	p.freeOps = append(p.freeOps, o)
 }
 
-func (p *pool) takeBuffer(o *op) bool {
-	n := len(p.buffers)
-	if n == 0 {
-		return false
-	}
-	o.buf = p.buffers[n-1]
-	p.buffers = p.buffers[:n-1]
-	return true
+// takeBuffer takes a buffer of need bytes, or of bufSize if that is less.
+func (p *pool) takeBuffer(o *op, need int64) bool {
+	o.buf = p.buffers.Take(need)
+	return o.buf != nil
 }
 
 func (p *pool) freeBuffer(o *op) {
 	if o.buf != nil {
-		p.buffers = append(p.buffers, o.buf)
+		p.buffers.Give(o.buf)
 		o.buf = nil
 	}
 }
 
 // plenty says that more than half of the operations and of the buffers are free.
-func (p *pool) plenty() bool {
-	return len(p.freeOps) > len(p.ops)/2 && len(p.buffers) > p.nrBuffers/2
+func (p *pool) plenty(need int64) bool {
+	return len(p.freeOps) > len(p.ops)/2 && p.buffers.Plenty(need)
 }

@@ -68,8 +68,7 @@ func (rd *reads) readRun(o *op) bool {
 		data := Data{Request: r, At: o.off - r.Off, Len: stop - o.off}
 		switch st {
 		case bitmap.Source:
-			if rd.keeps(o.off, stop) {
-				rd.pool.takeBuffer(o)
+			if rd.keeps(o.off, stop) && rd.pool.takeBuffer(o, stop-o.off) {
 				data = Data{Buf: o.buf[:stop-o.off]}
 			}
 			rd.source.read(o, o.off, data)

@@ -12,6 +12,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // TestThreads runs several lanes, the hydrator and the committer on goroutines of their own, for
@@ -120,7 +121,7 @@ func (w *world) newLane(nr int) *threadLane {
 		Backend: l,
 		Wake:    func() { signal(l.wake) },
 		Ops:     5,
-		Buffers: buffers,
+		Buffers: copybuffers.Config{Own: buffers},
 	})
 	return l
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // clearing is a backend that does no I/O but to clear.
@@ -26,9 +27,9 @@ func TestTurns(t *testing.T) {
 	regions.KeepZeros(make([]atomic.Uint64, (pages+63)/64))
 	var taken []uint64
 	wakes := 0
-	c := New(Config{Geometry: geo, Map: regions, DeltaPages: 64, Kick: func() { t.Error("somebody waits for a commit") },
+	c := New(Config{Geometry: geo, Map: regions, Delta: DeltaConfig{Pages: 64}, Kick: func() { t.Error("somebody waits for a commit") },
 		Touch: func(page uint64) error { taken = append(taken, page); return nil }})
-	l := c.NewLane(LaneConfig{Backend: clearing{}, Wake: func() { wakes++ }, Ops: 2 * nr, Buffers: [][]byte{make([]byte, 4096)}})
+	l := c.NewLane(LaneConfig{Backend: clearing{}, Wake: func() { wakes++ }, Ops: 2 * nr, Buffers: copybuffers.Config{Own: [][]byte{make([]byte, 4096)}}})
 	var ended []int
 	requests := make([]Request, nr)
 	for i := range requests {

@@ -45,9 +45,24 @@ func (u *users) answer(r *Request, err error) {
 }
 
 func (u *users) deferToCommit(r *Request) {
-	if err := u.core.waitCommit(r); err != nil {
+	if err := u.waitCommit(r); err != nil {
 		u.end(r, err)
 	}
+}
+
+// waitCommit defers r until a commit that begins from now on has ended, or says why none will.
+func (u *users) waitCommit(r *Request) error {
+	c := u.core
+	c.mu.Lock()
+	if err := c.mu.committable(); err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	r.after = endCommit
+	c.mu.waiters.push(r)
+	c.mu.Unlock()
+	c.kick()
+	return nil
 }
 
 // requests is how many have come; from any thread.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // TestWaits: users' reads of the source are counted and timed, each in the period that saw all of
@@ -23,7 +24,7 @@ func TestWaits(t *testing.T) {
 		Now:      func() time.Time { now = now.Add(time.Nanosecond); return now }, // each look is seen
 	})
 	q := &quiet{}
-	q.lane = core.NewLane(LaneConfig{Backend: q, Wake: func() {}, Ops: 4, Buffers: [][]byte{make([]byte, 4*testRegion)}})
+	q.lane = core.NewLane(LaneConfig{Backend: q, Wake: func() {}, Ops: 4, Buffers: copybuffers.Config{Own: [][]byte{make([]byte, 4*testRegion)}}})
 	r := &Request{End: func(*Request, error) {}}
 	begin := func(op Op, region, length int64) {
 		*r = Request{Op: op, Off: region * testRegion, Len: length, End: r.End}

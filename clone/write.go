@@ -52,7 +52,7 @@ func (c *changes) claimOp(r *Request, first, end uint64) *op {
 	if o == nil {
 		return nil
 	}
-	if (r.Op != OpDiscard && c.ragged(r) || c.looks(r, first, end)) && !c.pool.takeBuffer(o) {
+	if need := c.needs(r, first, end); need > 0 && !c.pool.takeBuffer(o, need) {
 		c.pool.freeOp(o)
 		c.pool.starved.push(r)
 		return nil
@@ -78,6 +78,20 @@ func (c *changes) claimOp(r *Request, first, end uint64) *op {
 		c.pool.freeOp(o)
 	}
 	return nil
+}
+
+// needs is how large a buffer r needs, of the regions [first, end), in bytes; 0: none. What merges
+// needs room for all of these, if that fits a buffer, and a complete clone has pieces only.
+func (c *changes) needs(r *Request, first, end uint64) int64 {
+	switch {
+	case r.Op != OpDiscard && c.ragged(r) && !c.core.regions.AllHydrated(first, end):
+		return c.core.geo.End(end-1) - c.core.geo.Start(first)
+	case !c.looks(r, first, end):
+		return 0
+	case c.core.Complete():
+		return 1
+	}
+	return c.pool.bufSize
 }
 
 // looks says whether r, of the regions [first, end), will look at the destination, for which it

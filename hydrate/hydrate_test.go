@@ -8,6 +8,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // The tests run a real core and a hydrator over a backend that only notes what is asked of it; the
@@ -108,7 +109,7 @@ func newRigOf(t *testing.T, regions uint64, s Settings, source Holes, ops, nrBuf
 	for i := range buffers {
 		buffers[i] = make([]byte, bufRegions*regionSize)
 	}
-	r.lane = r.core.NewLane(clone.LaneConfig{Backend: r, Wake: func() {}, Ops: ops, Buffers: buffers})
+	r.lane = r.core.NewLane(clone.LaneConfig{Backend: r, Wake: func() {}, Ops: ops, Buffers: copybuffers.Config{Own: buffers}})
 	r.h = New(Config{
 		Core: r.core, Lane: r.lane, Holes: source, Batches: nrBuffers, Settings: s,
 		Now: func() time.Time { return r.now }, After: func(d time.Duration) { r.wait = d },

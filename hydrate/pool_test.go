@@ -5,6 +5,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/bitmap"
 	"github.com/ublk-clone/ublk-clone/clone"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 )
 
 // TestFullPoolDoesNotSpin: when the background's share of the pool of uncommitted marks is used up,
@@ -13,12 +14,12 @@ func TestFullPoolDoesNotSpin(t *testing.T) {
 	const pages = 6
 	r := newRig(t, pages*bitmap.RegionsPerPage, on, holes{})
 	r.core = clone.New(clone.Config{
-		Geometry:   r.core.Geometry(),
-		Map:        r.core.Regions(),
-		Kick:       func() {},
-		DeltaPages: 4,
+		Geometry: r.core.Geometry(),
+		Map:      r.core.Regions(),
+		Kick:     func() {},
+		Delta:    clone.DeltaConfig{Pages: 4},
 	})
-	r.lane = r.core.NewLane(clone.LaneConfig{Backend: r, Wake: func() {}, Ops: 8, Buffers: [][]byte{make([]byte, regionSize)}})
+	r.lane = r.core.NewLane(clone.LaneConfig{Backend: r, Wake: func() {}, Ops: 8, Buffers: copybuffers.Config{Own: [][]byte{make([]byte, regionSize)}}})
 	r.h.cfg.Core, r.h.cfg.Lane = r.core, r.lane
 	for page := range uint64(pages) {
 		first := page * bitmap.RegionsPerPage

@@ -37,7 +37,7 @@ type Zeroer interface {
 
 // scratchBytes is the size of a Store's only I/O buffer: one slot when it writes, as many
 // as fit when it reads the region map.
-const scratchBytes = 64 * slotPairBytes
+const scratchBytes = 16 * slotPairBytes
 
 func newScratch(dev Device) []byte {
 	if a, ok := dev.(BufferAllocator); ok {

@@ -41,15 +41,11 @@ type lane struct {
 
 func (s *sim) newLane(nr, ops int) *lane {
 	l := &lane{sim: s, nr: nr, failed: map[uint32]int{}}
-	buffers := make([][]byte, s.cfg.Buffers)
-	for i := range buffers {
-		buffers[i] = make([]byte, s.cfg.BufferSize)
-	}
 	l.Lane = s.core.NewLane(clone.LaneConfig{
 		Backend: l,
 		Wake:    func() { l.due = true },
 		Ops:     ops,
-		Buffers: buffers,
+		Buffers: s.stocked.forLane(&s.cfg),
 	})
 	return l
 }

@@ -39,6 +39,7 @@ func (d *scheduler) until(done func() bool) error {
 		if d.step++; d.step > maxSteps {
 			return fmt.Errorf("still not done after %d events: %s", d.step, d.progress())
 		}
+		s.stocked.turn(&s.cfg, d.step)
 		if !d.event() {
 			return fmt.Errorf("nothing left to happen: %s", d.progress())
 		}

@@ -28,6 +28,7 @@ type sim struct {
 	world
 	daemon
 	copying
+	stocked
 	opening
 	endings
 	injector
@@ -240,7 +241,7 @@ func (o *opening) start() error {
 		FlushLost:   s.live.flushLost || sb.DestFlushFailed,
 		Kick:        func() { s.committer.kicked = true },
 		State:       func(m clone.Mode, lost bool) { s.live.mode, s.live.flushLost = m, lost },
-		DeltaPages:  s.cfg.DeltaPages,
+		Delta:       clone.DeltaConfig{Pages: s.cfg.DeltaPages},
 		LeastZeros:  s.cfg.LeastZeros,
 		Touch:       s.touch,
 		Classify:    classify,
@@ -253,6 +254,7 @@ func (o *opening) start() error {
 		s.core.SetSpareZeros(clone.SpareAll)
 	}
 	s.lanes = nil
+	s.stocked.fresh(&s.cfg)
 	for nr := range s.cfg.Lanes {
 		s.lanes = append(s.lanes, s.newLane(nr, s.cfg.Ops))
 		s.lanes[nr].addClients(s.cfg.Depth)

@@ -9,6 +9,7 @@ import (
 // prepare makes the process one that memory reclaim does not wait for in a circle. Its memory is
 // locked later, when there is most of it.
 func (d *daemon) prepare() error {
+	process.SmallHeap()
 	process.GiveProcessors(d.start.Definition.Queues)
 	if err := sys.DieQuickly(); err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "prepare the process", Cause: err}

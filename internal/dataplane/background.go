@@ -7,6 +7,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
 )
@@ -32,12 +33,12 @@ type Background struct {
 }
 
 // NewBackground makes the hydrator and its lane; nothing runs before start.
-func NewBackground(core *clone.Core, source *Source, dest *File, buffers [][]byte,
+func NewBackground(core *clone.Core, source *Source, dest *File, buffers copybuffers.Config,
 	settings hydrate.Settings, event func()) *Background {
 	request, depth := source.takes()
 	b := &Background{
-		Backend: NewBackend(source, dest, 2*len(buffers), 1),
-		ops:     2 * len(buffers),
+		Backend: NewBackend(source, dest, 2*buffers.Most, 1),
+		ops:     2 * buffers.Most,
 		quit:    make(chan struct{}),
 		left:    make(chan struct{}),
 	}
@@ -50,14 +51,14 @@ func NewBackground(core *clone.Core, source *Source, dest *File, buffers [][]byt
 	b.timer = time.AfterFunc(time.Hour, guard.Wrap("wake the hydrator", b.wake))
 	b.timer.Stop()
 	b.Hydrator = hydrate.New(hydrate.Config{
-		Core: core, Lane: b.lane, Holes: source, Request: request, Depth: depth, Align: dest.Unit, Batches: len(buffers),
+		Core: core, Lane: b.lane, Holes: source, Request: request, Depth: depth, Align: dest.Unit, Batches: buffers.Most,
 		Now: time.Now, After: func(d time.Duration) { b.timer.Reset(d) },
 		Wake: b.wake, Event: event, Settings: settings,
 	})
 	return b
 }
 
-func (b *Background) wake() { b.Backend.wake() }
+func (b *Background) wake() { b.Backend.Wake() }
 
 // Alive says whether the loop has gone round since it was called last.
 func (b *Background) Alive() bool { return b.pulse.ask(b.wake) }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/internal/blockdev"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 	"github.com/ublk-clone/ublk-clone/internal/faults"
 	"github.com/ublk-clone/ublk-clone/ublk"
 	"github.com/ublk-clone/ublk-clone/ublk/uring"
@@ -85,8 +86,8 @@ func (b *Backend) Attach(loop *uring.Loop) {
 	b.to = loop.OpenFixed(b.Dest.File, b.Dest.share(b.lanes))
 }
 
-// wake has the lane's loop go round.
-func (b *Backend) wake() { b.loop.Wake() }
+// Wake has the lane's loop go round. Its thread must be there.
+func (b *Backend) Wake() { b.loop.Wake() }
 
 func (b *Backend) bytes(d clone.Data) uring.Data {
 	if d.Request == nil {
@@ -216,7 +217,7 @@ const failureBurst = 10
 
 // NewFrontend makes the target of a queue of the given depth and its lane; failed is told of
 // requests that fail. attach follows on the queue's thread.
-func NewFrontend(core *clone.Core, source *Source, dest *File, lanes, depth int, buffers [][]byte, log zerolog.Logger,
+func NewFrontend(core *clone.Core, source *Source, dest *File, lanes, depth int, buffers copybuffers.Config, log zerolog.Logger,
 	failed func(*clone.Request, error), refused func(*clone.Request)) *Frontend {
 	f := &Frontend{
 		Backend:  NewBackend(source, dest, QueueOps(depth), lanes),
@@ -339,7 +340,7 @@ func (f *Frontend) answer(r *clone.Request, err error) {
 }
 
 // Wake has the queue's loop go round.
-func (f *Frontend) Wake() { f.Backend.wake() }
+func (f *Frontend) Wake() { f.Backend.Wake() }
 
 // Alive says whether the queue's loop has gone round since it was called last.
 func (f *Frontend) Alive() bool { return f.pulse.ask(f.Wake) }

@@ -111,7 +111,7 @@ func OrderAll(ctx context.Context, o Order, backends []*Backend) error {
 	o.done = make(chan error, len(backends))
 	for _, b := range backends {
 		b.gate.order.Store(&o)
-		b.wake()
+		b.Wake()
 	}
 	var errs error
 	for range backends {

@@ -144,7 +144,7 @@ func (s *Source) WatchAnswers(lanes []*Backend, limit time.Duration) (silent err
 		o.silentSince = now
 		o.silent.Store(&why)
 		for _, b := range lanes {
-			b.wake()
+			b.Wake()
 		}
 		return why, false
 	}

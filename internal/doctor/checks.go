@@ -176,7 +176,7 @@ func checkMemory(h *machine, f *findings) {
 	case free < need:
 		f.problem(exit.Other, fmt.Sprintf("%s of memory is left; a clone locks %s at its start.", text.Size(free), text.Size(need)), action)
 	case free < 3*need:
-		f.warn(fmt.Sprintf("%s of memory is left; each clone locks %s at its start, and keeps it.", text.Size(free), text.Size(need)), action)
+		f.warn(fmt.Sprintf("%s of memory is left; each clone locks %s at its start, and more while it copies.", text.Size(free), text.Size(need)), action)
 	default:
 		f.ok("%s of memory is left; a clone locks %s.", text.Size(free), text.Size(need))
 	}

@@ -162,8 +162,8 @@ func TestDoctorFindsEach(t *testing.T) {
 			h.put("sys/module/ublk_drv/parameters/ublks_max", "1")
 			h.put("sys/class/ublk-char/ublkc0", "")
 		}, "kernel warning kernel warning devices warning", exit.OK, "ublks_max"},
-		{"little memory", func(h *healthy) { h.put("proc/meminfo", "MemAvailable: 40000 kB") }, "memory problem", exit.Other, "39.1 MiB"},
-		{"not much memory", func(h *healthy) { h.put("proc/meminfo", "MemAvailable: 100000 kB") }, "memory warning", exit.OK, "97.7 MiB"},
+		{"little memory", func(h *healthy) { h.put("proc/meminfo", "MemAvailable: 20000 kB") }, "memory problem", exit.Other, "19.5 MiB"},
+		{"not much memory", func(h *healthy) { h.put("proc/meminfo", "MemAvailable: 50000 kB") }, "memory warning", exit.OK, "48.8 MiB"},
 		{"memory not lockable", func(h *healthy) { h.capabilities(withoutResource) }, "memory-lock warning reclaim warning", exit.OK, "LimitMEMLOCK=infinity"},
 		{"no CAP_SYS_RESOURCE", func(h *healthy) {
 			h.capabilities(withoutResource)

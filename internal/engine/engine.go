@@ -130,9 +130,13 @@ func (e *Engine) loadMap(context.Context) error {
 	if err == nil {
 		err = e.live.settle(regions.NrPages(), func(page uint64) bool { return regions.Full(page) || regions.AllZero(page) })
 	}
+	var delta clone.DeltaConfig
+	if err == nil {
+		delta, err = e.lanes.memory.takeForMarks(regions.NrPages())
+	}
 	if err == nil {
 		info := e.device.Info()
-		err = e.lanes.make(e.newCore(geo, regions), info.Queues, info.Depth, e.changed)
+		err = e.lanes.make(e.newCore(geo, regions, delta), info.Queues, info.Depth, e.changed)
 	}
 	if err == nil {
 		lockMemory(e.Warn)
@@ -145,13 +149,14 @@ func (e *Engine) loadMap(context.Context) error {
 }
 
 // newCore makes a core that goes on where the metadata and the live map say.
-func (e *Engine) newCore(geo clone.Geometry, regions *bitmap.Map) *clone.Core {
+func (e *Engine) newCore(geo clone.Geometry, regions *bitmap.Map, delta clone.DeltaConfig) *clone.Core {
 	sb, left := e.Meta.Store.Superblock(), e.live.State()
 	return clone.New(clone.Config{
 		Geometry: geo, Map: regions, Uncommitted: e.live.uncommitted, Doubt: e.Meta.Detached() != nil,
 		Mode: max(clone.Mode(sb.Mode), clone.Mode(left.Mode)), FlushLost: sb.DestFlushFailed || left.FlushLost, // I10
 		LeastZeros: e.Wanted.Definition.LeastZeros(), Kick: e.session.committer.Kick, Event: e.changed, State: e.live.keepState,
 		Classify: func(err error) clone.ErrorClass { return classify(err, e.Dest.Device) },
+		Delta:    delta,
 		Touch:    e.live.Touch, Release: func(page uint64, p *bitmap.Page) { e.live.givePageBack(regions, page, p) },
 	})
 }
@@ -178,6 +183,7 @@ func (e *Engine) startDevice(context.Context) error {
 		return explain.Driver("start the block device", err)
 	}
 	e.caution.watch()
+	e.lanes.serving.Store(true)
 	e.Happened.Add(control.EventStarted, fmt.Sprintf("%s is up, %s", e.device.path(), events.ModeText(e.condition())))
 	return nil
 }
@@ -240,6 +246,9 @@ func (e *Engine) Device() string { return e.device.path() }
 // look is the watcher's, every second at least.
 func (e *Engine) look() events.Condition {
 	e.Source.LetGo()
+	if e.lanes.serving.Load() {
+		e.lanes.rest()
+	}
 	e.lanes.watchAnswers()
 	e.Dest.LookShorter()
 	return e.condition()

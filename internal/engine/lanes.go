@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,6 +32,9 @@ type lanes struct {
 	frontends  []*dataplane.Frontend
 	memory     memory
 	failures   events.Failures
+
+	serving atomic.Bool // all threads are there
+	rested  bool        // the watcher's
 }
 
 // make makes the lanes of a core. changed is told of what may be news.
@@ -44,14 +48,16 @@ func (l *lanes) make(core *clone.Core, queues, depth int, changed func()) error 
 	if l.Dest.SparesZeros() != blockdev.ZerosUnknown {
 		dest.Unit = min(max(l.Dest.DiscardUnit(), leastUnit), definition.DefaultBatchBytes)
 	}
+	each, hydrator := footprint.QueueBuffers(core.Geometry().RegionSize()), footprint.HydratorBuffers
+	l.memory.makeStock(footprint.Buffers{Own: queues*each.Own + hydrator.Own, Most: queues*each.Most + hydrator.Most})
 	for range queues {
-		buffers, err := l.memory.buffers(footprint.QueueBuffers(core.Geometry().RegionSize(), depth))
+		buffers, err := l.memory.lane(each, core.Complete(), l.restBuffers())
 		if err != nil {
 			return err
 		}
 		l.frontends = append(l.frontends, dataplane.NewFrontend(core, &l.Source.Source, dest, queues, depth, buffers, l.Log, l.requestFailed, l.requestRefused))
 	}
-	buffers, err := l.memory.buffers(footprint.HydratorBuffers, definition.DefaultBatchBytes)
+	buffers, err := l.memory.lane(hydrator, core.Complete(), 0)
 	if err != nil {
 		return err
 	}
@@ -59,7 +65,30 @@ func (l *lanes) make(core *clone.Core, queues, depth int, changed func()) error 
 	l.Dest.CheckPassdown(s)
 	l.background = dataplane.NewBackground(core, &l.Source.Source, dest, buffers, s.ForHydrator(), changed)
 	l.tellCore(s)
+	l.memory.begin(core)
 	return nil
+}
+
+// restBuffers is how many copy buffers a queue keeps when the clone is complete: none, unless zeros
+// that are there are looked for.
+func (l *lanes) restBuffers() int {
+	if l.Dest.SparesZeros() == blockdev.ZerosUnknown {
+		return 0
+	}
+	return 1
+}
+
+// rest has the lanes of a complete clone give up the buffers that nobody needs any more. It is for
+// lanes that run.
+func (l *lanes) rest() {
+	if !l.core.Complete() || l.rested {
+		return
+	}
+	l.rested = true
+	for _, b := range l.backends() {
+		b.Wake()
+	}
+	l.memory.rest(len(l.frontends) * l.restBuffers())
 }
 
 // leastUnit bounds from below what the ends of background copies are aligned to, in bytes.

@@ -18,6 +18,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/clone"
 	"github.com/ublk-clone/ublk-clone/hydrate"
 	"github.com/ublk-clone/ublk-clone/internal/committer"
+	"github.com/ublk-clone/ublk-clone/internal/copybuffers"
 	"github.com/ublk-clone/ublk-clone/internal/dataplane"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/livemap"
@@ -308,7 +309,7 @@ func (p *parts) newLane(buffers int) *partLane {
 	for range buffers {
 		memory = append(memory, p.allocate(2*partsRegion))
 	}
-	l.lane = p.core.NewLane(clone.LaneConfig{Backend: l.backend, Wake: func() { l.loop.Wake() }, Ops: 2 * buffers, Buffers: memory})
+	l.lane = p.core.NewLane(clone.LaneConfig{Backend: l.backend, Wake: func() { l.loop.Wake() }, Ops: 2 * buffers, Buffers: copybuffers.Config{Own: memory}})
 	return l
 }
 

@@ -9,14 +9,14 @@ import (
 // Need is what a daemon takes, in bytes. All of Start is there and locked before the first request.
 type Need struct {
 	Start int64 `json:"start"`
-	// Most is the end of it: every page of the region map has marks and none is hydrated
-	// throughout.
+	// Most is the end of it: copies and requests use all buffers that there may be, every page of
+	// the region map has marks, and none is hydrated throughout.
 	Most int64 `json:"most"`
 }
 
 // What a daemon takes beside buffers and map, in bytes: TestDryRunFigures measures it.
 const (
-	programMemory = 28 << 20 // code, heap, the runtime's own
+	programMemory = 19 << 20 // code, heap, the runtime's own
 	queueMemory   = 1 << 20  // a further queue's rings and stacks
 	pageMemory    = 285      // tables of a page of the region map
 )
@@ -24,15 +24,18 @@ const (
 // NeedOf is the need of a clone of this many regions, which docs/requirements.md tells too. copied:
 // the driver copies the bytes of requests.
 func NeedOf(def *definition.Definition, nrRegions uint64, copied bool) Need {
-	n, size := QueueBuffers(def.RegionSize, def.QueueDepth)
-	queue := int64(n) * size
-	if copied {
-		queue += int64(def.QueueDepth) * MaxIO
-	}
+	each, queues := QueueBuffers(def.RegionSize), int64(def.Queues)
 	pages := bitmap.PagesFor(nrRegions)
-	fixed := programMemory + HydratorBuffers*definition.DefaultBatchBytes + int64(def.Queues)*queue + int64(def.Queues-1)*queueMemory +
-		int64(pages)*pageMemory
-	return Need{Start: fixed + int64(min(pages, SettledPages))*bitmap.PageBytes, Most: fixed + int64(pages)*bitmap.PageBytes}
+	fixed := programMemory + (queues-1)*queueMemory + int64(pages)*pageMemory
+	if copied {
+		fixed += queues * int64(def.QueueDepth) * MaxIO
+	}
+	own := queues*int64(each.Own) + int64(HydratorBuffers.Own)
+	most := queues*int64(each.Most) + int64(HydratorBuffers.Most)
+	return Need{
+		Start: fixed + own*BufferBytes + int64(min(pages, SettledPages)+2*min(pages, MarkPages))*bitmap.PageBytes,
+		Most:  fixed + most*BufferBytes + int64(pages+2*min(pages, MostMarkPages))*bitmap.PageBytes,
+	}
 }
 
 // UsualNeed is the need of a small clone with the settings that nobody has changed.

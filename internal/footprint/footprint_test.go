@@ -17,9 +17,11 @@ func TestMemoryNeed(t *testing.T) {
 		}
 	}
 	small := uint64(1<<30) / 4096
-	near("a clone", NeedOf(&def, small, false).Start, 60<<20)
-	near("copied", NeedOf(&def, small, true).Start, (60+32)<<20)
-	near("16 TiB", NeedOf(&def, 1<<32, false).Start, 140<<20)
+	near("a clone", NeedOf(&def, small, false).Start, 23<<20)
+	near("a clone at most", NeedOf(&def, small, false).Most, 51<<20)
+	near("copied", NeedOf(&def, small, true).Start, (23+32)<<20)
+	near("16 TiB", NeedOf(&def, 1<<32, false).Start, 104<<20)
+	near("16 TiB at most", NeedOf(&def, 1<<32, false).Most, 1229<<20)
 	def.Queues = 2
-	near("two queues", NeedOf(&def, small, false).Start, (60+17)<<20)
+	near("two queues", NeedOf(&def, small, false).Start, (23+4)<<20)
 }

@@ -28,6 +28,7 @@ import (
 //	signals                none blocked, none ignored but what run ignores; no timer of an alarm
 //	securebits             none, if they are not locked
 //	oom_score_adj          prepare: not to be killed
+//	huge pages             none: the runtime would have its first heap in two of them, of 2 MiB each, before prepare
 //	core dumps             prepare: none
 //	mount namespace        settle: that of process 1, or a unit's that follows it
 //	control group          the caller's, or a unit's
@@ -66,7 +67,8 @@ func Start(cmd *exec.Cmd, v any) error {
 	if err := sys.KeepDescriptors(); err != nil {
 		return err
 	}
-	_ = sys.SetLimits() // RunSpawned says what may not be raised
+	_ = sys.SetLimits()   // RunSpawned says what may not be raised
+	_ = sys.NoHugePages() // prepare says it
 	return sys.OnFreshThread(daemonUmask, false, func() error { return StartWith(cmd, v) })
 }
 
@@ -91,6 +93,7 @@ func Renew() error {
 	if !unit {
 		_ = sys.SetLimits() // what may not be raised stays
 	}
+	_ = sys.NoHugePages()
 	return sys.OnFreshThread(daemonUmask, unit, func() error { return sys.ExecWith(os.Args, env) })
 }
 

@@ -48,18 +48,53 @@ func WarmThreads(n int) {
 // emulated CPU more than a garbage, and then the heap grew, by 1024 page faults of the queue's
 // thread (TestNoPageFaults).
 const (
-	garbage = 2 << 20
+	garbage = 1 << 20
 	reserve = 2 * garbage
 )
 
-// ReserveHeap makes the heap as large as it becomes between two collections, while there is no harm
-// in it. Go's own setting doubles what lives, but lets at least 4 MiB pile up. What lives is 1 MiB
-// for a small clone and 33 MiB for one of 16 TiB, most of it without a pointer: the collector comes
-// sooner, at little cost.
+// reserveBlock is the size of the pieces that the reserve is touched in: the size of the largest
+// objects that share a span. Small ones fill the holes between what lives.
+const reserveBlock = 32 << 10
+
+// addresses is how much of the heap is mapped at the start, in bytes. What is mapped when all memory
+// is locked is in memory at once, 4 MiB at a time: one daemon in two had so much more.
+const addresses = 8 << 20
+
+// SmallHeap keeps the heap small while the daemon starts, and maps what it will need of it. Nobody
+// touches that: the runtime knows that new memory is zero.
+func SmallHeap() {
+	runtime.KeepAlive(make([]byte, addresses))
+	debug.SetGCPercent(mostGarbage)
+}
+
+// mostGarbage is the most that is garbage, in percent of what lives; 1 MiB is always allowed.
+const mostGarbage = 25
+
+// ReserveHeap has the heap as large as it becomes between two collections in memory, while there is
+// no harm in it, and no more. Go's own setting doubles what lives, but lets at least 4 MiB pile up.
+// What lives is less than 1 MiB for a small clone and 8 MiB for one of 16 TiB, most of it without a
+// pointer: the collector comes sooner, at little cost.
+//
+//  1. give back what the start has used and does not need any more: the runtime maps 4 MiB at a
+//     time, 8 MiB or 12 MiB by now
+//  2. touch what follows what lives, which is what the runtime takes first: the lowest address
+//  3. collect, so that the collector has touched what it needs for a heap of that size
+//  4. collect once more: the reserve would count as what lives, and would not be there for the next
+//     garbage
 func ReserveHeap() {
-	runtime.GC()
+	debug.FreeOSMemory()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	debug.SetGCPercent(int(min(50, 100*garbage/m.HeapAlloc)))
-	runtime.KeepAlive(make([]byte, reserve))
+	debug.SetGCPercent(int(min(mostGarbage, 100*garbage/m.HeapAlloc)))
+	blocks := make([][]byte, reserve/reserveBlock)
+	for i := range blocks {
+		blocks[i] = make([]byte, reserveBlock)
+		for at := 0; at < reserveBlock; at += 4096 {
+			blocks[i][at] = 1
+		}
+	}
+	runtime.GC() // with so much in use: the collector has a bit for each object, and takes that memory now
+	runtime.KeepAlive(blocks)
+	blocks = nil
+	runtime.GC()
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,8 @@ func NoHugePages() error {
 //  1. lift the limit of locked memory, which would make later mappings fail: needs CAP_SYS_RESOURCE
 //  2. lock what is there, and what comes meanwhile: each page as it is touched, because much of
 //     what the Go runtime maps it never uses (32 MiB of an index of arenas, for one)
-//  3. touch of it what code will use: the executable, and the writable memory of the runtime
+//  3. touch of it what code will use: the executable, and the writable memory of the runtime as far
+//     as it is in use, or soon will be
 //  4. from now on a mapping is locked and has all of its pages at once: the heap grows by whole
 //     pieces, in mmap, and never in a page fault
 //  5. touch what the runtime has mapped during 3
@@ -55,17 +57,22 @@ func LockMemory() error {
 // Unlock lets the memory of v, which lies in a Mapping, be given back by GiveBack.
 func (m *Mapping) Unlock() error { return wrap("unlock memory", unix.Munlock(m.bytes)) }
 
-// Mappings, other than the heap, that are larger than sparse are tables of which little is ever
-// used: the runtime's index of arenas, and zeroed variables with an array of 32 MiB behind them
-// that package crypto/internal/fips140/drbg has for machines without a source of randomness. Of
-// these only the beginning is touched. In bytes.
+// How much of the runtime's memory behind what is in use is to be in memory too, in bytes. What the
+// runtime allocates for itself and never frees comes in chunks of 256 KiB that are used from one end
+// to the other (persistentChunkSize, runtime/malloc.go, go 1.26); a run of pages in use is such a
+// chunk, and a page or two are mostly a table's.
 const (
-	sparse    = 16 << 20
-	beginning = 1 << 20
+	run       = 32 << 10
+	behindRun = 256 << 10
+	behind    = 32 << 10
 )
 
-// TouchProgram has all pages of the executable and of the runtime's writable memory in memory,
-// locked or not.
+// TouchProgram has in memory, locked or not, all pages of the executable, and of the runtime's
+// writable memory what is in use and what follows it for a while (behind). Much of what the runtime
+// maps is tables of which it uses some pages: an index of arenas of 32 MiB, one of chunks of 1 MiB,
+// 1.4 MiB for profiles that nobody takes, and an array of 32 MiB that package
+// crypto/internal/fips140/drbg has for machines without a source of randomness. All of them took
+// 4 MiB when the first MiB of each was touched.
 func TouchProgram() error {
 	text, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
@@ -75,16 +82,14 @@ func TouchProgram() error {
 	if err != nil {
 		return wrap("find the executable", err)
 	}
-	heap := uintptr(unsafe.Pointer(new([64 << 10]byte)))
+	advance.Lock()
+	defer advance.Unlock()
 	for line := range strings.Lines(string(text)) {
 		m, err := parseArea(line)
 		if err != nil {
 			return err
 		}
-		if advice := m.advice(program); advice != 0 {
-			err = madvise(m.start, m.used(heap), advice)
-		}
-		if err != nil {
+		if err := m.touch(program); err != nil {
 			return fmt.Errorf("touch memory %s: %w", strings.TrimSpace(line), err)
 		}
 	}
@@ -124,12 +129,83 @@ func (m area) advice(program string) int {
 	return unix.MADV_POPULATE_WRITE
 }
 
-// used is how much of the area, in bytes, is to be in memory.
-func (m area) used(heap uintptr) uintptr {
-	if size := m.end - m.start; size < sparse || m.start <= heap && heap < m.end {
-		return size
+// stretch is the memory from one address to another.
+type stretch struct{ start, end uintptr }
+
+// advance is what TouchProgram has taken in advance, so that a second call takes no more behind
+// that: nobody knows whether it is in use by then.
+var advance struct {
+	sync.Mutex
+	list []stretch
+}
+
+// touch has in memory what is to be there of the area. advance must be locked.
+func (m area) touch(program string) error {
+	advice := m.advice(program)
+	switch {
+	case advice == 0:
+		return nil
+	case m.name != "":
+		return madvise(m.start, m.end-m.start, advice)
 	}
-	return beginning
+	used, err := m.present()
+	if err != nil {
+		return err
+	}
+	page := uintptr(os.Getpagesize())
+	for _, s := range advance.list {
+		for at := max(s.start, m.start); at < min(s.end, m.end); at += page {
+			used[(at-m.start)/page] = 0
+		}
+	}
+	for _, s := range extend(used, int(page)) {
+		first, end := m.start+s.start*page, m.start+s.end*page
+		if err := madvise(first, end-first, advice); err != nil {
+			return err
+		}
+		advance.list = append(advance.list, stretch{first, end})
+	}
+	return nil
+}
+
+// present says of each page of the area whether it is in memory (mincore(2)).
+func (m area) present() ([]byte, error) {
+	pages := make([]byte, (m.end-m.start)/uintptr(os.Getpagesize()))
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, m.start, m.end-m.start, uintptr(unsafe.Pointer(unsafe.SliceData(pages))))
+	if errno != 0 {
+		return nil, errno
+	}
+	for i := range pages {
+		pages[i] &= 1 // the other bits are reserved
+	}
+	return pages, nil
+}
+
+// extend gives the pages behind those in use that are to be in memory too.
+func extend(used []byte, page int) (list []stretch) {
+	for i := 0; i < len(used); {
+		if used[i] == 0 {
+			i++
+			continue
+		}
+		first := i
+		for i < len(used) && used[i] == 1 {
+			i++
+		}
+		more := behind
+		if (i-first)*page >= run {
+			more = behindRun
+		}
+		end := min(len(used), i+more/page)
+		if n := len(list); n > 0 && int(list[n-1].end) > first { // what is in use lies in what was added behind another
+			list[n-1].end = max(list[n-1].end, uintptr(end))
+			continue
+		}
+		if end > i {
+			list = append(list, stretch{uintptr(i), uintptr(end)})
+		}
+	}
+	return list
 }
 
 // madvise is madvise(2) of memory that is known by its address only.

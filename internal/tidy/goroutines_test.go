@@ -12,8 +12,8 @@ import (
 // daemonCode are the packages whose code runs in a daemon.
 var daemonCode = []string{
 	"bitmap", "metadata", "clone", "hydrate", "ublk", "ublk/uring", "cmd/ublk-clone", "internal/blockdev",
-	"internal/committer", "internal/control", "internal/daemon", "internal/dataplane", "internal/definition", "internal/devices", "internal/direct", "internal/dm", "internal/doctor", "internal/engine",
-	"internal/etc", "internal/events", "internal/explain", "internal/faults", "internal/file", "internal/fingerprint", "internal/footprint", "internal/holders", "internal/host",
+	"internal/committer", "internal/control", "internal/copybuffers", "internal/daemon", "internal/dataplane", "internal/definition", "internal/devices", "internal/direct", "internal/dm", "internal/doctor",
+	"internal/engine", "internal/etc", "internal/events", "internal/explain", "internal/faults", "internal/file", "internal/fingerprint", "internal/footprint", "internal/holders", "internal/host",
 	"internal/identity", "internal/leftover", "internal/livemap", "internal/metadev", "internal/neighbours", "internal/preflight", "internal/process", "internal/rate",
 	"internal/records", "internal/steps", "internal/succession", "internal/sys", "internal/systemd", "internal/text", "internal/udev",
 }

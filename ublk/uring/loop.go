@@ -68,6 +68,9 @@ func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 	if _, err := zeros(); err != nil {
 		return nil, err
 	}
+	if err := touchSignalStack(); err != nil {
+		return nil, err
+	}
 	// An entry for each thing that can be outstanding, twice for commands because each may be
 	// cancelled, and the wake-up: the submission queue can then never be full, and the completion
 	// queue never overflow.

@@ -54,3 +54,13 @@ func Zeros() ([]byte, error) { return zeros() }
 var zeros = sync.OnceValues(func() ([]byte, error) {
 	return mapAnonymous(zeroSize, unix.PROT_READ, unix.MADV_POPULATE_READ)
 })
+
+// touchSignalStack has in memory what the runtime needs to interrupt the calling thread, which it
+// does when it collects garbage: its first signal would be two page faults (TestNoPageFaults). The
+// signal is the runtime's own, of which it expects more than it sends (runtime/signal_unix.go).
+func touchSignalStack() error {
+	if err := unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGURG); err != nil {
+		return fmt.Errorf("signal the thread itself: %w", err)
+	}
+	return nil
+}
