@@ -75,8 +75,9 @@ func Bytes(extents []dm.Extent) (n int64) {
 // When an exchange is worth that its users wait for a moment.
 const (
 	Pause     = 10 * time.Second // between two choices, and so between two exchanges
+	Again     = 2 * time.Second  // before another try of one for which requests at work have not ended in time
 	part      = 20               // of the device becomes direct: a twentieth
-	SomeBytes = 64 << 20         // become direct, and the last exchange was long ago
+	someBytes = 64 << 20         // become direct, and the last exchange was long ago
 	longAgo   = 5 * time.Minute
 )
 
@@ -89,8 +90,11 @@ func Worth(size, more int64, since time.Duration, complete bool) bool {
 	case complete, more >= size/part:
 		return true
 	}
-	return more >= SomeBytes && since >= longAgo
+	return more >= someBytes && since >= longAgo
 }
+
+// WorthLater says whether that may become true by itself, as time goes by.
+func WorthLater(size, more int64, complete bool) bool { return Worth(size, more, longAgo, complete) }
 
 // Limits are what the layer's users go by, of the clone's block device or of the destination.
 type Limits struct {

@@ -89,10 +89,27 @@ func TestWorth(t *testing.T) {
 		want     bool
 	}{
 		{size / part, Pause, false, true}, {size / part, Pause - 1, false, false}, {size/part - 1, Pause, false, false},
-		{SomeBytes, longAgo, false, true}, {SomeBytes, longAgo - 1, false, false}, {SomeBytes - 1, longAgo, false, false},
+		{someBytes, longAgo, false, true}, {someBytes, longAgo - 1, false, false}, {someBytes - 1, longAgo, false, false},
 		{mib, Pause, true, true}, {0, longAgo, true, false}, {-mib, longAgo, true, false}, {mib, 0, true, false},
 	} {
 		if got := Worth(size, c.more, c.since, c.complete); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}
+
+// TestWorthLater: what is not worth it yet, for want of time alone, is looked at again. The rest of a
+// device that is complete is, however small it is, also right after an exchange, or a try of one.
+func TestWorthLater(t *testing.T) {
+	const size = 64 << 30
+	for _, c := range []struct {
+		more     int64
+		complete bool
+		want     bool
+	}{
+		{size / part, false, true}, {someBytes, false, true}, {someBytes - 1, false, false}, {mib, true, true}, {0, true, false}, {-mib, true, false},
+	} {
+		if got := WorthLater(size, c.more, c.complete); got != c.want {
 			t.Errorf("%+v: %v", c, got)
 		}
 	}

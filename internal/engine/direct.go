@@ -142,11 +142,11 @@ func (d *directPath) look() {
 		d.mu.chosen = time.Now()
 		to = direct.Choose(d.Dest.Geometry.Size, d.durable)
 	}
-	more, worth := direct.Bytes(to)-direct.Bytes(is), len(is) > 0
+	more, worth, done := direct.Bytes(to)-direct.Bytes(is), len(is) > 0, true
 	if now.wanted {
 		worth = direct.Worth(d.Dest.Geometry.Size, more, time.Since(d.mu.exchanged), now.complete)
+		done = !direct.WorthLater(d.Dest.Geometry.Size, more, now.complete)
 	}
-	done := !now.wanted || more < direct.SomeBytes // else it is worth it in a while
 	if worth {
 		done = d.exchange(to) // what has failed, and not for want of time, is not tried again for nothing
 	}
@@ -212,6 +212,7 @@ func (d *directPath) exchange(to []dm.Extent) (failed bool) {
 	case errors.Is(err, direct.ErrStuck):
 		guard.Fatal(err) // recover lets the users go on
 	case dm.IsLate(err):
+		d.mu.chosen, d.mu.exchanged = d.mu.chosen.Add(direct.Again-direct.Pause), time.Time{}
 		d.Log.Debug().Err(err).Msg("requests at work have not ended in time: the layer leads where it led")
 		return false
 	case err != nil:
