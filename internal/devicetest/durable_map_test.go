@@ -105,6 +105,21 @@ func (b *flushBench) missing(regions ...uint64) error {
 	return nil
 }
 
+// leavesMetadata checks that something does not write the metadata. The daemon writes them now and
+// then by itself, so it is tried again.
+func (b *flushBench) leavesMetadata(what string, do func()) {
+	b.M.Helper()
+	var n int64
+	for range 5 {
+		before := b.metadata.Traffic()
+		do()
+		if n = b.metadata.Traffic().Since(before).Writes; n == 0 {
+			return
+		}
+	}
+	b.M.Errorf("%s wrote the metadata %d times", what, n)
+}
+
 // After a write and an fsync the metadata on disk hold the new bit; a second fsync leaves them
 // unwritten.
 func TestFlushCommits(t *testing.T) {
@@ -115,17 +130,11 @@ func TestFlushCommits(t *testing.T) {
 	b.write(200)
 	b.flush()
 	b.expect(17, 200)
-	before := b.metadata.Traffic()
-	b.flush()
-	if n := b.metadata.Traffic().Since(before).Writes; n != 0 {
-		t.Errorf("an fsync with nothing new wrote the metadata %d times", n)
-	}
-	b.write(17) // hydrated already
-	before = b.metadata.Traffic()
-	b.flush()
-	if n := b.metadata.Traffic().Since(before).Writes; n != 0 {
-		t.Errorf("an fsync after a write to a hydrated region wrote the metadata %d times", n)
-	}
+	b.leavesMetadata("an fsync with nothing new", b.flush)
+	b.leavesMetadata("an fsync after a write to a hydrated region", func() {
+		b.write(17)
+		b.flush()
+	})
 	b.v.Close()
 	b.Del()
 }
