@@ -98,7 +98,12 @@ func (d *Device) startQueue(index int, newTarget func(q *Queue) Target) error {
 	select {
 	case err := <-ready:
 		return err
-	case <-q.left: // it panicked, and Options.Fatal returned
+	case <-q.left:
+	}
+	select {
+	case err := <-ready: // it has said why
+		return err
+	default: // it panicked, and Options.Fatal returned
 		return fmt.Errorf("queue %d ended", index)
 	}
 }
