@@ -96,6 +96,7 @@ func failFlush(m *harness.Machine, fua bool) {
 	c.NoError(w.Write(v, buf, 0, true))
 	c.NoError(w.Write(v, buf, region, false))
 	c.NoError(v.Flush())
+	c.NoError(w.Write(v, buf, region, false)) // else a flush would not reach the destination
 	m.Reload(role, fmt.Sprintf("0 %d flakey %s 0 0 3600 1 error_writes", size/harness.Sector, under.Path))
 	provoke := v.Flush
 	if fua {
