@@ -140,7 +140,7 @@ func plantedInKernel(m *harness.Machine) []planted {
 			checks: []string{"io-uring problem"}, code: exit.Feature, says: "io_uring_disabled",
 		},
 		{
-			name: "memory is short", plant: func() { takeMemory(m, 100*harness.MiB) }, heal: func() { m.WriteFile(pages, "0") },
+			name: "memory is short", plant: func() { takeMemory(m, 50*harness.MiB) }, heal: func() { m.WriteFile(pages, "0") },
 			checks: []string{"memory warning"}, code: exit.OK, says: "dry-run",
 		},
 	}
