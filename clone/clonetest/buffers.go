@@ -30,7 +30,7 @@ func (b *stocked) forLane(cfg *Config) (c copybuffers.Config) {
 	if b.stock != nil {
 		own = min(own, 2)
 		c = copybuffers.Config{Stock: b.stock, Most: cfg.Buffers + 1, Cut: own == 2}
-		if cfg.Spares {
+		if cfg.Spares || cfg.Switch {
 			c.Rest = 1
 		}
 	}
