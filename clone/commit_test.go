@@ -144,6 +144,15 @@ func TestNeedlessFlush(t *testing.T) {
 	r.want(second, nil)
 	r.core.WantFlush()
 	commit(flushes + 2)
+
+	flush(false)
+	r.core.SetSpareZeros(SpareAll)
+	a := r.submit(OpWriteZeroes, 0, testRegion)
+	r.wantQueued(queued{what: "read dest", length: testRegion})
+	clear(r.ios[0].data.Buf) // zeros are found, perhaps those of a write in flight
+	r.end(nil)
+	r.want(a, nil)
+	flush(true)
 }
 
 // TestFlushLost: after a failed flush of the destination, a lane's or a commit's, with or without
