@@ -220,6 +220,7 @@ func (h *Hydrator) start(w work) bool {
 	n := len(h.flight.flying)
 	if !h.cfg.Lane.Hydrate(&b.Hydration) {
 		h.flight.land(b)
+		h.search.putBack(w)
 		return false
 	}
 	if w.kind == clone.CopySource {

@@ -74,6 +74,14 @@ func (s *search) next(copyMax, zeroMax uint64) (w work, ok bool) {
 	return w, ok
 }
 
+// putBack has a batch for which there was no room be the next again, so that hydration goes from the
+// beginning to the end.
+func (s *search) putBack(w work) {
+	if !w.retry {
+		s.cursor = w.first
+	}
+}
+
 // single is a region that has failed, alone; one in a hole is read all the same.
 func (s *search) single(region uint64) work {
 	w := work{span: span{region, region + 1}, retry: true}

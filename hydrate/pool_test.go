@@ -55,3 +55,25 @@ type nowhere struct{}
 
 func (nowhere) Flush() error                         { return nil }
 func (nowhere) WritePage(uint64, *bitmap.Page) error { return nil }
+
+// TestNoRoomKeepsTheOrder: a batch for which the lane has no buffer is the next again, so hydration
+// goes from the beginning to the end.
+func TestNoRoomKeepsTheOrder(t *testing.T) {
+	r := newRigOf(t, 32, on, nil, 8, 1, 2)
+	cfg := r.h.cfg
+	cfg.Batches, cfg.Settings = 4, on
+	r.h = New(cfg)
+	next := uint64(0)
+	r.finish(func(a asked) error {
+		if a.read {
+			if a.first != next {
+				t.Errorf("a copy from region %d, expected one from %d", a.first, next)
+			}
+			next = a.next
+		}
+		return nil
+	})
+	if next != 32 {
+		t.Errorf("copies up to region %d", next)
+	}
+}
