@@ -45,6 +45,8 @@
 //     stopped the device: whatever ends the process, and wherever Leave, Recover or Start fail, it
 //     waits in the driver for the next server. One that was not answered is sent again, so that a
 //     target must be able to do everything twice.
+//   - While a queue of a device fetches, no other queue closes a ring with commands in it: the last
+//     FETCH would have the driver use them after they were freed (Queue.awaitOthers).
 //   - A queue's goroutine ends by a shutdown, or by leaving, and in no other way: when its thread
 //     dies the driver tells nobody, and its requests fail for ever. A panic there, or a failure of
 //     its ring, ends the process (see [Options.Fatal]).

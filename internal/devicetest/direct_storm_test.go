@@ -123,9 +123,7 @@ func TestDirectStorm(t *testing.T) {
 // destination in between: the previous release opens that itself.
 func TestDirectPreviousRelease(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
-	if !hasPrevious() {
-		t.Skip("scripts/device-tests could not build the previous release")
-	}
+	needPrevious(t)
 	b := newDirectBenchOf(t, previous)
 	m := b.M
 	v := m.Open(harness.LayerPath, os.O_RDWR)

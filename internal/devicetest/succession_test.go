@@ -285,13 +285,19 @@ func hasPrevious() bool {
 	return err == nil
 }
 
+// needPrevious skips a test where it could not.
+func needPrevious(t *testing.T) {
+	t.Helper()
+	if !hasPrevious() {
+		t.Skip("scripts/device-tests could not build the previous release, whose commit this shallow clone lacks (git fetch --unshallow)")
+	}
+}
+
 // TestPreviousRelease: an upgrade from the previous release, and the way back, with users who
 // notice nothing.
 func TestPreviousRelease(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
-	if !hasPrevious() {
-		t.Skip("scripts/device-tests could not build the previous release, whose commit this shallow clone lacks (git fetch --unshallow)")
-	}
+	needPrevious(t)
 	b := newHeirBench(t)
 	b.Path = strings.TrimSpace(b.M.MustRun(previous, append([]string{"add", b.Name}, b.Args...)...))
 	b.use()
