@@ -90,7 +90,7 @@ func TestDeadClone(t *testing.T) {
 	files.Mount(c.Path)
 	files.Check(nil)
 	files.Unmount()
-	files.Examine(c.Path)
+	files.Fsck(c.Path)
 	c.Del()
 }
 

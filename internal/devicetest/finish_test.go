@@ -106,7 +106,7 @@ func (b *finishBench) finished() {
 	b.files.Mount(b.dest.Path)
 	b.files.Check(nil)
 	b.files.Unmount()
-	b.files.Examine(b.dest.Path)
+	b.files.Fsck(b.dest.Path)
 	b.M.CheckTail(b.dest, b.size)
 }
 
@@ -461,7 +461,7 @@ func TestFinishRecipe(t *testing.T) {
 			files.Check(nil)
 			files.Unmount()
 			m.MustRun("dmsetup", "remove", "--retry", harness.LayerName)
-			files.Examine(dest.Path)
+			files.Fsck(dest.Path)
 		})
 	}
 }

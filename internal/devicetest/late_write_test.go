@@ -176,7 +176,7 @@ func (b *lateBench) round(rng *rand.Rand, late ...lateDisk) {
 	if err := b.v.Flush(); err != nil {
 		b.M.Fatal(err)
 	}
-	b.settle(late)
+	b.landAll(late)
 	b.verify(places)
 }
 
@@ -300,8 +300,8 @@ func (b *lateBench) releaseAll(late []lateDisk) {
 	}
 }
 
-// settle lets everything land that is late still.
-func (b *lateBench) settle(late []lateDisk) {
+// landAll lets everything land that is late still.
+func (b *lateBench) landAll(late []lateDisk) {
 	b.M.Helper()
 	b.releaseAll(late)
 	for _, d := range late {

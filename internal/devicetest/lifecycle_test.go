@@ -317,6 +317,6 @@ func TestRecoverFailsAtEachStep(t *testing.T) {
 	c.HydrateFast()
 	c.WaitHydrated()
 	files.Unmount()
-	files.Examine(c.Path)
+	files.Fsck(c.Path)
 	c.Del()
 }

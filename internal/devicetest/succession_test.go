@@ -109,7 +109,7 @@ func (b *heirBench) end() {
 	b.files.Check()
 	b.tree.Check(nil)
 	b.tree.Unmount()
-	b.tree.Examine(b.Path)
+	b.tree.Fsck(b.Path)
 	b.Clone.Del()
 }
 

@@ -101,7 +101,7 @@ func TestFstrim(t *testing.T) {
 	files.Unmount()
 	m.ZeroWhereJunk(dest, s.Size)
 	c.Del()
-	files.Examine(dest.Path)
+	files.Fsck(dest.Path)
 	files.Mount(dest.Path)
 	files.Check(nil)
 	files.Unmount()

@@ -225,7 +225,7 @@ func checkOpenFiles(h *machine, f *findings) {
 }
 
 // mapsNeed is what the live map of a clone takes at the start, in bytes.
-const mapsNeed = 2 * footprint.SettledPages << 12
+const mapsNeed = 2 * footprint.FirstPages << 12
 
 func checkLiveMaps(h *machine, f *findings) {
 	m := h.mountOn(h.maps)

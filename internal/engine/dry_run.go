@@ -88,7 +88,7 @@ func (d *dryRun) tryLive(context.Context) error {
 	case err != nil:
 		return errors.Join(d.live.refuse(err), d.live.close())
 	}
-	need := int64(min(bitmap.PagesFor(sb.NrRegions), footprint.SettledPages)) * bitmap.PageBytes
+	need := int64(min(bitmap.PagesFor(sb.NrRegions), footprint.FirstPages)) * bitmap.PageBytes
 	if begins && free > 0 && free < need {
 		return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: livemap.Folder,
 			Cause: fmt.Errorf("%w: %s are free, %s needed", syscall.ENOSPC, text.Size(free), text.Size(need)), Next: "Free some memory."}

@@ -128,7 +128,7 @@ func (e *Engine) loadMap(context.Context) error {
 	}
 	regions, err := e.session.readMap(geo.Regions())
 	if err == nil {
-		err = e.live.settle(regions.NrPages(), func(page uint64) bool { return regions.Full(page) || regions.AllZero(page) })
+		err = e.live.touchFirst(regions.NrPages(), func(page uint64) bool { return regions.Full(page) || regions.AllZero(page) })
 	}
 	var delta clone.DeltaConfig
 	if err == nil {

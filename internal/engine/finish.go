@@ -113,7 +113,7 @@ func (h *handover) HandOver(ctx context.Context, limit time.Duration) (err error
 	if err := h.check(); err != nil {
 		return err
 	}
-	if err := h.settle(ctx); err != nil { // 1
+	if err := h.commitComplete(ctx); err != nil { // 1
 		return err
 	}
 	if err := control.Still(ctx); err != nil {
@@ -219,8 +219,8 @@ func (h *handover) check() error {
 	return busy
 }
 
-// settle is 1: from here on the metadata, too, say that the destination stands alone.
-func (h *handover) settle(ctx context.Context) error {
+// commitComplete is 1: from here on the metadata, too, say that the destination stands alone.
+func (h *handover) commitComplete(ctx context.Context) error {
 	if err := h.session.committer.Save(ctx); err != nil {
 		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, err)
 	}

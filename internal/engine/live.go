@@ -184,9 +184,9 @@ func (l *liveMap) recoverZeros(regions *bitmap.Map, uncommitted *bitmap.Delta) e
 	})
 }
 
-// settle takes the memory of the first pages of the region map, those that need none left out.
-func (l *liveMap) settle(nr uint64, spared func(page uint64) bool) error {
-	for page := range min(nr, footprint.SettledPages) {
+// touchFirst takes the memory of the first pages of the region map, those that need none left out.
+func (l *liveMap) touchFirst(nr uint64, spared func(page uint64) bool) error {
+	for page := range min(nr, footprint.FirstPages) {
 		if spared(page) {
 			continue
 		}

@@ -230,8 +230,8 @@ func TestFailEveryCallOfRealParts(t *testing.T) {
 			runs++
 		}
 	}
-	testkit.Settled(t, "descriptors", files, func() int { return testkit.OpenFiles(t) })
-	testkit.Settled(t, "goroutines", goroutines, runtime.NumGoroutine)
-	testkit.Settled(t, "mappings", mappings+runs/2, func() int { _, _, n := has(t); return n }) // the runtime makes a few
+	testkit.AwaitCount(t, "descriptors", files, func() int { return testkit.OpenFiles(t) })
+	testkit.AwaitCount(t, "goroutines", goroutines, runtime.NumGoroutine)
+	testkit.AwaitCount(t, "mappings", mappings+runs/2, func() int { _, _, n := has(t); return n }) // the runtime makes a few
 	t.Logf("%d calls: %v; %d runs; %d descriptors, %d goroutines, %d mappings before", sound.calls, sound.kinds, runs, files, goroutines, mappings)
 }

@@ -253,13 +253,13 @@ func (l Folders) Silent(name string, err error) control.Status {
 	st.Device, st.Source, st.Dest, st.Metadata, st.Size, st.RegionSize = def.Device, def.Source, def.Dest, def.Metadata, def.Size, def.RegionSize
 	if !l.Dir.Alive(name) {
 		st.State = control.StateDead
-		l.examine(&st, def)
+		l.explainDead(&st, def)
 	}
 	return st
 }
 
-// examine says what a dead daemon has left and what to do.
-func (l Folders) examine(st *control.Status, def *definition.Definition) {
+// explainDead says what a dead daemon has left and what to do.
+func (l Folders) explainDead(st *control.Status, def *definition.Definition) {
 	if yes, err := Finished(def); yes && err == nil {
 		st.Reason = "Its daemon died during a finish, when nothing was left to serve: " + def.FinishedText() + "."
 		st.Action = "`ublk-clone finish " + def.Name + "` does the rest."

@@ -30,7 +30,7 @@ import (
 //	oom_score_adj          prepare: not to be killed
 //	huge pages             none: the runtime would have its first heap in two of them, of 2 MiB each, before prepare
 //	core dumps             prepare: none
-//	mount namespace        settle: that of process 1, or a unit's that follows it
+//	mount namespace        Relocate: that of process 1, or a unit's that follows it
 //	control group          the caller's, or a unit's
 //	privileges, seccomp    the caller's: they can only be given up. `doctor` says what is missing
 

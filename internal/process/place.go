@@ -99,9 +99,9 @@ func SameObject(a, b sys.Stat) bool {
 	return a.Mode == b.Mode && a.Dev == b.Dev && a.Inode == b.Inode
 }
 
-// Settle brings a process that is to be a daemon to the place where daemons run. Where that is
-// another mount namespace the process begins anew there, and settle does not return.
-func Settle() error {
+// Relocate moves a process that is to be a daemon to the place where daemons run. Where that is
+// another mount namespace the process begins anew there, and Relocate does not return.
+func Relocate() error {
 	away, err := elsewhere()
 	if away {
 		if err = sys.DoInInitMounts(sys.ExecAgain); err != nil {
@@ -115,7 +115,7 @@ func Settle() error {
 		err = sys.SetName("ublk-clone")
 	}
 	if err != nil {
-		return fmt.Errorf("settle the daemon: %w", err)
+		return fmt.Errorf("move the daemon to its place: %w", err)
 	}
 	return nil
 }

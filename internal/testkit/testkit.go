@@ -49,8 +49,8 @@ func EchoVerb(_ context.Context, req control.Request) control.Answer {
 	return control.Answer{Status: &control.Status{Identity: control.Identity{Name: req.Verb}}}
 }
 
-// Settled waits until a count is back to what it was.
-func Settled(t *testing.T, what string, want int, count func() int) {
+// AwaitCount waits until a count is back to what it was.
+func AwaitCount(t *testing.T, what string, want int, count func() int) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for count() > want {

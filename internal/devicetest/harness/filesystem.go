@@ -238,8 +238,8 @@ func (t *FileTree) Check(between func(done, of int)) {
 	}
 }
 
-// Examine lets the file system's own tool look for damage.
-func (t *FileTree) Examine(path string) {
+// Fsck lets the file system's own tool look for damage.
+func (t *FileTree) Fsck(path string) {
 	t.M.Helper()
 	t.M.MustRun(t.Kind.Check[0], append(t.Kind.Check[1:], path)...)
 }
