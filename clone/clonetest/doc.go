@@ -20,7 +20,7 @@
 //	death      the daemon dies (I6): each queued I/O takes effect not at all, in part or whole, and then
 //	           no more (the fence, I7); disks keep their caches, the live map its memory, mode and lost
 //	           flush; a new core takes them over, and what was not answered is asked again, of any lane
-//	restart    the daemon stops in order: all is answered and committed, the clean mark set; also in mode ro, unless
+//	restart    the daemon stops in order: all is answered and committed, the clean flag set; also in mode ro, unless
 //	           there is something that it cannot commit
 //	open       as the engine does it: the superblock says whether a session begins or goes on, and is written in
 //	           either case; in some seeds a death or a power loss cuts it short, after a death writes and flushes fail

@@ -45,7 +45,7 @@ func newFakeEngine() *fakeEngine {
 }
 
 func (e *fakeEngine) Opens() []steps.Step                 { return nil }
-func (e *fakeEngine) Mark() uint64                        { return 0 }
+func (e *fakeEngine) Cookie() uint64                      { return 0 }
 func (e *fakeEngine) Steps() []steps.Step                 { return nil }
 func (e *fakeEngine) Top() []steps.Step                   { return nil }
 func (e *fakeEngine) Device() string                      { return e.path }

@@ -24,10 +24,10 @@ import (
 
 // Engine is the clone that a daemon runs, as the rest of the daemon sees it.
 type Engine interface {
-	// Opens open the clone's devices and take them back. When they are done mark is known.
+	// Opens open the clone's devices and take them back. When they are done the cookie is known.
 	Opens() []steps.Step
-	// Mark is what the driver is to keep of the clone, to know its block device by.
-	Mark() uint64
+	// Cookie is what the driver is to keep of the clone, to know its block device by.
+	Cookie() uint64
 	// Steps bring the clone up from there to a usable block device, and take it down.
 	Steps() []steps.Step
 	// Top is what lies over the block device: a dead daemon's is found by the definition, which is
@@ -61,8 +61,8 @@ type Engine interface {
 	// Finish makes what follows, which takes the clone down, final.
 	Finish(keepMetadata bool)
 	// Drain brings requests and copies to rest, so that the daemon can leave at once. With an error
-	// the clone goes on; GoOn has it do so after a drain that has succeeded. former: the next daemon
-	// may be of the previous release, and is to find what that leaves.
+	// the clone goes on; GoOn has it do so after a drain that has succeeded. former: the next
+	// daemon may be of the previous release, and is to find what that leaves.
 	Drain(limit time.Duration, former bool) error
 	GoOn()
 	// KeepDevice says whether taking down leaves the block device, its users waiting.
@@ -120,7 +120,7 @@ func New(dir control.Dir, st definition.Start, e Engine, log zerolog.Logger) *da
 //	3    write the definition
 //	4    control socket, which tells how far the start is
 //	5..  the engine's: its devices
-//	     write the mark of the block device into the definition, before there is one: whoever finds the daemon dead
+//	     write the cookie of the block device into the definition, before there is one: whoever finds the daemon dead
 //	     knows by it what is left
 //	     the engine's: region map, core, block device
 //	     complete the definition, for whoever finds the daemon dead
@@ -172,7 +172,7 @@ func (d *daemon) list() []steps.Step {
 		Undo: func() error { return d.server.Listener.Close() },
 	})
 	list = append(list, d.engine.Opens()...)
-	list = append(list, steps.Step{Name: "write the mark", Do: func(context.Context) error { return d.writeMark() }})
+	list = append(list, steps.Step{Name: "write the device's cookie", Do: func(context.Context) error { return d.writeCookie() }})
 	list = append(list, d.engine.Steps()...)
 	list = append(list, steps.Step{
 		Name: "complete the definition",
@@ -194,14 +194,14 @@ func (d *daemon) list() []steps.Step {
 		})
 }
 
-// writeMark leaves a definition as it is that has a block device: in a recovery the metadata may
+// writeCookie leaves a definition as it is that has a block device: in a recovery the metadata may
 // turn out not to be those of the clone, and the device must still be found.
-func (d *daemon) writeMark() error {
+func (d *daemon) writeCookie() error {
 	whole := d.start.Definition
-	if d.start.Recover || whole.Mark == d.engine.Mark() {
+	if d.start.Recover || whole.Cookie == d.engine.Cookie() {
 		return nil
 	}
-	whole.Mark = d.engine.Mark()
+	whole.Cookie = d.engine.Cookie()
 	err := d.storeAgain(&whole)
 	d.life.show(func() { d.start.Definition = whole })
 	return err

@@ -55,7 +55,7 @@ func (d *Devices) Steps() []steps.Step {
 const closeLimit = 2 * time.Minute
 
 // Mark is what the driver keeps for us, to know the device by: the beginning of the clone's UUID.
-func (d *Devices) Mark() uint64 { return d.Meta.Store.Superblock().UUID.Mark() }
+func (d *Devices) Cookie() uint64 { return d.Meta.Store.Superblock().UUID.Cookie() }
 
 // Waits is what the start waits for now.
 func (d *Devices) Waits() error { return d.Fence.waits() }

@@ -117,7 +117,7 @@ func failFlush(m *harness.Machine, fua bool) {
 	c.NoError(w.Write(v, buf, 0, false))
 	v.Close()
 	w.Check(m, c.Path)
-	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean mark")
+	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean flag")
 	c.Path = ""
 	o := m.Try(harness.Command, append([]string{"add", c.Name}, c.Args...)...)
 	m.ExpectFailure(o, exit.OK, "A flush of the destination failed", "status "+c.Name)
@@ -126,7 +126,7 @@ func failFlush(m *harness.Machine, fua bool) {
 		m.Errorf("%s: mode %s after a restart", role, s.Mode)
 	}
 	w.Check(m, c.Path)
-	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean mark")
+	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean flag")
 	c.Path = ""
 	c.Args = append(c.Args, "--force")
 	c.Add()

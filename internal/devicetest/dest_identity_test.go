@@ -142,7 +142,7 @@ func TestDestExchangedBeforeRecover(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	b := newExchangeBench(harness.New(t))
 	b.Add()
-	b.End(syscall.SIGKILL) // nothing is hydrated: the mark of the session alone tells
+	b.End(syscall.SIGKILL) // nothing is hydrated: the instance of the session alone tells
 	b.refused(b.other, "recover, nothing hydrated", "recover", b.Name)
 	b.Recover()
 	b.write(8)

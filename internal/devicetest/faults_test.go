@@ -303,7 +303,7 @@ func testFailedCommit(t *testing.T, during trial) {
 	during(c, func() { m.Works("meta", harness.MiB, under) })
 	readOnly("with metadata that work again")
 	v.Close()
-	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), 0, "no clean mark")
+	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), 0, "no clean flag")
 	c.Args = append(c.Args, "--force") // ends the mode
 	c.Add()
 	c.Del()

@@ -456,7 +456,7 @@ func TestLostFlushIsFinal(t *testing.T) {
 		c.Recover()
 	}
 	v.Close()
-	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean mark")
+	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean flag")
 	c.Path = ""
 	c.Args = append(c.Args, "--force") // from the last commit
 	c.Add()

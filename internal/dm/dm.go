@@ -35,7 +35,9 @@ type Layer struct {
 func (l *Layer) Path() string { return fmt.Sprintf("/dev/dm-%d", sys.Minor(l.Dev)) }
 
 // IsOf says whether the layer is that of a clone.
-func (l *Layer) IsOf(mark uint64) bool { return l.Clone != metadata.UUID{} && l.Clone.Mark() == mark }
+func (l *Layer) IsOf(cookie uint64) bool {
+	return l.Clone != metadata.UUID{} && l.Clone.Cookie() == cookie
+}
 
 // Open opens device-mapper.
 func Open() (*sys.DM, error) {

@@ -18,7 +18,7 @@ func TestLayerUUID(t *testing.T) {
 		t.Errorf("%s is of %s", text, got)
 	}
 	l := Layer{Clone: clone}
-	if !l.IsOf(clone.Mark()) || l.IsOf(clone.Mark()+1) || (&Layer{}).IsOf(0) {
+	if !l.IsOf(clone.Cookie()) || l.IsOf(clone.Cookie()+1) || (&Layer{}).IsOf(0) {
 		t.Error("whose layer it is")
 	}
 	for _, other := range []string{"", Prefix, text[:len(text)-1], text + "0", "x" + text, strings.TrimPrefix(text, Prefix), "LVM-" + clone.String()} {

@@ -29,7 +29,7 @@ import (
 // Engine is the clone itself: it makes the parts, and brings them up and down by its steps. What is
 // asked of it, its parts answer.
 type Engine struct {
-	*devices.Devices // Mark, Waits, Warn, Events
+	*devices.Devices // Cookie, Waits, Warn, Events
 	*session         // Repair, Farewell
 	*lanes           // Retry, Answers
 	*handover        // Finishable, HandOver, Finish
@@ -77,7 +77,7 @@ func (e *Engine) Opens() []steps.Step {
 }
 
 // Steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then
-// the hydrator, then the last commit and the clean mark, then the device number, then files and
+// the hydrator, then the last commit and the clean flag, then the device number, then files and
 // locks.
 func (e *Engine) Steps() []steps.Step {
 	return []steps.Step{
@@ -195,7 +195,7 @@ func (e *Engine) stopDevice() error {
 
 // Note adds to the definition what is known by now.
 func (e *Engine) Note(def *definition.Definition) {
-	def.Device, def.Mark = e.device.path(), e.Mark()
+	def.Device, def.Cookie = e.device.path(), e.Cookie()
 	def.Size, def.RegionSize = e.Dest.Geometry.Size, e.Wanted.Definition.RegionSize
 }
 

@@ -36,7 +36,7 @@ import (
 //	                                                     serve any more. recover and finish do 6 to 11
 //	   note in the definition that it is finished        the same, also without a layer
 //	6  stop the block device                             the same, and so on: what is gone is no obstacle
-//	7  last commit, of nothing, and the clean mark
+//	7  last commit, of nothing, and the clean flag
 //	8  remove the live map
 //	9  delete the block device
 //	10 remove the private device over the destination (dm.Under), and the metadata

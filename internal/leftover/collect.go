@@ -29,9 +29,9 @@ import (
 //	a device that was never started, or is stopped and not deleted: nobody can have it open
 //	a live map that no clone needs, and bits without a map
 //
-// Of a clone whose daemon is dead `del` and `prune` also remove the block device, the layer with its
-// link, files that it had begun, and all that lies beside its definition, which goes last. An `add`
-// of the same name does so too, or writes it anew. Only `prune` removes
+// Of a clone whose daemon is dead `del` and `prune` also remove the block device, the layer with
+// its link, files that it had begun, and all that lies beside its definition, which goes last. An
+// `add` of the same name does so too, or writes it anew. Only `prune` removes
 //
 //	files in /run/ublk-clone, and a private device over a destination, of a name without clone, which may be a name that
 //	is just being added
@@ -87,46 +87,46 @@ func eachDevice(visit func(*ublk.Control, ublk.Info) error) (err error) {
 	return err
 }
 
-// ourDevices calls visit for each device that bears a mark of ours. A daemon makes its mark known
-// before it adds a device, so the marks are read after the devices.
+// ourDevices calls visit for each device that bears a cookie of ours. A daemon makes its cookie
+// known before it adds a device, so the cookies are read after the devices.
 func ourDevices(d control.Dir, visit func(*ublk.Control, ublk.Info) error) error {
-	var marks []uint64
+	var cookies []uint64
 	var once bool
 	return eachDevice(func(control *ublk.Control, info ublk.Info) (err error) {
 		if !once {
-			marks, err = ourMarks(d)
+			cookies, err = ourCookies(d)
 			once = true
 		}
-		if slices.Contains(marks, info.Private) {
+		if slices.Contains(cookies, info.Private) {
 			err = errors.Join(err, visit(control, info))
 		}
 		return err
 	})
 }
 
-// ourMarks are those by which devices are known as ours: of definitions, and of live maps.
-func ourMarks(d control.Dir) (marks []uint64, err error) {
-	marks, err = definedMarks(d)
+// ourCookies are those by which devices are known as ours: of definitions, and of live maps.
+func ourCookies(d control.Dir) (cookies []uint64, err error) {
+	cookies, err = definedCookies(d)
 	uuids, errMaps := livemap.List(livemap.Folder)
 	for _, uuid := range uuids {
-		marks = append(marks, metadata.UUID(uuid).Mark())
+		cookies = append(cookies, metadata.UUID(uuid).Cookie())
 	}
-	return marks, errors.Join(err, errMaps)
+	return cookies, errors.Join(err, errMaps)
 }
 
-// definedMarks are those of definitions.
-func definedMarks(d control.Dir) (marks []uint64, err error) {
+// definedCookies are those of definitions.
+func definedCookies(d control.Dir) (cookies []uint64, err error) {
 	names, err := d.Names()
 	for _, name := range names {
 		def, errLoad := d.Load(name)
 		switch {
 		case errLoad != nil && exit.Code(errLoad) != exit.NoClone: // else it has just ended
 			err = errors.Join(err, errLoad)
-		case errLoad == nil && def.Mark != 0:
-			marks = append(marks, def.Mark)
+		case errLoad == nil && def.Cookie != 0:
+			cookies = append(cookies, def.Cookie)
 		}
 	}
-	return marks, err
+	return cookies, err
 }
 
 // collectMaps removes from a folder the live maps that nobody has in use, of which no clone and no
@@ -136,7 +136,7 @@ func collectMaps(d control.Dir, maps string, also func(livemap.Unused) bool) err
 	if paths, err := filepath.Glob(filepath.Join(maps, "*")); len(paths) == 0 {
 		return err
 	}
-	defined, err := definedMarks(d)
+	defined, err := definedCookies(d)
 	if err != nil {
 		return err
 	}
@@ -150,8 +150,8 @@ func collectMaps(d control.Dir, maps string, also func(livemap.Unused) bool) err
 		return err
 	}
 	return livemap.Collect(maps, func(m livemap.Unused) bool {
-		mark := metadata.UUID(m.UUID).Mark()
-		if slices.Contains(defined, mark) || slices.Contains(served, mark) {
+		cookie := metadata.UUID(m.UUID).Cookie()
+		if slices.Contains(defined, cookie) || slices.Contains(served, cookie) {
 			return false
 		}
 		return also(m) || needless(m, boot)
@@ -182,9 +182,9 @@ func AbandonedMaps(d control.Dir) (uuids [][16]byte, err error) {
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
-	marks, err := definedMarks(d)
-	err = errors.Join(err, eachDevice(func(_ *ublk.Control, info ublk.Info) error { marks = append(marks, info.Private); return nil }))
-	return slices.DeleteFunc(all, func(uuid [16]byte) bool { return slices.Contains(marks, metadata.UUID(uuid).Mark()) }), err
+	cookies, err := definedCookies(d)
+	err = errors.Join(err, eachDevice(func(_ *ublk.Control, info ublk.Info) error { cookies = append(cookies, info.Private); return nil }))
+	return slices.DeleteFunc(all, func(uuid [16]byte) bool { return slices.Contains(cookies, metadata.UUID(uuid).Cookie()) }), err
 }
 
 // GiveUpMaps removes such maps for `prune --force`, also those that metadata has need of, and says

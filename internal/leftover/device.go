@@ -23,7 +23,7 @@ import (
 )
 
 // What a dead daemon has left: a block device whose users wait, or nothing. The device is known as
-// the clone's by the mark that the driver keeps; one that bears another is somebody else's, and
+// the clone's by the cookie that the driver keeps; one that bears another is somebody else's, and
 // never touched.
 
 // ErrNone: the dead daemon has left no device, or there is another's in its place.
@@ -38,7 +38,7 @@ type Device struct {
 // Find looks for the device that a dead daemon has left. It opens no device but the driver's own,
 // so that it does not wait for the daemon that is not there.
 func Find(def *definition.Definition) (*Device, error) {
-	if def.Mark == 0 {
+	if def.Cookie == 0 {
 		return nil, ErrNone // it never had one
 	}
 	control, err := ublk.OpenControl()
@@ -56,7 +56,7 @@ func Find(def *definition.Definition) (*Device, error) {
 }
 
 // Orphans are the devices of dead daemons that no definition knows of any more, and that bear the
-// mark of a live map: those whose users wait, and those that were never started. None is
+// cookie of a live map: those whose users wait, and those that were never started. None is
 // recoverable by name.
 func Orphans(d control.Dir) (all []definition.Definition, err error) {
 	uuids, err := livemap.List(livemap.Folder)
@@ -65,9 +65,9 @@ func Orphans(d control.Dir) (all []definition.Definition, err error) {
 	}
 	err = ourDevices(d, func(_ *ublk.Control, info ublk.Info) error {
 		waits := info.State == ublk.StateQuiesced || info.State == ublk.StateFailIO
-		defined, err := definedMarks(d)
+		defined, err := definedCookies(d)
 		if path := ublk.BlockPath(info.ID); err == nil && (waits || unstarted(info)) && !slices.Contains(defined, info.Private) {
-			all = append(all, definition.Definition{Name: path, Added: definition.Added{Device: path, Mark: info.Private}})
+			all = append(all, definition.Definition{Name: path, Added: definition.Added{Device: path, Cookie: info.Private}})
 		}
 		return err
 	})
@@ -75,15 +75,15 @@ func Orphans(d control.Dir) (all []definition.Definition, err error) {
 }
 
 // Find looks at the number that the definition has. A daemon that was killed before it had written
-// that left its mark.
+// that left its cookie.
 func (r *Device) Find(def *definition.Definition) error {
 	if id, err := def.DeviceID(); err == nil {
-		return r.look(id, def.Mark)
+		return r.look(id, def.Cookie)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), control.LookLimit)
 	defer cancel()
 	infos, err := r.Control.ListDevices(ctx)
-	if i := slices.IndexFunc(infos, func(info ublk.Info) bool { return info.Private == def.Mark }); i >= 0 {
+	if i := slices.IndexFunc(infos, func(info ublk.Info) bool { return info.Private == def.Cookie }); i >= 0 {
 		r.Info = infos[i]
 		return nil
 	}
@@ -96,12 +96,12 @@ func (r *Device) Find(def *definition.Definition) error {
 // path is the block device's.
 func (r *Device) path() string { return ublk.BlockPath(r.Info.ID) }
 
-func (r *Device) look(id int, mark uint64) (err error) {
+func (r *Device) look(id int, cookie uint64) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), control.LookLimit)
 	defer cancel()
 	r.Info, err = r.Control.GetDevInfo(ctx, id)
 	switch {
-	case errors.Is(err, syscall.ENODEV), err == nil && r.Info.Private != mark:
+	case errors.Is(err, syscall.ENODEV), err == nil && r.Info.Private != cookie:
 		return ErrNone
 	case err != nil:
 		return explain.Driver("examine "+ublk.BlockPath(id), err)

@@ -24,7 +24,7 @@ func switched(d *definition.Definition) (bool, error) {
 	}
 	defer mapper.Close()
 	l, err := dm.Find(mapper, d.DM)
-	if err != nil || l == nil || !l.IsOf(d.Mark) || !l.LeadsTo(dest.Rdev) {
+	if err != nil || l == nil || !l.IsOf(d.Cookie) || !l.LeadsTo(dest.Rdev) {
 		return false, err
 	}
 	return true, nil
@@ -57,9 +57,9 @@ func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done
 	if err := RemoveDevice(def, Force); err != nil { // of the block device itself nobody is to be a user
 		return true, err
 	}
-	err = removeMaps(def.Mark)
+	err = removeMaps(def.Cookie)
 	if !keepMetadata {
-		err = errors.Join(err, metadev.EraseDead(def.Metadata, def.Mark))
+		err = errors.Join(err, metadev.EraseDead(def.Metadata, def.Cookie))
 	}
 	if err != nil {
 		return true, err
@@ -67,11 +67,11 @@ func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done
 	return true, forget(l.Dir, def)
 }
 
-// removeMaps removes the live map of the clone with that mark.
-func removeMaps(mark uint64) error {
+// removeMaps removes the live map of the clone with that cookie.
+func removeMaps(cookie uint64) error {
 	uuids, err := livemap.List(livemap.Folder)
 	for _, uuid := range uuids {
-		if metadata.UUID(uuid).Mark() == mark {
+		if metadata.UUID(uuid).Cookie() == cookie {
 			err = errors.Join(err, livemap.RemoveFiles(livemap.Folder, uuid))
 		}
 	}

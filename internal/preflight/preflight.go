@@ -35,7 +35,7 @@ import (
 //
 //	the daemon that serves      answers; its state is what the successor is measured by
 //	the folder of sockets       takes a new file
-//	the block device            bears the clone's mark, has its size, and can be served by this program
+//	the block device            bears the clone's cookie, has its size, and can be served by this program
 //	the metadata                their path leads to what the daemon has open; version, clone, boot; they can be written
 //	the live map                version, clone, boot, session
 //	the destination             its path leads to what the daemon has open; identity, size
@@ -149,7 +149,7 @@ func (p *preflight) device() error {
 	defer driver.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), control.LookLimit)
 	defer cancel()
-	info, params, err := ublk.Recoverable(ctx, driver, id, p.def.Mark)
+	info, params, err := ublk.Recoverable(ctx, driver, id, p.def.Cookie)
 	if err != nil {
 		return explain.Driver("take over the block device", err)
 	}
@@ -165,7 +165,7 @@ func (p *preflight) metadata() error {
 	err := p.lookAtMetadata()
 	if err != nil && !p.sound() && (metadev.Unreadable(err) || metadev.Unopened(err)) {
 		var store *metadata.Store
-		if store, err = metadev.FromLiveMap(p.def.Mark); err == nil {
+		if store, err = metadev.FromLiveMap(p.def.Cookie); err == nil {
 			p.sb = store.Superblock()
 		}
 	}
@@ -190,7 +190,7 @@ func (p *preflight) lookAtMetadata() error {
 	switch {
 	case errors.Join(err, errBoot, errRead) != nil:
 		err = errors.Join(err, errBoot, errRead)
-	case p.sb.UUID.Mark() != p.def.Mark || p.sb.BootID != boot || p.sb.Clean:
+	case p.sb.UUID.Cookie() != p.def.Cookie || p.sb.BootID != boot || p.sb.Clean:
 		err = errors.New("it is not the metadata that the serving daemon uses")
 	case readOnly:
 		err = errors.New("it can only be read, not written")
