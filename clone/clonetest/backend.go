@@ -252,7 +252,7 @@ func (l *lane) ioDone(i int) {
 		delete(l.failed, q.token)
 	}
 	l.sim.note("end "+short[q.kind], l, q.id, q.off, q.length, q.err)
-	l.Complete(q.token, q.err)
+	l.EndIO(q.token, q.err)
 }
 
 // stateRun gives the state of the region in which an I/O begins and where that state ends, in

@@ -59,7 +59,7 @@ func newApp(p *program) *cli.App {
 			waitCommand(follow.wait), eventsCommand(follow.events), watchCommand(follow.watch), finishCommand(end.finish),
 			metadataCommand(p.noCommand, meta.create, meta.check, meta.dump), importCommand(importer{p.defined, p.out}.run),
 			doctorCommand(p.doctor), versionCommand(p.version),
-			{Name: completeCommand, Hidden: true, Action: completer{p}.run},
+			{Name: suggestCommand, Hidden: true, Action: suggester{p}.run},
 			{Name: unitPrepareCommand, Hidden: true, Action: unitHooks{p}.prepare},
 			{Name: unitStopCommand, Hidden: true, Action: unitHooks{p}.stop},
 			{Name: holders.ClaimCommand, Hidden: true, Action: func(c *cli.Context) error { return holders.Serve(c.Args().First(), os.Stdin, p.out) }},

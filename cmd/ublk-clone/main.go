@@ -14,7 +14,7 @@
 // the daemon itself; what a unit runs is in service.go.
 //
 // A program is the run of the command. Each group of commands is a type with what it needs of that:
-// adder, restarter, ender, reporter, asker, follower, metadataTool, importer, completer, unitHooks.
+// adder, restarter, ender, reporter, asker, follower, metadataTool, importer, suggester, unitHooks.
 //
 // This package makes the one connection between daemon and engine (program.host),
 // so neither imports the other.

@@ -168,7 +168,7 @@ func (t tree) backing(dir string) (sys.Stat, error) {
 		return named, err
 	}
 	known, errKnown := t.loop(nodePath(dir))
-	if errKnown != nil || err == nil && useOf(known).is(named) {
+	if errKnown != nil || err == nil && objectOf(known).is(named) {
 		return named, err
 	}
 	return known, nil

@@ -138,7 +138,7 @@ func TestWriters(t *testing.T) {
 	f := usersHost(t)
 	f.link("proc/10/fd/3", "/dev/sda")
 	f.write("proc/10/fdinfo/3", "pos:\t0\nflags:\t0100000\n")
-	u := f.tree.use(f.nodes["/dev/sda"])
+	u := f.tree.object(f.nodes["/dev/sda"])
 	if got := names(f.tree.writers(u)); got != "" {
 		t.Errorf("a reader: found %q", got)
 	}

@@ -30,13 +30,13 @@ type Engine interface {
 	Cookie() uint64
 	// Steps bring the clone up from there to a usable block device, and take it down.
 	Steps() []steps.Step
-	// Top is what lies over the block device: a dead daemon's is found by the definition, which is
-	// complete by then.
-	Top() []steps.Step
+	// LayerSteps bring up what lies over the block device: a dead daemon's is found by the definition,
+	// which is whole by then.
+	LayerSteps() []steps.Step
 	// Device is the path of the block device, once the steps are done.
 	Device() string
-	// Note adds to the definition what the daemon knows by then.
-	Note(*definition.Definition)
+	// FillIn adds to the definition what the daemon knows by then.
+	FillIn(*definition.Definition)
 	// TryStop makes the device go away unless somebody has it open: then it fails
 	// with exit code 5. On a driver that cannot tell it stops the device; holders
 	// have been looked for before.
@@ -178,14 +178,14 @@ func (d *daemon) list() []steps.Step {
 		Name: "complete the definition",
 		Do: func(context.Context) error {
 			whole := *def
-			d.engine.Note(&whole)
+			d.engine.FillIn(&whole)
 			whole.Unit = d.manager.name()
 			err := d.storeAgain(&whole)
 			d.life.show(func() { *def = whole })
 			return err
 		},
 	})
-	list = append(list, d.engine.Top()...)
+	list = append(list, d.engine.LayerSteps()...)
 	return append(list,
 		steps.Step{
 			Name: "serve control requests",
@@ -370,7 +370,7 @@ func (d *daemon) explainPhase(now phase) (state, reason, action string) {
 type readiness struct {
 	Device string             `json:"device,omitempty"`
 	Error  *control.WireError `json:"error,omitempty"`
-	Trial  *control.DryRun    `json:"trial,omitempty"` // of a dry run, in a device's place
+	DryRun *control.DryRun    `json:"dry_run,omitempty"` // of a dry run, in a device's place
 }
 
 // report sends the outcome of the start through the pipe, and closes it.

@@ -153,7 +153,7 @@ func (h *Host) RunSpawned() error {
 	}
 	if st.DryRun {
 		t, err := h.Try(st)
-		return readiness{Trial: t, Error: control.ToWire(err)}.report(pipe)
+		return readiness{DryRun: t, Error: control.ToWire(err)}.report(pipe)
 	}
 	if st.Look {
 		return readiness{Error: control.ToWire(h.Look(h.Dir, &st.Definition))}.report(pipe)

@@ -158,8 +158,8 @@ func (z *zeroTarget) Request(tag uint16, d ublk.Desc) {
 	z.q.Commit(tag, err)
 }
 
-func (z *zeroTarget) Complete(uint32, error) {}
-func (z *zeroTarget) Drain()                 {}
+func (z *zeroTarget) EndIO(uint32, error) {}
+func (z *zeroTarget) Drain()              {}
 
 // foreignDevice makes a block device of another program's, with number id, until the test ends.
 func foreignDevice(m *harness.Machine, id int, cookie uint64) *ublk.Device {

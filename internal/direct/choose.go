@@ -76,7 +76,7 @@ func Bytes(extents []dm.Extent) (n int64) {
 const (
 	Pause     = 10 * time.Second // between two choices, and so between two exchanges
 	Again     = 2 * time.Second  // before another try of one for which requests at work have not ended in time
-	part      = 20               // of the device becomes direct: a twentieth
+	fraction  = 20               // of the device becomes direct: a twentieth
 	someBytes = 64 << 20         // become direct, and the last exchange was long ago
 	longAgo   = 5 * time.Minute
 )
@@ -87,7 +87,7 @@ func Worth(size, more int64, since time.Duration, complete bool) bool {
 	switch {
 	case since < Pause || more <= 0:
 		return false
-	case complete, more >= size/part:
+	case complete, more >= size/fraction:
 		return true
 	}
 	return more >= someBytes && since >= longAgo

@@ -11,7 +11,7 @@
 //	 drain       leave.go                all comes to rest, for the next daemon
 //	 caution     caution.go              after deaths in a row
 //	 session     session.go repair.go    what is written to the metadata while the clone is served
-//	             use.go
+//	             record.go
 //	 lanes       lanes.go memory.go      core, hydrator and queues, and their buffers
 //	 blockDevice device.go               the driver's side
 //	 liveMap     live.go standin.go      the region map's memory, and what a dead daemon has left in it

@@ -42,13 +42,13 @@ type dryRun struct {
 // DryRun is the process's side of a dry run.
 func DryRun(st definition.Start) (t *control.DryRun, err error) {
 	if st.Recover {
-		st.Fence = trialFence
+		st.Fence = dryRunFence
 	}
 	opened := devices.New(devices.NewShared(st, zerolog.Nop()), records.DefaultDir())
 	opened.Dest.GoThrough()
 	d := &dryRun{Devices: opened, device: &blockDevice{Devices: opened}, live: newLiveMap(opened)}
 	var done steps.List
-	err = done.Run(context.Background(), d.trialSteps())
+	err = done.Run(context.Background(), d.harmlessSteps())
 	if err == nil {
 		t, err = d.try()
 	}
@@ -58,11 +58,11 @@ func DryRun(st definition.Start) (t *control.DryRun, err error) {
 	return t, nil
 }
 
-// trialFence is how long a dry run waits for a dead daemon's last requests.
-const trialFence = 2 * time.Second
+// dryRunFence is how long a dry run waits for a dead daemon's last requests.
+const dryRunFence = 2 * time.Second
 
-// trialSteps are those of a daemon's start that can be done without a change.
-func (d *dryRun) trialSteps() []steps.Step {
+// harmlessSteps are those of a daemon's start that can be done without a change.
+func (d *dryRun) harmlessSteps() []steps.Step {
 	return append(d.Devices.Steps(), []steps.Step{
 		{Name: "open the driver", Do: d.device.openDriver, Undo: func() error { return d.device.control.Close() }},
 		{Name: "look at the live map", Do: d.tryLive, Undo: d.live.close},

@@ -87,7 +87,7 @@ func (e *Engine) Steps() []steps.Step {
 		{Name: "look at what the layer leads to the destination", Do: e.direct.check},
 		{Name: "begin the session", Do: e.session.begin, Undo: e.session.end, Limit: teardownLimit},
 		{Name: "repair the metadata", Do: e.session.repairForced},
-		{Name: "record the use of the destination", Do: e.session.recordUse},
+		{Name: "record what the destination is used for", Do: e.session.writeRecord},
 		{Name: "tell udev of the devices", Do: e.nameForUdev, Undo: e.unnameForUdev},
 		{Name: "watch for events", Do: e.startWatcher, Undo: func() error { e.watcher.Stop(); return nil }, Limit: teardownLimit},
 		{Name: "start hydration", Do: e.lanes.startHydration, Undo: func() error { return e.lanes.background.Stop() }, Limit: teardownLimit},
@@ -95,8 +95,8 @@ func (e *Engine) Steps() []steps.Step {
 	}
 }
 
-// Top is the layer.
-func (e *Engine) Top() []steps.Step {
+// LayerSteps lay the layer, and lead its extents.
+func (e *Engine) LayerSteps() []steps.Step {
 	return []steps.Step{
 		{
 			Name: "lay the device-mapper device", Do: func(context.Context) error { return e.layLayer() },
@@ -193,8 +193,8 @@ func (e *Engine) stopDevice() error {
 	return e.device.stop()
 }
 
-// Note adds to the definition what is known by now.
-func (e *Engine) Note(def *definition.Definition) {
+// FillIn adds to the definition what is known by now.
+func (e *Engine) FillIn(def *definition.Definition) {
 	def.Device, def.Cookie = e.device.path(), e.Cookie()
 	def.Size, def.RegionSize = e.Dest.Geometry.Size, e.Wanted.Definition.RegionSize
 }

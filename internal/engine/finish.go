@@ -227,7 +227,7 @@ func (h *handover) commitComplete(ctx context.Context) error {
 	if !h.Meta.Store.Superblock().Complete {
 		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, errors.New("it does not say that all is hydrated"))
 	}
-	h.session.closeUse()
+	h.session.lastRecord()
 	return nil
 }
 

@@ -128,7 +128,7 @@ func (s *session) open() error {
 		if s.Wanted.Recover {
 			sb.Counters.Recoveries++
 		}
-		s.Source.CompletePrint(sb)
+		s.Source.RenewPrint(sb)
 		sb.Source.Path, sb.Dest.Path = identity.ShortPath(s.Wanted.Definition.Source), identity.ShortPath(s.Dest.Path())
 		sb.Settings = s.Settings.Get().ToMetadata()
 		sb.DestInstance = identity.DestInstance(s.Dest.Device, s.live.session)
@@ -230,7 +230,7 @@ func (s *session) end() error {
 			return err
 		})
 	}
-	s.closeUse()
+	s.lastRecord()
 	if known != "" && toldBefore(err) || errors.Is(err, clone.ErrFlushLost) {
 		// This end has not failed because of it. The live map stays.
 		s.parting = append(s.parting, cmp.Or(known, s.trouble())+" The metadata has no clean flag.")
