@@ -113,7 +113,8 @@ func (s setup) lastingWriters() (found []Holder) {
 	return found
 }
 
-// base is how a device lies on others: the spans, and the nodes below with whether it is known where.
+// base is how a device lies on others: the spans, and the nodes below with whether it is known
+// where.
 type base struct {
 	spans []span
 	below map[string]bool
@@ -123,8 +124,8 @@ type base struct {
 
 func (b base) meets(other []span) bool { return shared(b.spans, other) != "" }
 
-// covers says that an exclusive open of the device has found out whether that with this folder is
-// held: it is a partition of it, or its disk.
+// covers says that an exclusive open of the device has found out whether that with this directory
+// is held: it is a partition of it, or its disk.
 func (b base) covers(dir string) bool {
 	return b.dir != "" && (isPartition(dir) && diskOf(dir) == b.dir || isPartition(b.dir) && diskOf(b.dir) == dir)
 }

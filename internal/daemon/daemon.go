@@ -208,7 +208,7 @@ func (d *daemon) writeCookie() error {
 }
 
 // storeAgain writes the definition. A recovery finds one that is nearly the same, and is not kept
-// from serving by a full folder.
+// from serving by a full directory.
 func (d *daemon) storeAgain(def *definition.Definition) error {
 	err := d.dir.Store(def)
 	if err != nil && d.start.Recover {

@@ -20,7 +20,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// files are the three parts of a clone as files in a folder, and a folder for records.
+// files are the three parts of a clone as files in a directory, and a directory for records.
 type files struct {
 	t                      *testing.T
 	dir                    string
@@ -30,9 +30,9 @@ type files struct {
 
 const testMiB = 1 << 20
 
-// localFolder is a folder on a file system that is taken without force: not the overlay of a
+// localDir is a directory on a file system that is taken without force: not the overlay of a
 // container.
-func localFolder(t *testing.T) string {
+func localDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	f, err := os.Open(dir)
@@ -51,7 +51,7 @@ func localFolder(t *testing.T) string {
 }
 
 func newFiles(t *testing.T) *files {
-	dir := localFolder(t)
+	dir := localDir(t)
 	f := &files{t: t, dir: dir, source: filepath.Join(dir, "source"), dest: filepath.Join(dir, "dest"),
 		metadata: filepath.Join(dir, "meta"), records: records.Dir(filepath.Join(dir, "records"))}
 	f.make(f.source, testMiB)

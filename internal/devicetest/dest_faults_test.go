@@ -140,7 +140,7 @@ func failFlush(m *harness.Machine, fua bool) {
 func TestDestCutShort(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)
-	m.Dir = m.Ext4Folder(32)
+	m.Dir = m.Ext4Dir(32)
 	const size = 8 * harness.MiB
 	half := strconv.FormatInt(size/2, 10)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.Missing("dest")

@@ -289,10 +289,10 @@ func TestDestWrittenSince(t *testing.T) {
 func TestDestFileReplaced(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)
-	folder := m.Ext4Folder(64)
+	dir := m.Ext4Dir(64)
 	source := m.NullBlk("src", harness.NullOptions{MiB: 16})
 	m.FillDisk(source, harness.Original)
-	dest := &harness.Disk{M: &m.Devices, Path: filepath.Join(folder, "dest")}
+	dest := &harness.Disk{M: &m.Devices, Path: filepath.Join(dir, "dest")}
 	c := m.AddClone(source, dest, m.Missing("meta"))
 	c.WaitHydrated()
 	c.Del()

@@ -49,8 +49,8 @@ func newStorm(t *testing.T) *storm {
 	m.FillDisk(source, harness.Original)
 	s := &storm{rng: rng, took: map[string]time.Duration{}, kills: map[string]int{}}
 	s.dest, s.meta = &harness.Disk{M: &m.Devices, Size: stormSize}, &harness.Disk{M: &m.Devices}
-	folder := m.Ext4Folder(64)
-	s.dest.Path, s.meta.Path = filepath.Join(folder, "dest"), filepath.Join(folder, "meta")
+	dir := m.Ext4Dir(64)
+	s.dest.Path, s.meta.Path = filepath.Join(dir, "dest"), filepath.Join(dir, "meta")
 	s.Clone = m.NewClone(source, s.dest, s.meta, "--no-hydration")
 	s.anew()
 	return s

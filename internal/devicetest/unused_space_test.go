@@ -112,8 +112,8 @@ func TestSparseSource(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)
 	size, islands := 128*harness.MiB, int64(8)
-	source := sparseFile(m, m.Ext4Folder(64)+"/source", size, islands)
-	backing := m.Block("/dev/nullfolder")
+	source := sparseFile(m, m.Ext4Dir(64)+"/source", size, islands)
+	backing := m.Block("/dev/nulldir")
 	dest := m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
 	m.FillDisk(dest, harness.Junk)
 	w := harness.NewModel(size, 4*harness.KiB)
@@ -176,9 +176,9 @@ func TestZerosOfSource(t *testing.T) {
 	for _, detect := range []string{"on", "off"} {
 		t.Run(detect, func(t *testing.T) {
 			m := harness.New(t)
-			folder := m.Ext4Folder(192)
-			source := m.Loop(sparseFile(m, folder+"/source", size, islands).Path, harness.Sector)
-			file := filepath.Join(folder, "dest")
+			dir := m.Ext4Dir(192)
+			source := m.Loop(sparseFile(m, dir+"/source", size, islands).Path, harness.Sector)
+			file := filepath.Join(dir, "dest")
 			m.MustRun("truncate", "-s", fmt.Sprint(size), file)
 			dest := m.Loop(file, harness.Sector)
 			m.FillDisk(dest, harness.Junk)

@@ -102,13 +102,13 @@ type Limits struct {
 	Discards                   bool
 }
 
-// LimitsAt are those of the block device with that folder in sysfs; a partition has its disk's.
-func LimitsAt(folder string) (l Limits, err error) {
-	if _, err := os.Stat(filepath.Join(folder, "partition")); err == nil {
-		folder += "/.." // a link is followed first
+// LimitsAt are those of the block device with that directory in sysfs; a partition has its disk's.
+func LimitsAt(dir string) (l Limits, err error) {
+	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
+		dir += "/.." // a link is followed first
 	}
 	number := func(attribute string) int64 {
-		text, errRead := os.ReadFile(folder + "/queue/" + attribute)
+		text, errRead := os.ReadFile(dir + "/queue/" + attribute)
 		n, errParse := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
 		err = cmp.Or(err, errRead, errParse)
 		return n

@@ -71,9 +71,9 @@ func (d *dryRun) harmlessSteps() []steps.Step {
 
 // tryLive is openLive, that changes nothing.
 func (d *dryRun) tryLive(context.Context) error {
-	free, err := livemap.TryMount(livemap.Folder)
+	free, err := livemap.TryMount(livemap.Dir)
 	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: livemap.Folder, Cause: err}
+		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: livemap.Dir, Cause: err}
 	}
 	_, boot, err := host.Identities()
 	if err != nil {
@@ -90,7 +90,7 @@ func (d *dryRun) tryLive(context.Context) error {
 	}
 	need := int64(min(bitmap.PagesFor(sb.NrRegions), footprint.FirstPages)) * bitmap.PageBytes
 	if begins && free > 0 && free < need {
-		return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: livemap.Folder,
+		return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: livemap.Dir,
 			Cause: fmt.Errorf("%w: %s are free, %s needed", syscall.ENOSPC, text.Size(free), text.Size(need)), Next: "Free some memory."}
 	}
 	return nil

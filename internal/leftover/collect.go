@@ -39,15 +39,15 @@ import (
 // What might still be needed stays: a device with users, which waits for `recover`, and a live map
 // that its metadata has need of, as the same `add` goes on from there.
 
-// Folders are what dead daemons have left, in the folders of a machine.
-type Folders struct {
+// Dirs are what dead daemons have left, in the directories of a machine.
+type Dirs struct {
 	Dir     control.Dir
 	Defined etc.Dir
 }
 
 // Collect removes devices and live maps.
-func (l Folders) Collect() error {
-	return errors.Join(collectDevices(l.Dir), collectMaps(l.Dir, livemap.Folder, func(livemap.Unused) bool { return false }))
+func (l Dirs) Collect() error {
+	return errors.Join(collectDevices(l.Dir), collectMaps(l.Dir, livemap.Dir, func(livemap.Unused) bool { return false }))
 }
 
 // collectDevices removes the devices of dead daemons of ours that have no block device.
@@ -107,7 +107,7 @@ func ourDevices(d control.Dir, visit func(*ublk.Control, ublk.Info) error) error
 // ourCookies are those by which devices are known as ours: of definitions, and of live maps.
 func ourCookies(d control.Dir) (cookies []uint64, err error) {
 	cookies, err = definedCookies(d)
-	uuids, errMaps := livemap.List(livemap.Folder)
+	uuids, errMaps := livemap.List(livemap.Dir)
 	for _, uuid := range uuids {
 		cookies = append(cookies, metadata.UUID(uuid).Cookie())
 	}
@@ -129,8 +129,8 @@ func definedCookies(d control.Dir) (cookies []uint64, err error) {
 	return cookies, err
 }
 
-// collectMaps removes from a folder the live maps that nobody has in use, of which no clone and no
-// device is left, and which their metadata does not need, and those that also says of. What lay
+// collectMaps removes from a directory the live maps that nobody has in use, of which no clone and
+// no device is left, and which their metadata does not need, and those that also says of. What lay
 // beside a map goes too, whether there is any map or not.
 func collectMaps(d control.Dir, maps string, also func(livemap.Unused) bool) error {
 	if paths, err := filepath.Glob(filepath.Join(maps, "*")); len(paths) == 0 {
@@ -178,7 +178,7 @@ func superseded(sb *metadata.Superblock, session uint64) bool {
 
 // AbandonedMaps are the live maps of which there is no clone and no device.
 func AbandonedMaps(d control.Dir) (uuids [][16]byte, err error) {
-	all, err := livemap.List(livemap.Folder)
+	all, err := livemap.List(livemap.Dir)
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
@@ -189,8 +189,8 @@ func AbandonedMaps(d control.Dir) (uuids [][16]byte, err error) {
 
 // GiveUpMaps removes such maps for `prune --force`, also those that metadata has need of, and says
 // which.
-func (l Folders) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
-	err = collectMaps(l.Dir, livemap.Folder, func(m livemap.Unused) bool {
+func (l Dirs) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
+	err = collectMaps(l.Dir, livemap.Dir, func(m livemap.Unused) bool {
 		if !slices.Contains(abandoned, m.UUID) {
 			return false
 		}
@@ -220,12 +220,12 @@ func StrayUnders(d control.Dir) (err error) {
 }
 
 // LeftUnders are the names without a clone of which there are such devices, by the sysfs that is
-// mounted at folder.
-func LeftUnders(d control.Dir, folder string) []string {
-	return slices.DeleteFunc(dm.Unders(folder), func(name string) bool { return defined(d, name) })
+// mounted at directory.
+func LeftUnders(d control.Dir, dir string) []string {
+	return slices.DeleteFunc(dm.Unders(dir), func(name string) bool { return defined(d, name) })
 }
 
-// StrayFiles removes what is in the folder of names that have no clone, which is what a daemon
+// StrayFiles removes what is in the directory of names that have no clone, which is what a daemon
 // leaves that was killed before it had written its definition, or behind its removal.
 func StrayFiles(d control.Dir) (err error) {
 	entries, err := os.ReadDir(string(d))
@@ -260,7 +260,7 @@ func forgetStray(d control.Dir, name string) (err error) {
 	return errors.Join(err, lock.Release())
 }
 
-// strayName is the name of the clone that a file in the folder is of.
+// strayName is the name of the clone that a file in the directory is of.
 func strayName(base string) (name string, ok bool) {
 	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new", ".begun", ".try", ".try.new"} {
 		if name, ok := strings.CutSuffix(base, suffix); ok {

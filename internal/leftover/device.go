@@ -59,7 +59,7 @@ func Find(def *definition.Definition) (*Device, error) {
 // cookie of a live map: those whose users wait, and those that were never started. None is
 // recoverable by name.
 func Orphans(d control.Dir) (all []definition.Definition, err error) {
-	uuids, err := livemap.List(livemap.Folder)
+	uuids, err := livemap.List(livemap.Dir)
 	if err != nil || len(uuids) == 0 {
 		return nil, err
 	}
@@ -211,7 +211,7 @@ func (r *Device) unused(def *definition.Definition) error {
 }
 
 // ClearDead removes what a dead daemon has left, its block device first.
-func (l Folders) ClearDead(def *definition.Definition, c How) error {
+func (l Dirs) ClearDead(def *definition.Definition, c How) error {
 	if done, err := l.FinishDead(def, true); done || err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func (l Folders) ClearDead(def *definition.Definition, c How) error {
 	return errors.Join(RemoveBegun(def), forget(l.Dir, def), lock.Release())
 }
 
-// forget removes what the daemon of a clone has left in the folder, the definition last.
+// forget removes what the daemon of a clone has left in the directory, the definition last.
 func forget(d control.Dir, def *definition.Definition) error {
 	return errors.Join(file.Remove(d.SocketPath(def.Name)), file.Remove(d.LogPath(def.Name)), Undefine(d, def))
 }
@@ -238,7 +238,7 @@ func Undefine(d control.Dir, def *definition.Definition) error {
 }
 
 // Silent is the status of a clone whose daemon does not answer, with err.
-func (l Folders) Silent(name string, err error) control.Status {
+func (l Dirs) Silent(name string, err error) control.Status {
 	st := control.Status{
 		Identity:  control.Identity{Name: name},
 		Condition: control.Condition{State: control.StateSilent, Reason: err.Error() + ".", Action: exit.Next(err)},
@@ -259,7 +259,7 @@ func (l Folders) Silent(name string, err error) control.Status {
 }
 
 // explainDead says what a dead daemon has left and what to do.
-func (l Folders) explainDead(st *control.Status, def *definition.Definition) {
+func (l Dirs) explainDead(st *control.Status, def *definition.Definition) {
 	if yes, err := Finished(def); yes && err == nil {
 		st.Reason = "Its daemon died during a finish, when nothing was left to serve: " + def.FinishedText() + "."
 		st.Action = "`ublk-clone finish " + def.Name + "` does the rest."

@@ -41,7 +41,7 @@ func Finished(d *definition.Definition) (bool, error) {
 
 // FinishDead does what is left of a finish whose daemon was killed, 6 to 11 of
 // internal/engine/finish.go; false: it had not come so far that there is nothing to serve any more.
-func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done bool, err error) {
+func (l Dirs) FinishDead(def *definition.Definition, keepMetadata bool) (done bool, err error) {
 	yes, err := Finished(def)
 	if !yes || err != nil {
 		return false, err
@@ -69,10 +69,10 @@ func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done
 
 // removeMaps removes the live map of the clone with that cookie.
 func removeMaps(cookie uint64) error {
-	uuids, err := livemap.List(livemap.Folder)
+	uuids, err := livemap.List(livemap.Dir)
 	for _, uuid := range uuids {
 		if metadata.UUID(uuid).Cookie() == cookie {
-			err = errors.Join(err, livemap.RemoveFiles(livemap.Folder, uuid))
+			err = errors.Join(err, livemap.RemoveFiles(livemap.Dir, uuid))
 		}
 	}
 	return err

@@ -63,7 +63,7 @@ func Unreadable(err error) bool {
 // FromLiveMap makes a store without device from the live map of the clone with this cookie, if that
 // map is the whole truth.
 func FromLiveMap(cookie uint64) (*metadata.Store, error) {
-	m, err := livemap.Find(livemap.Folder, [8]byte(binary.LittleEndian.AppendUint64(nil, cookie)))
+	m, err := livemap.Find(livemap.Dir, [8]byte(binary.LittleEndian.AppendUint64(nil, cookie)))
 	if err != nil {
 		return nil, err
 	}

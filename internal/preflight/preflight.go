@@ -34,7 +34,7 @@ import (
 // again, when the device is without a daemon:
 //
 //	the daemon that serves      answers; its state is what the successor is measured by
-//	the folder of sockets       takes a new file
+//	the directory of sockets       takes a new file
 //	the block device            bears the clone's cookie, has its size, and can be served by this program
 //	the metadata                their path leads to what the daemon has open; version, clone, boot; they can be written
 //	the live map                version, clone, boot, session
@@ -80,7 +80,7 @@ func (p *preflight) run(doing func(string)) error {
 		do func() error
 	}{
 		{"the daemon that serves " + p.def.Name, p.daemon},
-		{"the folder " + string(p.dir), p.folder},
+		{"the directory " + string(p.dir), p.directory},
 		{"the block device " + p.def.Device, p.device},
 		{"the metadata " + p.def.Metadata, p.metadata},
 		{"the live map", p.liveMap},
@@ -124,8 +124,8 @@ func (p *preflight) isHeld(d *blockdev.Device) error {
 	return errors.New("the path leads to something other than what the clone uses")
 }
 
-// folder tries whether a name can be made: the control socket needs one.
-func (p *preflight) folder() error {
+// directory tries whether a name can be made: the control socket needs one.
+func (p *preflight) directory() error {
 	path := p.dir.TrialPath(p.def.Name)
 	err := file.Replace(path, nil, 0o600)
 	if err == nil {
@@ -203,7 +203,7 @@ func (p *preflight) lookAtMetadata() error {
 
 // liveMap looks whether it is that of the session.
 func (p *preflight) liveMap() error {
-	m, err := livemap.Open(livemap.Folder, p.sb.UUID)
+	m, err := livemap.Open(livemap.Dir, p.sb.UUID)
 	if err != nil {
 		return explain.LiveMap("use", err)
 	}

@@ -19,18 +19,18 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// recordDirEnv names another folder than the default, for tests.
+// recordDirEnv names another directory than the default, for tests.
 const recordDirEnv = "UBLK_CLONE_STATE_DIR"
 
 const defaultRecordDir = "/var/lib/ublk-clone"
 
-// Dir is the folder that holds a record for each destination that is partly hydrated: a file named
-// after the destination's identity. A destination has no room for a stamp of ours, and its metadata
-// can vanish: without the record, the same add would then take it for an empty one and show the
-// source's old bytes where the user has written.
+// Dir is the directory that holds a record for each destination that is partly hydrated: a file
+// named after the destination's identity. A destination has no room for a stamp of ours, and its
+// metadata can vanish: without the record, the same add would then take it for an empty one and
+// show the source's old bytes where the user has written.
 //
 //	there      since a daemon first used the destination with this metadata
-//	rewritten  at every start and stop; never while the device is served, on which this folder may lie
+//	rewritten  at every start and stop; never while the device is served, on which this directory may lie
 //	removed    when everything is durably hydrated: then the destination stands alone. Nothing else removes
 //	           it, not even del, after which the same add is to go on; add --force replaces it
 type Dir string
@@ -79,7 +79,7 @@ func (d Dir) Load(id blockdev.Identity) (*Record, error) {
 func (d Dir) store(id blockdev.Identity, r *Record) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err == nil {
-		err = file.MakeFolder(string(d), 0o700)
+		err = file.MakeDir(string(d), 0o700)
 	}
 	if err == nil {
 		err = file.Replace(d.path(id), append(b, '\n'), 0o600)

@@ -17,8 +17,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// ServeRequests answers on the control socket of clone "c", in a folder of its own, until the test
-// ends.
+// ServeRequests answers on the control socket of clone "c", in a directory of its own, until the
+// test ends.
 func ServeRequests(t *testing.T, answer func(context.Context, control.Request) control.Answer) control.Dir {
 	t.Helper()
 	return ServeWithin(t, control.LineLimit, answer)
