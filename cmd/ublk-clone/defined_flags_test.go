@@ -28,7 +28,8 @@ func TestDefinedKeys(t *testing.T) {
 	}
 }
 
-// TestSettingsHaveFlags: each key of `set` is a flag of add, and in the document's table of settings.
+// TestSettingsHaveFlags: each key of `set` is a flag of add, and in the document's table of
+// settings.
 func TestSettingsHaveFlags(t *testing.T) {
 	document, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
