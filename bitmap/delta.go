@@ -112,15 +112,15 @@ func (d *Delta) Add(p Plane, region uint64) {
 func (d *Delta) record(p Plane, page, w, set uint64) {
 	slot := d.index[page]
 	if slot == 0 {
-		slot = d.use(page)
+		slot = d.takeSlot(page)
 	}
 	word := d.pool[slot-1].word(p, w)
 	d.count[p] += uint64(bits.OnesCount64(set &^ *word))
 	*word |= set
 }
 
-// use takes the next free slot for a page.
-func (d *Delta) use(page uint64) int32 {
+// takeSlot takes the next free slot for a page.
+func (d *Delta) takeSlot(page uint64) int32 {
 	if len(d.pages) == len(d.pool) {
 		panic(fmt.Sprintf("bitmap: delta: no slot for page %d, all %d in use", page, len(d.pool)))
 	}

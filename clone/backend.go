@@ -17,7 +17,7 @@ func (d Data) Size() int64 {
 }
 
 // Backend is what a lane queues its I/O to. All methods are called on the lane's thread and none
-// blocks. Each queued I/O ends with exactly one Lane.Complete(token, err), on the same thread,
+// blocks. Each queued I/O ends with exactly one Lane.EndIO(token, err), on the same thread,
 // never from within the call; nil means done whole: short I/O is the backend's to finish. An I/O is
 // never cancelled or timed out and then tried again (I11).
 //

@@ -382,7 +382,7 @@ func TestPoolLeavesRoomForUsers(t *testing.T) {
 		lane.Hydrate(h)
 		if q.busy {
 			q.busy = false
-			lane.Complete(q.token, nil)
+			lane.EndIO(q.token, nil)
 		}
 	}
 	answers := 0

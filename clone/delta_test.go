@@ -25,7 +25,7 @@ func TestDeltaGrows(t *testing.T) {
 	finish := func() {
 		for q.busy {
 			q.busy = false
-			q.lane.Complete(q.token, nil)
+			q.lane.EndIO(q.token, nil)
 		}
 	}
 	write := func(n int64) (done bool) {

@@ -32,7 +32,7 @@
 //
 // # Threads and locks
 //
-// A Lane belongs to one thread: Submit, Complete, Drain and Hydrate run there and never block. The
+// A Lane belongs to one thread: Submit, EndIO, Drain and Hydrate run there and never block. The
 // parts of a Lane are listed at its type. Lanes share the Core:
 //
 //	view       the region map, by bytes of the device: read with atomic loads by anybody

@@ -176,7 +176,7 @@ func TestPoolAfterManyMarks(t *testing.T) {
 		r.onFlush = func() {
 			r.onFlush = nil
 			for _, q := range inFlight { // they end after the freeze
-				r.lane.Complete(q.token, nil)
+				r.lane.EndIO(q.token, nil)
 			}
 		}
 		for range 2 {

@@ -187,7 +187,7 @@ func (r *rig) end(err error) {
 	if err == nil {
 		r.effect(q)
 	}
-	r.lane.Complete(q.token, err)
+	r.lane.EndIO(q.token, err)
 	r.lane.Drain()
 }
 

@@ -84,7 +84,7 @@ func (h hotPath) start(tb testing.TB) func() {
 				tb.Fatal("request waits with nothing queued")
 			}
 			q.busy = false
-			q.lane.Complete(q.token, nil)
+			q.lane.EndIO(q.token, nil)
 			q.lane.Drain()
 		}
 	}

@@ -2,7 +2,7 @@ package clone
 
 import "time"
 
-// step says what an operation waits for, and so where Complete goes on.
+// step says what an operation waits for, and so where EndIO goes on.
 type step uint8
 
 const (
@@ -134,8 +134,8 @@ func (o *op) leavesUnflushed() bool {
 	return true
 }
 
-// Complete takes the end of a backend I/O: err nil means done whole.
-func (l *Lane) Complete(token uint32, err error) {
+// EndIO takes the end of a backend I/O: err nil means done whole.
+func (l *Lane) EndIO(token uint32, err error) {
 	o := &l.pool.ops[token]
 	o.checkBusy()
 	l.source.ended(o, err)

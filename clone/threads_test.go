@@ -185,7 +185,7 @@ func (l *threadLane) round() {
 		q.do()
 	}
 	for _, q := range ios {
-		l.Complete(q.token, nil)
+		l.EndIO(q.token, nil)
 	}
 	l.Drain()
 }

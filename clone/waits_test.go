@@ -32,7 +32,7 @@ func TestWaits(t *testing.T) {
 	}
 	end := func(after time.Duration, err error) {
 		now = now.Add(after)
-		q.lane.Complete(q.token, err)
+		q.lane.EndIO(q.token, err)
 	}
 	want := func(what string, reads, timed int64, took time.Duration) {
 		t.Helper()

@@ -124,7 +124,7 @@ func (r *rig) finish(answer func(asked) error) {
 	for len(r.asked) > 0 {
 		a := r.asked[0]
 		r.asked = r.asked[1:]
-		r.lane.Complete(a.token, answer(a))
+		r.lane.EndIO(a.token, answer(a))
 		r.h.Pump()
 	}
 }
@@ -375,7 +375,7 @@ func TestYield(t *testing.T) {
 	if len(r.asked) != 1 || r.h.Status().State != Yielding || r.wait == 0 {
 		t.Fatalf("asked %v in state %v", r.asked, r.h.Status().State)
 	}
-	r.lane.Complete(user.token, nil)
+	r.lane.EndIO(user.token, nil)
 	r.h.Pump()
 	if len(r.asked) != 1 || r.h.Status().State != Yielding {
 		t.Errorf("the user may read on, asked %v", r.asked)
@@ -393,7 +393,7 @@ func TestYieldBegins(t *testing.T) {
 	r := newRig(t, 1000, on, nil)
 	req := clone.Request{Op: clone.OpRead, Off: 999 * regionSize, Len: regionSize, End: func(*clone.Request, error) {}}
 	r.lane.Submit(&req)
-	r.lane.Complete(r.asked[0].token, nil)
+	r.lane.EndIO(r.asked[0].token, nil)
 	r.asked = nil
 	r.h.Pump()
 	if len(r.asked) != 1 || r.asked[0].next-r.asked[0].first != on.Batch {

@@ -23,7 +23,7 @@ func (r *rig) copyFor(span, latency time.Duration) int64 {
 		}
 		r.asked = nil
 		for len(flying) > 0 && !r.now.Before(flying[0].end) {
-			r.lane.Complete(flying[0].token, nil)
+			r.lane.EndIO(flying[0].token, nil)
 			flying = flying[1:]
 		}
 	}

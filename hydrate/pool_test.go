@@ -26,7 +26,7 @@ func TestFullPoolDoesNotSpin(t *testing.T) {
 		var ended error
 		r.lane.Hydrate(&clone.Hydration{First: first, End: first + 8, Kind: clone.ZeroHole, Done: func(_ *clone.Hydration, err error) { ended = err }})
 		for _, a := range r.asked {
-			r.lane.Complete(a.token, nil)
+			r.lane.EndIO(a.token, nil)
 		}
 		r.asked = nil
 		if ended != nil {

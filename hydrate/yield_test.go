@@ -173,7 +173,7 @@ func (l *lab) run(d time.Duration) (mean time.Duration, rate float64) {
 		if e.begin != nil {
 			e.begin()
 		} else {
-			l.lane.Complete(e.token, nil)
+			l.lane.EndIO(e.token, nil)
 		}
 	}
 	rate = float64((l.core.Regions().NrHydrated()-before)*regionSize) / d.Seconds()

@@ -18,12 +18,12 @@ type copies struct {
 	sequence  uint64     // last superblock sequence tried
 	safe      int        // a copy that is known to be good and flushed, once it is secured
 	unsecured []byte     // that copy as it was found, until it was written again; nil: it is secured
-	marked    bool       // a copy on disk has, or may have after a failed Update, the clean mark
+	flagged   bool       // a copy on disk has, or may have after a failed Update, the clean flag
 }
 
 // adopt takes over a valid superblock.
 func (c *copies) adopt(sb Superblock, raw []byte) {
-	c.raw, c.marked, c.sequence = raw, sb.Clean, sb.Sequence
+	c.raw, c.flagged, c.sequence = raw, sb.Clean, sb.Sequence
 	c.set(sb)
 }
 
@@ -49,7 +49,7 @@ func (c *copies) write(m *medium, sb Superblock, flush func() error) error {
 		return err
 	}
 	c.sequence = sb.Sequence // used up, whether or not it gets there
-	c.marked = c.marked || sb.Clean
+	c.flagged = c.flagged || sb.Clean
 	for range 2 {
 		i := 1 - c.safe
 		copy(m.block, c.raw)
@@ -63,7 +63,7 @@ func (c *copies) write(m *medium, sb Superblock, flush func() error) error {
 		c.safe = i
 	}
 	copy(c.raw, m.block)
-	c.marked = sb.Clean
+	c.flagged = sb.Clean
 	c.set(sb)
 	return nil
 }

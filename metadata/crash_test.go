@@ -371,7 +371,7 @@ func TestFailedFlushWritesTheSameSlotAgain(t *testing.T) {
 		t.Fatal("the next write goes over the durable slot")
 	}
 	if err := s.Update(func(sb *Superblock) error { sb.Clean = true; return nil }); !errors.Is(err, ErrUnflushed) {
-		t.Fatalf("clean mark with an undecided page: %v", err)
+		t.Fatalf("clean flag with an undecided page: %v", err)
 	}
 	if err := s.Load(nil); !errors.Is(err, ErrUnflushed) {
 		t.Fatalf("load with an undecided page: %v", err)
@@ -456,7 +456,7 @@ func TestFailedUpdateBetweenCommits(t *testing.T) {
 	expectLevels(t, d.CrashClone(fakedisk.KeepNone), 2, 0, 0)
 }
 
-// TestFailedCleanUpdate: the mark may be on disk, so nothing is written until an Update
+// TestFailedCleanUpdate: the clean flag may be on disk, so nothing is written until an Update
 // has taken it off; otherwise the map sum would be wrong under it.
 func TestFailedCleanUpdate(t *testing.T) {
 	for n := 1; n <= 4; n++ {
@@ -472,7 +472,7 @@ func TestFailedCleanUpdate(t *testing.T) {
 			t.Error("a failed update has changed the superblock in memory")
 		}
 		if err := s.WritePage(0, image(2)); !errors.Is(err, ErrClean) {
-			t.Fatalf("write under a clean mark: %v", err)
+			t.Fatalf("write under a clean flag: %v", err)
 		}
 		mustUpdate(t, s, func(sb *Superblock) { sb.Counters.Starts++ })
 		mustCommit(t, s, 2, 0)

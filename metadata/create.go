@@ -9,8 +9,8 @@ type CreateOptions struct {
 }
 
 // Create makes empty, clean metadata on dev and returns them open and loaded. Of sb the
-// fields that are not marked "store" count; mode, clean mark and counters start as they
-// are there, the clean mark is set. Errors: ErrNotEmpty without Force, ErrTooSmall,
+// fields that are not marked "store" count; mode, clean flag and counters start as they
+// are there, the clean flag is set. Errors: ErrNotEmpty without Force, ErrTooSmall,
 // ErrInvalid, or the device's.
 //
 //  1. Without Force: both superblock blocks and the first page's slots must be zero.

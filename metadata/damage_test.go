@@ -140,7 +140,7 @@ type slotCase struct {
 	warns bool
 }
 
-// TestSlotCases: a bad or missing slot with and without the clean mark.
+// TestSlotCases: a bad or missing slot with and without the clean flag.
 func TestSlotCases(t *testing.T) {
 	foreign := reseal(flip(slotUUID))
 	for _, c := range []slotCase{
@@ -246,7 +246,7 @@ func TestManyBadSlots(t *testing.T) {
 	}
 }
 
-// TestCompleteButNotFull is a warning of Check: the core trusts the map and not the mark.
+// TestCompleteButNotFull is a warning of Check: the core trusts the map and not the flag.
 func TestCompleteButNotFull(t *testing.T) {
 	d, s := create(t)
 	mustUpdate(t, s, func(sb *Superblock) { sb.Complete = true })

@@ -74,17 +74,17 @@
 // and flushes it (secure). If that copy was durable its bytes do not change, so no crash can
 // tear it. If it was not, the other one is durable, and is not touched until this one is.
 //
-// # The clean mark and the map sum
+// # The clean flag and the map sum
 //
-// Without the clean mark a bad slot may be one that a crash tore, and losing it is right.
+// Without the clean flag a bad slot may be one that a crash tore, and losing it is right.
 // After a clean stop it is not: it was current, perhaps, and the other slot lacks bits
 // whose regions would be read from the source again. The map sum tells: a sum over the
-// pages of mix(page, sequence of the current slot), written with the clean mark. At open
-// with the mark it must be that of the winners, else the metadata is damaged and refused;
+// pages of mix(page, sequence of the current slot), written with the clean flag. At open
+// with the flag it must be that of the winners, else the metadata is damaged and refused;
 // this also finds a slot that went back in time. Torn slots are zeroed at the open after
-// the crash (Load), and a page that is undecided lets nobody set the mark.
+// the crash (Load), and a page that is undecided lets nobody set the flag.
 //
-// The mark is cleared, and that flushed, before the first WritePage; a Store insists.
+// The flag is cleared, and that flushed, before the first WritePage; a Store insists.
 //
 // # A Store
 //

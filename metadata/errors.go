@@ -41,18 +41,18 @@ var (
 	// know and which permits reading only.
 	ErrReadOnly = errors.New("metadata may only be read by this version of the program")
 
-	// ErrClean: WritePage while the clean mark is on disk, or may be because an Update that
+	// ErrClean: WritePage while the clean flag is on disk, or may be because an Update that
 	// set it has failed. It is cleared, by Update, before the first write.
-	ErrClean = errors.New("clean mark is set")
+	ErrClean = errors.New("clean flag is set")
 
-	// ErrUnflushed: Update with the clean mark, or Load, while a page has a slot that was
+	// ErrUnflushed: Update with the clean flag, or Load, while a page has a slot that was
 	// written and is not known to be flushed: nobody could say which one is current.
 	ErrUnflushed = errors.New("region map has unflushed slots")
 
 	// ErrDetached: the store has no device (Detached).
 	ErrDetached = errors.New("metadata cannot be reached")
 
-	// ErrNotLoaded: WritePage, or Update that sets the clean mark, before Load.
+	// ErrNotLoaded: WritePage, or Update that sets the clean flag, before Load.
 	ErrNotLoaded = errors.New("region map is not loaded")
 
 	// ErrInvalid: a superblock given to Create or made by Update that could not be opened

@@ -58,13 +58,13 @@ func someCrashes(d *fakedisk.Disk, rng *rand.Rand, visit func(after *fakedisk.Di
 type history struct {
 	levels [testPages]uint64
 	tried  [testPages][]uint64
-	mark   uint64
+	id     uint64
 	wanted []uint64
 }
 
-// setMark changes the first and a later sector of the superblock, so that part of the write is a
+// setID changes the first and a later sector of the superblock, so that part of the write is a
 // torn one.
-func setMark(n uint64) func(*Superblock) error {
+func setID(n uint64) func(*Superblock) error {
 	return func(sb *Superblock) error {
 		le.PutUint64(sb.MachineID[:], n)
 		sb.Counters.BytesCopied = n
@@ -85,11 +85,11 @@ func (h *history) commit(s *Store, level uint64, pages ...uint64) error {
 	return err
 }
 
-func (h *history) update(s *Store, mark uint64) error {
-	h.wanted = append(h.wanted, mark)
-	err := s.Update(setMark(mark))
+func (h *history) update(s *Store, id uint64) error {
+	h.wanted = append(h.wanted, id)
+	err := s.Update(setID(id))
 	if err == nil {
-		h.mark, h.wanted = mark, nil
+		h.id, h.wanted = id, nil
 	}
 	return err
 }
@@ -108,8 +108,8 @@ func (h *history) check(t *testing.T, after *fakedisk.Disk, what ...any) {
 		}
 	}
 	sb := s.Superblock()
-	if mark := le.Uint64(sb.MachineID[:]); !among(mark, h.mark, h.wanted) || mark != sb.Counters.BytesCopied {
-		t.Errorf("%v: mark %d and %d, updated to %d, tried since %v", what, mark, sb.Counters.BytesCopied, h.mark, h.wanted)
+	if id := le.Uint64(sb.MachineID[:]); !among(id, h.id, h.wanted) || id != sb.Counters.BytesCopied {
+		t.Errorf("%v: id %d and %d, updated to %d, tried since %v", what, id, sb.Counters.BytesCopied, h.id, h.wanted)
 	}
 }
 
@@ -127,7 +127,7 @@ func among(v, ended uint64, tried []uint64) bool {
 // than its last update.
 func TestFailThenCut(t *testing.T) {
 	base, first := create(t)
-	if err := first.Update(setMark(0)); err != nil {
+	if err := first.Update(setID(0)); err != nil {
 		t.Fatal(err)
 	}
 	var h history

@@ -20,7 +20,7 @@ func copyOffset(i int) int64 { return int64(i) * copyOffset1 }
 // version is the format version that this program writes and the newest that it reads.
 const version = 1
 
-// featureKnown is the compatible feature of a superblock that has DestMark or DestSample.
+// featureKnown is the compatible feature of a superblock that has DestInstance or DestSample.
 const featureKnown uint64 = 1 << 0
 
 // compatSource says that the superblock holds more about the source than version 1 began with: when
@@ -158,7 +158,7 @@ func (sb *Superblock) encode(b []byte, own int64) {
 	sb.Dest.encode(b[offDest:])
 	sb.Settings.encode(b[offSettings:])
 	sb.Counters.encode(b[offCounters:])
-	sb.DestMark.encode(b[offDestMark:])
+	sb.DestInstance.encode(b[offDestInstance:])
 	sb.DestSample.encode(b[offDestSample:])
 	if sb.FeatureCompat&compatSource != 0 {
 		sb.encodeSource(b)
@@ -260,12 +260,12 @@ func (sb *Superblock) decodeFields(b []byte) {
 			NrRegions:        le.Uint64(b[offNrRegions:]),
 			MapOffset:        int64(le.Uint64(b[offMapOffset:])),
 		},
-		Source:     decodeIdentity(b[offSource:]),
-		Dest:       decodeIdentity(b[offDest:]),
-		Settings:   decodeSettings(b[offSettings:]),
-		Counters:   decodeCounters(b[offCounters:]),
-		DestMark:   decodeDestMark(b[offDestMark:]),
-		DestSample: decodeDestSample(b[offDestSample:]),
+		Source:       decodeIdentity(b[offSource:]),
+		Dest:         decodeIdentity(b[offDest:]),
+		Settings:     decodeSettings(b[offSettings:]),
+		Counters:     decodeCounters(b[offCounters:]),
+		DestInstance: decodeDestInstance(b[offDestInstance:]),
+		DestSample:   decodeDestSample(b[offDestSample:]),
 	}
 	if sb.FeatureCompat&compatSource != 0 {
 		sb.decodeSource(b)

@@ -128,11 +128,11 @@ var tables = map[string]map[string]int{
 		"commit_sequence": offCommit, "map_sum": offMapSum, "machine_id": offMachine, "boot_id": offBoot,
 		"region_size": offRegionSize, "device_size": offDeviceSize, "logical_block_size": offLogicalBlock,
 		"nr_regions": offNrRegions, "map_offset": offMapOffset, "source": offSource, "dest": offDest,
-		"settings": offSettings, "counters": offCounters, "dest_mark": offDestMark, "dest_sample": offDestSample,
+		"settings": offSettings, "counters": offCounters, "dest_mark": offDestInstance, "dest_sample": offDestSample,
 		"source_change": offSourceChange, "source_pieces": offPieces,
 	},
-	"Mark":   {"session": markSession, "number": markNumber, "disk": markDisk, "birth": markBirth, "tree": markTree},
-	"Sample": {"session": sampleSession, "exact_at": sampleExactAt, "blocks": sampleTable},
+	"Instance": {"session": instanceSession, "number": instanceNumber, "disk": instanceDisk, "birth": instanceBirth, "tree": instanceTree},
+	"Sample":   {"session": sampleSession, "exact_at": sampleExactAt, "blocks": sampleTable},
 	"Identity": {
 		"kind": idKind, "id_length": idIDLen, "path_length": idPathLen, "size": idSize, "mod_time": idModTime,
 		"sample": idSample, "id": idID, "path": idPath,
@@ -234,7 +234,7 @@ func TestReservedBytes(t *testing.T) {
 	sb.encode(clean, 0)
 	b := make([]byte, BlockSize)
 	for _, i := range []int{offMode + 4, 120, 180, 200, 255, offSource + 56, offSource + idID + MaxIDBytes,
-		offDest + idBytes - 1, offSettings + 44, offCounters + 48, 2816, offDestMark + 48, BlockSize - 1, offFlags + 7, offSettings + 1} {
+		offDest + idBytes - 1, offSettings + 44, offCounters + 48, 2816, offDestInstance + 48, BlockSize - 1, offFlags + 7, offSettings + 1} {
 		copy(b, clean)
 		reseal(flip(i))(b)
 		if err := new(Superblock).decode(b, 0); err == nil {

@@ -36,7 +36,7 @@ func sample() *Superblock {
 
 func newDisk() *fakedisk.Disk { return fakedisk.New(Size(testPages*bitmap.RegionsPerPage), 1) }
 
-// create makes metadata on a new disk and clears the clean mark, as a start does.
+// create makes metadata on a new disk and clears the clean flag, as a start does.
 func create(t *testing.T) (*fakedisk.Disk, *Store) {
 	t.Helper()
 	d := newDisk()

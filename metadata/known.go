@@ -7,7 +7,8 @@ import (
 
 // A destination without WWID, serial number or UUID is known by what the superblock says of it:
 //
-//   - DestMark: which device it was in the session that this is the mark of. It holds for one boot.
+//   - DestInstance: which device it was in the session that is noted with it. It holds for one
+//     boot.
 //   - DestSample: checksums over blocks that are durable in it. They hold over boots. At a clean
 //     stop the sample is exact; in a session it is from a while ago, and users may have written
 //     some of its blocks since.
@@ -16,18 +17,18 @@ import (
 // and does not bring them up to date. So each names its session, and an exact sample the sequence
 // of the superblock that it was written with: one that is out of date does not count.
 
-// DestMark says which device or file a session has as its destination. Two marks of one boot
-// that are equal are of the same one.
-type DestMark struct {
-	Session uint64 `json:"session"`  // 0: no mark
+// DestInstance says which device or file a session has as its destination. Two instances of one
+// boot that are equal are of the same one.
+type DestInstance struct {
+	Session uint64 `json:"session"`  // 0: no instance
 	Number  uint64 `json:"number"`   // of a block device; of a file, that of its file system
 	Disk    uint64 `json:"disk"`     // a disk's sequence number in this boot; a file's inode
 	Birth   int64  `json:"birth_ns"` // when a file was made, nanoseconds since 1970; 0: not known
 	Tree    Tree   `json:"tree"`     // of all that it lies on
 }
 
-// Same says that a mark of this boot is of the same device.
-func (m DestMark) Same(other DestMark) bool {
+// Same says that an instance of this boot is of the same device.
+func (m DestInstance) Same(other DestInstance) bool {
 	m.Session, other.Session = 0, 0
 	return m == other
 }
@@ -102,14 +103,14 @@ func (sb *Superblock) Known() (sample *DestSample, exact bool) {
 
 // Offsets in the superblock.
 const (
-	offDestMark   = 3184 // 64 bytes
-	offDestSample = 3248 // 784 bytes
+	offDestInstance = 3184 // 64 bytes
+	offDestSample   = 3248 // 784 bytes
 
-	markSession = 0
-	markNumber  = 8
-	markDisk    = 16
-	markBirth   = 24
-	markTree    = 32
+	instanceSession = 0
+	instanceNumber  = 8
+	instanceDisk    = 16
+	instanceBirth   = 24
+	instanceTree    = 32
 
 	sampleSession = 0
 	sampleExactAt = 8
@@ -117,18 +118,18 @@ const (
 	sampleEntry   = 16 // bytes each
 )
 
-func (m *DestMark) encode(b []byte) {
-	le.PutUint64(b[markSession:], m.Session)
-	le.PutUint64(b[markNumber:], m.Number)
-	le.PutUint64(b[markDisk:], m.Disk)
-	le.PutUint64(b[markBirth:], uint64(m.Birth))
-	copy(b[markTree:], m.Tree[:])
+func (m *DestInstance) encode(b []byte) {
+	le.PutUint64(b[instanceSession:], m.Session)
+	le.PutUint64(b[instanceNumber:], m.Number)
+	le.PutUint64(b[instanceDisk:], m.Disk)
+	le.PutUint64(b[instanceBirth:], uint64(m.Birth))
+	copy(b[instanceTree:], m.Tree[:])
 }
 
-func decodeDestMark(b []byte) DestMark {
-	return DestMark{
-		Session: le.Uint64(b[markSession:]), Number: le.Uint64(b[markNumber:]), Disk: le.Uint64(b[markDisk:]),
-		Birth: int64(le.Uint64(b[markBirth:])), Tree: Tree(b[markTree:]),
+func decodeDestInstance(b []byte) DestInstance {
+	return DestInstance{
+		Session: le.Uint64(b[instanceSession:]), Number: le.Uint64(b[instanceNumber:]), Disk: le.Uint64(b[instanceDisk:]),
+		Birth: int64(le.Uint64(b[instanceBirth:])), Tree: Tree(b[instanceTree:]),
 	}
 }
 

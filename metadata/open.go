@@ -190,7 +190,7 @@ const allCommits = math.MaxUint64
 // fn was given is void.
 //
 //  1. Read every slot; the higher valid sequence of a page wins (judge).
-//  2. With the clean mark the winners must be those that the map sum was made of, else
+//  2. With the clean flag the winners must be those that the map sum was made of, else
 //     a slot was lost or has gone back in time: ErrDamaged. Without it a bad slot is one
 //     that a crash tore, and the other slot has what was committed.
 //  3. Zero the bad slots, then flush. From here on a bad slot is damage again, so that

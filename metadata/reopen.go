@@ -56,7 +56,7 @@ func Detached(block []byte) (*Store, error) {
 // called with each image that a page may have after a power loss; an error from it ends Reopen.
 //
 //  1. Flush: what is read next may be in a cache only, left by whoever copied it there.
-//  2. The superblock must be of the same metadata, in the same session, without clean mark,
+//  2. The superblock must be of the same metadata, in the same session, without clean flag,
 //     and of no commit that nobody can have tried: ErrMismatch says that somebody else has had
 //     them. It may name the commit after newest, which has failed: earlier versions wrote that.
 //  3. Of each page the current slot is the newest one that is not of a later commit than
@@ -90,7 +90,7 @@ func (s *Store) Reopen(dev Device, newest uint64, seen func(page uint64, img *bi
 	}
 	s.medium, s.slotTable = r.medium, r.slotTable
 	s.committed = newest
-	s.raw, s.safe, s.unsecured, s.marked = r.raw, r.safe, copies[r.safe].raw, false
+	s.raw, s.safe, s.unsecured, s.flagged = r.raw, r.safe, copies[r.safe].raw, false
 	s.sequence = max(s.sequence, r.sb.Sequence)
 	s.loaded, s.spoiled = true, nil
 	return nil

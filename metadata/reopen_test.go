@@ -258,7 +258,7 @@ func TestLoadKnown(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.Update(func(sb *Superblock) error { sb.Clean = true; return nil }); !errors.Is(err, ErrUnflushed) {
-		t.Errorf("clean mark with undecided pages: %v", err)
+		t.Errorf("clean flag with undecided pages: %v", err)
 	}
 	for _, page := range []uint64{0, 2} {
 		if err := s.WritePage(page, image(5)); err != nil {

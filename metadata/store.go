@@ -76,7 +76,7 @@ func (s *Store) writable(page uint64, img *bitmap.Page) error {
 		return ErrReadOnly
 	case !s.loaded:
 		return ErrNotLoaded
-	case s.marked:
+	case s.flagged:
 		return ErrClean
 	}
 	return bitmap.Valid(s.sb.NrRegions, page, img)
@@ -132,7 +132,7 @@ func (s *Store) takeSpoiled() error {
 }
 
 // Update changes the superblock: change gets a copy with the current values and the
-// result is written. Fields marked "store" are set here, with the clean mark the map sum
+// result is written. Fields marked "store" are set here, with the clean flag the map sum
 // among them. change must not call the Store. If Update fails, Superblock has the old
 // values and the device may have the old or the new ones.
 //
@@ -178,7 +178,7 @@ func (s *Store) fillIn(sb *Superblock) error {
 	sb.useFeatures()
 	sb.NrRegions, sb.MapOffset = old.NrRegions, old.MapOffset
 	sb.Sequence = s.sequence + 1
-	if sb.DestMark.Session != 0 || sb.DestSample.Session != 0 {
+	if sb.DestInstance.Session != 0 || sb.DestSample.Session != 0 {
 		sb.FeatureCompat |= featureKnown
 	}
 	if sb.DestSample.ExactAt == ThisUpdate {
@@ -194,7 +194,7 @@ func (s *Store) fillIn(sb *Superblock) error {
 	return nil
 }
 
-// setMapSum sets the map sum that belongs to the clean mark.
+// setMapSum sets the map sum that belongs to the clean flag.
 func (s *Store) setMapSum(sb *Superblock) error {
 	switch {
 	case !sb.Clean:

@@ -207,7 +207,7 @@ func TestWritePageRefuses(t *testing.T) {
 }
 
 // TestCleanStaysWithoutLoad: settings may be changed in metadata that was opened for that
-// only; clean mark and map sum stay.
+// only; clean flag and map sum stay.
 func TestCleanStaysWithoutLoad(t *testing.T) {
 	d, s := create(t)
 	mustCommit(t, s, 4, 1)

@@ -10,9 +10,9 @@ import (
 // UUID is a 128-bit identity: of the metadata, of a machine, of a boot.
 type UUID [16]byte
 
-// Mark is the beginning of the UUID as a number, by which the driver's device is known as the
+// Cookie is the beginning of the UUID as a number, by which the driver's device is known as the
 // clone's.
-func (u UUID) Mark() uint64 { return binary.LittleEndian.Uint64(u[:]) }
+func (u UUID) Cookie() uint64 { return binary.LittleEndian.Uint64(u[:]) }
 
 // String returns the identity in the usual form, 8-4-4-4-12 hexadecimal digits.
 func (u UUID) String() string {
@@ -178,8 +178,8 @@ type Superblock struct {
 	Settings Settings `json:"settings"`
 	Counters Counters `json:"counters"`
 
-	DestMark   DestMark   `json:"dest_mark"`
-	DestSample DestSample `json:"dest_sample"`
+	DestInstance DestInstance `json:"dest_mark"` // its name of old: other programs read it
+	DestSample   DestSample   `json:"dest_sample"`
 
 	// SourceChangeNs is when the inode of a source file changed last, which tells of a change also
 	// where the modification time was put back; nanoseconds since 1970; 0 where it was not
@@ -204,7 +204,7 @@ type State struct {
 	Mode            Mode   `json:"mode"`
 	Session         uint64 `json:"session"`         // one period from clean to clean
 	CommitSequence  uint64 `json:"commit_sequence"` // store: of the last commit when this was written
-	MapSum          uint64 `json:"map_sum"`         // store: with the clean mark, over the current slots
+	MapSum          uint64 `json:"map_sum"`         // store: with the clean flag, over the current slots
 }
 
 // Host says where the clone was served.

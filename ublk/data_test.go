@@ -49,7 +49,7 @@ func (s *scripted) Request(tag uint16, d Desc) {
 	}
 }
 
-func (s *scripted) Complete(token uint32, err error) { s.answer(uint16(token), err) }
+func (s *scripted) EndIO(token uint32, err error) { s.answer(uint16(token), err) }
 
 func (s *scripted) Drain() {
 	if s.how == inDrain {
@@ -125,7 +125,7 @@ func TestBounceServesAllThatWait(t *testing.T) {
 				for len(s.held) > 0 && how != inDrain {
 					tag := s.held[0]
 					s.held = s.held[1:]
-					e.Complete(uint32(tag), nil)
+					e.EndIO(uint32(tag), nil)
 					e.Drain() // the round in which the I/O ended
 				}
 				if s.ended != bounceDepth {
@@ -147,11 +147,11 @@ func TestBounceIsFair(t *testing.T) {
 		e.arrive(tag, OpWrite)
 	}
 	e.Drain()
-	e.Complete(0, nil)
+	e.EndIO(0, nil)
 	e.arrive(3, OpWrite) // in the same round, before the queue has looked at who waits
 	for range 3 {
 		e.Drain()
-		e.Complete(uint32(s.got[len(s.got)-1]), nil)
+		e.EndIO(uint32(s.got[len(s.got)-1]), nil)
 	}
 	e.Drain()
 	if want := []uint16{0, 1, 2, 3}; !slices.Equal(s.got, want) {
@@ -168,7 +168,7 @@ func TestBounceWhileLeaving(t *testing.T) {
 	}
 	e.orders.leaving.Store(true)
 	e.Drain()
-	e.Complete(0, nil)
+	e.EndIO(0, nil)
 	e.Drain()
 	if s.ended != bounceDepth || e.rest != answered {
 		t.Errorf("%d of %d requests are answered, rest %v", s.ended, bounceDepth, e.rest)
@@ -187,7 +187,7 @@ func TestBounceMovesBytes(t *testing.T) {
 	e.arrive(0, OpRead)
 	e.arrive(1, OpWrite)
 	copy(q.buffers.bounce, want[:512])
-	e.Complete(0, nil)
+	e.EndIO(0, nil)
 	got := make([]byte, 512)
 	if _, err := unix.Pread(q.dev.charFD, got, ioBufStart); err != nil || !bytes.Equal(got, want[:512]) {
 		t.Errorf("the READ got %x, %v", got[:8], err)

@@ -20,7 +20,7 @@ type Options struct {
 	Queues int    // 1 to 4096; the driver makes no more than there are CPUs
 	Depth  int    // requests of a queue at a time, 1 to 4096
 	Params Params // where requests are copied, Params.MaxIO times Depth is the memory of each queue
-	// Private is kept by the driver for the server (ublksrv_flags): a mark to know the device by.
+	// Private is kept by the driver for the server (ublksrv_flags): a cookie to know the device by.
 	Private uint64
 	// Recoverable makes a device that outlives its server: requests wait until a new one takes over
 	// with Recover, and those that the dead one had are given to the new one again. A driver that

@@ -121,7 +121,7 @@ func (t *memoryTarget) serve(tag uint16, d Desc) {
 	t.q.Commit(tag, err)
 }
 
-func (t *memoryTarget) Complete(token uint32, err error) {}
+func (t *memoryTarget) EndIO(token uint32, err error) {}
 
 func (t *memoryTarget) Drain() {
 	t.m.mu.Lock()

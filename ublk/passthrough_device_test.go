@@ -40,7 +40,7 @@ func (p *passthrough) Request(tag uint16, d Desc) {
 	}
 }
 
-func (p *passthrough) Complete(token uint32, err error) { p.q.Commit(uint16(token), err) }
+func (p *passthrough) EndIO(token uint32, err error) { p.q.Commit(uint16(token), err) }
 
 func (p *passthrough) Drain() {}
 

@@ -17,8 +17,8 @@ import (
 type Target interface {
 	// Request is a new request on tag. Its operation is one of the five Op constants.
 	Request(tag uint16, d Desc)
-	// Complete ends a backend I/O of the queue's loop, as uring.Handler says.
-	Complete(token uint32, err error)
+	// EndIO ends a backend I/O of the queue's loop, as uring.Handler says.
+	EndIO(token uint32, err error)
 	// Drain is called once a round and after a wake-up, as uring.Handler says.
 	Drain()
 }
@@ -162,7 +162,7 @@ func addressOf(b []byte) uint64 {
 // events is the queue as its loop sees it.
 type events Queue
 
-func (e *events) Complete(token uint32, err error) { e.target.Complete(token, err) }
+func (e *events) EndIO(token uint32, err error) { e.target.EndIO(token, err) }
 
 // Drain also serves the requests that wait for the bounce buffer: all that can have it in turn, as
 // nobody asks for another round when one of them is answered at once. After each the target drains

@@ -101,11 +101,11 @@ func (d *kernelDevice) takeOver(ctx context.Context) error {
 	return d.openChar()
 }
 
-// awaitQuiet waits, with drivers before 6.15, until ublkcN is closed and then a little longer. When the
-// last command of a dead server is gone those still have work to do, which begins at once, takes no
-// lock and cancels whatever commands it finds: the next server's, if that was as fast, and the
-// kernel dies of it (ublk_cancel_dev in ublk_quiesce_work_fn, ublk_drv.c, 6.12). Nothing tells when
-// it is done.
+// awaitQuiet waits, with drivers before 6.15, until ublkcN is closed and then a little longer. When
+// the last command of a dead server is gone those still have work to do, which begins at once,
+// takes no lock and cancels whatever commands it finds: the next server's, if that was as fast, and
+// the kernel dies of it (ublk_cancel_dev in ublk_quiesce_work_fn, ublk_drv.c, 6.12). Nothing tells
+// when it is done.
 func (d *kernelDevice) awaitQuiet() error {
 	if d.info.Features.Quiesce {
 		return nil
@@ -155,7 +155,7 @@ func (d *kernelDevice) untilFree(command string, try func(Info) error) error {
 func (i Info) refusal(private uint64) error {
 	switch {
 	case i.Private != private:
-		return fmt.Errorf("%w: its mark is %#x, not %#x", ErrForeign, i.Private, private)
+		return fmt.Errorf("%w: its cookie is %#x, not %#x", ErrForeign, i.Private, private)
 	case !i.Features.UserRecovery:
 		return fmt.Errorf("%w: it was made without user recovery", ErrUnrecoverable)
 	case i.Features.AutoBufReg != i.Features.UserCopy: // served with both or neither

@@ -209,7 +209,7 @@ func TestRecoverRefuses(t *testing.T) {
 	before := stateOf(t, s.id)
 	o.Private++
 	if _, err := Recover(ctl, s.id, o); !errors.Is(err, ErrForeign) {
-		t.Errorf("a device with another mark: %v, want ErrForeign", err)
+		t.Errorf("a device with another cookie: %v, want ErrForeign", err)
 	}
 	if now := stateOf(t, s.id); now != before {
 		t.Errorf("a device that was refused is now %+v, was %+v", now, before)
@@ -304,10 +304,10 @@ func TestListDevices(t *testing.T) {
 		}
 		return all[i]
 	}
-	if i := find(foreign.Info().ID); i.Private == serverMark || !i.Served() || i.ServerPID != os.Getpid() || i.Features.UserRecovery {
+	if i := find(foreign.Info().ID); i.Private == serverCookie || !i.Served() || i.ServerPID != os.Getpid() || i.Features.UserRecovery {
 		t.Errorf("a device of this process: %+v", i)
 	}
-	if i := find(s.id); i.Private != serverMark || i.Served() || i.State != StateQuiesced || !i.Features.UserRecoveryReissue {
+	if i := find(s.id); i.Private != serverCookie || i.Served() || i.State != StateQuiesced || !i.Features.UserRecoveryReissue {
 		t.Errorf("a device without server: %+v", i)
 	}
 }

@@ -65,7 +65,7 @@ func TestProcessLives(t *testing.T) {
 }
 
 func TestRefusal(t *testing.T) {
-	const mark, recovery = 7, flagCmdIoctlEncode | flagUserRecovery | flagUserRecoveryReissue
+	const cookie, recovery = 7, flagCmdIoctlEncode | flagUserRecovery | flagUserRecoveryReissue
 	for _, c := range []struct {
 		what    string
 		private uint64
@@ -73,18 +73,18 @@ func TestRefusal(t *testing.T) {
 		state   State
 		want    error
 	}{
-		{"quiesced", mark, recovery, StateQuiesced, nil},
-		{"live", mark, recovery, StateLive, nil},
-		{"with what drivers set by themselves", mark, recovery | 0x26042, StateQuiesced, nil},
-		{"of somebody else", mark + 1, recovery, StateQuiesced, ErrForeign},
-		{"of somebody else, without recovery", mark + 1, 0x42, StateDead, ErrForeign},
-		{"without recovery", mark, 0x42, StateLive, ErrUnrecoverable},
-		{"stopped", mark, recovery, StateDead, ErrUnrecoverable},
-		{"with user copy", mark, recovery | flagUserCopy, StateQuiesced, ErrUnrecoverable},
-		{"with registered buffers", mark, recovery | flagAutoBufReg, StateQuiesced, ErrUnrecoverable},
+		{"quiesced", cookie, recovery, StateQuiesced, nil},
+		{"live", cookie, recovery, StateLive, nil},
+		{"with what drivers set by themselves", cookie, recovery | 0x26042, StateQuiesced, nil},
+		{"of somebody else", cookie + 1, recovery, StateQuiesced, ErrForeign},
+		{"of somebody else, without recovery", cookie + 1, 0x42, StateDead, ErrForeign},
+		{"without recovery", cookie, 0x42, StateLive, ErrUnrecoverable},
+		{"stopped", cookie, recovery, StateDead, ErrUnrecoverable},
+		{"with user copy", cookie, recovery | flagUserCopy, StateQuiesced, ErrUnrecoverable},
+		{"with registered buffers", cookie, recovery | flagAutoBufReg, StateQuiesced, ErrUnrecoverable},
 	} {
 		info := Info{Private: c.private, Features: decodeFeatures(c.flags), State: c.state}
-		if err := info.refusal(mark); !errors.Is(err, c.want) {
+		if err := info.refusal(cookie); !errors.Is(err, c.want) {
 			t.Errorf("a device %s: %v, want %v", c.what, err, c.want)
 		}
 	}

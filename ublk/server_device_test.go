@@ -44,11 +44,11 @@ type serverConfig struct {
 	NoTarget bool   // its last queue gets no target
 }
 
-const serverMark = 0x5e7fe12
+const serverCookie = 0x5e7fe12
 
 func (c serverConfig) options() Options {
 	o := testOptions(c.Queues)
-	o.Depth, o.Private, o.Recoverable, o.Fatal = c.Depth, serverMark, true, nil
+	o.Depth, o.Private, o.Recoverable, o.Fatal = c.Depth, serverCookie, true, nil
 	if c.DieAt != "" {
 		o.fail = func(step string) error {
 			if step == c.DieAt {
@@ -248,8 +248,8 @@ func (s *server) tell(what string) {
 	must(s.t, err)
 }
 
-// held is how many requests have come to the server since it holds. The kernel's own count has those too
-// that it has not been given yet.
+// held is how many requests have come to the server since it holds. The kernel's own count has
+// those too that it has not been given yet.
 func (s *server) held() (n int) {
 	s.t.Helper()
 	s.tell("held")

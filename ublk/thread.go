@@ -188,8 +188,8 @@ func (t *controlThread) Command(id uint32, res int32) {
 	c.done <- res
 }
 
-// Complete is never called: the thread has no backend I/O.
-func (t *controlThread) Complete(uint32, error) {}
+// EndIO is never called: the thread has no backend I/O.
+func (t *controlThread) EndIO(uint32, error) {}
 
 // nameThread gives the calling thread a name for those who look at the process. Where it fails
 // nothing is lost.

@@ -13,15 +13,15 @@ import (
 // io is one queued backend I/O. It takes effect piece by piece and is then done, which its lane
 // does not know before it is completed.
 type io struct {
-	kind    kind
-	token   uint32
-	off     int64 // bytes
-	length  int64
-	data    clone.Data
-	id      value // of the operation that data belongs to, 0: none
-	durable bool
-	mark    uint64 // flush: what it covers
-	alone   bool   // read of the source: no other joins it
+	kind     kind
+	token    uint32
+	off      int64 // bytes
+	length   int64
+	data     clone.Data
+	id       value // of the operation that data belongs to, 0: none
+	durable  bool
+	position uint64 // flush: what it covers
+	alone    bool   // read of the source: no other joins it
 
 	at   int64 // bytes that have taken effect
 	done bool
@@ -119,7 +119,7 @@ func (l *lane) DiscardDest(token uint32, off, length int64) {
 }
 
 func (l *lane) FlushDest(token uint32) {
-	l.queue(&io{kind: flushDest, token: token, mark: l.sim.disks.dest.Mark()})
+	l.queue(&io{kind: flushDest, token: token, position: l.sim.disks.dest.Position()})
 }
 
 func (l *lane) Fetch(r *clone.Request, at int64, dst []byte) error {
@@ -159,7 +159,7 @@ func (l *lane) execute(q *io) {
 		return
 	}
 	if q.kind == flushDest {
-		q.done, q.err = true, s.disks.flush(s.disks.dest, q.mark, s.fails(flushDest, 0, 0))
+		q.done, q.err = true, s.disks.flush(s.disks.dest, q.position, s.fails(flushDest, 0, 0))
 		s.note("did flush", l, 0, 0, 0, q.err)
 		return
 	}
@@ -185,7 +185,7 @@ func (l *lane) spread(q *io, err *diskError) {
 	s := l.sim
 	switch {
 	case q.kind == writeDest && q.durable && !err.full && s.rng.IntN(2) == 0:
-		_ = s.disks.flush(s.disks.dest, s.disks.dest.Mark(), err) // it fails, as the write does already
+		_ = s.disks.flush(s.disks.dest, s.disks.dest.Position(), err) // it fails, as the write does already
 	case q.kind == readSource && !q.alone && !err.away && s.rng.IntN(2) == 0:
 		for _, other := range l.ios {
 			touch := other.off == q.off+q.length || q.off == other.off+other.length
@@ -252,7 +252,7 @@ func (l *lane) ioDone(i int) {
 		delete(l.failed, q.token)
 	}
 	l.sim.note("end "+short[q.kind], l, q.id, q.off, q.length, q.err)
-	l.Complete(q.token, q.err)
+	l.EndIO(q.token, q.err)
 }
 
 // stateRun gives the state of the region in which an I/O begins and where that state ends, in

@@ -109,9 +109,9 @@ func (c *committer) Flush() error {
 }
 
 func (c *committer) flush(disk *fakedisk.Disk, k kind) error {
-	mark := disk.Mark()
+	position := disk.Position()
 	c.pause()
-	err := c.sim.disks.flush(disk, mark, c.sim.fails(k, 0, 0))
+	err := c.sim.disks.flush(disk, position, c.sim.fails(k, 0, 0))
 	c.sim.note("did "+short[k], nil, 0, 0, 0, err)
 	c.failed = err != nil && !c.slots
 	c.pause()
@@ -192,7 +192,7 @@ func (m metaDevice) flushOpening() error {
 		panic(cutShort{})
 	}
 	if s.faulty {
-		return s.disks.flush(m.Disk, m.Disk.Mark(), s.fails(flushMeta, 0, 0))
+		return s.disks.flush(m.Disk, m.Disk.Position(), s.fails(flushMeta, 0, 0))
 	}
 	return m.Disk.Flush()
 }

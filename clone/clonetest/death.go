@@ -132,9 +132,9 @@ func (e *endings) death() error {
 	return s.oracle.died(s.peek)
 }
 
-// restart stops the daemon in order and starts another: with the clean mark the live map is of no
+// restart stops the daemon in order and starts another: with the clean flag the live map is of no
 // use any more. Where the last commit fails, as in mode ro with marks that are not committed, there
-// is no clean mark, and the end is a death; so it is where a slot that a failed repair has written
+// is no clean flag, and the end is a death; so it is where a slot that a failed repair has written
 // keeps the store from setting the mark.
 func (e *endings) restart() error {
 	s := e.sim
@@ -217,7 +217,7 @@ func (e *endings) fence() {
 func (l *lane) land(q *io, what fate) {
 	s := l.sim
 	if q.kind == flushDest && what != allLost {
-		if err := s.disks.flush(s.disks.dest, q.mark, nil); err != nil {
+		if err := s.disks.flush(s.disks.dest, q.position, nil); err != nil {
 			s.fail(err)
 		}
 	}

@@ -142,11 +142,11 @@ func (d *disks) powerOn() {
 	d.meta.SetFault(fault)
 }
 
-// flush ends a flush that was issued at mark, well or with err.
-func (d *disks) flush(disk *fakedisk.Disk, mark uint64, err *diskError) error {
+// flush ends a flush that was issued at position, well or with err.
+func (d *disks) flush(disk *fakedisk.Disk, position uint64, err *diskError) error {
 	d.failFlush = err
 	defer func() { d.failFlush = nil }()
-	return disk.FlushTo(mark)
+	return disk.FlushTo(position)
 }
 
 // powerCut loses part of what was not flushed: at random, all of it, or nothing. What finds most is

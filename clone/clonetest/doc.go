@@ -7,20 +7,20 @@
 //
 //	submit     a client sends a request to a lane
 //	execute    a piece of a queued backend I/O takes effect on its fake disk; the last one may fail
-//	complete   an I/O that has taken effect is reported to its lane; so effect and report are apart
+//	end        an I/O that has taken effect is reported to its lane; so effect and report are apart
 //	answer     a request that the core has ended is answered; so the daemon can die between the two
 //	round      a lane that was woken, or had completions, drains its inbox; the hydrator's lane pumps
 //	commit     the committer goes on to its next blocking call: it is a coroutine, and each sector run
 //	           that it writes and each issue and end of a flush is an event of its own
 //	repair     in mode ro somebody says that the metadata is repaired, whether it is or not: the committer
-//	           opens them again, commits the whole map and records the mode; death and power loss come in between
+//	           opens it again, commits the whole map and records the mode; death and power loss come in between
 //	clock      time goes on to the hydrator's next timer
 //	power      all of it dies; each sector that was not flushed keeps any version; a new core opens, mostly with
 //	           --force, else in the mode that the superblock has
 //	death      the daemon dies (I6): each queued I/O takes effect not at all, in part or whole, and then
 //	           no more (the fence, I7); disks keep their caches, the live map its memory, mode and lost
 //	           flush; a new core takes them over, and what was not answered is asked again, of any lane
-//	restart    the daemon stops in order: all is answered and committed, the clean mark set; also in mode ro, unless
+//	restart    the daemon stops in order: all is answered and committed, the clean flag set; also in mode ro, unless
 //	           there is something that it cannot commit
 //	open       as the engine does it: the superblock says whether a session begins or goes on, and is written in
 //	           either case; in some seeds a death or a power loss cuts it short, after a death writes and flushes fail
@@ -28,16 +28,16 @@
 // # Faults
 //
 // Reads, writes, zeroings and flushes of all three disks fail with probabilities that are zero in
-// some seeds, and memory for the live map is not to be had; some sectors of the source are bad
+// some seeds, and memory for the live map runs out; some sectors of the source are bad
 // until the end. A failed write has taken effect in part. Reads of the source that touch may fail
 // together, as the kernel makes one of them. After a death the metadata cannot be read, in some
-// seeds: the live map stands in for them (I11). A failed flush, or durable write, has lost what it
+// seeds: the live map stands in for it (I11). A failed flush, or durable write, has lost what it
 // should have made durable, and no later one brings it back. An error names its sector, and a
 // request may fail only with an error at a sector that it needs (I11).
 //
 // Left out: a daemon that dies between the failure of a flush of the destination, or of the
-// superblock, and its hearing of it. The error dies with it; no other daemon can know what was
-// lost.
+// superblock, and the moment when it learns of it. The error dies with the daemon; no other daemon
+// can know what was lost.
 //
 // # What must hold
 //

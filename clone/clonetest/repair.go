@@ -12,7 +12,7 @@ import (
 // openMap opens the metadata and makes the region map of them and of what a dead daemon has left,
 // as the engine does:
 //
-//  1. The superblock says whether a session begins: with the clean mark, or on another boot.
+//  1. The superblock says whether a session begins: with the clean flag, or on another boot.
 //     Otherwise the live map must be that of the session which goes on.
 //  2. Fill the map. The live map knows the last commit of a session that goes on.
 //  3. Write the superblock of the session, whichever it is.

@@ -14,7 +14,7 @@ import (
 const (
 	evSubmit = iota
 	evExecute
-	evComplete
+	evEnd
 	evAnswer
 	evRound
 	evCommit
@@ -104,7 +104,7 @@ func (d *scheduler) possible(ev int) bool {
 		return s.left+len(s.reissue) > 0 && s.inFlight-len(s.reissue) < s.cfg.Lanes*s.cfg.Depth
 	case evExecute:
 		return s.queued(false) > 0
-	case evComplete:
+	case evEnd:
 		return s.queued(true) > 0
 	case evAnswer:
 		return len(s.answers()) > 0
@@ -137,7 +137,7 @@ func (d *scheduler) happen(ev int) {
 		if l, q := d.pick(false); s.rng.Float64() >= s.cfg.Slow[l.ios[q].kind] {
 			l.execute(l.ios[q])
 		}
-	case evComplete:
+	case evEnd:
 		l, q := d.pick(true)
 		l.ioDone(q)
 	case evAnswer:

@@ -217,7 +217,7 @@ func tableDevice(role blockdev.Role, word string) (kept, path string, err error)
 	return path, path, nil
 }
 
-// pathFlag makes a path absolute: the daemon runs in another folder.
+// pathFlag makes a path absolute: the daemon runs in another directory.
 func pathFlag(c *cli.Context, name string) (string, error) {
 	path := c.String(name)
 	if path == "" {

@@ -59,7 +59,7 @@ func newApp(p *program) *cli.App {
 			waitCommand(follow.wait), eventsCommand(follow.events), watchCommand(follow.watch), finishCommand(end.finish),
 			metadataCommand(p.noCommand, meta.create, meta.check, meta.dump), importCommand(importer{p.defined, p.out}.run),
 			doctorCommand(p.doctor), versionCommand(p.version),
-			{Name: completeCommand, Hidden: true, Action: completer{p}.run},
+			{Name: suggestCommand, Hidden: true, Action: suggester{p}.run},
 			{Name: unitPrepareCommand, Hidden: true, Action: unitHooks{p}.prepare},
 			{Name: unitStopCommand, Hidden: true, Action: unitHooks{p}.stop},
 			{Name: holders.ClaimCommand, Hidden: true, Action: func(c *cli.Context) error { return holders.Serve(c.Args().First(), os.Stdin, p.out) }},
@@ -355,7 +355,7 @@ func metadataCommand(none, create, check, dump cli.ActionFunc) *cli.Command {
 func doctorCommand(action cli.ActionFunc) *cli.Command {
 	return &cli.Command{
 		Name: "doctor", Usage: "check what clones need of this machine, and say what is wrong", Action: action,
-		Description: `Looks at driver, kernel, limits, permissions, memory, folders and clones, and says of
+		Description: `Looks at driver, kernel, limits, permissions, memory, directories and clones, and says of
 each thing what it means and what to do. It changes nothing, and without root it
 says what it cannot see. With a problem the exit code is that of the first one;
 warnings alone are 0.`,

@@ -20,12 +20,12 @@ func flagsFirst(app *cli.App, args []string) []string {
 	}
 	takesValue := map[string]bool{}
 	flagsOf(takesValue, app.Flags, app.Commands)
-	flags, words, complete := split(takesValue, args[1:])
+	flags, words, whole := split(takesValue, args[1:])
 
 	n := commandWords(app.Commands, words)
 	out := append([]string{args[0]}, words[:n]...)
 	out = append(out, flags...)
-	if n < len(words) && complete { // else the last flag would take the next word for its value
+	if n < len(words) && whole { // else the last flag would take the next word for its value
 		out = append(append(out, "--"), words[n:]...)
 	}
 	return out
@@ -74,9 +74,9 @@ func flagsOf(takesValue map[string]bool, flags []cli.Flag, commands []*cli.Comma
 	}
 }
 
-// split separates flags, with their values, from the other words. It is complete unless the last
+// split separates flags, with their values, from the other words. They are whole unless the last
 // flag lacks its value.
-func split(takesValue map[string]bool, args []string) (flags, words []string, complete bool) {
+func split(takesValue map[string]bool, args []string) (flags, words []string, whole bool) {
 	for i := 0; i < len(args); i++ {
 		arg := args[i]
 		if arg == "--" {

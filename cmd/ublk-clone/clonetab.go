@@ -76,7 +76,7 @@ func importable(defined etc.Dir, t *etc.TabLine, text []byte, from string) error
 // define writes a definition, whole or not at all, and prints its path.
 func (im importer) define(name string, text []byte) error {
 	path := im.defined.Path(name)
-	err := file.MakeFolder(string(im.defined), 0o755)
+	err := file.MakeDir(string(im.defined), 0o755)
 	if err == nil {
 		err = file.Replace(path, text, 0o644)
 	}

@@ -99,7 +99,7 @@ func (e ender) del(c *cli.Context) error {
 // reporter has the commands that say how clones are.
 type reporter struct {
 	dir  control.Dir
-	left leftover.Folders
+	left leftover.Dirs
 	out  io.Writer
 }
 

@@ -109,7 +109,7 @@ func TestGenerator(t *testing.T) {
 	contains(t, rules, `SYMLINK=="disk/by-id/virtio-dest", ENV{UBLK_CLONE_DEST}="data"`, `KERNEL=="vdb", ENV{UBLK_CLONE_DEST}="my-clone"`,
 		`KERNEL=="vdz", ENV{UBLK_CLONE_DEST}="broken"`)
 	if got := etc.Loosened([]string{etc.Quoted("-/root"), etc.Quoted("-/root/x")}) + etc.Loosened([]string{etc.Quoted("-/")}) + etc.Loosened([]string{etc.Quoted("-/srv")}); got != "ProtectHome=no\nProtectSystem=full\n" {
-		t.Errorf("folders that the sandbox makes read-only itself: %q", got)
+		t.Errorf("directories that the sandbox makes read-only itself: %q", got)
 	}
 
 	for _, name := range []string{"data", "my-clone", "broken"} {

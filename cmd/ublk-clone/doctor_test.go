@@ -11,7 +11,7 @@ import (
 )
 
 // TestDoctorCommand: the real machine is looked at, in text and JSON, and nothing is left in the
-// folder of clones.
+// directory of clones.
 func TestDoctorCommand(t *testing.T) {
 	code, out, errs := command(t, "doctor")
 	if !strings.Contains(out, " kernel ") || !strings.Contains(out, "not looked at") || (code == exit.OK) != (errs == "") {

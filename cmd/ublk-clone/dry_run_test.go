@@ -26,7 +26,7 @@ func TestDryRunBeforeTheProcess(t *testing.T) {
 	var o, e bytes.Buffer
 	p := &program{out: &o, errs: &e, dir: control.Dir(source)}
 	if code := p.run(append([]string{"ublk-clone"}, strings.Fields(line)...)); code != exit.Other || !strings.Contains(e.String(), "not a directory") {
-		t.Errorf("a run folder that is a file: exit code %d, %s", code, &e)
+		t.Errorf("a run directory that is a file: exit code %d, %s", code, &e)
 	}
 	p.dir = control.Dir(filepath.Join(root, "run"))
 	if err := p.dir.Possible(); err != nil {

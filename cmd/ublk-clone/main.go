@@ -14,7 +14,7 @@
 // the daemon itself; what a unit runs is in service.go.
 //
 // A program is the run of the command. Each group of commands is a type with what it needs of that:
-// adder, restarter, ender, reporter, asker, follower, metadataTool, importer, completer, unitHooks.
+// adder, restarter, ender, reporter, asker, follower, metadataTool, importer, suggester, unitHooks.
 //
 // This package makes the one connection between daemon and engine (program.host),
 // so neither imports the other.
@@ -65,7 +65,7 @@ func (p *program) host() *daemon.Host {
 func (p *program) clones() succession.Clones { return succession.Clones{Dir: p.dir, Left: p.left()} }
 
 // left looks after what dead daemons have left.
-func (p *program) left() leftover.Folders { return leftover.Folders{Dir: p.dir, Defined: p.defined} }
+func (p *program) left() leftover.Dirs { return leftover.Dirs{Dir: p.dir, Defined: p.defined} }
 
 // collect removes what is needless. What it cannot remove is a warning: its caller came for more.
 func (p *program) collect() {

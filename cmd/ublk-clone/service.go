@@ -49,8 +49,8 @@ const (
 // unitHooks has the hidden commands of a unit.
 type unitHooks struct{ *program }
 
-// prepare makes what the daemon needs outside of its sandbox: the folders that it writes to, and
-// the tmpfs of the live maps.
+// prepare makes what the daemon needs outside of its sandbox: the directories that it writes to,
+// and the tmpfs of the live maps.
 func (u unitHooks) prepare(c *cli.Context) error {
 	name, err := named(c)
 	if err != nil {
@@ -62,13 +62,13 @@ func (u unitHooks) prepare(c *cli.Context) error {
 	if err := u.dir.Create(); err != nil {
 		return err
 	}
-	if err := file.MakeFolder(string(records.DefaultDir()), 0o700); err != nil {
+	if err := file.MakeDir(string(records.DefaultDir()), 0o700); err != nil {
 		// The record is a second guard, and the daemon warns of its absence.
-		u.warn("make folder %s: %v", records.DefaultDir(), err)
+		u.warn("make directory %s: %v", records.DefaultDir(), err)
 	}
 	// A command of a unit is in a mount namespace of its own, also where the sandbox does not hold.
-	if err := sys.DoInInitMounts(func() error { return livemap.Mount(livemap.Folder) }); err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "prepare the live maps", Object: livemap.Folder, Cause: err}
+	if err := sys.DoInInitMounts(func() error { return livemap.Mount(livemap.Dir) }); err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "prepare the live maps", Object: livemap.Dir, Cause: err}
 	}
 	u.collect()
 	return u.endFinish(name)

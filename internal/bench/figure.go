@@ -1,6 +1,6 @@
 // Package bench reads the figures that the measurements print (TestBench... in
 // internal/devicetest), and judges what the project has set itself as goals. It is not part of
-// ublk-clone: the program in its folder report makes docs/benchmarks.md of it.
+// ublk-clone: the program in its directory report makes docs/benchmarks.md of it.
 //
 // # From a measurement to the document
 //

@@ -28,7 +28,7 @@ func TestAway(t *testing.T) {
 	}{
 		{"missing", open(filepath.Join(t.TempDir(), "nothing")), true},
 		{"no such device", open("/dev/nothing-of-that-name"), true},
-		{"a folder", open(t.TempDir()), false},
+		{"a directory", open(t.TempDir()), false},
 		{"in use", open(held), false},
 		{"no size", &exit.Error{Cause: errNoSize}, true},
 		{"unreadable", fmt.Errorf("read: %w", syscall.EIO), true},

@@ -27,17 +27,17 @@ import (
 // prevents.
 //
 // The times have the granularity of the kernel's tick, so a change in the very tick of the one
-// before it is not seen. So a file whose times are that young is not taken yet: settle waits until
-// they are older.
+// before it is not seen. So a file whose times are that young is not taken yet: noteFile waits
+// until they are older.
 
 // ErrChanged: the source is not what it was when it was opened, or begins to change.
 var ErrChanged = errors.New("it has changed")
 
 // Granularity of a file's times, and how often it is waited for to pass.
 const (
-	fineTimes   = 20 * time.Millisecond // two ticks at 100 Hz
-	coarseTimes = 2 * time.Second       // of file systems that keep seconds, or every other one
-	settleTries = 5
+	fineTimes     = 20 * time.Millisecond // two ticks at 100 Hz
+	coarseTimes   = 2 * time.Second       // of file systems that keep seconds, or every other one
+	agedStatTries = 5
 )
 
 // watched is what is open, and what it was like when it was opened. It says where there is data and
@@ -51,9 +51,9 @@ type watched struct {
 	behind  []behindFile
 }
 
-// settle notes what the open source file is like.
-func (w *watched) settle() error {
-	st, err := settled(w.fd())
+// noteFile notes what the open source file is like.
+func (w *watched) noteFile() error {
+	st, err := agedStat(w.fd())
 	if err != nil {
 		return w.fail("open", err, "Wait until it is complete.")
 	}
@@ -70,15 +70,15 @@ func newPresent(st sys.Stat) *present {
 	return p
 }
 
-// settled describes an open file once a change from now on has other times.
-func settled(fd int) (sys.Stat, error) {
-	return settledBy(func() (sys.Stat, error) { return sys.Fstat(fd) })
+// agedStat describes an open file once a change from now on has other times.
+func agedStat(fd int) (sys.Stat, error) {
+	return agedStatBy(func() (sys.Stat, error) { return sys.Fstat(fd) })
 }
 
-func settledBy(describe func() (sys.Stat, error)) (sys.Stat, error) {
-	for range settleTries {
+func agedStatBy(describe func() (sys.Stat, error)) (sys.Stat, error) {
+	for range agedStatTries {
 		st, err := describe()
-		wait := unsettled(st, time.Now())
+		wait := tooYoung(st, time.Now())
 		if err != nil || wait == 0 {
 			return st, err
 		}
@@ -87,8 +87,8 @@ func settledBy(describe func() (sys.Stat, error)) (sys.Stat, error) {
 	return sys.Stat{}, fmt.Errorf("%w again and again while it was looked at: somebody is writing to it", ErrChanged)
 }
 
-// unsettled is how long it takes until a change of the file has other times than st, or 0.
-func unsettled(st sys.Stat, now time.Time) time.Duration {
+// tooYoung is how long it takes until a change of the file has other times than st, or 0.
+func tooYoung(st sys.Stat, now time.Time) time.Duration {
 	grain := fineTimes
 	if st.Mtime%int64(time.Second) == 0 && st.Ctime%int64(time.Second) == 0 {
 		grain = coarseTimes
@@ -183,7 +183,7 @@ func (d *Device) Again() (*Device, error) {
 			again.id = nil
 		}
 	} else {
-		err = again.settle()
+		err = again.noteFile()
 	}
 	for i := range again.behind {
 		if err == nil && i < len(d.behind) {
@@ -211,7 +211,7 @@ func (w *watched) noteBlock() (err error) {
 	_ = sys.Fdatasync(w.fd()) // what somebody else has left in the page cache would change the times of the file when it is written
 	for i := range w.behind {
 		b := &w.behind[i]
-		st, err := settled(int(b.file.Fd()))
+		st, err := agedStat(int(b.file.Fd()))
 		if err != nil {
 			return w.fail("open", err, "Wait until it is complete.")
 		}

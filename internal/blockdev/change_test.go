@@ -138,8 +138,8 @@ func TestHoleOfChangedSource(t *testing.T) {
 	}
 }
 
-// TestUnsettled: how long a file's times are too young to tell of a change.
-func TestUnsettled(t *testing.T) {
+// TestTooYoung: how long a file's times are too young to tell of a change.
+func TestTooYoung(t *testing.T) {
 	now := time.Unix(1000, 500_000_000)
 	at := func(d time.Duration) int64 { return now.Add(d).UnixNano() }
 	for name, c := range map[string]struct {
@@ -154,7 +154,7 @@ func TestUnsettled(t *testing.T) {
 		"only mtime is whole":    {at(-1500 * time.Millisecond), at(-time.Second), false},
 		"of a clock that is off": {at(time.Hour), at(time.Hour), false},
 	} {
-		if wait := unsettled(sys.Stat{Mtime: c.mtime, Ctime: c.ctime}, now); (wait > 0) != c.waits || wait > coarseTimes+time.Millisecond {
+		if wait := tooYoung(sys.Stat{Mtime: c.mtime, Ctime: c.ctime}, now); (wait > 0) != c.waits || wait > coarseTimes+time.Millisecond {
 			t.Errorf("%s: %v", name, wait)
 		}
 	}
@@ -163,11 +163,11 @@ func TestUnsettled(t *testing.T) {
 // TestFileBeingWritten: a source that somebody writes all the time is refused.
 func TestFileBeingWritten(t *testing.T) {
 	looks := 0
-	_, err := settledBy(func() (sys.Stat, error) {
+	_, err := agedStatBy(func() (sys.Stat, error) {
 		looks++
 		return sys.Stat{Ctime: time.Now().UnixNano()}, nil
 	})
-	if !errors.Is(err, ErrChanged) || looks != settleTries {
+	if !errors.Is(err, ErrChanged) || looks != agedStatTries {
 		t.Errorf("%v after %d looks", err, looks)
 	}
 }

@@ -48,7 +48,7 @@ func Holders(path string) ([]Holder, error) {
 }
 
 func (t tree) holders(st sys.Stat) []Holder {
-	u := t.use(st)
+	u := t.object(st)
 	var all []Holder
 	all = append(all, t.mountHolders(u)...)
 	all = append(all, t.stackHolders(st)...)
@@ -58,29 +58,30 @@ func (t tree) holders(st sys.Stat) []Holder {
 	return append(all, t.processHolders(u)...)
 }
 
-// use is what counts as using a device: the numbers of it and its partitions, or a file's place.
-type use struct {
+// object is what a user may have open: the numbers of a device and its partitions, or a file's
+// inode.
+type object struct {
 	devs       []uint64
 	dev, inode uint64
 }
 
-func (t tree) use(st sys.Stat) use {
-	u := useOf(st)
+func (t tree) object(st sys.Stat) object {
+	u := objectOf(st)
 	if dir := t.dir(st.Rdev); st.IsBlock() && dir != "" {
 		u.devs = append(u.devs, partitions(dir)...)
 	}
 	return u
 }
 
-// useOf leaves partitions out.
-func useOf(st sys.Stat) use {
+// objectOf leaves partitions out.
+func objectOf(st sys.Stat) object {
 	if st.IsBlock() {
-		return use{devs: []uint64{st.Rdev}}
+		return object{devs: []uint64{st.Rdev}}
 	}
-	return use{dev: st.Dev, inode: st.Inode}
+	return object{dev: st.Dev, inode: st.Inode}
 }
 
-func (u use) is(st sys.Stat) bool {
+func (u object) is(st sys.Stat) bool {
 	if st.IsBlock() {
 		return slices.Contains(u.devs, st.Rdev)
 	}
@@ -144,7 +145,7 @@ func (m Mapped) Is(h Holder) bool {
 // loopsOver are the loop devices over the device or file, which no lock keeps away and no process
 // has open.
 func (t tree) loopsOver(st sys.Stat) []Holder {
-	u := t.use(st)
+	u := t.object(st)
 	dirs, _ := filepath.Glob(filepath.Join(t.sys, "block", "loop*"))
 	var all []Holder
 	for _, dir := range dirs {

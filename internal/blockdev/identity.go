@@ -59,7 +59,7 @@ func (t tree) identifyBlock(rdev uint64) string {
 	return ownName(dir)
 }
 
-// ownName is what a disk, given its sysfs folder, says of itself.
+// ownName is what a disk, given its sysfs directory, says of itself.
 func ownName(dir string) string {
 	for _, attr := range []struct{ kind, path string }{
 		{"dm", "dm/uuid"}, {"md", "md/uuid"},

@@ -62,8 +62,8 @@ func (n *node) Birth() int64 {
 	return 0
 }
 
-// Mark looks at what the kernel says, not at the device.
-func (n *node) Mark() Mark { return host.mark(n.stat) }
+// Instance looks at what the kernel says, not at the device.
+func (n *node) Instance() Instance { return host.instance(n.stat) }
 
 // MaxDiscard is the largest discard that the device takes at a time, in bytes;
 // 0 if it takes none. Of a file any part can be given back.

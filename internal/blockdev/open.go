@@ -34,7 +34,7 @@ type Options struct {
 	ReadOnly bool
 	// DryRun refuses what would be refused and changes nothing: block devices are opened for
 	// reading only, so that nobody is told of a change, and a file that would be made is one
-	// without a name in its folder, gone when it is closed.
+	// without a name in its directory, gone when it is closed.
 	DryRun bool
 	// Tolerate is whose use of the device is only told of.
 	Tolerate Tolerance
@@ -164,7 +164,7 @@ func (m *making) Created() bool { return m.created }
 
 // create makes a file that has its name only when it is complete, however its maker dies:
 //
-//  1. open a file without a name in the folder
+//  1. open a file without a name in the directory
 //  2. set it up: lock it, look at the file system, reserve the space of a destination
 //  3. Publish: give it its name. Metadata first get their content
 //
@@ -229,25 +229,25 @@ func (d *Device) Publish() error {
 		return d.fail("make", err, "If somebody else has made it meanwhile, try again.")
 	}
 	d.unnamed, d.begun = false, ""
-	if err := errors.Join(d.file.Sync(), file.FlushFolder(filepath.Dir(d.path))); err != nil {
+	if err := errors.Join(d.file.Sync(), file.FlushDir(filepath.Dir(d.path))); err != nil {
 		return d.fail("make", err, "")
 	}
 	return nil
 }
 
-// noNameless is of a dry run in a folder whose file system has no files without names. It is
+// noNameless is of a dry run in a directory whose file system has no files without names. It is
 // refused if it is of a kind that no file would be made on.
 func noNameless(role Role, path string, o Options) error {
-	folder, err := open(role, filepath.Dir(path), os.O_RDONLY)
+	dir, err := open(role, filepath.Dir(path), os.O_RDONLY)
 	if err != nil {
 		return err
 	}
-	folder.path = path
-	defer folder.Close()
-	if err := (setup{folder, o}).refuseIndirect(); err != nil {
+	dir.path = path
+	defer dir.Close()
+	if err := (setup{dir, o}).refuseIndirect(); err != nil {
 		return err
 	}
-	return folder.fail("try to make", errors.New("its file system cannot tell without making it"), "Make an empty file there yourself, or leave --dry-run out.")
+	return dir.fail("try to make", errors.New("its file system cannot tell without making it"), "Make an empty file there yourself, or leave --dry-run out.")
 }
 
 // open makes the one description.
@@ -282,7 +282,7 @@ func openNext(role Role, err error) string {
 	case errors.Is(err, fs.ErrPermission):
 		return "Run it as root."
 	case errors.Is(err, fs.ErrNotExist) && role == Metadata:
-		return "Check the path and that its folder is there; `ublk-clone add` without --open makes a missing file."
+		return "Check the path and that its directory is there; `ublk-clone add` without --open makes a missing file."
 	}
 	return "Check the path and that the device is attached."
 }

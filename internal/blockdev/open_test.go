@@ -239,7 +239,7 @@ func TestOpenRefuses(t *testing.T) {
 	_, err = Open(Metadata, missing, Options{})
 	wantCode(t, "missing metadata", err, exit.Metadata)
 	_, err = Open(Dest, t.TempDir(), Options{})
-	wantCode(t, "folder as destination", err, exit.Dest, "neither a block device nor a regular file")
+	wantCode(t, "directory as destination", err, exit.Dest, "neither a block device nor a regular file")
 	_, err = Open(Source, "/dev/null", Options{})
 	wantCode(t, "character device as source", err, exit.Source)
 }

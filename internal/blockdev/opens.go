@@ -100,7 +100,7 @@ func (u ublkDevices) uses() ublkUse {
 			}
 		}
 	}
-	all.kernel = u.mounted() + u.swapped() + u.onTop() + len(u.exportHolders(useOfAll(u.numbers)))
+	all.kernel = u.mounted() + u.swapped() + u.onTop() + len(u.exportHolders(objectOfAll(u.numbers)))
 	return all
 }
 
@@ -127,7 +127,7 @@ func (u ublkDevices) descriptors(pid int) (all []ublkOpen) {
 	return all
 }
 
-func useOfAll(numbers map[uint64]string) (u use) {
+func objectOfAll(numbers map[uint64]string) (u object) {
 	for dev := range numbers {
 		u.devs = append(u.devs, dev)
 	}

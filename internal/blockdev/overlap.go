@@ -88,8 +88,8 @@ func (c *climb) block(rdev uint64, s span, levels int) {
 }
 
 // isLayer says that a device is the layer of a clone that is not finished (package dm). Like the
-// clone's block device it lies on nothing: that extents of it may lead to the destination is between
-// the two, and no other device has bytes in common with it.
+// clone's block device it lies on nothing: that extents of it may lead to the destination is
+// between the two, and no other device has bytes in common with it.
 func isLayer(dir string) bool {
 	uuid, ours := strings.CutPrefix(text(dir, "dm", "uuid"), "UBLK-CLONE-")
 	over, _ := filepath.Glob(filepath.Join(dir, "slaves", "ublkb*"))
@@ -156,8 +156,8 @@ func (s span) shift(off int64) span {
 	return s
 }
 
-// backing is the file or device behind a loop device, given its sysfs folder. The driver knows it,
-// whatever its name leads to by now.
+// backing is the file or device behind a loop device, given its sysfs directory. The driver knows
+// it, whatever its name leads to by now.
 func (t tree) backing(dir string) (sys.Stat, error) {
 	path := text(dir, "loop", "backing_file")
 	if path == "" {
@@ -168,7 +168,7 @@ func (t tree) backing(dir string) (sys.Stat, error) {
 		return named, err
 	}
 	known, errKnown := t.loop(nodePath(dir))
-	if errKnown != nil || err == nil && useOf(known).is(named) {
+	if errKnown != nil || err == nil && objectOf(known).is(named) {
 		return named, err
 	}
 	return known, nil

@@ -32,7 +32,7 @@ func Peek(role Role, path string, block int) (*Device, error) {
 	} else if _, d.align, err = d.directAlign(); err == nil {
 		d.logical, d.size = sector, d.stat.Size
 		if role == Source {
-			err = d.settle()
+			err = d.noteFile()
 		}
 	}
 	if err == nil {

@@ -119,7 +119,7 @@ func (p processes) driver(disk uint64) string {
 }
 
 // mountHolders looks through the mounts of every mount namespace once.
-func (p processes) mountHolders(u use) []Holder {
+func (p processes) mountHolders(u object) []Holder {
 	if len(u.devs) == 0 {
 		return nil
 	}
@@ -135,7 +135,7 @@ func (p processes) mountHolders(u use) []Holder {
 
 // mountedFrom finds the mounts of file systems with device numbers of their
 // own (btrfs) by the device that they name.
-func (p processes) mountedFrom(u use, source string) bool {
+func (p processes) mountedFrom(u object, source string) bool {
 	if !strings.HasPrefix(source, "/dev/") {
 		return false
 	}
@@ -143,7 +143,7 @@ func (p processes) mountedFrom(u use, source string) bool {
 	return err == nil && u.is(st)
 }
 
-func (p processes) swapHolders(u use) []Holder {
+func (p processes) swapHolders(u object) []Holder {
 	var all []Holder
 	for path := range p.swaps() {
 		if st, err := p.stat(path); err == nil && u.is(st) {
@@ -154,7 +154,7 @@ func (p processes) swapHolders(u use) []Holder {
 }
 
 // processHolders are the processes, other than this one, that have the device or file open.
-func (p processes) processHolders(u use) []Holder {
+func (p processes) processHolders(u object) []Holder {
 	var all []Holder
 	for _, pid := range p.pids() {
 		if pid != os.Getpid() && p.hasOpen(pid, u) {
@@ -165,7 +165,7 @@ func (p processes) processHolders(u use) []Holder {
 	return all
 }
 
-func (p processes) hasOpen(pid int, u use) bool {
+func (p processes) hasOpen(pid int, u object) bool {
 	dir := filepath.Join(p.proc, strconv.Itoa(pid), "fd")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -180,7 +180,7 @@ func (p processes) hasOpen(pid int, u use) bool {
 }
 
 // writers are the processes that have the device open to write to it.
-func (p processes) writers(u use) (all []Holder) {
+func (p processes) writers(u object) (all []Holder) {
 	for _, h := range p.processHolders(u) {
 		if p.mayWrite(h.PID, u) {
 			all = append(all, h)
@@ -190,7 +190,7 @@ func (p processes) writers(u use) (all []Holder) {
 }
 
 // mayWrite looks at the flags of the descriptors that a process has of a device.
-func (p processes) mayWrite(pid int, u use) bool {
+func (p processes) mayWrite(pid int, u object) bool {
 	dir := filepath.Join(p.proc, strconv.Itoa(pid))
 	found, _ := filepath.Glob(filepath.Join(dir, "fd", "*"))
 	for _, fd := range found {

@@ -19,7 +19,7 @@ func (s setup) sizeFile() error {
 		}
 	}
 	if s.role == Source {
-		return s.settle()
+		return s.noteFile()
 	}
 	st, err := sys.Fstat(s.fd())
 	if err != nil {

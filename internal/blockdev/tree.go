@@ -13,7 +13,7 @@ import (
 )
 
 // tree is the kernel's own account of its devices and processes. Tests put a
-// folder of their own in its place.
+// directory of their own in its place.
 type tree struct {
 	sys string // where sysfs is mounted
 	processes
@@ -47,7 +47,7 @@ func claimed(path string) bool {
 	return errors.Is(err, syscall.EBUSY)
 }
 
-// dir is the sysfs folder of a block device, or "" if it has none.
+// dir is the sysfs directory of a block device, or "" if it has none.
 func (t tree) dir(rdev uint64) string {
 	link := filepath.Join(t.sys, "dev", "block", devName(rdev))
 	dir, err := filepath.EvalSymlinks(link)
@@ -78,12 +78,12 @@ func (t tree) numberedPath(role Role, word string) (path string, isNumber bool, 
 	return nodePath(dir), true, nil
 }
 
-// nodePath is the path of the device that has this folder in sysfs.
+// nodePath is the path of the device that has this directory in sysfs.
 func nodePath(dir string) string {
 	name := filepath.Base(dir)
 	for line := range strings.Lines(text(dir, "uevent")) {
 		if node, found := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); found {
-			name = node // the folder has '!' where the node has '/'
+			name = node // the directory has '!' where the node has '/'
 		}
 	}
 	return filepath.Join("/dev", name)
@@ -161,7 +161,7 @@ func slaves(dir string) []uint64 {
 	return devs
 }
 
-// diskOf is the sysfs folder of the disk that a partition is on, or of the device itself.
+// diskOf is the sysfs directory of the disk that a partition is on, or of the device itself.
 func diskOf(dir string) string {
 	if isPartition(dir) {
 		return filepath.Dir(dir)
@@ -169,7 +169,8 @@ func diskOf(dir string) string {
 	return dir
 }
 
-// isPartition says whether a sysfs folder is that of a partition; its disk is the folder above.
+// isPartition says whether a sysfs directory is that of a partition; its disk is the directory
+// above.
 func isPartition(dir string) bool { return text(dir, "partition") != "" }
 
 // partitions are the device numbers of the partitions of the disk at dir.

@@ -10,7 +10,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// fakeHost is a sysfs and procfs in a folder, with made-up device nodes.
+// fakeHost is a sysfs and procfs in a directory, with made-up device nodes.
 type fakeHost struct {
 	t     *testing.T
 	root  string
@@ -62,18 +62,18 @@ func (f *fakeHost) link(path, to string) {
 
 func decimal(n int64) string { return strconv.FormatInt(n, 10) + "\n" }
 
-// block adds a device with its sysfs folder, relative to /sys/devices, and its
+// block adds a device with its sysfs directory, relative to /sys/devices, and its
 // node /dev/NAME.
-func (f *fakeHost) block(folder string, major, minor uint32) sys.Stat {
+func (f *fakeHost) block(dir string, major, minor uint32) sys.Stat {
 	f.t.Helper()
 	dev := fmt.Sprintf("%d:%d", major, minor)
-	f.write("sys/devices/"+folder+"/dev", dev+"\n")
-	f.link("sys/dev/block/"+dev, filepath.Join(f.root, "sys/devices", folder))
-	if filepath.Dir(folder) == "." {
-		f.link("sys/block/"+folder, filepath.Join(f.root, "sys/devices", folder))
+	f.write("sys/devices/"+dir+"/dev", dev+"\n")
+	f.link("sys/dev/block/"+dev, filepath.Join(f.root, "sys/devices", dir))
+	if filepath.Dir(dir) == "." {
+		f.link("sys/block/"+dir, filepath.Join(f.root, "sys/devices", dir))
 	}
 	st := sys.Stat{Mode: 0o060600, Rdev: sys.Mkdev(major, minor), Dev: sys.Mkdev(0, 5), Inode: uint64(minor)}
-	f.nodes["/dev/"+filepath.Base(folder)] = st
+	f.nodes["/dev/"+filepath.Base(dir)] = st
 	return st
 }
 

@@ -94,7 +94,7 @@ func (s setup) users() []Holder {
 	}
 	all := append(ways.rivals(), ways.exporters()...)
 	if !s.IsBlock() {
-		return append(all, host.swapHolders(host.use(s.stat))...)
+		return append(all, host.swapHolders(host.object(s.stat))...)
 	}
 	if s.role != Source && s.want.Tolerate == TolerateNobody {
 		all = append(all, s.lastingWriters()...)
@@ -105,7 +105,7 @@ func (s setup) users() []Holder {
 // lastingWriters are those that do not go by themselves.
 func (s setup) lastingWriters() (found []Holder) {
 	for range writerLooks {
-		if found = host.writers(host.use(s.stat)); len(found) == 0 {
+		if found = host.writers(host.object(s.stat)); len(found) == 0 {
 			return nil
 		}
 		time.Sleep(writerPause)
@@ -113,7 +113,8 @@ func (s setup) lastingWriters() (found []Holder) {
 	return found
 }
 
-// base is how a device lies on others: the spans, and the nodes below with whether it is known where.
+// base is how a device lies on others: the spans, and the nodes below with whether it is known
+// where.
 type base struct {
 	spans []span
 	below map[string]bool
@@ -123,8 +124,8 @@ type base struct {
 
 func (b base) meets(other []span) bool { return shared(b.spans, other) != "" }
 
-// covers says that an exclusive open of the device has found out whether that with this folder is
-// held: it is a partition of it, or its disk.
+// covers says that an exclusive open of the device has found out whether that with this directory
+// is held: it is a partition of it, or its disk.
 func (b base) covers(dir string) bool {
 	return b.dir != "" && (isPartition(dir) && diskOf(dir) == b.dir || isPartition(b.dir) && diskOf(b.dir) == dir)
 }
@@ -163,7 +164,7 @@ func (s search) rivals() (all []Holder) {
 		if bytes := number(dir, "size") * 512; bytes == 0 || !s.of.meets(s.spans(other, bytes)) {
 			continue
 		}
-		if s.hasOpen(os.Getpid(), use{devs: []uint64{rdev}}) {
+		if s.hasOpen(os.Getpid(), object{devs: []uint64{rdev}}) {
 			continue // ours, as a source that its clone is about to leave for another way to it: Options.Others says what must be apart
 		}
 		exact, isBelow := s.of.below["block "+devName(rdev)]
@@ -199,7 +200,7 @@ func (s search) mapping(rdev uint64, dir string) Holder {
 
 // usersOf are those who use that very device.
 func (s search) usersOf(rdev uint64, dir string) (all []Holder) {
-	u := use{devs: []uint64{rdev}}
+	u := object{devs: []uint64{rdev}}
 	all = append(s.mountHolders(u), s.swapHolders(u)...)
 	held, _ := filepath.Glob(filepath.Join(dir, "holders", "*"))
 	if len(all) > 0 || len(held) > 0 || len(partitions(dir)) > 0 {
@@ -257,7 +258,7 @@ func lioBacking(dir string) string {
 }
 
 // exportHolders are the network targets of the kernel that have that very device open.
-func (t tree) exportHolders(u use) (all []Holder) {
+func (t tree) exportHolders(u object) (all []Holder) {
 	for _, e := range t.exports() {
 		if st, err := t.stat(e.path); err == nil && len(u.devs) > 0 && u.is(st) {
 			all = append(all, e.holder())

@@ -138,7 +138,7 @@ func TestWriters(t *testing.T) {
 	f := usersHost(t)
 	f.link("proc/10/fd/3", "/dev/sda")
 	f.write("proc/10/fdinfo/3", "pos:\t0\nflags:\t0100000\n")
-	u := f.tree.use(f.nodes["/dev/sda"])
+	u := f.tree.object(f.nodes["/dev/sda"])
 	if got := names(f.tree.writers(u)); got != "" {
 		t.Errorf("a reader: found %q", got)
 	}
@@ -148,10 +148,10 @@ func TestWriters(t *testing.T) {
 	}
 }
 
-// TestMark: a device that another has taken the place of has another mark, at any depth.
-func TestMark(t *testing.T) {
+// TestInstance: a device that another has taken the place of has another instance, at any depth.
+func TestInstance(t *testing.T) {
 	f := usersHost(t)
-	marks := map[Mark]string{}
+	instances := map[Instance]string{}
 	for i, change := range []func(){
 		func() {},
 		func() { f.write("sys/devices/sdd/diskseq", "7\n") },
@@ -160,20 +160,20 @@ func TestMark(t *testing.T) {
 		func() { f.write("sys/devices/loop0/diskseq", "8\n") },
 	} {
 		change()
-		m := f.tree.mark(f.nodes["/dev/loop0"])
-		if m != f.tree.mark(f.nodes["/dev/loop0"]) {
-			t.Errorf("change %d: the mark is another one each time", i)
+		m := f.tree.instance(f.nodes["/dev/loop0"])
+		if m != f.tree.instance(f.nodes["/dev/loop0"]) {
+			t.Errorf("change %d: the instance is another one each time", i)
 		}
-		if marks[m] != "" {
-			t.Errorf("change %d: the mark is the one of change %s", i, marks[m])
+		if instances[m] != "" {
+			t.Errorf("change %d: the instance is the one of change %s", i, instances[m])
 		}
-		marks[m] = decimal(int64(i))
+		instances[m] = decimal(int64(i))
 	}
-	image := f.tree.mark(f.nodes["/img"])
+	image := f.tree.instance(f.nodes["/img"])
 	again := f.nodes["/img"]
 	again.Birth = 5
-	if f.tree.mark(again) == image {
-		t.Error("a file with the same inode that was made later has the same mark")
+	if f.tree.instance(again) == image {
+		t.Error("a file with the same inode that was made later has the same instance")
 	}
 }
 

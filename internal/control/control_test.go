@@ -16,7 +16,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// testServer serves on the socket of clone "c" in a folder of its own.
+// testServer serves on the socket of clone "c" in a directory of its own.
 func testServer(t *testing.T, answer func(context.Context, Request) Answer) (Dir, *Server) {
 	t.Helper()
 	return testServerWithin(t, LineLimit, answer)

@@ -31,7 +31,7 @@ func (d Dir) Possible() error {
 		err = &os.PathError{Op: "mkdir", Path: string(d), Err: syscall.ENOTDIR}
 	}
 	if err != nil {
-		return d.Fail("make folder", string(d), err)
+		return d.Fail("make directory", string(d), err)
 	}
 	return nil
 }
@@ -46,12 +46,12 @@ func (d Dir) AwaitEnd(name string, limit time.Duration) bool {
 	return true
 }
 
-// runDirEnv names another folder than the default, for tests.
+// runDirEnv names another directory than the default, for tests.
 const runDirEnv = "UBLK_CLONE_RUN_DIR"
 
 const defaultRunDir = "/run/ublk-clone"
 
-// Dir is the folder that holds, for each clone NAME,
+// Dir is the directory that holds, for each clone NAME,
 //
 //	NAME.lock   locked by its daemon for as long as it lives
 //	NAME.json   its definition
@@ -65,14 +65,14 @@ func DefaultDir() Dir {
 	return Dir(cmp.Or(os.Getenv(runDirEnv), defaultRunDir))
 }
 
-// Create makes the folder, for root only.
+// Create makes the directory, for root only.
 func (d Dir) Create() error {
-	err := file.MakeFolder(string(d), 0o700)
+	err := file.MakeDir(string(d), 0o700)
 	if err == nil {
 		err = os.Chmod(string(d), 0o700)
 	}
 	if err != nil {
-		return d.Fail("make folder", string(d), err)
+		return d.Fail("make directory", string(d), err)
 	}
 	return nil
 }

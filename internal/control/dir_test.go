@@ -17,14 +17,14 @@ import (
 func TestDefinitionsAreKept(t *testing.T) {
 	dir := Dir(t.TempDir() + "/run")
 	if names, err := dir.Names(); err != nil || names != nil {
-		t.Errorf("names without a folder: %q, %v", names, err)
+		t.Errorf("names without a directory: %q, %v", names, err)
 	}
 	if err := dir.Create(); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(string(dir))
 	if err != nil || info.Mode().Perm() != 0o700 {
-		t.Errorf("folder: %v, %v", info, err)
+		t.Errorf("directory: %v, %v", info, err)
 	}
 	want := definition.Definition{Name: "b", Source: "/dev/s", Queues: 2, RegionSize: 8192, Settings: definition.Hydration(false), Table: "0 8 clone"}
 	for _, def := range []*definition.Definition{&want, {Name: "a"}} {

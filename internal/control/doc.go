@@ -1,5 +1,6 @@
-// Package control is how commands and daemons talk: the run folder with its locks and definitions,
-// the control socket and its protocol, the status, the events, and the time limits of both sides.
+// Package control is how commands and daemons talk: the run directory with its locks and
+// definitions, the control socket and its protocol, the status, the events, and the time limits of
+// both sides.
 //
 //	dir.go       /run/ublk-clone: names, locks, definitions, logs
 //	control.go   one request and one answer, each a line of JSON

@@ -53,13 +53,13 @@ type DryRunPart struct {
 	Size int64  `json:"size"`
 }
 
-// trialWidth is what the text is wrapped to, in columns.
-const trialWidth = 80
+// dryRunWidth is what the text is wrapped to, in columns.
+const dryRunWidth = 80
 
 func (t *DryRun) Write(w io.Writer) error {
 	var b strings.Builder
 	line := func(label, format string, args ...any) {
-		b.WriteString(text.Wrapped(fmt.Sprintf("%-8s", label), trialWidth, fmt.Sprintf(format, args...)))
+		b.WriteString(text.Wrapped(fmt.Sprintf("%-8s", label), dryRunWidth, fmt.Sprintf(format, args...)))
 	}
 	if t.Unchanged {
 		line("clone", "%s is up as defined: add would change nothing.", t.Name)

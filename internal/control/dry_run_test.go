@@ -8,8 +8,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/footprint"
 )
 
-// TestTrialText: what is not known is not printed as a figure.
-func TestTrialText(t *testing.T) {
+// TestDryRunText: what is not known is not printed as a figure.
+func TestDryRunText(t *testing.T) {
 	rate, seconds := int64(100<<20), int64(200)
 	full := DryRun{
 		Name: "c", Source: DryRunPart{Path: "/dev/sdb", Size: 20 << 30}, Dest: DryRunPart{Path: "/dev/sdc", Size: 25 << 30}, Metadata: DryRunPart{Path: "/var/lib/c.meta", Size: 0}, New: true,
@@ -43,7 +43,7 @@ func TestTrialText(t *testing.T) {
 			}
 		}
 		for line := range strings.Lines(b.String()) {
-			if len(line) > trialWidth+1 {
+			if len(line) > dryRunWidth+1 {
 				t.Errorf("a line of %d columns: %s", len(line), line)
 			}
 		}

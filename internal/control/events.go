@@ -4,9 +4,6 @@ import (
 	"time"
 )
 
-// EventRequestRefused: a request that has killed the daemon again and again is answered EIO.
-const EventRequestRefused = "request-refused"
-
 // The kinds of events.
 const (
 	EventStarted     = "started"
@@ -19,7 +16,9 @@ const (
 	EventMode        = "mode"
 	EventHydrated    = "hydrated"
 	EventDirect      = "direct" // the layer leads more or less of the device straight to the destination
-	EventFinished    = "finished"
+	// EventRequestRefused: a request that has killed the daemon again and again is answered EIO.
+	EventRequestRefused = "request-refused"
+	EventFinished       = "finished"
 )
 
 // Event is something that has happened to a clone.

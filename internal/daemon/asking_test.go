@@ -172,7 +172,7 @@ func TestStatusBesideChangesThatHang(t *testing.T) {
 	for _, conn := range waiting {
 		conn.Close()
 	}
-	testkit.Settled(t, "changes that wait", 0, func() int { return len(d.life.changing) })
+	testkit.AwaitCount(t, "changes that wait", 0, func() int { return len(d.life.changing) })
 	free.Store(true)
 	if _, err := dir.Ask("c", control.Request{Verb: control.VerbPause}, time.Minute); err != nil {
 		t.Errorf("a change afterwards: %v", err)

@@ -45,11 +45,11 @@ func newFakeEngine() *fakeEngine {
 }
 
 func (e *fakeEngine) Opens() []steps.Step                 { return nil }
-func (e *fakeEngine) Mark() uint64                        { return 0 }
+func (e *fakeEngine) Cookie() uint64                      { return 0 }
 func (e *fakeEngine) Steps() []steps.Step                 { return nil }
-func (e *fakeEngine) Top() []steps.Step                   { return nil }
+func (e *fakeEngine) LayerSteps() []steps.Step            { return nil }
 func (e *fakeEngine) Device() string                      { return e.path }
-func (e *fakeEngine) Note(*definition.Definition)         {}
+func (e *fakeEngine) FillIn(*definition.Definition)       {}
 func (e *fakeEngine) Farewell() []string                  { return nil }
 func (e *fakeEngine) TryStop(context.Context, bool) error { return e.busy }
 func (e *fakeEngine) Status(*control.Status)              { e.asked++ }

@@ -80,8 +80,8 @@ func TestManyClients(t *testing.T) {
 	if _, err := dir.Ask("c", control.Request{Verb: control.VerbStatus}, time.Minute); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
-	testkit.Settled(t, "descriptors", descriptors, func() int { return testkit.OpenFiles(t) })
-	testkit.Settled(t, "goroutines", goroutines, runtime.NumGoroutine)
+	testkit.AwaitCount(t, "descriptors", descriptors, func() int { return testkit.OpenFiles(t) })
+	testkit.AwaitCount(t, "goroutines", goroutines, runtime.NumGoroutine)
 	t.Logf("%d of %d clients answered, %d at a time", answered.Load(), clients, most.Load())
 }
 

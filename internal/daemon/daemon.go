@@ -24,19 +24,19 @@ import (
 
 // Engine is the clone that a daemon runs, as the rest of the daemon sees it.
 type Engine interface {
-	// Opens open the clone's devices and take them back. When they are done mark is known.
+	// Opens open the clone's devices and take them back. When they are done the cookie is known.
 	Opens() []steps.Step
-	// Mark is what the driver is to keep of the clone, to know its block device by.
-	Mark() uint64
+	// Cookie is what the driver is to keep of the clone, to know its block device by.
+	Cookie() uint64
 	// Steps bring the clone up from there to a usable block device, and take it down.
 	Steps() []steps.Step
-	// Top is what lies over the block device: a dead daemon's is found by the definition, which is
-	// complete by then.
-	Top() []steps.Step
+	// LayerSteps bring up what lies over the block device: a dead daemon's is found by the definition,
+	// which is whole by then.
+	LayerSteps() []steps.Step
 	// Device is the path of the block device, once the steps are done.
 	Device() string
-	// Note adds to the definition what the daemon knows by then.
-	Note(*definition.Definition)
+	// FillIn adds to the definition what the daemon knows by then.
+	FillIn(*definition.Definition)
 	// TryStop makes the device go away unless somebody has it open: then it fails
 	// with exit code 5. On a driver that cannot tell it stops the device; holders
 	// have been looked for before.
@@ -61,8 +61,8 @@ type Engine interface {
 	// Finish makes what follows, which takes the clone down, final.
 	Finish(keepMetadata bool)
 	// Drain brings requests and copies to rest, so that the daemon can leave at once. With an error
-	// the clone goes on; GoOn has it do so after a drain that has succeeded. former: the next daemon
-	// may be of the previous release, and is to find what that leaves.
+	// the clone goes on; GoOn has it do so after a drain that has succeeded. former: the next
+	// daemon may be of the previous release, and is to find what that leaves.
 	Drain(limit time.Duration, former bool) error
 	GoOn()
 	// KeepDevice says whether taking down leaves the block device, its users waiting.
@@ -120,7 +120,7 @@ func New(dir control.Dir, st definition.Start, e Engine, log zerolog.Logger) *da
 //	3    write the definition
 //	4    control socket, which tells how far the start is
 //	5..  the engine's: its devices
-//	     write the mark of the block device into the definition, before there is one: whoever finds the daemon dead
+//	     write the cookie of the block device into the definition, before there is one: whoever finds the daemon dead
 //	     knows by it what is left
 //	     the engine's: region map, core, block device
 //	     complete the definition, for whoever finds the daemon dead
@@ -172,20 +172,20 @@ func (d *daemon) list() []steps.Step {
 		Undo: func() error { return d.server.Listener.Close() },
 	})
 	list = append(list, d.engine.Opens()...)
-	list = append(list, steps.Step{Name: "write the mark", Do: func(context.Context) error { return d.writeMark() }})
+	list = append(list, steps.Step{Name: "write the device's cookie", Do: func(context.Context) error { return d.writeCookie() }})
 	list = append(list, d.engine.Steps()...)
 	list = append(list, steps.Step{
 		Name: "complete the definition",
 		Do: func(context.Context) error {
 			whole := *def
-			d.engine.Note(&whole)
+			d.engine.FillIn(&whole)
 			whole.Unit = d.manager.name()
 			err := d.storeAgain(&whole)
 			d.life.show(func() { *def = whole })
 			return err
 		},
 	})
-	list = append(list, d.engine.Top()...)
+	list = append(list, d.engine.LayerSteps()...)
 	return append(list,
 		steps.Step{
 			Name: "serve control requests",
@@ -194,21 +194,21 @@ func (d *daemon) list() []steps.Step {
 		})
 }
 
-// writeMark leaves a definition as it is that has a block device: in a recovery the metadata may
+// writeCookie leaves a definition as it is that has a block device: in a recovery the metadata may
 // turn out not to be those of the clone, and the device must still be found.
-func (d *daemon) writeMark() error {
+func (d *daemon) writeCookie() error {
 	whole := d.start.Definition
-	if d.start.Recover || whole.Mark == d.engine.Mark() {
+	if d.start.Recover || whole.Cookie == d.engine.Cookie() {
 		return nil
 	}
-	whole.Mark = d.engine.Mark()
+	whole.Cookie = d.engine.Cookie()
 	err := d.storeAgain(&whole)
 	d.life.show(func() { d.start.Definition = whole })
 	return err
 }
 
 // storeAgain writes the definition. A recovery finds one that is nearly the same, and is not kept
-// from serving by a full folder.
+// from serving by a full directory.
 func (d *daemon) storeAgain(def *definition.Definition) error {
 	err := d.dir.Store(def)
 	if err != nil && d.start.Recover {
@@ -370,7 +370,7 @@ func (d *daemon) explainPhase(now phase) (state, reason, action string) {
 type readiness struct {
 	Device string             `json:"device,omitempty"`
 	Error  *control.WireError `json:"error,omitempty"`
-	Trial  *control.DryRun    `json:"trial,omitempty"` // of a dry run, in a device's place
+	DryRun *control.DryRun    `json:"dry_run,omitempty"` // of a dry run, in a device's place
 }
 
 // report sends the outcome of the start through the pipe, and closes it.

@@ -38,7 +38,7 @@ func Try(d control.Dir, st definition.Start) (*control.DryRun, error) {
 		return nil, spawnError(name, err)
 	}
 	gone := make(chan struct{})
-	guard.Go("trial", func() { _ = cmd.Wait(); close(gone) })
+	guard.Go("dry run", func() { _ = cmd.Wait(); close(gone) })
 	got, err := awaitTrial(d, r, name)
 	if err != nil {
 		_ = cmd.Process.Kill() // it may be kept by a device; what it has locked is free when that lets go
@@ -48,7 +48,7 @@ func Try(d control.Dir, st definition.Start) (*control.DryRun, error) {
 	case <-gone:
 	case <-time.After(steps.UndoLimit):
 	}
-	return got.Trial, got.Error.Err()
+	return got.DryRun, got.Error.Err()
 }
 
 func awaitTrial(d control.Dir, pipe *os.File, name string) (got readiness, err error) {

@@ -27,9 +27,9 @@ func (e brokenEngine) Opens() []steps.Step {
 // definition nobody would look for it.
 func TestNothingBesideTheDefinition(t *testing.T) {
 	for name, e := range map[string]Engine{"in order": newFakeEngine(), "not started": brokenEngine{newFakeEngine()}} {
-		dir, folder := control.Dir(t.TempDir()), t.TempDir()
+		dir, directory := control.Dir(t.TempDir()), t.TempDir()
 		def := definition.Definition{Name: "c", Dest: "/dev/disk/by-id/second"}
-		dead := definition.Definition{Name: "c", Dest: "/dev/disk/by-id/first", Metadata: filepath.Join(folder, "first")}
+		dead := definition.Definition{Name: "c", Dest: "/dev/disk/by-id/first", Metadata: filepath.Join(directory, "first")}
 		if err := dir.Store(&dead); err != nil {
 			t.Fatal(err)
 		}
@@ -56,7 +56,7 @@ func TestNothingBesideTheDefinition(t *testing.T) {
 		if err := d.done.Stop(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if begun, _ := filepath.Glob(filepath.Join(folder, "*")); len(begun) > 0 {
+		if begun, _ := filepath.Glob(filepath.Join(directory, "*")); len(begun) > 0 {
 			t.Errorf("%s: %v are left", name, begun)
 		}
 		left, _ := filepath.Glob(filepath.Join(string(dir), "*"))

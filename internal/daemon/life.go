@@ -40,9 +40,9 @@ import (
 //
 // What is durable or outlives the daemon at each arrow, when the next state begins:
 //
-//	1  the superblock without a clean mark, flushed, before the first request is answered; the live map and the
+//	1  the superblock without a clean flag, flushed, before the first request is answered; the live map and the
 //	   definition are on tmpfs
-//	2  the last commit, then the clean mark; then the live map goes, and the definition last
+//	2  the last commit, then the clean flag; then the live map goes, and the definition last
 //	3  a leave: nothing is at work, and all marks are committed. A death: all marks are in the live map. The block device,
 //	   the live map and the definition stay in both
 //	4  the list in internal/engine/finish.go says it for each step

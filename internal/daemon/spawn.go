@@ -139,7 +139,7 @@ type Host struct {
 // RunSpawned is the daemon's side of spawn.
 func (h *Host) RunSpawned() error {
 	var st definition.Start
-	err := process.Settle()
+	err := process.Relocate()
 	sys.CloseOnExec(readyFD)
 	pipe := os.NewFile(readyFD, "readiness pipe")
 	if err == nil {
@@ -153,7 +153,7 @@ func (h *Host) RunSpawned() error {
 	}
 	if st.DryRun {
 		t, err := h.Try(st)
-		return readiness{Trial: t, Error: control.ToWire(err)}.report(pipe)
+		return readiness{DryRun: t, Error: control.ToWire(err)}.report(pipe)
 	}
 	if st.Look {
 		return readiness{Error: control.ToWire(h.Look(h.Dir, &st.Definition))}.report(pipe)
@@ -182,7 +182,7 @@ func (h *Host) RunSpawned() error {
 func (h *Host) RunForeground(st definition.Start, differs string) error {
 	err := process.Renew()
 	if err == nil {
-		err = process.Settle()
+		err = process.Relocate()
 	}
 	if err == nil {
 		err = sys.ReplaceByNull(0)

@@ -153,7 +153,7 @@ func (d *daemon) free(r *stopRequest, signals chan os.Signal) error {
 	for {
 		var err error
 		if !r.force {
-			err = unheld(d.engine.Device(), d.start.Definition.Mark)
+			err = unheld(d.engine.Device(), d.start.Definition.Cookie)
 		}
 		if err == nil {
 			err = control.Still(r.ctx)
@@ -178,8 +178,8 @@ func (d *daemon) tryStop(force bool) error {
 }
 
 // unheld fails with exit code 5 if somebody has the block device open.
-func unheld(device string, mark uint64) error {
-	open, err := holders.Of(device, mark)
+func unheld(device string, cookie uint64) error {
+	open, err := holders.Of(device, cookie)
 	if err != nil {
 		return &exit.Error{Code: exit.Other, Doing: "look for users of", Object: device, Cause: err}
 	}

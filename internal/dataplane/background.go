@@ -119,9 +119,9 @@ func (b *Background) patience() time.Duration {
 	return readPatience
 }
 
-// Complete is the end of a backend I/O.
-func (b *Background) Complete(token uint32, err error) {
-	b.lane.Complete(token, b.Backend.Ended(token, err))
+// EndIO is the end of a backend I/O.
+func (b *Background) EndIO(token uint32, err error) {
+	b.lane.EndIO(token, b.Backend.Ended(token, err))
 }
 
 // Drain is called once a round.

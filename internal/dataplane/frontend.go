@@ -348,9 +348,9 @@ func (f *Frontend) Alive() bool { return f.pulse.ask(f.Wake) }
 // Served is how many requests were served.
 func (f *Frontend) Served() int64 { return f.lane.Requests() }
 
-// Complete is the end of a backend I/O.
-func (f *Frontend) Complete(token uint32, err error) {
-	f.lane.Complete(token, f.Backend.Ended(token, err))
+// EndIO is the end of a backend I/O.
+func (f *Frontend) EndIO(token uint32, err error) {
+	f.lane.EndIO(token, f.Backend.Ended(token, err))
 }
 
 // Drain is called once a round.

@@ -46,10 +46,10 @@ type Definition struct {
 
 // Added is what a daemon adds to its definition once it knows, beside the sizes.
 type Added struct {
-	// Device is the block device, and Mark what the driver keeps for its server, by which a
+	// Device is the block device, and Cookie what the driver keeps for its server, by which a
 	// left-over device is known as this clone's.
 	Device string `json:"device,omitempty"`
-	Mark   uint64 `json:"mark,omitempty"`
+	Cookie uint64 `json:"mark,omitempty"` // its name of old: other releases read it
 	// Unit is systemd's unit that the daemon is the main process of, "" if there is none.
 	Unit string `json:"unit,omitempty"`
 	// KeepMetadata is what the last finish was told.

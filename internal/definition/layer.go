@@ -21,8 +21,8 @@ var layerPattern = regexp.MustCompile(`^[A-Za-z0-9_#+:=@.-]+$`)
 
 const layerNameMax = 127 // DM_NAME_LEN - 1, linux/dm-ioctl.h
 
-// MapperFolder has the links to device-mapper devices.
-const MapperFolder = "/dev/mapper"
+// MapperDir has the links to device-mapper devices.
+const MapperDir = "/dev/mapper"
 
 // checkLayer refuses what no layer can be called.
 func (d *Definition) checkLayer() error {
@@ -44,5 +44,5 @@ func (d *Definition) LayerPath() string {
 	if d.DM == "" {
 		return ""
 	}
-	return filepath.Join(MapperFolder, d.DM)
+	return filepath.Join(MapperDir, d.DM)
 }

@@ -22,7 +22,7 @@ type DestSide struct {
 	Geometry   blockdev.Geometry // of the clone
 	NoPassdown string            // why discards cannot be passed down
 	Records    records.Dir
-	Use        records.Use
+	Record     records.Kept
 	Sample     identity.DestSample
 	shorter    atomic.Pointer[error] // it is, since it was opened
 	under      *dm.Under             // through which it is reached, nil: it is opened itself

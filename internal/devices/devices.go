@@ -55,7 +55,7 @@ func (d *Devices) Steps() []steps.Step {
 const closeLimit = 2 * time.Minute
 
 // Mark is what the driver keeps for us, to know the device by: the beginning of the clone's UUID.
-func (d *Devices) Mark() uint64 { return d.Meta.Store.Superblock().UUID.Mark() }
+func (d *Devices) Cookie() uint64 { return d.Meta.Store.Superblock().UUID.Cookie() }
 
 // Waits is what the start waits for now.
 func (d *Devices) Waits() error { return d.Fence.waits() }
@@ -91,7 +91,7 @@ func (d *Devices) openDest(context.Context) error {
 		d.Dest.Geometry, err = blockdev.MatchDest(d.Dest.Device, size, int(d.Meta.Found.LogicalBlockSize))
 	}
 	if err == nil {
-		d.Dest.Use, err = records.ReadUse(d.Dest.Records, d.Dest.Device, d.Meta.Found)
+		d.Dest.Record, err = records.Read(d.Dest.Records, d.Dest.Device, d.Meta.Found)
 	}
 	if err != nil {
 		return errors.Join(err, d.Dest.Remove(), d.Dest.close())
@@ -113,7 +113,7 @@ func (d *Devices) matchBoth(source *blockdev.Device, size int64) (blockdev.Geome
 	if err == nil {
 		err = fmt.Errorf("the clone would have logical blocks of %d bytes, but it was made with blocks of %d", geo.LogicalBlock, alone.LogicalBlock)
 	}
-	return alone, d.Source.use(nil, &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: source.Path(), Cause: err})
+	return alone, d.Source.readFrom(nil, &exit.Error{Code: exit.Source, Doing: "go on with the source", Object: source.Path(), Cause: err})
 }
 
 // openStore opens the metadata that is there, or makes new metadata where there is none.
@@ -173,7 +173,7 @@ func (d *Devices) adopt() error {
 			Cause: fmt.Errorf("it is in use on another machine (%s), or was when that machine died", sb.MachineID),
 			Next:  "Stop the clone there; if that machine is gone, --force takes the metadata over."}
 	}
-	if err := d.Dest.Use.Outdated(d.Wanted.Definition.Metadata, &sb, d.Wanted.Force); err != nil {
+	if err := d.Dest.Record.Outdated(d.Wanted.Definition.Metadata, &sb, d.Wanted.Force); err != nil {
 		return err
 	}
 	if err := (&identity.DestCheck{Dest: d.Dest.Device, Sample: &d.Dest.Sample, Force: d.Wanted.Force, Warn: d.Warn}).Know(&sb, want); err != nil {
@@ -190,7 +190,7 @@ func (d *Devices) adopt() error {
 // createStore makes metadata for a new clone. What the destination carries is looked for first.
 func (d *Devices) createStore() error {
 	def := &d.Wanted.Definition
-	if err := d.Dest.Use.Vanished(d.Wanted.Definition.Metadata, d.Wanted.Force); err != nil {
+	if err := d.Dest.Record.Vanished(d.Wanted.Definition.Metadata, d.Wanted.Force); err != nil {
 		return err
 	}
 	if err := d.Dest.Signature(d.Wanted.Force); err != nil {
@@ -226,7 +226,7 @@ func (d *Devices) createStore() error {
 // revertStore removes metadata that a failed start has made on a device that was empty, and what it
 // has recorded of the destination.
 func (d *Devices) revertStore() error {
-	err := d.Dest.Use.Restore()
+	err := d.Dest.Record.Restore()
 	if !d.Meta.Created || d.Meta.File.Created() {
 		return err
 	}
@@ -263,6 +263,6 @@ func CreateMetadata(ctx context.Context, st definition.Start) error {
 	if err := done.Run(ctx, d.Steps()); err != nil {
 		return err
 	}
-	err := d.Dest.Use.Forget() // what there was is overridden by --force, and nothing is hydrated by these yet
+	err := d.Dest.Record.Forget() // what there was is overridden by --force, and nothing is hydrated by these yet
 	return errors.Join(err, done.Stop())
 }

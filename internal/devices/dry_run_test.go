@@ -17,7 +17,7 @@ import (
 )
 
 // dryRun does the steps of a dry run, those before the driver, and sees that nothing under the
-// folder is another afterwards. files.open does it too, before each start of a test.
+// directory is another afterwards. files.open does it too, before each start of a test.
 func (f *files) dryRun(st definition.Start, after func(*Devices) error) error {
 	f.t.Helper()
 	before := f.everything()
@@ -32,7 +32,7 @@ func (f *files) dryRun(st definition.Start, after func(*Devices) error) error {
 	return refused
 }
 
-// everything describes all that is under the folder.
+// everything describes all that is under the directory.
 func (f *files) everything() (all []string) {
 	f.t.Helper()
 	err := filepath.WalkDir(f.dir, func(path string, d fs.DirEntry, err error) error {

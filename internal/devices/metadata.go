@@ -76,7 +76,7 @@ func (m *MetadataSide) find() error {
 	if err == nil {
 		store, _, err = metadata.Open(m.File)
 		if err != nil && m.Wanted.Recover && metadev.Unreadable(err) {
-			store, err = metadev.FromLiveMap(m.Wanted.Definition.Mark)
+			store, err = metadev.FromLiveMap(m.Wanted.Definition.Cookie)
 		}
 		if err != nil {
 			return err
@@ -125,7 +125,7 @@ func (m *MetadataSide) StandIn(cause error) error {
 	if !m.Wanted.Recover {
 		return cause
 	}
-	store, err := metadev.FromLiveMap(m.Wanted.Definition.Mark)
+	store, err := metadev.FromLiveMap(m.Wanted.Definition.Cookie)
 	if err != nil {
 		m.Log.Warn().Err(err).Msg("the live map cannot stand in for the metadata")
 		return cause

@@ -20,7 +20,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// files are the three parts of a clone as files in a folder, and a folder for records.
+// files are the three parts of a clone as files in a directory, and a directory for records.
 type files struct {
 	t                      *testing.T
 	dir                    string
@@ -30,9 +30,9 @@ type files struct {
 
 const testMiB = 1 << 20
 
-// localFolder is a folder on a file system that is taken without force: not the overlay of a
+// localDir is a directory on a file system that is taken without force: not the overlay of a
 // container.
-func localFolder(t *testing.T) string {
+func localDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	f, err := os.Open(dir)
@@ -51,7 +51,7 @@ func localFolder(t *testing.T) string {
 }
 
 func newFiles(t *testing.T) *files {
-	dir := localFolder(t)
+	dir := localDir(t)
 	f := &files{t: t, dir: dir, source: filepath.Join(dir, "source"), dest: filepath.Join(dir, "dest"),
 		metadata: filepath.Join(dir, "meta"), records: records.Dir(filepath.Join(dir, "records"))}
 	f.make(f.source, testMiB)
@@ -100,7 +100,7 @@ func (f *files) use(session uint64, change func(*definition.Start)) error {
 			return nil
 		})
 		sb := d.Meta.Store.Superblock()
-		return errors.Join(err, d.Dest.Use.Write(&records.Record{
+		return errors.Join(err, d.Dest.Record.Write(&records.Record{
 			Dest: f.dest, Birth: d.Dest.Birth(), Metadata: f.metadata, UUID: sb.UUID.String(), Session: sb.Session, Size: testMiB, Hydrated: testMiB / 2,
 		}))
 	})
@@ -190,7 +190,7 @@ func TestRecordIsOfOneDestination(t *testing.T) {
 	f.make(f.dest, testMiB)
 	f.expect("another file of that name", f.open(plain, nothing), exit.OK)
 
-	u := records.Use{Dir: f.records, Id: blockdev.Identity{ID: "file:1", Size: 1}}
+	u := records.Kept{Dir: f.records, Id: blockdev.Identity{ID: "file:1", Size: 1}}
 	if err := u.Write(&records.Record{Birth: 1}); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestRecordIsOfOneDestination(t *testing.T) {
 	if r, err := f.records.Load(u.Id); err != nil || r != nil {
 		t.Errorf("forgotten: %+v, %v", r, err)
 	}
-	nameless := records.Use{Dir: f.records}
+	nameless := records.Kept{Dir: f.records}
 	if err := errors.Join(nameless.Write(&records.Record{}), nameless.Forget(), nameless.Restore()); err != nil {
 		t.Error(err)
 	}
@@ -212,7 +212,7 @@ func TestRecordIsOfOneDestination(t *testing.T) {
 // TestForgottenRecord: nothing stays of a record that is forgotten, also not of one that a killed
 // daemon has begun to write.
 func TestForgottenRecord(t *testing.T) {
-	u := records.Use{Dir: records.Dir(t.TempDir()), Id: blockdev.Identity{ID: "file:1", Size: 1}}
+	u := records.Kept{Dir: records.Dir(t.TempDir()), Id: blockdev.Identity{ID: "file:1", Size: 1}}
 	if err := u.Write(&records.Record{}); err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func TestFailedStartLeavesTheRecord(t *testing.T) {
 	f := newFiles(t)
 	failed := errors.New("failed")
 	fails := func(d *Devices) error {
-		err := d.Dest.Use.Write(&records.Record{UUID: "of the failed start"})
+		err := d.Dest.Record.Write(&records.Record{UUID: "of the failed start"})
 		return errors.Join(err, d.revertStore(), failed)
 	}
 	if err := f.open(plain, fails); !errors.Is(err, failed) {

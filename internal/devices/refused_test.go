@@ -41,10 +41,10 @@ func TestRefusedParts(t *testing.T) {
 		says   string
 	}{
 		{"no source", func(s *definition.Start) { s.Definition.Source = missing }, exit.Source, missing},
-		{"no folder for the destination", func(s *definition.Start) { s.Definition.Dest = missing + "/dest" }, exit.Dest, missing},
+		{"no directory for the destination", func(s *definition.Start) { s.Definition.Dest = missing + "/dest" }, exit.Dest, missing},
 		{"no such device", func(s *definition.Start) { s.Definition.Dest = "/dev/missing" }, exit.Dest, "/dev/missing"},
 		{"no metadata", func(s *definition.Start) { s.Definition.Metadata = missing; s.Open = true }, exit.Metadata, missing},
-		{"no folder for the metadata", func(s *definition.Start) { s.Definition.Metadata = missing + "/meta" }, exit.Metadata, missing},
+		{"no directory for the metadata", func(s *definition.Start) { s.Definition.Metadata = missing + "/meta" }, exit.Metadata, missing},
 		{"empty metadata", func(s *definition.Start) { s.Definition.Metadata = empty; s.Open = true }, exit.Metadata, empty},
 		{"source too small", func(s *definition.Start) { s.Definition.Size = 2 * testMiB }, exit.Source, "1048576"},
 		{"destination too small", func(s *definition.Start) { s.Definition.Dest = small }, exit.Dest, small},
@@ -57,7 +57,7 @@ func TestRefusedParts(t *testing.T) {
 		{"source and destination the same", func(s *definition.Start) { s.Definition.Dest, s.Force = f.source, true }, exit.Refused, f.source},
 		{"source and metadata the same", func(s *definition.Start) { s.Definition.Metadata, s.Force = f.source, true }, exit.Refused, f.source},
 		{"destination and metadata the same", func(s *definition.Start) { s.Definition.Metadata, s.Force = f.dest, true }, exit.Refused, f.dest},
-		{"a folder as source", func(s *definition.Start) { s.Definition.Source = f.dir }, exit.Source, "neither a block device nor a regular file"},
+		{"a directory as source", func(s *definition.Start) { s.Definition.Source = f.dir }, exit.Source, "neither a block device nor a regular file"},
 		{"no block device", func(s *definition.Start) { s.Definition.Dest = "/dev/null" }, exit.Dest, "/dev/null"},
 	} {
 		before := f.names()
@@ -68,7 +68,7 @@ func TestRefusedParts(t *testing.T) {
 	}
 }
 
-// names are the files in the folder.
+// names are the files in the directory.
 func (f *files) names() (names []string) {
 	f.t.Helper()
 	entries, err := os.ReadDir(f.dir)

@@ -55,7 +55,7 @@ type SourceSide struct {
 func (s *SourceSide) open(beside []*blockdev.Device) error {
 	err := s.meta.find()
 	if s.meta.Found != nil && s.meta.Found.Complete {
-		return s.use(nil, dataplane.ErrNoSource)
+		return s.readFrom(nil, dataplane.ErrNoSource)
 	}
 	open := s.openPath
 	if s.Wanted.Recover {
@@ -63,7 +63,7 @@ func (s *SourceSide) open(beside []*blockdev.Device) error {
 	}
 	d, errOpen := open(beside...)
 	if errOpen == nil {
-		return s.use(d, nil)
+		return s.readFrom(d, nil)
 	}
 	switch {
 	case s.Wanted.Recover && exit.Code(errOpen) == exit.Busy && s.mayBeBusy():
@@ -74,7 +74,7 @@ func (s *SourceSide) open(beside []*blockdev.Device) error {
 	case err != nil:
 		return explain.Metadata("open", s.Wanted.Definition.Metadata, err)
 	}
-	return s.use(nil, errOpen)
+	return s.readFrom(nil, errOpen)
 }
 
 func (s *SourceSide) openPath(others ...*blockdev.Device) (*blockdev.Device, error) {
@@ -136,8 +136,8 @@ func inTime(path string, open func() (*blockdev.Device, error)) (*blockdev.Devic
 	}
 }
 
-// use makes d, or the want of one, what is read from now on.
-func (s *SourceSide) use(d *blockdev.Device, why error) error {
+// readFrom makes d, or the want of one, what is read from now on.
+func (s *SourceSide) readFrom(d *blockdev.Device, why error) error {
 	o, err := dataplane.NewOpenSource(d, why)
 	if err != nil {
 		return errors.Join(err, d.Close())
@@ -165,12 +165,12 @@ func (s *SourceSide) known() (identity.SourcePrint, error) {
 		return print, err
 	}
 	s.Log.Warn().Err(err).Msg("going on without the source")
-	return identity.PrintOf(s.meta.Found), s.use(nil, err)
+	return identity.PrintOf(s.meta.Found), s.readFrom(nil, err)
 }
 
-// CompletePrint keeps what the source is like now, which was found to be the right one: metadata of
+// RenewPrint keeps what the source is like now, which was found to be the right one: metadata of
 // a former release have not all of it, and its inode may have changed while nobody used it.
-func (s *SourceSide) CompletePrint(sb *metadata.Superblock) {
+func (s *SourceSide) RenewPrint(sb *metadata.Superblock) {
 	if s.Source.Device() != nil && s.print.Pieces.Known() > 0 {
 		s.print.Put(sb)
 	}

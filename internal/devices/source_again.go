@@ -43,7 +43,7 @@ func (s *SourceSide) LetGo() {
 	case d == nil:
 	case d.Gone():
 		why := &exit.Error{Code: exit.Source, Doing: "read the source", Object: d.Path(), Cause: errRemoved}
-		if err := s.use(nil, why); err == nil {
+		if err := s.readFrom(nil, why); err == nil {
 			s.Log.Warn().Err(why).Msg("going on without the source")
 		}
 	default:
@@ -68,7 +68,7 @@ func (s *SourceSide) Find() error {
 	if err != nil {
 		return err
 	}
-	if err := s.use(d, nil); err != nil {
+	if err := s.readFrom(d, nil); err != nil {
 		return err
 	}
 	s.Happened.Add(control.EventSource, d.Path()+" was opened again")
@@ -197,7 +197,7 @@ func (s *SourceSide) lookAgain(o *dataplane.OpenSource) (again *blockdev.Device,
 // useAgain makes d, whose content was found to be the right one, what is read from now on.
 func (s *SourceSide) useAgain(d *blockdev.Device) error {
 	why := s.Source.Away()
-	if err := s.use(d, nil); err != nil {
+	if err := s.readFrom(d, nil); err != nil {
 		return err
 	}
 	s.Happened.Add(control.EventSource, fmt.Sprintf("%s is used again, because samples of its content are unchanged (%v)", d.Path(), why))

@@ -53,7 +53,7 @@ func (w destWay) Own() (all []uint64) {
 // layer is the clone's, nil if there is none.
 func (w destWay) layer() *dm.Layer {
 	l, err := dm.Named(w.def.DM)
-	if err != nil || l == nil || !l.IsOf(w.def.Mark) {
+	if err != nil || l == nil || !l.IsOf(w.def.Cookie) {
 		return nil
 	}
 	return l

@@ -33,7 +33,7 @@ func TestAbandonedMaps(t *testing.T) {
 	left := kept("after del and prune of a dead clone", 1)
 
 	// It is a copy of a map whose session has ended in order, as a daemon leaves that is killed
-	// between its clean mark and the removal.
+	// between its clean flag and the removal.
 	copied := filepath.Join(b.M.Dir, "map")
 	b.M.MustRun("cp", "--sparse=always", left[0], copied)
 	b.Add()

@@ -158,12 +158,12 @@ func guarded(m *harness.Machine, socket string) {
 	if err := unix.Stat(socket, &st); err != nil || st.Mode != unix.S_IFSOCK|0o600 || st.Uid != 0 {
 		m.Errorf("%s: mode %o, user %d, %v", socket, st.Mode, st.Uid, err)
 	}
-	folder := filepath.Dir(socket)
-	loose := func(socketMode, folderMode os.FileMode) {
+	dir := filepath.Dir(socket)
+	loose := func(socketMode, dirMode os.FileMode) {
 		if err := os.Chmod(socket, socketMode); err != nil {
 			m.Error(err)
 		}
-		if err := os.Chmod(folder, folderMode); err != nil {
+		if err := os.Chmod(dir, dirMode); err != nil {
 			m.Error(err)
 		}
 	}

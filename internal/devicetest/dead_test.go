@@ -90,7 +90,7 @@ func TestDeadClone(t *testing.T) {
 	files.Mount(c.Path)
 	files.Check(nil)
 	files.Unmount()
-	files.Examine(c.Path)
+	files.Fsck(c.Path)
 	c.Del()
 }
 
@@ -158,11 +158,11 @@ func (z *zeroTarget) Request(tag uint16, d ublk.Desc) {
 	z.q.Commit(tag, err)
 }
 
-func (z *zeroTarget) Complete(uint32, error) {}
-func (z *zeroTarget) Drain()                 {}
+func (z *zeroTarget) EndIO(uint32, error) {}
+func (z *zeroTarget) Drain()              {}
 
 // foreignDevice makes a block device of another program's, with number id, until the test ends.
-func foreignDevice(m *harness.Machine, id int, mark uint64) *ublk.Device {
+func foreignDevice(m *harness.Machine, id int, cookie uint64) *ublk.Device {
 	m.Helper()
 	ctl, err := ublk.OpenControl()
 	if err != nil {
@@ -170,7 +170,7 @@ func foreignDevice(m *harness.Machine, id int, mark uint64) *ublk.Device {
 	}
 	m.Cleanup(func() { ctl.Close() })
 	dev, err := ublk.Create(ctl, ublk.Options{
-		ID: id, Queues: 1, Depth: 4, Private: mark, Recoverable: true,
+		ID: id, Queues: 1, Depth: 4, Private: cookie, Recoverable: true,
 		Params: ublk.Params{Size: harness.MiB, LogicalBlockSize: harness.Sector, PhysicalBlockSize: harness.Sector},
 	})
 	if err == nil {
@@ -241,7 +241,8 @@ func TestForeignDevice(t *testing.T) {
 	c.Del()
 }
 
-// TestPruneWithoutDefinition: the device of a clone whose definition is gone is known by its mark.
+// TestPruneWithoutDefinition: the device of a clone whose definition is gone is known by its
+// cookie.
 func TestPruneWithoutDefinition(t *testing.T) {
 	runs.On(t, "7.3")
 	m := harness.New(t)

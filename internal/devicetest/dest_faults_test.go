@@ -117,7 +117,7 @@ func failFlush(m *harness.Machine, fua bool) {
 	c.NoError(w.Write(v, buf, 0, false))
 	v.Close()
 	w.Check(m, c.Path)
-	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean mark")
+	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean flag")
 	c.Path = ""
 	o := m.Try(harness.Command, append([]string{"add", c.Name}, c.Args...)...)
 	m.ExpectFailure(o, exit.OK, "A flush of the destination failed", "status "+c.Name)
@@ -126,7 +126,7 @@ func failFlush(m *harness.Machine, fua bool) {
 		m.Errorf("%s: mode %s after a restart", role, s.Mode)
 	}
 	w.Check(m, c.Path)
-	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean mark")
+	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean flag")
 	c.Path = ""
 	c.Args = append(c.Args, "--force")
 	c.Add()
@@ -140,7 +140,7 @@ func failFlush(m *harness.Machine, fua bool) {
 func TestDestCutShort(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)
-	m.Dir = m.Ext4Folder(32)
+	m.Dir = m.Ext4Dir(32)
 	const size = 8 * harness.MiB
 	half := strconv.FormatInt(size/2, 10)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.Missing("dest")

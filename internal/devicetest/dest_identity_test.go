@@ -142,7 +142,7 @@ func TestDestExchangedBeforeRecover(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	b := newExchangeBench(harness.New(t))
 	b.Add()
-	b.End(syscall.SIGKILL) // nothing is hydrated: the mark of the session alone tells
+	b.End(syscall.SIGKILL) // nothing is hydrated: the instance of the session alone tells
 	b.refused(b.other, "recover, nothing hydrated", "recover", b.Name)
 	b.Recover()
 	b.write(8)
@@ -289,10 +289,10 @@ func TestDestWrittenSince(t *testing.T) {
 func TestDestFileReplaced(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)
-	folder := m.Ext4Folder(64)
+	dir := m.Ext4Dir(64)
 	source := m.NullBlk("src", harness.NullOptions{MiB: 16})
 	m.FillDisk(source, harness.Original)
-	dest := &harness.Disk{M: &m.Devices, Path: filepath.Join(folder, "dest")}
+	dest := &harness.Disk{M: &m.Devices, Path: filepath.Join(dir, "dest")}
 	c := m.AddClone(source, dest, m.Missing("meta"))
 	c.WaitHydrated()
 	c.Del()

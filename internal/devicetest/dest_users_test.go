@@ -160,7 +160,7 @@ func TestSourceOfTwoClones(t *testing.T) {
 	second.Add()
 	second.Del()
 	first.Del()
-	m.Dir = m.Ext4Folder(64) // whose logical blocks are those of a source file
+	m.Dir = m.Ext4Dir(64) // whose logical blocks are those of a source file
 	file := m.File("image", 16*harness.MiB)
 	first = m.AddClone(file, m.Missing("dest1"), m.Missing("meta1f"))
 	tryAdd(m, "two clones of one file", 0, file, m.Missing("dest2"), m.Missing("meta2f"))

@@ -47,10 +47,10 @@ func TestDocuments(t *testing.T) {
 			for _, b := range blocks {
 				text.WriteString(b.Text)
 			}
-			folder := checkout(m, root)
+			dir := checkout(m, root)
 			provide(m, text.String())
 			for _, b := range blocks {
-				script := "cd " + folder + "\n" + b.Script()
+				script := "cd " + dir + "\n" + b.Script()
 				o := m.TryFor(documentLimit, "bash", "-euo", "pipefail", "-c", script)
 				t.Logf("%v took %v:\n%s%s%s", b, o.Took.Round(time.Millisecond), b.Script(), o.Stdout, o.Stderr)
 				if o.Code != 0 {
@@ -96,14 +96,14 @@ func provide(m *harness.Machine, text string) {
 	})
 }
 
-// checkout makes a folder that looks like the root of the project, on a file system as users have
-// one: the guest's own is an overlay, which clones refuse. /var/lib is there too.
+// checkout makes a directory that looks like the root of the project, on a file system as users
+// have one: the guest's own is an overlay, which clones refuse. /var/lib is there too.
 func checkout(m *harness.Machine, root string) string {
 	m.Helper()
 	d := m.NullBlk("docs", harness.NullOptions{MiB: 1024})
 	m.MustRun("mkfs.ext4", "-q", d.Path)
 	place := filepath.Join(m.Dir, "ext4")
-	folder, lib := filepath.Join(place, "ublk-clone"), filepath.Join(place, "lib")
+	dir, lib := filepath.Join(place, "ublk-clone"), filepath.Join(place, "lib")
 	mount := func(args ...string) {
 		m.MustRun("mount", args...)
 		m.Cleanup(func() { m.MustRun("umount", args[len(args)-1]) })
@@ -112,18 +112,18 @@ func checkout(m *harness.Machine, root string) string {
 		m.Fatal(err)
 	}
 	mount(d.Path, place)
-	if err := errors.Join(os.Mkdir(folder, 0o755), os.Mkdir(lib, 0o755)); err != nil {
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.Mkdir(lib, 0o755)); err != nil {
 		m.Fatal(err)
 	}
 	mount("--bind", lib, "/var/lib")
 	for _, name := range []string{"README.md", "build"} {
 		path, err := filepath.Abs(filepath.Join(root, name))
 		if err == nil {
-			err = os.Symlink(path, filepath.Join(folder, name))
+			err = os.Symlink(path, filepath.Join(dir, name))
 		}
 		if err != nil {
 			m.Fatal(err)
 		}
 	}
-	return folder
+	return dir
 }

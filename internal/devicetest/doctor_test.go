@@ -79,7 +79,7 @@ func TestDoctor(t *testing.T) {
 	if code != exit.OK {
 		t.Fatalf("doctor finds problems before one is planted: exit status %d, %+v", code, before)
 	}
-	for i, p := range slices.Concat(plantedInKernel(m), plantedLimits(m), plantedFolders(m), plantedClones(m)) {
+	for i, p := range slices.Concat(plantedInKernel(m), plantedLimits(m), plantedDirs(m), plantedClones(m)) {
 		checkPlanted(m, p, before, i%harness.Count(3, 1) == 0)
 	}
 }
@@ -192,7 +192,7 @@ func plantedLimits(m *harness.Machine) []planted {
 	}
 }
 
-func plantedFolders(m *harness.Machine) []planted {
+func plantedDirs(m *harness.Machine) []planted {
 	unfile := func() { _ = os.Remove(harness.RunDir) }
 	return []planted{
 		{
@@ -208,7 +208,7 @@ func plantedFolders(m *harness.Machine) []planted {
 			checks: []string{"live-maps problem"}, code: exit.Other, says: "remount",
 		},
 		{
-			name: "the run folder is a file", plant: func() {
+			name: "the run directory is a file", plant: func() {
 				if err := os.RemoveAll(harness.RunDir); err != nil {
 					m.Fatal(err)
 				}
@@ -218,7 +218,7 @@ func plantedFolders(m *harness.Machine) []planted {
 			}, heal: unfile, checks: []string{"run-folder problem"}, code: exit.Other, says: harness.RunDir,
 		},
 		{
-			name: "the run folder is open to all", plant: func() { m.MustRun("mkdir", "-m", "755", harness.RunDir) }, heal: unfile,
+			name: "the run directory is open to all", plant: func() { m.MustRun("mkdir", "-m", "755", harness.RunDir) }, heal: unfile,
 			checks: []string{"run-folder warning"}, says: "chmod 700",
 		},
 		{

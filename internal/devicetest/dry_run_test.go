@@ -21,8 +21,8 @@ import (
 )
 
 // untouched is all that a dry run must leave as it is: the devices' contents, and what they were
-// asked to write; folders with their files, but for logs and sockets' own times; mounts, modules,
-// ublk devices.
+// asked to write; directories with their files, but for logs and sockets' own times; mounts,
+// modules, ublk devices.
 func untouched(m *harness.Machine, disks ...*harness.Disk) string {
 	m.Helper()
 	var b strings.Builder
@@ -55,11 +55,11 @@ func untouched(m *harness.Machine, disks ...*harness.Disk) string {
 	return b.String()
 }
 
-// untouchedFolder fails the test if what is done changes the names in a folder.
-func untouchedFolder(m *harness.Machine, folder string, do func()) {
+// untouchedDir fails the test if what is done changes the names in a directory.
+func untouchedDir(m *harness.Machine, directory string, do func()) {
 	m.Helper()
 	names := func() string {
-		all, err := filepath.Glob(folder + "/*")
+		all, err := filepath.Glob(directory + "/*")
 		if err != nil {
 			m.Fatal(err)
 		}
@@ -68,7 +68,7 @@ func untouchedFolder(m *harness.Machine, folder string, do func()) {
 	before := names()
 	do()
 	if after := names(); after != before {
-		m.Errorf("%s has %s, not %s", folder, after, before)
+		m.Errorf("%s has %s, not %s", directory, after, before)
 	}
 }
 
@@ -160,9 +160,9 @@ func TestDryRun(t *testing.T) {
 	m.MustRun("wipefs", "-aq", dest.Path)
 	refused("the same device twice", m.NewClone(source, source, m.Missing("meta")), exit.Refused)
 	refused("no such source", m.NewClone(m.Missing("nosource"), dest, m.Missing("meta")), exit.Source)
-	for _, folder := range []string{"/root", "/share"} { // overlay and FUSE: no file is made there, with or without a name
-		untouchedFolder(m, folder, func() {
-			refused("a destination in "+folder, m.NewClone(source, &harness.Disk{M: &m.Devices, Path: folder + "/dest"}, m.Missing("meta")), exit.Refused)
+	for _, directory := range []string{"/root", "/share"} { // overlay and FUSE: no file is made there, with or without a name
+		untouchedDir(m, directory, func() {
+			refused("a destination in "+directory, m.NewClone(source, &harness.Disk{M: &m.Devices, Path: directory + "/dest"}, m.Missing("meta")), exit.Refused)
 		})
 	}
 	refused("--open of nothing", c, exit.Metadata, "--open")

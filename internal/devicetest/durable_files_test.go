@@ -30,9 +30,9 @@ import (
 // command (internal/file, StepEnv).
 type cutBench struct {
 	*harness.Machine
-	folders []string // where the file systems are mounted
-	cuts    string   // a folder for each cut since the last take
-	taken   int      // calls of take
+	directory []string // where the file systems are mounted
+	cuts      string   // a directory for each cut since the last take
+	taken     int      // calls of take
 }
 
 // cutNames are the file systems.
@@ -44,15 +44,15 @@ func newCutBench(m *harness.Machine) *cutBench {
 	for _, name := range cutNames {
 		image := m.File(name+".img", 3*harness.MiB).Path
 		m.MustRun("mkfs.ext4", "-q", "-F", "-b", "1024", image)
-		b.folders = append(b.folders, filepath.Join(m.Dir, name))
+		b.directory = append(b.directory, filepath.Join(m.Dir, name))
 		images += " " + image
 	}
 	writeNew(m, filepath.Join(m.Dir, "cut"), "#!/bin/sh\nd="+b.cuts+"/$$\nmkdir $d.part && echo \"$*\" >$d.part/step && cp"+images+" $d.part && mv $d.part $d\n", 0o755)
-	b.mkdir(append(b.folders, b.cuts)...)
+	b.mkdir(append(b.directory, b.cuts)...)
 	b.mount(m.Dir)
 	m.Cleanup(b.unmount)
-	m.Setenv("UBLK_CLONE_ETC_DIR", filepath.Join(b.folders[0], "ublk-clone"))
-	m.Setenv("UBLK_CLONE_STATE_DIR", filepath.Join(b.folders[1], "ublk-clone"))
+	m.Setenv("UBLK_CLONE_ETC_DIR", filepath.Join(b.directory[0], "ublk-clone"))
+	m.Setenv("UBLK_CLONE_STATE_DIR", filepath.Join(b.directory[1], "ublk-clone"))
 	return b
 }
 
@@ -76,14 +76,14 @@ func (b *cutBench) mkdir(paths ...string) {
 // runs.
 func (b *cutBench) mount(dir string) {
 	b.Helper()
-	for i, folder := range b.folders {
-		b.MustRun("mount", "-o", "loop,commit=900", filepath.Join(dir, cutNames[i]+".img"), folder)
+	for i, directory := range b.directory {
+		b.MustRun("mount", "-o", "loop,commit=900", filepath.Join(dir, cutNames[i]+".img"), directory)
 	}
 }
 
 func (b *cutBench) unmount() {
-	for _, folder := range b.folders {
-		for unix.Unmount(folder, 0) == nil {
+	for _, directory := range b.directory {
+		for unix.Unmount(directory, 0) == nil {
 		}
 	}
 }
@@ -155,7 +155,7 @@ func (b *cutBench) boot(c *harness.Clone, cut string) (up, defined bool) {
 	b.Helper()
 	b.unmount()
 	b.mount(cut)
-	_, err := os.Stat(filepath.Join(b.folders[0], "ublk-clone", c.Name+".toml"))
+	_, err := os.Stat(filepath.Join(b.directory[0], "ublk-clone", c.Name+".toml"))
 	defined = err == nil
 	o := b.Try(harness.Command, "add", c.Name)
 	if o.Code == 0 {
@@ -179,9 +179,9 @@ func TestPowerCutsAroundFinish(t *testing.T) {
 	const size = 8 * harness.MiB
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
 	m.FillDisk(source, harness.Original)
-	c := m.NewClone(source, dest, &harness.Disk{Path: filepath.Join(b.folders[2], "meta")})
+	c := m.NewClone(source, dest, &harness.Disk{Path: filepath.Join(b.directory[2], "meta")})
 	tab := filepath.Join(m.Dir, "clonetab")
-	writeNew(m, tab, fmt.Sprintf("%s %s %s %s\n", c.Name, source.Path, dest.Path, filepath.Join(b.folders[2], "meta")), 0o644)
+	writeNew(m, tab, fmt.Sprintf("%s %s %s %s\n", c.Name, source.Path, dest.Path, filepath.Join(b.directory[2], "meta")), 0o644)
 
 	b.recording("import-clonetab", tab)
 	b.recording("add", c.Name, "--no-hydration")

@@ -13,9 +13,9 @@ import (
 // Faults A to F with the death of the daemon in the middle of each: the next one knows no less, and
 // repeats no more, than the one that died.
 
-// trial is what happens to the daemon in the middle of a test. release ends what the test holds up
+// disturbance is what happens to the daemon in the middle of a test. release ends what the test holds up
 // meanwhile.
-type trial func(c *harness.Clone, release func())
+type disturbance func(c *harness.Clone, release func())
 
 // undisturbed: nothing happens to it.
 func undisturbed(_ *harness.Clone, release func()) { release() }

@@ -29,7 +29,7 @@ func TestFaultAWriteUnderCopy(t *testing.T) {
 	t.Run("NoPassdown", func(t *testing.T) { testWriteUnderCopy(t, undisturbed, false, "--no-discard-passdown") })
 }
 
-func testWriteUnderCopy(t *testing.T, during trial, discards bool, args ...string) {
+func testWriteUnderCopy(t *testing.T, during disturbance, discards bool, args ...string) {
 	m := harness.New(t)
 	const region, size, other, done = 64 * harness.KiB, 4 * harness.MiB, 40 * 64 * harness.KiB, 50 * 64 * harness.KiB
 	source, dest := m.FaultyDisk("src", size/harness.MiB), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB, Discard: discards})
@@ -132,7 +132,7 @@ func TestFaultBOldContent(t *testing.T) {
 	t.Run("NoPassdown", func(t *testing.T) { testOldContent(t, undisturbed, false, "--no-discard-passdown") })
 }
 
-func testOldContent(t *testing.T, during trial, discards bool, args ...string) {
+func testOldContent(t *testing.T, during disturbance, discards bool, args ...string) {
 	m := harness.New(t)
 	const region, size = 64 * harness.KiB, 4 * harness.MiB
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: size / harness.MiB}), m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB, Discard: discards})
@@ -261,7 +261,7 @@ func TestFaultDFailedCommit(t *testing.T) {
 	testFailedCommit(t, undisturbed)
 }
 
-func testFailedCommit(t *testing.T, during trial) {
+func testFailedCommit(t *testing.T, during disturbance) {
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
 	const region, size = 64 * harness.KiB, 4 * harness.MiB
@@ -303,7 +303,7 @@ func testFailedCommit(t *testing.T, during trial) {
 	during(c, func() { m.Works("meta", harness.MiB, under) })
 	readOnly("with metadata that work again")
 	v.Close()
-	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), 0, "no clean mark")
+	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), 0, "no clean flag")
 	c.Args = append(c.Args, "--force") // ends the mode
 	c.Add()
 	c.Del()
@@ -315,7 +315,7 @@ func TestFaultEBadRegionInBatch(t *testing.T) {
 	testBadRegionInBatch(t, undisturbed)
 }
 
-func testBadRegionInBatch(t *testing.T, during trial) {
+func testBadRegionInBatch(t *testing.T, during disturbance) {
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
 	const region, size, bad = 4 * harness.KiB, 4 * harness.MiB, 2*harness.MiB + 8*harness.KiB
@@ -364,7 +364,7 @@ func TestFaultFEndlessRetry(t *testing.T) {
 	testEndlessRetry(t, undisturbed)
 }
 
-func testEndlessRetry(t *testing.T, during trial) {
+func testEndlessRetry(t *testing.T, during disturbance) {
 	m := harness.New(t)
 	m.Kernel.Expect("I/O error")
 	const region, size, bad = 4 * harness.KiB, 4 * harness.MiB, 2 * harness.MiB

@@ -21,7 +21,7 @@ func TestFinishRoot(t *testing.T) {
 	runs.On(t, "7.3", runs.Sampled)
 	b := newFinishBench(t, "")
 	m := b.M
-	program := filepath.Join(b.files.Root, harness.OthersFolder, harness.Command)
+	program := filepath.Join(b.files.Root, harness.OthersDir, harness.Command)
 	copyProgram(m, program)
 	b.files.Sync()
 	b.hydrate()

@@ -106,7 +106,7 @@ func (b *finishBench) finished() {
 	b.files.Mount(b.dest.Path)
 	b.files.Check(nil)
 	b.files.Unmount()
-	b.files.Examine(b.dest.Path)
+	b.files.Fsck(b.dest.Path)
 	b.M.CheckTail(b.dest, b.size)
 }
 
@@ -150,11 +150,11 @@ func TestFinish(t *testing.T) {
 func (b *finishBench) startVerify(seconds int) (wait func()) {
 	b.M.Helper()
 	var out bytes.Buffer
-	folder := filepath.Join(b.files.Root, harness.OthersFolder)
-	if err := os.MkdirAll(folder, 0o755); err != nil {
+	dir := filepath.Join(b.files.Root, harness.OthersDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		b.M.Fatal(err)
 	}
-	cmd := exec.Command("fio", "--name=verify", "--filename="+filepath.Join(folder, "verify"), "--size=4m", "--direct=1", "--ioengine=libaio",
+	cmd := exec.Command("fio", "--name=verify", "--filename="+filepath.Join(dir, "verify"), "--size=4m", "--direct=1", "--ioengine=libaio",
 		"--iodepth=8", "--rw=randrw", "--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--time_based",
 		fmt.Sprintf("--runtime=%d", seconds), "--randseed="+strconv.FormatUint(harness.Seed(), 10))
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -358,7 +358,7 @@ func TestFinishPlain(t *testing.T) {
 	m := harness.New(t)
 	source, meta := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("meta", harness.NullOptions{MiB: 2})
 	files := m.NewExt4(m.Random(), source, 2*harness.MiB)
-	m.Dir = m.Ext4Folder(64)
+	m.Dir = m.Ext4Dir(64)
 	dest := m.Missing("dest")
 	c := m.AddClone(source, dest, meta)
 	c.WaitHydrated()
@@ -390,7 +390,7 @@ func TestFinishFileUnderLayer(t *testing.T) {
 	m := harness.New(t)
 	source := m.NullBlk("src", harness.NullOptions{MiB: 8})
 	m.FillDisk(source, harness.Original)
-	m.Dir = m.Ext4Folder(32)
+	m.Dir = m.Ext4Dir(32)
 	c := m.AddClone(source, m.Missing("dest"), m.Missing("meta"), "--dm", harness.LayerName)
 	c.WaitHydrated()
 	m.ExpectFailure(m.Try(harness.Command, "finish", c.Name), exit.Refused, "file", "del")
@@ -461,7 +461,7 @@ func TestFinishRecipe(t *testing.T) {
 			files.Check(nil)
 			files.Unmount()
 			m.MustRun("dmsetup", "remove", "--retry", harness.LayerName)
-			files.Examine(dest.Path)
+			files.Fsck(dest.Path)
 		})
 	}
 }

@@ -118,8 +118,8 @@ func atLeast(c *harness.Clone, bytes int64) error {
 	return nil
 }
 
-// settledPages is how many pages of the region map have memory from the start.
-const settledPages = 2048
+// firstPages is how many pages of the region map have memory from the start.
+const firstPages = 2048
 
 // TestMapMemoryFallsBack: the memory of the map grows with what is partly hydrated, beyond what it
 // has from the start, and is given back when all of it is hydrated (I9).
@@ -127,14 +127,14 @@ func TestMapMemoryFallsBack(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
 	more := int64(harness.Count(512, 2048))
-	pages := settledPages + more
+	pages := firstPages + more
 	size := pages * pageSpan
 	c := m.AddClone(m.File("source", size), m.File("dest", size), m.Missing("meta"), "--no-hydration", "--force")
 	before := mapMemory(c)
 	v := m.Open(c.Path, os.O_RDWR)
 	buf := m.Buffer(4096)
 	for page := range more {
-		if err := v.Write(buf, (settledPages+page)*pageSpan); err != nil {
+		if err := v.Write(buf, (firstPages+page)*pageSpan); err != nil {
 			t.Fatal(err)
 		}
 	}

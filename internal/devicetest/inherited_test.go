@@ -23,7 +23,7 @@ import (
 // burdened runs the command from a shell that has twenty descriptors open, one of them a lock's and
 // one the device's, and another umask, limits, signals, nice value, CPU and environment than a
 // daemon is to have.
-func burdened(m *harness.Machine, folder, device string, args ...string) {
+func burdened(m *harness.Machine, dir, device string, args ...string) {
 	m.Helper()
 	script := `cd "$1"; device=$2; shift 2
 exec 27< <(exec sleep 1000 >/dev/null 2>&1)
@@ -39,7 +39,7 @@ exec nice -n 7 taskset 1 "$@"`
 		var set unix.Sigset_t
 		set.Val[0] = 1<<(syscall.SIGUSR2-1) | 1<<(syscall.SIGURG-1) | 1<<(syscall.SIGTERM-1)
 		_ = unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil)
-		cmd := exec.Command("bash", append([]string{"-c", script, "bash", folder, device, harness.Command}, args...)...)
+		cmd := exec.Command("bash", append([]string{"-c", script, "bash", dir, device, harness.Command}, args...)...)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			err = fmt.Errorf("%w: %s", err, out)
@@ -62,13 +62,13 @@ func procField(m *harness.Machine, path, name string) string {
 }
 
 // freeOfBurden looks at what a daemon has.
-func freeOfBurden(m *harness.Machine, what string, pid int, folder string) {
+func freeOfBurden(m *harness.Machine, what string, pid int, dir string) {
 	m.Helper()
 	proc := filepath.Join("/proc", strconv.Itoa(pid))
 	fds, _ := filepath.Glob(proc + "/fd/*")
 	for _, fd := range fds {
 		to, _ := os.Readlink(fd)
-		if n, _ := strconv.Atoi(filepath.Base(fd)); strings.HasPrefix(to, folder) || strings.HasPrefix(to, "/dev/ublkb") || n == 0 && to != "/dev/null" || n > 2 && strings.HasPrefix(to, "pipe:") {
+		if n, _ := strconv.Atoi(filepath.Base(fd)); strings.HasPrefix(to, dir) || strings.HasPrefix(to, "/dev/ublkb") || n == 0 && to != "/dev/null" || n > 2 && strings.HasPrefix(to, "pipe:") {
 			m.Errorf("%s: descriptor %s leads to %s", what, filepath.Base(fd), to)
 		}
 	}
@@ -109,7 +109,7 @@ func freeOfBurden(m *harness.Machine, what string, pid int, folder string) {
 	if cwd, _ := os.Readlink(proc + "/cwd"); cwd != "/" {
 		m.Errorf("%s: it is in %s", what, cwd)
 	}
-	if o := m.Try("flock", "-n", filepath.Join(folder, "lock"), "true"); o.Code != 0 {
+	if o := m.Try("flock", "-n", filepath.Join(dir, "lock"), "true"); o.Code != 0 {
 		m.Errorf("%s: the lock is held", what)
 	}
 }
@@ -119,23 +119,23 @@ func TestNothingInherited(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	c, _ := smallClone(t, "--no-hydration")
 	m := c.M
-	folder := m.TempDir()
+	dir := m.TempDir()
 	c.Del()
-	burdened(m, folder, "", append([]string{"add", c.Name}, c.Args...)...)
+	burdened(m, dir, "", append([]string{"add", c.Name}, c.Args...)...)
 	s := c.Status()
 	c.Path = s.Device
-	freeOfBurden(m, "add", s.PID, folder)
+	freeOfBurden(m, "add", s.PID, dir)
 	c.End(syscall.SIGKILL)
-	burdened(m, folder, c.Path, "recover", c.Name)
-	freeOfBurden(m, "recover", c.Status().PID, folder)
-	burdened(m, folder, c.Path, "restart", c.Name)
-	freeOfBurden(m, "restart", c.Status().PID, folder)
+	burdened(m, dir, c.Path, "recover", c.Name)
+	freeOfBurden(m, "recover", c.Status().PID, dir)
+	burdened(m, dir, c.Path, "restart", c.Name)
+	freeOfBurden(m, "restart", c.Status().PID, dir)
 	c.Del() // nobody has it open
 
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		burdened(m, folder, "", append([]string{"add", c.Name, "--foreground"}, c.Args...)...)
+		burdened(m, dir, "", append([]string{"add", c.Name, "--foreground"}, c.Args...)...)
 	}()
 	m.WaitFor(harness.CleanLimit, "the clone in the foreground", func() error {
 		if o := m.Try(harness.Command, "status", c.Name, "-o", "dm"); o.Code != 0 {
@@ -145,7 +145,7 @@ func TestNothingInherited(t *testing.T) {
 	})
 	s = c.Status()
 	c.Path = s.Device
-	freeOfBurden(m, "add --foreground", s.PID, folder)
+	freeOfBurden(m, "add --foreground", s.PID, dir)
 	c.Del()
 	<-ended
 }

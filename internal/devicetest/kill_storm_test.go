@@ -49,8 +49,8 @@ func newStorm(t *testing.T) *storm {
 	m.FillDisk(source, harness.Original)
 	s := &storm{rng: rng, took: map[string]time.Duration{}, kills: map[string]int{}}
 	s.dest, s.meta = &harness.Disk{M: &m.Devices, Size: stormSize}, &harness.Disk{M: &m.Devices}
-	folder := m.Ext4Folder(64)
-	s.dest.Path, s.meta.Path = filepath.Join(folder, "dest"), filepath.Join(folder, "meta")
+	dir := m.Ext4Dir(64)
+	s.dest.Path, s.meta.Path = filepath.Join(dir, "dest"), filepath.Join(dir, "meta")
 	s.Clone = m.NewClone(source, s.dest, s.meta, "--no-hydration")
 	s.anew()
 	return s
@@ -299,7 +299,7 @@ func (s *storm) kill(verb string) (finished bool) {
 	}
 	select {
 	case err := <-ended:
-		s.settle()
+		s.arrive()
 		return verb == "finish" && err == nil
 	case <-time.After(harness.StandLimit):
 		s.M.Fatalf("%s does not end after the death of %v", verb, victims)
@@ -307,8 +307,8 @@ func (s *storm) kill(verb string) (finished bool) {
 	return false
 }
 
-// settle waits for a daemon that was not killed to come to where it was going: up, or to its end.
-func (s *storm) settle() {
+// arrive waits for a daemon that was not killed to come to where it was going: up, or to its end.
+func (s *storm) arrive() {
 	s.M.Helper()
 	s.M.WaitFor(harness.StandLimit, "the daemon to be up or gone", func() error {
 		pids := harness.Daemons()

@@ -46,7 +46,7 @@ func TestKills(t *testing.T) {
 	others.Check()
 	tree.Check(nil)
 	tree.Unmount()
-	tree.Examine(c.Path)
+	tree.Fsck(c.Path)
 
 	c.Setting("rate=none")
 	c.WaitHydrated()
@@ -54,7 +54,7 @@ func TestKills(t *testing.T) {
 	c.Del()
 	m.Same("the destination alone", m.Sum(dest.Path, size), complete)
 	m.Same("the source", m.Sum(source.Path, size), before)
-	tree.Examine(dest.Path)
+	tree.Fsck(dest.Path)
 	tree.Mount(dest.Path)
 	others.Moved(tree.Root)
 	others.Check()

@@ -36,19 +36,19 @@ const (
 
 // slowGroup is a cgroup whose members may be kept from writing to devices.
 type slowGroup struct {
-	m      *harness.Machine
-	folder string
+	m   *harness.Machine
+	dir string
 }
 
 func newSlowGroup(m *harness.Machine) *slowGroup {
 	m.Helper()
 	root := m.MountGroups()
 	m.WriteFile(filepath.Join(root, "cgroup.subtree_control"), "+io")
-	g := &slowGroup{m: m, folder: filepath.Join(root, "slow")}
-	if err := os.Mkdir(g.folder, 0o755); err != nil {
+	g := &slowGroup{m: m, dir: filepath.Join(root, "slow")}
+	if err := os.Mkdir(g.dir, 0o755); err != nil {
 		m.Fatal(err)
 	}
-	m.Cleanup(func() { _ = os.Remove(g.folder) })
+	m.Cleanup(func() { _ = os.Remove(g.dir) })
 	return g
 }
 
@@ -57,7 +57,7 @@ func (g *slowGroup) hold(pid int, d *harness.Disk) {
 	g.m.Helper()
 	g.limit(d, "2") // the least that there is
 	g.m.Cleanup(func() { g.release(d) })
-	g.m.WriteFile(filepath.Join(g.folder, "cgroup.procs"), fmt.Sprint(pid))
+	g.m.WriteFile(filepath.Join(g.dir, "cgroup.procs"), fmt.Sprint(pid))
 }
 
 // release lets go what was held, also of a process that is dead.
@@ -70,7 +70,7 @@ func (g *slowGroup) release(d *harness.Disk) {
 func (g *slowGroup) limit(d *harness.Disk, bytes string) {
 	g.m.Helper()
 	number := strings.TrimSpace(g.m.ReadFile(filepath.Join("/sys/block", d.Name, "dev")))
-	g.m.WriteFile(filepath.Join(g.folder, "io.max"), number+" wbps="+bytes)
+	g.m.WriteFile(filepath.Join(g.dir, "io.max"), number+" wbps="+bytes)
 }
 
 // delayed is a device whose writes take so many milliseconds; reads and flushes take none.
@@ -176,7 +176,7 @@ func (b *lateBench) round(rng *rand.Rand, late ...lateDisk) {
 	if err := b.v.Flush(); err != nil {
 		b.M.Fatal(err)
 	}
-	b.settle(late)
+	b.landAll(late)
 	b.verify(places)
 }
 
@@ -300,8 +300,8 @@ func (b *lateBench) releaseAll(late []lateDisk) {
 	}
 }
 
-// settle lets everything land that is late still.
-func (b *lateBench) settle(late []lateDisk) {
+// landAll lets everything land that is late still.
+func (b *lateBench) landAll(late []lateDisk) {
 	b.M.Helper()
 	b.releaseAll(late)
 	for _, d := range late {

@@ -159,9 +159,9 @@ func newLifecycle(t *testing.T, m *harness.Machine) *lifecycle {
 	}
 	l.metaUnder = m.NullBlk("meta", harness.NullOptions{MiB: 1})
 	meta := m.Linear(l.meta, l.metaUnder, harness.MiB)
-	folder := m.Ext4Folder(64)
-	l.source = &harness.Disk{M: &m.Devices, Path: filepath.Join(folder, "source"), Size: lifecycleBytes}
-	l.reference = filepath.Join(folder, "reference")
+	dir := m.Ext4Dir(64)
+	l.source = &harness.Disk{M: &m.Devices, Path: filepath.Join(dir, "source"), Size: lifecycleBytes}
+	l.reference = filepath.Join(dir, "reference")
 	m.MustRun("truncate", "-s", fmt.Sprint(lifecycleBytes), l.source.Path)
 	m.FillDisk(l.source, harness.Original)
 	m.MustRun("cp", l.source.Path, l.reference)

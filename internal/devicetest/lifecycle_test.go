@@ -244,7 +244,7 @@ const (
 func TestAddFailsAtEachStep(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	m := harness.New(t)
-	m.Dir = m.Ext4Folder(32)
+	m.Dir = m.Ext4Dir(32)
 	source := m.File("source", 8*harness.MiB)
 	m.FillDisk(source, harness.Original)
 	dest, metadata := m.Missing("dest"), m.Missing("meta")
@@ -317,6 +317,6 @@ func TestRecoverFailsAtEachStep(t *testing.T) {
 	c.HydrateFast()
 	c.WaitHydrated()
 	files.Unmount()
-	files.Examine(c.Path)
+	files.Fsck(c.Path)
 	c.Del()
 }

@@ -35,11 +35,11 @@ const (
 // pressure is the state of a run.
 type pressure struct {
 	*harness.Clone
-	folder string
-	hog    []byte // memory that has to be swapped out
-	moved  atomic.Int64
-	slow   atomic.Int64 // the longest write, nanoseconds
-	swap   atomic.Int64 // the most in use, bytes
+	dir   string
+	hog   []byte // memory that has to be swapped out
+	moved atomic.Int64
+	slow  atomic.Int64 // the longest write, nanoseconds
+	swap  atomic.Int64 // the most in use, bytes
 }
 
 // TestMemoryPressure writes twice the memory through the page cache of a file system on a clone
@@ -57,7 +57,7 @@ func TestMemoryPressure(t *testing.T) {
 	m.Kernel.Excuse("super_cache_scan")
 	memory := m.MemoryNumber("MemTotal")
 	source, dest, metadata := m.Block("/dev/vda"), m.Block("/dev/vdb"), m.Block("/dev/vdc")
-	p := &pressure{Clone: m.AddClone(source, dest, metadata, "--rate", "2MiB/s"), folder: filepath.Join(m.Dir, "fs")}
+	p := &pressure{Clone: m.AddClone(source, dest, metadata, "--rate", "2MiB/s"), dir: filepath.Join(m.Dir, "fs")}
 	makeDirty(m)
 	m.MustRun("addpart", p.Path, "1", "2048", fmt.Sprint(pressureFS/harness.Sector))
 	m.MustRun("addpart", p.Path, "2", fmt.Sprint(2048+pressureFS/harness.Sector), fmt.Sprint(pressureSwap/harness.Sector))
@@ -69,10 +69,10 @@ func TestMemoryPressure(t *testing.T) {
 	})
 	m.MustRun("mkfs.ext4", "-q", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", fs) // not discarded: there is to be something to hydrate
 	m.MustRun("mkswap", swap)
-	if err := os.Mkdir(p.folder, 0o755); err != nil {
+	if err := os.Mkdir(p.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	m.MustRun("mount", fs, p.folder)
+	m.MustRun("mount", fs, p.dir)
 	t.Logf("memory %d MiB; the daemon has %d MiB, %d KiB of it swapped", memory/harness.MiB, p.ProcessNumber("VmRSS")/harness.MiB, p.ProcessNumber("VmSwap")/harness.KiB)
 
 	// As udev's rule does (packaging/udev/59-ublk-clone.rules): with it 7.3 hung once in about
@@ -94,7 +94,7 @@ func TestMemoryPressure(t *testing.T) {
 	if n := p.ProcessNumber("VmSwap"); n > 0 {
 		t.Errorf("%d bytes of the daemon were swapped out", n)
 	}
-	m.MustRun("umount", p.folder)
+	m.MustRun("umount", p.dir)
 	m.MustRun("fsck.ext4", "-fn", fs)
 	p.Del()
 }
@@ -175,7 +175,7 @@ func (p *pressure) each(files int, work func(file int, buf []byte) error) {
 	}
 }
 
-func (p *pressure) file(file int) string { return filepath.Join(p.folder, fmt.Sprint(file)) }
+func (p *pressure) file(file int) string { return filepath.Join(p.dir, fmt.Sprint(file)) }
 
 // pattern is the content of a file's bytes from off on.
 func pattern(buf []byte, file int, off int64) {

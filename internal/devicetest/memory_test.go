@@ -54,7 +54,7 @@ func idleClone(m *harness.Machine) (c *harness.Clone, group string) {
 	m.Cleanup(func() {
 		m.WaitFor(harness.CleanLimit, "the group to be empty", func() error { return os.Remove(group) })
 	})
-	dest := filepath.Join(m.Ext4Folder(512), "dest") // where direct I/O is real: nothing is copied
+	dest := filepath.Join(m.Ext4Dir(512), "dest") // where direct I/O is real: nothing is copied
 	m.MustRun("truncate", "-s", fmt.Sprint(tib), dest)
 	c = m.NewClone(m.File("source", tib), &harness.Disk{Path: dest}, m.NullBlk("meta", harness.NullOptions{MiB: 64}), "--region-size", "64KiB", "--no-hydration")
 	within := []string{"-c", "echo $$ >" + group + "/cgroup.procs && exec " + harness.Command + ` "$@"`, "sh", "add", c.Name}

@@ -293,12 +293,12 @@ func TestMetadataReadOnlyFS(t *testing.T) {
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16})
 	m.FillDisk(source, harness.Original)
 	m.FillDisk(dest, harness.Junk)
-	folder := m.Ext4Folder(16)
+	dir := m.Ext4Dir(16)
 	remount := func(flags uintptr) {
 		t.Helper()
-		m.WaitFor(harness.CleanLimit, "nobody to write there", func() error { return unix.Mount("", folder, "", unix.MS_REMOUNT|flags, "") })
+		m.WaitFor(harness.CleanLimit, "nobody to write there", func() error { return unix.Mount("", dir, "", unix.MS_REMOUNT|flags, "") })
 	}
-	meta := &harness.Disk{M: &m.Devices, Path: filepath.Join(folder, "meta")}
+	meta := &harness.Disk{M: &m.Devices, Path: filepath.Join(dir, "meta")}
 	c := m.AddClone(source, dest, meta, "--no-hydration", "--read-through=off")
 	w, v, buf := harness.NewModel(16*harness.MiB, 4*harness.KiB), m.Open(c.Path, os.O_RDWR), m.Buffer(4096)
 	if err := errors.Join(w.Write(v, buf, 0, false), v.Flush(), w.Write(v, buf, harness.MiB, false)); err != nil {
@@ -365,7 +365,7 @@ func TestMetadataGoneInUse(t *testing.T) {
 	c := m.AddClone(source, dest, meta, "--no-hydration", "--read-through=off")
 	b := &returnBench{Clone: c, model: harness.NewModel(16*harness.MiB, 4*harness.KiB), metadata: &harness.FaultyDisk{Disk: meta, Under: meta}, v: m.Open(c.Path, os.O_RDWR), buf: m.Buffer(harness.IOSize)}
 	b.scatter()
-	power := filepath.Join(harness.NullBlkFolder, meta.Name, "power")
+	power := filepath.Join(harness.NullBlkDir, meta.Name, "power")
 	var content []byte
 	b.breakMetadata(func() {
 		content = m.ReadDisk(meta)
@@ -456,7 +456,7 @@ func TestLostFlushIsFinal(t *testing.T) {
 		c.Recover()
 	}
 	v.Close()
-	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean mark")
+	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), exit.OK, "no clean flag")
 	c.Path = ""
 	c.Args = append(c.Args, "--force") // from the last commit
 	c.Add()

@@ -14,7 +14,7 @@ import (
 // What a clone does when its metadata fails (I10).
 
 // Metadata that cannot be written make the clone read-only. What was acknowledged stays visible,
-// what needs no mark works, FLUSH fails; del sets no clean mark and says so; and what was flushed
+// what needs no mark works, FLUSH fails; del sets no clean flag and says so; and what was flushed
 // before is there afterwards.
 func TestMetadataFail(t *testing.T) {
 	runs.On(t, "6.18")
@@ -57,7 +57,7 @@ func TestMetadataFail(t *testing.T) {
 	}
 	v.Close()
 	m.Works("meta", size, under)
-	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), 0, "no clean mark")
+	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), 0, "no clean flag")
 	c.Path = ""
 	c.Add()
 	holds := func(when, mode string) {
@@ -75,7 +75,7 @@ func TestMetadataFail(t *testing.T) {
 		}
 	}
 	holds("after a restart", "ro")
-	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), 0, "no clean mark")
+	m.ExpectFailure(m.Try(harness.Command, "del", c.Name), 0, "no clean flag")
 	c.Path = ""
 	c.Args = append(c.Args, "--force")
 	c.Add()

@@ -63,20 +63,20 @@ func TestMountNamespace(t *testing.T) {
 		t.Errorf("live maps for process 1: %v", maps)
 	}
 	c.M.MustRun("mkfs.ext4", "-q", other.Path)
-	folder := filepath.Join(c.M.Dir, "other")
-	if err := os.Mkdir(folder, 0o755); err != nil {
+	dir := filepath.Join(c.M.Dir, "other")
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c.M.MustRun("mount", other.Path, folder)
-	if err := os.WriteFile(filepath.Join(folder, "file"), []byte("kept"), 0o600); err != nil {
+	c.M.MustRun("mount", other.Path, dir)
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("kept"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	other.End(syscall.SIGKILL)
 	other.Recover()
-	if got := c.M.ReadFile(filepath.Join(folder, "file")); got != "kept" {
+	if got := c.M.ReadFile(filepath.Join(dir, "file")); got != "kept" {
 		t.Errorf("the file holds %q", got)
 	}
-	c.M.MustRun("umount", folder)
+	c.M.MustRun("umount", dir)
 	other.Del()
 }
 
@@ -99,8 +99,8 @@ func TestMountNamespaceForeground(t *testing.T) {
 	c.Path = c.Status().Device
 	pid := c.Status().PID
 	checkPlace(c)
-	if folder, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); folder != "/" {
-		t.Errorf("the daemon works in %q, %v", folder, err)
+	if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); dir != "/" {
+		t.Errorf("the daemon works in %q, %v", dir, err)
 	}
 	if name := strings.TrimSpace(m.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))); name != harness.Command {
 		t.Errorf("the daemon is called %q", name)

@@ -173,10 +173,10 @@ func newReplay(entries []harness.LogEntry) *replay {
 	return r
 }
 
-// examineAll looks, without a clone, at what is behind the file system in front of each FLUSH and
+// compareAll looks, without a clone, at what is behind the file system in front of each FLUSH and
 // behind each entry that changes something there: the metadata says for each region where its bytes
 // are.
-func (b *lossBench) examineAll(entries []harness.LogEntry) {
+func (b *lossBench) compareAll(entries []harness.LogEntry) {
 	b.Helper()
 	r := &replay{entries: behindFiles(entries), durable: make([]byte, lossRaw+lossMetadata)}
 	harness.Fill(r.durable[:lossRaw], lossFiles, harness.Junk)
@@ -244,7 +244,7 @@ const completeEvery = 8
 func testPowerLoss(t *testing.T, kind harness.FSKind) {
 	b := newLossBench(harness.New(t), kind)
 	entries := b.use()
-	b.examineAll(entries)
+	b.compareAll(entries)
 	points := b.points(entries, harness.Count(10, 300))
 	r := newReplay(entries)
 	b.OtherBoot()

@@ -97,7 +97,7 @@ func testRandomRequests(t *testing.T, s shape) {
 	m := harness.New(t)
 	rng := m.Random()
 	if s.files {
-		m.Dir = m.Ext4Folder(128)
+		m.Dir = m.Ext4Dir(128)
 	}
 	source := s.disk(m, "src", s.size, s.sourceBlock, s.sourceMBps)
 	dest := s.disk(m, "dst", s.size+s.destExtra, s.destBlock, 0)

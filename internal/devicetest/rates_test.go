@@ -68,7 +68,7 @@ func TestMinRate(t *testing.T) {
 	testMinRate(t, undisturbed)
 }
 
-func testMinRate(t *testing.T, during trial) {
+func testMinRate(t *testing.T, during disturbance) {
 	const size, hydrated, floor = 60 * harness.MiB, 4 * harness.MiB, 4 * harness.MiB
 	m := harness.New(t)
 	slow := harness.NullOptions{MiB: size / harness.MiB, Latency: 10 * time.Millisecond, Depth: 16}

@@ -123,7 +123,7 @@ func TestRecoverMounted(t *testing.T) {
 	c.WaitHydrated()
 	c.M.MustRun(harness.Command, "recover", "--all") // nothing to do
 	files.Unmount()
-	files.Examine(c.Path)
+	files.Fsck(c.Path)
 	c.End(syscall.SIGKILL)
 	if got := strings.TrimSpace(c.M.MustRun(harness.Command, "prune")); got != c.Name {
 		t.Errorf("prune has printed %q", got)

@@ -159,7 +159,7 @@ func (c *soaked) failMetadata() {
 		if !failed { // there was nothing to commit
 			return
 		}
-		c.M.ExpectFailure(c.M.Try(harness.Command, "del", c.Name), exit.OK, "no clean mark")
+		c.M.ExpectFailure(c.M.Try(harness.Command, "del", c.Name), exit.OK, "no clean flag")
 		plain := c.Args
 		c.Args = append(slices.Clone(plain), "--force") // which ends the mode, and nothing is lost
 		c.Add()

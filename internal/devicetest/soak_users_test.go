@@ -90,7 +90,7 @@ func (u *fileUser) check(path string) {
 	u.others.Check()
 	u.tree.Check(nil)
 	u.tree.Unmount()
-	u.tree.Examine(path)
+	u.tree.Fsck(path)
 }
 
 func (u *fileUser) answered() int64 {

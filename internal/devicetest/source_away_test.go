@@ -120,7 +120,7 @@ func (b *awayBench) finish() {
 
 func attach(d *harness.Disk) {
 	d.M.Helper()
-	d.M.WriteFile(filepath.Join(harness.NullBlkFolder, d.Name, "power"), "1")
+	d.M.WriteFile(filepath.Join(harness.NullBlkDir, d.Name, "power"), "1")
 	d.M.Block(d.Path)
 }
 

@@ -97,7 +97,7 @@ func testSource(t *testing.T, kind harness.FSKind, region int64) {
 	c.Del()
 
 	m.Same("destination, compared with the clone", m.Sum(dest.Path, s.Size), cloneSum)
-	files.Examine(dest.Path)
+	files.Fsck(dest.Path)
 	files.Mount(dest.Path)
 	files.Check(nil)
 	files.Unmount()

@@ -217,7 +217,7 @@ func TestUnreadableSample(t *testing.T) {
 	c.Del()
 	c.Add()
 	stalled()
-	m.WriteFile(filepath.Join(harness.NullBlkFolder, source.Name, "badblocks"), fmt.Sprintf("-%d-%d", bad[0]/harness.Sector, (bad[0]+4*harness.KiB)/harness.Sector-1))
+	m.WriteFile(filepath.Join(harness.NullBlkDir, source.Name, "badblocks"), fmt.Sprintf("-%d-%d", bad[0]/harness.Sector, (bad[0]+4*harness.KiB)/harness.Sector-1))
 	source.BadBlocks(512*harness.KiB, 512*harness.KiB+4*harness.KiB) // another one goes bad, one can be read again
 	m.MustRun(harness.Command, "restart", c.Name)
 	m.MustRun(harness.Command, "resume", c.Name)

@@ -56,8 +56,8 @@ func newHeirBench(t *testing.T, args ...string) *heirBench {
 	b.tree = m.NewExt4(rng, under, 4*harness.MiB)
 	m.MustRun("dd", "if="+under.Path, "of="+b.source.Path, "bs=1M", "conv=notrunc,sparse", "status=none")
 	m.MustRun("dd", "if=/dev/urandom", "of="+b.source.Path, "bs=1M", fmt.Sprintf("seek=%d", heirFS/harness.MiB), fmt.Sprintf("count=%d", (heirSize-heirFS)/harness.MiB), "conv=notrunc", "status=none")
-	folder := filepath.Join(m.Dir, "backing")
-	if err := os.Mkdir(folder, 0o755); err != nil {
+	dir := filepath.Join(m.Dir, "backing")
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	b.backing = m.File("backing/dest", heirSize)
@@ -109,7 +109,7 @@ func (b *heirBench) end() {
 	b.files.Check()
 	b.tree.Check(nil)
 	b.tree.Unmount()
-	b.tree.Examine(b.Path)
+	b.tree.Fsck(b.Path)
 	b.Clone.Del()
 }
 
@@ -184,8 +184,8 @@ func TestSuccession(t *testing.T) {
 	b.goesOn()
 
 	// One whose backing file has lost its name to another is the same, or is refused.
-	folder := filepath.Dir(b.backing.Path)
-	b.M.MustRun("mount", "-t", "tmpfs", "tmpfs", folder)
+	dir := filepath.Dir(b.backing.Path)
+	b.M.MustRun("mount", "-t", "tmpfs", "tmpfs", dir)
 	b.M.File("backing/dest", 64*harness.MiB)
 	if o := b.M.Try(harness.Command, "restart", b.Name); o.Code != 0 && !strings.Contains(o.Stderr, "not interrupted") {
 		t.Errorf("over another backing file restart says %q", o.Stderr)
@@ -193,7 +193,7 @@ func TestSuccession(t *testing.T) {
 	b.goesOn()
 	b.Clone.End(syscall.SIGKILL)
 	o := b.M.Try(harness.Command, "recover", b.Name)
-	b.M.MustRun("umount", folder)
+	b.M.MustRun("umount", dir)
 	if o.Code != 0 {
 		b.M.ExpectFailure(o, exit.Metadata, "waits for a daemon")
 		b.Recover()

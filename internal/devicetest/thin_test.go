@@ -129,7 +129,7 @@ func TestTrimmedSpaceOnThin(t *testing.T) {
 			files.Unmount()
 			m.ZeroWhereJunk(dest.Disk, size)
 			cl.Del()
-			files.Examine(dest.Path)
+			files.Fsck(dest.Path)
 		})
 	}
 }

@@ -347,7 +347,7 @@ func (f *fileStream) check(b *lossBench, path string, entries []harness.LogEntry
 		}
 	}
 	f.Unmount()
-	f.Examine(path)
+	f.Fsck(path)
 }
 
 func (f *fileStream) checkFile(file int64, b bounds) error {

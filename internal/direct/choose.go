@@ -76,7 +76,7 @@ func Bytes(extents []dm.Extent) (n int64) {
 const (
 	Pause     = 10 * time.Second // between two choices, and so between two exchanges
 	Again     = 2 * time.Second  // before another try of one for which requests at work have not ended in time
-	part      = 20               // of the device becomes direct: a twentieth
+	fraction  = 20               // of the device becomes direct: a twentieth
 	someBytes = 64 << 20         // become direct, and the last exchange was long ago
 	longAgo   = 5 * time.Minute
 )
@@ -87,7 +87,7 @@ func Worth(size, more int64, since time.Duration, complete bool) bool {
 	switch {
 	case since < Pause || more <= 0:
 		return false
-	case complete, more >= size/part:
+	case complete, more >= size/fraction:
 		return true
 	}
 	return more >= someBytes && since >= longAgo
@@ -102,13 +102,13 @@ type Limits struct {
 	Discards                   bool
 }
 
-// LimitsAt are those of the block device with that folder in sysfs; a partition has its disk's.
-func LimitsAt(folder string) (l Limits, err error) {
-	if _, err := os.Stat(filepath.Join(folder, "partition")); err == nil {
-		folder += "/.." // a link is followed first
+// LimitsAt are those of the block device with that directory in sysfs; a partition has its disk's.
+func LimitsAt(dir string) (l Limits, err error) {
+	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
+		dir += "/.." // a link is followed first
 	}
 	number := func(attribute string) int64 {
-		text, errRead := os.ReadFile(folder + "/queue/" + attribute)
+		text, errRead := os.ReadFile(dir + "/queue/" + attribute)
 		n, errParse := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
 		err = cmp.Or(err, errRead, errParse)
 		return n

@@ -88,7 +88,7 @@ func TestWorth(t *testing.T) {
 		complete bool
 		want     bool
 	}{
-		{size / part, Pause, false, true}, {size / part, Pause - 1, false, false}, {size/part - 1, Pause, false, false},
+		{size / fraction, Pause, false, true}, {size / fraction, Pause - 1, false, false}, {size/fraction - 1, Pause, false, false},
 		{someBytes, longAgo, false, true}, {someBytes, longAgo - 1, false, false}, {someBytes - 1, longAgo, false, false},
 		{mib, Pause, true, true}, {0, longAgo, true, false}, {-mib, longAgo, true, false}, {mib, 0, true, false},
 	} {
@@ -107,7 +107,7 @@ func TestWorthLater(t *testing.T) {
 		complete bool
 		want     bool
 	}{
-		{size / part, false, true}, {someBytes, false, true}, {someBytes - 1, false, false}, {mib, true, true}, {0, true, false}, {-mib, true, false},
+		{size / fraction, false, true}, {someBytes, false, true}, {someBytes - 1, false, false}, {mib, true, true}, {0, true, false}, {-mib, true, false},
 	} {
 		if got := WorthLater(size, c.more, c.complete); got != c.want {
 			t.Errorf("%+v: %v", c, got)

@@ -35,7 +35,9 @@ type Layer struct {
 func (l *Layer) Path() string { return fmt.Sprintf("/dev/dm-%d", sys.Minor(l.Dev)) }
 
 // IsOf says whether the layer is that of a clone.
-func (l *Layer) IsOf(mark uint64) bool { return l.Clone != metadata.UUID{} && l.Clone.Mark() == mark }
+func (l *Layer) IsOf(cookie uint64) bool {
+	return l.Clone != metadata.UUID{} && l.Clone.Cookie() == cookie
+}
 
 // Open opens device-mapper.
 func Open() (*sys.DM, error) {
@@ -139,7 +141,7 @@ func Remove(dm *sys.DM, l *Layer, deferred bool, limit time.Duration) error {
 // unlink removes a link that we have made, and udev has not. If the device was not to be there any
 // more and is, another one has its number.
 func unlink(l *Layer, mayBeThere bool) error {
-	link := filepath.Join(definition.MapperFolder, l.Name)
+	link := filepath.Join(definition.MapperDir, l.Name)
 	to, err := os.Readlink(link)
 	if err != nil || to != linkTo(l) {
 		return nil
@@ -152,10 +154,10 @@ func unlink(l *Layer, mayBeThere bool) error {
 
 // UnlinkGone removes the link of a layer that is not there any more. Whoever removed that and was
 // killed has left it; without udev nobody else looks.
-func UnlinkGone(name string) error { return unlinkGone(definition.MapperFolder, "/sys/block", name) }
+func UnlinkGone(name string) error { return unlinkGone(definition.MapperDir, "/sys/block", name) }
 
-func unlinkGone(folder, devices, name string) error {
-	link := filepath.Join(folder, name)
+func unlinkGone(dir, devices, name string) error {
+	link := filepath.Join(dir, name)
 	to, err := os.Readlink(link)
 	node, ok := strings.CutPrefix(to, "../")
 	if err != nil || !ok || !strings.HasPrefix(node, "dm-") {

@@ -18,7 +18,7 @@ func TestLayerUUID(t *testing.T) {
 		t.Errorf("%s is of %s", text, got)
 	}
 	l := Layer{Clone: clone}
-	if !l.IsOf(clone.Mark()) || l.IsOf(clone.Mark()+1) || (&Layer{}).IsOf(0) {
+	if !l.IsOf(clone.Cookie()) || l.IsOf(clone.Cookie()+1) || (&Layer{}).IsOf(0) {
 		t.Error("whose layer it is")
 	}
 	for _, other := range []string{"", Prefix, text[:len(text)-1], text + "0", "x" + text, strings.TrimPrefix(text, Prefix), "LVM-" + clone.String()} {
@@ -31,7 +31,7 @@ func TestLayerUUID(t *testing.T) {
 // TestUnlinkGone: the link of a layer that is gone goes, also if another device has its number by
 // now. The link of one that is there stays, and what is no such link.
 func TestUnlinkGone(t *testing.T) {
-	folder, devices := t.TempDir(), t.TempDir()
+	directory, devices := t.TempDir(), t.TempDir()
 	for node, name := range map[string]string{"dm-1": "there", "dm-2": "another"} {
 		dir := filepath.Join(devices, node, "dm")
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -42,20 +42,20 @@ func TestUnlinkGone(t *testing.T) {
 		}
 	}
 	for name, to := range map[string]string{"there": "../dm-1", "exchanged": "../dm-2", "gone": "../dm-3", "strange": "../sda"} {
-		if err := os.Symlink(to, filepath.Join(folder, name)); err != nil {
+		if err := os.Symlink(to, filepath.Join(directory, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(folder, "file"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(directory, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"there", "exchanged", "gone", "strange", "file", "none"} {
-		if err := unlinkGone(folder, devices, name); err != nil {
+		if err := unlinkGone(directory, devices, name); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	var left []string
-	found, _ := filepath.Glob(filepath.Join(folder, "*"))
+	found, _ := filepath.Glob(filepath.Join(directory, "*"))
 	for _, path := range found {
 		left = append(left, filepath.Base(path))
 	}

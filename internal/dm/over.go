@@ -50,7 +50,7 @@ func (o *Over) Open() (err error) {
 	case err != nil || l == nil:
 	case !o.recovers:
 		err = Taken(o.def.DM, l)
-	case l.IsOf(o.def.Mark) && l.Inactive:
+	case l.IsOf(o.def.Cookie) && l.Inactive:
 		err = Error("clear", o.def.DM, o.kernel.Clear(o.def.DM))
 	}
 	if err != nil {
@@ -73,7 +73,7 @@ func (o *Over) Find() (*Layer, error) { return Find(o.kernel, o.def.DM) }
 func (o *Over) Anew() { o.anew = true }
 
 // IsOurs says whether l, which may be nil, is this clone's.
-func (o *Over) IsOurs(l *Layer) bool { return l != nil && l.IsOf(o.base.Clone.Mark()) }
+func (o *Over) IsOurs(l *Layer) bool { return l != nil && l.IsOf(o.base.Clone.Cookie()) }
 
 // Lay makes the layer, or lets the one go on that a dead daemon has left: if it was suspended, its
 // users have waited for this.

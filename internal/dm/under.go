@@ -124,9 +124,9 @@ func with(do func(*sys.DM) error) error {
 }
 
 // Unders are the names of the clones whose private devices are there, as sysfs, which is mounted at
-// folder, has them. It opens nothing else.
-func Unders(folder string) (clones []string) {
-	found, _ := filepath.Glob(filepath.Join(folder, "block/dm-*/dm/uuid"))
+// directory, has them. It opens nothing else.
+func Unders(dir string) (clones []string) {
+	found, _ := filepath.Glob(filepath.Join(dir, "block/dm-*/dm/uuid"))
 	for _, path := range found {
 		text, err := os.ReadFile(path)
 		if name, ours := strings.CutPrefix(strings.TrimSpace(string(text)), UnderPrefix); err == nil && ours && definition.IsName(name) {

@@ -225,7 +225,7 @@ func checkOpenFiles(h *machine, f *findings) {
 }
 
 // mapsNeed is what the live map of a clone takes at the start, in bytes.
-const mapsNeed = 2 * footprint.SettledPages << 12
+const mapsNeed = 2 * footprint.FirstPages << 12
 
 func checkLiveMaps(h *machine, f *findings) {
 	m := h.mountOn(h.maps)
@@ -267,7 +267,7 @@ func checkNoSwap(h *machine, f *findings) {
 	}
 }
 
-func checkRunFolder(h *machine, f *findings) {
+func checkRunDir(h *machine, f *findings) {
 	info, err := os.Stat(h.path(h.dir))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -275,13 +275,13 @@ func checkRunFolder(h *machine, f *findings) {
 	case err != nil:
 		f.unknown("%s cannot be looked at: %v.", h.dir, err)
 	case !info.IsDir():
-		f.problem(exit.Other, h.dir+", where daemons have their sockets, is not a folder: no clone can be added or asked.", "Move it away.")
+		f.problem(exit.Other, h.dir+", where daemons have their sockets, is not a directory: no clone can be added or asked.", "Move it away.")
 	default:
 		checkOwn(h, f, h.dir, info.Mode(), "where daemons have their sockets")
 	}
 }
 
-// checkOwn looks at a folder that is there.
+// checkOwn looks at a directory that is there.
 func checkOwn(h *machine, f *findings, dir string, mode fs.FileMode, what string) {
 	uid, err := h.owner(h.path(dir))
 	denied := h.write(h.path(dir))
@@ -310,7 +310,7 @@ func checkRecords(h *machine, f *findings) {
 		f.unknown("%s cannot be looked at: %v.", h.records, err)
 		return
 	case !info.IsDir():
-		f.warn(h.records+", "+what+", is not a folder: lost metadata would go unnoticed.", "Move it away.")
+		f.warn(h.records+", "+what+", is not a directory: lost metadata would go unnoticed.", "Move it away.")
 		return
 	}
 	checkOwn(h, f, h.records, info.Mode(), what)
@@ -353,7 +353,7 @@ func checkBlkid(h *machine, f *findings) {
 		return
 	}
 	f.problem(exit.Other, "blkid is not in PATH: nobody can say what a new destination carries, so `add` refuses it.",
-		"Install util-linux, or add its folder (/usr/sbin or /sbin) to PATH.")
+		"Install util-linux, or add its directory (/usr/sbin or /sbin) to PATH.")
 }
 
 func checkMachineID(h *machine, f *findings) {

@@ -72,7 +72,7 @@ func checkDisks(h *machine, f *findings) {
 	}
 }
 
-// diskOf is the sysfs folder of the disk that path is, or is a partition of; "" for a file.
+// diskOf is the sysfs directory of the disk that path is, or is a partition of; "" for a file.
 func (h *machine) diskOf(path string) string {
 	node, err := filepath.EvalSymlinks(h.path(path))
 	if err != nil {

@@ -72,7 +72,7 @@ var Checks = []check{
 	{"reclaim", checkReclaim},
 	{"open-files", checkOpenFiles},
 	{"live-maps", checkLiveMaps},
-	{"run-folder", checkRunFolder},
+	{"run-folder", checkRunDir},
 	{"records", checkRecords},
 	{"blkid", checkBlkid},
 	{"machine-id", checkMachineID},

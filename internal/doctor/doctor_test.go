@@ -179,9 +179,9 @@ func TestDoctorFindsEach(t *testing.T) {
 			h.put("proc/self/mountinfo", "20 1 0:20 / / rw - ext4 /dev/sda rw")
 			h.noSwap = func() error { return syscall.EINVAL }
 		}, "live-maps problem", exit.Feature, "6.4"},
-		{"run folder is a file", func(h *healthy) { h.remove(h.dir); h.put(h.dir, "") }, "run-folder problem", exit.Other, "not a folder"},
-		{"run folder open to all", func(h *healthy) { h.chmod(h.dir, 0o755) }, "run-folder warning", exit.OK, "chmod 700"},
-		{"folders of another's", func(h *healthy) { h.owner = func(string) (int, error) { return 1000, nil } }, "run-folder problem records problem", exit.Denied, "user 1000"},
+		{"run directory is a file", func(h *healthy) { h.remove(h.dir); h.put(h.dir, "") }, "run-folder problem", exit.Other, "not a directory"},
+		{"run directory open to all", func(h *healthy) { h.chmod(h.dir, 0o755) }, "run-folder warning", exit.OK, "chmod 700"},
+		{"directories of another's", func(h *healthy) { h.owner = func(string) (int, error) { return 1000, nil } }, "run-folder problem records problem", exit.Denied, "user 1000"},
 		{"records cannot be written", func(h *healthy) {
 			h.write = func(path string) error {
 				if strings.HasSuffix(path, h.records) {
@@ -190,7 +190,7 @@ func TestDoctorFindsEach(t *testing.T) {
 				return nil
 			}
 		}, "records warning", exit.OK, "read-only"},
-		{"records no folder", func(h *healthy) { h.remove(h.records); h.put(h.records, "") }, "records warning", exit.OK, "not a folder"},
+		{"records no directory", func(h *healthy) { h.remove(h.records); h.put(h.records, "") }, "records warning", exit.OK, "not a directory"},
 		{"a record that is not one", func(h *healthy) { h.put(h.records+"/a.json", "{") }, "records problem", exit.Metadata, "a.json"},
 		{"metadata vanished", func(h *healthy) { h.record(); h.put("dest", "") }, "records problem", exit.Metadata, "/meta"},
 		{"metadata and destination away", func(h *healthy) { h.record() }, "records warning", exit.OK, "missing too"},

@@ -25,7 +25,7 @@ import (
 )
 
 // machine is the machine as doctor sees it. Files are looked for under root, and what no file tells
-// is asked by a function; tests put a folder and functions of their own there, with a problem
+// is asked by a function; tests put a directory and functions of their own there, with a problem
 // planted.
 type machine struct {
 	root    string // "/"
@@ -52,7 +52,7 @@ const definitionsDir = etc.DefaultDefinedDir
 // ThisMachine is this machine.
 func ThisMachine(dir control.Dir, clones func() ([]control.Status, error), check func(name string) error) *machine {
 	return &machine{
-		root: "/", dir: string(dir), records: string(records.DefaultDir()), maps: livemap.Folder,
+		root: "/", dir: string(dir), records: string(records.DefaultDir()), maps: livemap.Dir,
 		owner: sys.Owner, free: sys.FreeAt, write: sys.MayWrite, ring: tryRing, driver: askDriver, noSwap: sys.TryNoSwap,
 		program: exec.LookPath,
 		clones:  sync.OnceValues(clones),
@@ -160,14 +160,14 @@ func (h *machine) hardLimit(name string) (int64, bool) {
 	return n, err == nil
 }
 
-// mountOn is what is mounted on a folder, nil for nothing.
-func (h *machine) mountOn(folder string) *mountinfo.Info {
+// mountOn is what is mounted on a directory, nil for nothing.
+func (h *machine) mountOn(directory string) *mountinfo.Info {
 	f, err := os.Open(h.path("proc/self/mountinfo"))
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
-	all, err := mountinfo.GetMountsFromReader(f, mountinfo.SingleEntryFilter(folder))
+	all, err := mountinfo.GetMountsFromReader(f, mountinfo.SingleEntryFilter(directory))
 	if err != nil || len(all) == 0 {
 		return nil
 	}

@@ -59,7 +59,7 @@ func (b *blockDevice) options() ublk.Options {
 		dma, copied = 0, true
 	}
 	return ublk.Options{
-		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: b.Mark(), Recoverable: true, Copy: copied,
+		ID: ublk.AnyID, Queues: def.Queues, Depth: def.QueueDepth, Private: b.Cookie(), Recoverable: true, Copy: copied,
 		Tokens: dataplane.QueueOps(def.QueueDepth),
 		Params: ublk.Params{
 			Size: geo.Size, LogicalBlockSize: geo.LogicalBlock, PhysicalBlockSize: geo.PhysicalBlock, IOMin: hint, IOOpt: hint,
@@ -79,7 +79,7 @@ const maxHint = 512 << 10
 // takeOver finds the device that a dead daemon has left. It is not touched before startDevice.
 func (b *blockDevice) takeOver() (err error) {
 	def := &b.Wanted.Definition
-	if def.Mark != b.Mark() {
+	if def.Cookie != b.Cookie() {
 		return &exit.Error{Code: exit.Metadata, Doing: "recover", Object: def.Device, Cause: errors.New("this is not the metadata that its last daemon had"),
 			Next: "Nothing was written. Bring the right metadata back to " + def.Metadata + "."}
 	}
@@ -87,7 +87,7 @@ func (b *blockDevice) takeOver() (err error) {
 	if err := r.Find(def); err != nil {
 		return &exit.Error{Code: exit.Code(err), Doing: "recover", Object: def.Name, Cause: err, Next: "The same `ublk-clone add` goes on where it was."}
 	}
-	b.Device, err = ublk.Recover(b.control, r.Info.ID, ublk.Options{Private: def.Mark, Tokens: dataplane.QueueOps(def.QueueDepth), RecoverTime: b.Fence.Left()})
+	b.Device, err = ublk.Recover(b.control, r.Info.ID, ublk.Options{Private: def.Cookie, Tokens: dataplane.QueueOps(def.QueueDepth), RecoverTime: b.Fence.Left()})
 	if err != nil {
 		return explain.Driver("recover the block device", err)
 	}

@@ -253,14 +253,15 @@ func (d *directPath) leadBack(ctx context.Context) error {
 
 // check refuses, in a recovery, a layer that leads straight to the destination where the map does
 // not know of anything hydrated: what users wrote there meanwhile would be lost, as reads would go
-// to the source. With force it is led to the clone, as it is when the destination was attached anew.
+// to the source. With force it is led to the clone, as it is when the destination was attached
+// anew.
 func (d *directPath) check(context.Context) error {
 	if d.Wanted.Definition.DM == "" || !d.Wanted.Recover || !d.Dest.IsBlock() {
 		return nil
 	}
 	l, err := d.layer.Find()
 	st, errStat := sys.StatPath(d.device.path())
-	if err != nil || errStat != nil || l == nil || !l.IsOf(d.Mark()) {
+	if err != nil || errStat != nil || l == nil || !l.IsOf(d.Cookie()) {
 		return errors.Join(err, errStat)
 	}
 	if _, ok := l.Direct(st.Rdev, d.Dest.Number()); l.IsMixed() && !ok {

@@ -11,8 +11,10 @@
 //	 drain       leave.go                all comes to rest, for the next daemon
 //	 caution     caution.go              after deaths in a row
 //	 session     session.go repair.go    what is written to the metadata while the clone is served
-//	             use.go
-//	 lanes       lanes.go memory.go      core, hydrator and queues, and their buffers
+//	             record.go
+//	 directPath  direct.go               which extents the layer leads straight to the destination
+//	 lanes       lanes.go memory.go      core, hydrator and queues, their buffers and their room for marks
+//	             marks.go
 //	 blockDevice device.go               the driver's side
 //	 liveMap     live.go standin.go      the region map's memory, and what a dead daemon has left in it
 //	 Devices     package devices         source, destination, metadata and settings
@@ -23,9 +25,9 @@
 // sample of the destination have one each, and queues and hydrator have their threads (package
 // dataplane). Control requests come on any goroutine.
 //
-// Locks: caution.mu guards whether the live map is about to be closed. What else is changed by
-// several goroutines is in packages clone, committer and devices; other fields are set by the steps
-// and not changed afterwards.
+// Locks: caution.mu guards whether the live map is about to be closed, and directPath.mu is held
+// while the layer gets another table. What else several goroutines change is in packages clone,
+// committer and devices; other fields are set by the steps and not changed afterwards.
 //
 // Invariants: I6 (session and live map), I9 (memory is taken in advance), I10 (modes), I11 (going
 // on without metadata), I12 (complete), I13 (nobody gives up what works before the next one is

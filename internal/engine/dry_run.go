@@ -42,13 +42,13 @@ type dryRun struct {
 // DryRun is the process's side of a dry run.
 func DryRun(st definition.Start) (t *control.DryRun, err error) {
 	if st.Recover {
-		st.Fence = trialFence
+		st.Fence = dryRunFence
 	}
 	opened := devices.New(devices.NewShared(st, zerolog.Nop()), records.DefaultDir())
 	opened.Dest.GoThrough()
 	d := &dryRun{Devices: opened, device: &blockDevice{Devices: opened}, live: newLiveMap(opened)}
 	var done steps.List
-	err = done.Run(context.Background(), d.trialSteps())
+	err = done.Run(context.Background(), d.harmlessSteps())
 	if err == nil {
 		t, err = d.try()
 	}
@@ -58,11 +58,11 @@ func DryRun(st definition.Start) (t *control.DryRun, err error) {
 	return t, nil
 }
 
-// trialFence is how long a dry run waits for a dead daemon's last requests.
-const trialFence = 2 * time.Second
+// dryRunFence is how long a dry run waits for a dead daemon's last requests.
+const dryRunFence = 2 * time.Second
 
-// trialSteps are those of a daemon's start that can be done without a change.
-func (d *dryRun) trialSteps() []steps.Step {
+// harmlessSteps are those of a daemon's start that can be done without a change.
+func (d *dryRun) harmlessSteps() []steps.Step {
 	return append(d.Devices.Steps(), []steps.Step{
 		{Name: "open the driver", Do: d.device.openDriver, Undo: func() error { return d.device.control.Close() }},
 		{Name: "look at the live map", Do: d.tryLive, Undo: d.live.close},
@@ -71,9 +71,9 @@ func (d *dryRun) trialSteps() []steps.Step {
 
 // tryLive is openLive, that changes nothing.
 func (d *dryRun) tryLive(context.Context) error {
-	free, err := livemap.TryMount(livemap.Folder)
+	free, err := livemap.TryMount(livemap.Dir)
 	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: livemap.Folder, Cause: err}
+		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: livemap.Dir, Cause: err}
 	}
 	_, boot, err := host.Identities()
 	if err != nil {
@@ -88,9 +88,9 @@ func (d *dryRun) tryLive(context.Context) error {
 	case err != nil:
 		return errors.Join(d.live.refuse(err), d.live.close())
 	}
-	need := int64(min(bitmap.PagesFor(sb.NrRegions), footprint.SettledPages)) * bitmap.PageBytes
+	need := int64(min(bitmap.PagesFor(sb.NrRegions), footprint.FirstPages)) * bitmap.PageBytes
 	if begins && free > 0 && free < need {
-		return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: livemap.Folder,
+		return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: livemap.Dir,
 			Cause: fmt.Errorf("%w: %s are free, %s needed", syscall.ENOSPC, text.Size(free), text.Size(need)), Next: "Free some memory."}
 	}
 	return nil

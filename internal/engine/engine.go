@@ -29,7 +29,7 @@ import (
 // Engine is the clone itself: it makes the parts, and brings them up and down by its steps. What is
 // asked of it, its parts answer.
 type Engine struct {
-	*devices.Devices // Mark, Waits, Warn, Events
+	*devices.Devices // Cookie, Waits, Warn, Events
 	*session         // Repair, Farewell
 	*lanes           // Retry, Answers
 	*handover        // Finishable, HandOver, Finish
@@ -77,7 +77,7 @@ func (e *Engine) Opens() []steps.Step {
 }
 
 // Steps bring the clone up. Undone in reverse: the block device goes while its queues serve, then
-// the hydrator, then the last commit and the clean mark, then the device number, then files and
+// the hydrator, then the last commit and the clean flag, then the device number, then files and
 // locks.
 func (e *Engine) Steps() []steps.Step {
 	return []steps.Step{
@@ -87,7 +87,7 @@ func (e *Engine) Steps() []steps.Step {
 		{Name: "look at what the layer leads to the destination", Do: e.direct.check},
 		{Name: "begin the session", Do: e.session.begin, Undo: e.session.end, Limit: teardownLimit},
 		{Name: "repair the metadata", Do: e.session.repairForced},
-		{Name: "record the use of the destination", Do: e.session.recordUse},
+		{Name: "record what the destination is used for", Do: e.session.writeRecord},
 		{Name: "tell udev of the devices", Do: e.nameForUdev, Undo: e.unnameForUdev},
 		{Name: "watch for events", Do: e.startWatcher, Undo: func() error { e.watcher.Stop(); return nil }, Limit: teardownLimit},
 		{Name: "start hydration", Do: e.lanes.startHydration, Undo: func() error { return e.lanes.background.Stop() }, Limit: teardownLimit},
@@ -95,8 +95,8 @@ func (e *Engine) Steps() []steps.Step {
 	}
 }
 
-// Top is the layer.
-func (e *Engine) Top() []steps.Step {
+// LayerSteps lay the layer, and lead its extents.
+func (e *Engine) LayerSteps() []steps.Step {
 	return []steps.Step{
 		{
 			Name: "lay the device-mapper device", Do: func(context.Context) error { return e.layLayer() },
@@ -128,7 +128,7 @@ func (e *Engine) loadMap(context.Context) error {
 	}
 	regions, err := e.session.readMap(geo.Regions())
 	if err == nil {
-		err = e.live.settle(regions.NrPages(), func(page uint64) bool { return regions.Full(page) || regions.AllZero(page) })
+		err = e.live.touchFirst(regions.NrPages(), func(page uint64) bool { return regions.Full(page) || regions.AllZero(page) })
 	}
 	var delta clone.DeltaConfig
 	if err == nil {
@@ -193,9 +193,9 @@ func (e *Engine) stopDevice() error {
 	return e.device.stop()
 }
 
-// Note adds to the definition what is known by now.
-func (e *Engine) Note(def *definition.Definition) {
-	def.Device, def.Mark = e.device.path(), e.Mark()
+// FillIn adds to the definition what is known by now.
+func (e *Engine) FillIn(def *definition.Definition) {
+	def.Device, def.Cookie = e.device.path(), e.Cookie()
 	def.Size, def.RegionSize = e.Dest.Geometry.Size, e.Wanted.Definition.RegionSize
 }
 

@@ -36,7 +36,7 @@ import (
 //	                                                     serve any more. recover and finish do 6 to 11
 //	   note in the definition that it is finished        the same, also without a layer
 //	6  stop the block device                             the same, and so on: what is gone is no obstacle
-//	7  last commit, of nothing, and the clean mark
+//	7  last commit, of nothing, and the clean flag
 //	8  remove the live map
 //	9  delete the block device
 //	10 remove the private device over the destination (dm.Under), and the metadata
@@ -113,7 +113,7 @@ func (h *handover) HandOver(ctx context.Context, limit time.Duration) (err error
 	if err := h.check(); err != nil {
 		return err
 	}
-	if err := h.settle(ctx); err != nil { // 1
+	if err := h.commitComplete(ctx); err != nil { // 1
 		return err
 	}
 	if err := control.Still(ctx); err != nil {
@@ -219,15 +219,15 @@ func (h *handover) check() error {
 	return busy
 }
 
-// settle is 1: from here on the metadata, too, say that the destination stands alone.
-func (h *handover) settle(ctx context.Context) error {
+// commitComplete is 1: from here on the metadata, too, say that the destination stands alone.
+func (h *handover) commitComplete(ctx context.Context) error {
 	if err := h.session.committer.Save(ctx); err != nil {
 		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, err)
 	}
 	if !h.Meta.Store.Superblock().Complete {
 		return explain.Metadata("commit to", h.Wanted.Definition.Metadata, errors.New("it does not say that all is hydrated"))
 	}
-	h.session.closeUse()
+	h.session.lastRecord()
 	return nil
 }
 

@@ -39,8 +39,8 @@ func (l *liveMap) set(m *livemap.Map, session uint64, taken, ended bool) {
 
 // open decides by the superblock whether a live map counts, see package livemap.
 func (l *liveMap) open(nr uint64) error {
-	if err := livemap.Mount(livemap.Folder); err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: livemap.Folder, Cause: err}
+	if err := livemap.Mount(livemap.Dir); err != nil {
+		return &exit.Error{Code: exit.Other, Doing: "prepare the live map", Object: livemap.Dir, Cause: err}
 	}
 	_, boot, err := host.Identities()
 	if err != nil {
@@ -66,7 +66,7 @@ func (l *liveMap) take(sb *metadata.Superblock, boot metadata.UUID, nr uint64) (
 	if sb.Clean || sb.BootID != boot {
 		return true, nil
 	}
-	m, err := livemap.Open(livemap.Folder, sb.UUID)
+	m, err := livemap.Open(livemap.Dir, sb.UUID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, errors.New("its daemon did not stop cleanly, and the live map, which has what was written since the last commit, is gone")
 	}
@@ -100,9 +100,9 @@ func (l *liveMap) refuse(cause error) error {
 // begin makes an empty live map for a session that begins.
 func (l *liveMap) begin(sb *metadata.Superblock, boot metadata.UUID, nr uint64) error {
 	id := livemap.Identity{UUID: sb.UUID, Boot: boot, Session: sb.Session + 1, Regions: nr}
-	m, err := livemap.Create(livemap.Folder, id, livemap.State{Mode: uint8(sb.Mode), FlushLost: sb.DestFlushFailed})
+	m, err := livemap.Create(livemap.Dir, id, livemap.State{Mode: uint8(sb.Mode), FlushLost: sb.DestFlushFailed})
 	if err != nil {
-		return &exit.Error{Code: exit.Other, Doing: "make the live map in", Object: livemap.Folder, Cause: err, Next: "The live map takes memory: free some."}
+		return &exit.Error{Code: exit.Other, Doing: "make the live map in", Object: livemap.Dir, Cause: err, Next: "The live map takes memory: free some."}
 	}
 	m.SetMetadata(l.Wanted.Definition.Metadata)
 	l.set(m, id.Session, false, true)
@@ -184,14 +184,14 @@ func (l *liveMap) recoverZeros(regions *bitmap.Map, uncommitted *bitmap.Delta) e
 	})
 }
 
-// settle takes the memory of the first pages of the region map, those that need none left out.
-func (l *liveMap) settle(nr uint64, spared func(page uint64) bool) error {
-	for page := range min(nr, footprint.SettledPages) {
+// touchFirst takes the memory of the first pages of the region map, those that need none left out.
+func (l *liveMap) touchFirst(nr uint64, spared func(page uint64) bool) error {
+	for page := range min(nr, footprint.FirstPages) {
 		if spared(page) {
 			continue
 		}
 		if err := l.Touch(page); err != nil {
-			return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: livemap.Folder, Cause: err, Next: "Free some memory."}
+			return &exit.Error{Code: exit.Other, Doing: "take memory for the region map", Object: livemap.Dir, Cause: err, Next: "Free some memory."}
 		}
 	}
 	return nil

@@ -22,7 +22,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// session is the time from the loading of the region map to the clean mark: what is written to the
+// session is the time from the loading of the region map to the clean flag: what is written to the
 // metadata while the clone is served. A recovery goes on with the session of the dead daemon. The
 // steps begin and end it; in between only the committer's goroutine writes to the metadata.
 type session struct {
@@ -72,7 +72,7 @@ func (s *session) mapInstead(nr uint64, cause error) (*bitmap.Map, error) {
 	return regions, s.live.fillAlone(regions)
 }
 
-// begin clears the clean mark, and flushes that, before the first request is answered (I6), and
+// begin clears the clean flag, and flushes that, before the first request is answered (I6), and
 // starts the committer.
 func (s *session) begin(context.Context) error {
 	s.live.SetLife(livemap.LifeBegun)
@@ -128,10 +128,10 @@ func (s *session) open() error {
 		if s.Wanted.Recover {
 			sb.Counters.Recoveries++
 		}
-		s.Source.CompletePrint(sb)
+		s.Source.RenewPrint(sb)
 		sb.Source.Path, sb.Dest.Path = identity.ShortPath(s.Wanted.Definition.Source), identity.ShortPath(s.Dest.Path())
 		sb.Settings = s.Settings.Get().ToMetadata()
-		sb.DestMark = identity.DestMark(s.Dest.Device, s.live.session)
+		sb.DestInstance = identity.DestInstance(s.Dest.Device, s.live.session)
 		sb.DestSample = s.Dest.Sample.Known(sb.Session)
 		return nil
 	})
@@ -212,7 +212,7 @@ func (s *session) commitWithin(ctx context.Context) error {
 	}
 }
 
-// end is the last commit and, if all of it succeeded, the clean mark. Nobody marks any more.
+// end is the last commit and, if all of it succeeded, the clean flag. Nobody marks any more.
 func (s *session) end() error {
 	s.sampler.Stop()
 	s.Dest.Sample.Stop()
@@ -230,14 +230,14 @@ func (s *session) end() error {
 			return err
 		})
 	}
-	s.closeUse()
+	s.lastRecord()
 	if known != "" && toldBefore(err) || errors.Is(err, clone.ErrFlushLost) {
 		// This end has not failed because of it. The live map stays.
-		s.parting = append(s.parting, cmp.Or(known, s.trouble())+" The metadata has no clean mark.")
+		s.parting = append(s.parting, cmp.Or(known, s.trouble())+" The metadata has no clean flag.")
 		return nil
 	}
 	if err != nil { // the live map stays: it has what is not committed
-		return explain.Metadata("commit to", s.Wanted.Definition.Metadata, fmt.Errorf("no clean mark is set: %w", err))
+		return explain.Metadata("commit to", s.Wanted.Definition.Metadata, fmt.Errorf("no clean flag is set: %w", err))
 	}
 	s.live.ended = !s.Ending.Keep
 	if s.live.ended {
@@ -246,7 +246,7 @@ func (s *session) end() error {
 	return s.Ending.Fault(7)
 }
 
-// toldBefore says that a session cannot end with a clean mark for a reason that was told when the
+// toldBefore says that a session cannot end with a clean flag for a reason that was told when the
 // metadata failed: there are marks that cannot be committed, or slots that a failed repair has
 // written.
 func toldBefore(err error) bool {

@@ -12,7 +12,7 @@ import (
 )
 
 // TestEndAfterRepairInVain: in mode ro with all marks committed a repair fails, and the slots that
-// it has written keep the store from setting the clean mark. The user knows that the metadata has
+// it has written keep the store from setting the clean flag. The user knows that the metadata has
 // failed; the end itself is in order.
 func TestEndAfterRepairInVain(t *testing.T) {
 	geo, err := clone.NewGeometry(16*clone.MinRegionSize, clone.MinRegionSize)
@@ -61,7 +61,7 @@ func TestEndAfterRepairInVain(t *testing.T) {
 		t.Fatalf("there is nothing to commit: %v", err)
 	}
 	if err := setClean(true); err == nil || !toldBefore(err) {
-		t.Errorf("clean mark: %v, told before: %t", err, toldBefore(err))
+		t.Errorf("clean flag: %v, told before: %t", err, toldBefore(err))
 	}
 }
 

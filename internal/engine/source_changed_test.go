@@ -32,9 +32,9 @@ var sourceChanges = map[string]func(path string, other []byte) error{
 		}
 		return errors.Join(os.WriteFile(path, other, 0o600), os.Chtimes(path, st.ModTime(), st.ModTime()))
 	},
-	"shorter": func(path string, _ []byte) error { return os.Truncate(path, partsSize/2) },
+	"shorter": func(path string, _ []byte) error { return os.Truncate(path, assemblySize/2) },
 	"shorter and longer": func(path string, _ []byte) error {
-		return errors.Join(os.Truncate(path, 4096), os.Truncate(path, partsSize))
+		return errors.Join(os.Truncate(path, 4096), os.Truncate(path, assemblySize))
 	},
 	"replaced": func(path string, other []byte) error {
 		return errors.Join(os.WriteFile(path+".new", other, 0o600), os.Rename(path+".new", path))
@@ -55,14 +55,14 @@ func TestSourceChangesUnderHydration(t *testing.T) {
 
 func changeUnderHydration(t *testing.T, change func(string, []byte) error, after time.Duration) {
 	t.Helper()
-	first, other := make([]byte, partsSize), bytes.Repeat([]byte{0xee}, partsSize)
+	first, other := make([]byte, assemblySize), bytes.Repeat([]byte{0xee}, assemblySize)
 	fillSectors(first, 0, valueSource)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "source")
-	p := newPartsOfSectors(t, dir)
+	p := newAssemblyOfSectors(t, dir)
 	changed := make(chan error, 1)
 	time.AfterFunc(after, func() { changed <- change(path, other) })
-	p.background.hydrator.Configure(partsSettings(true))
+	p.background.hydrator.Configure(assemblySettings(true))
 	p.readRegions(first)
 	p.must(<-changed)
 	p.readRegions(first)
@@ -73,23 +73,23 @@ func changeUnderHydration(t *testing.T, change func(string, []byte) error, after
 	p.must(p.close())
 }
 
-// newPartsOfSectors has a source of valueSource in dir.
-func newPartsOfSectors(t *testing.T, dir string) *parts {
+// newAssemblyOfSectors has a source of valueSource in dir.
+func newAssemblyOfSectors(t *testing.T, dir string) *assembly {
 	t.Helper()
-	content := make([]byte, partsSize)
+	content := make([]byte, assemblySize)
 	fillSectors(content, 0, valueSource)
 	if err := os.WriteFile(filepath.Join(dir, "source"), content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return newParts(t, dir, &faultPlan{kinds: map[string]int{}})
+	return newAssembly(t, dir, &faultPlan{kinds: map[string]int{}})
 }
 
 // readRegions reads region by region. It may fail, but not be wrong.
-func (p *parts) readRegions(want []byte) {
+func (p *assembly) readRegions(want []byte) {
 	p.t.Helper()
 	l := p.users[0]
-	for off := int64(0); off < partsSize; off += partsRegion {
-		n := min(partsRegion, partsSize-off)
+	for off := int64(0); off < assemblySize; off += assemblyRegion {
+		n := min(assemblyRegion, assemblySize-off)
 		if err := l.do(clone.OpRead, off, n, false); err == nil && !bytes.Equal(l.data[:n], want[off:off+n]) {
 			p.t.Fatalf("a read at byte %d gets %x", off, l.data[:16])
 		}
@@ -97,7 +97,7 @@ func (p *parts) readRegions(want []byte) {
 }
 
 // hydratedAs compares what is hydrated.
-func (p *parts) hydratedAs(want []byte) {
+func (p *assembly) hydratedAs(want []byte) {
 	p.t.Helper()
 	var hydrated []uint64
 	for r := range p.core.Geometry().Regions() {
@@ -108,8 +108,8 @@ func (p *parts) hydratedAs(want []byte) {
 	got, err := os.ReadFile(p.engine.Dest.Path())
 	p.must(err)
 	for _, r := range hydrated {
-		lo := int64(r) * partsRegion
-		hi := min(lo+partsRegion, partsSize)
+		lo := int64(r) * assemblyRegion
+		hi := min(lo+assemblyRegion, assemblySize)
 		if !bytes.Equal(got[lo:hi], want[lo:hi]) {
 			p.t.Fatalf("region %d holds %x", r, got[lo:lo+16])
 		}

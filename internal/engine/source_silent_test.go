@@ -72,7 +72,7 @@ func TestPlacesForHydrated(t *testing.T) {
 // outage.
 func TestSilentSource(t *testing.T) {
 	dir := t.TempDir()
-	p := newPartsOfSectors(t, dir)
+	p := newAssemblyOfSectors(t, dir)
 	e := p.engine
 	e.lanes.core = p.core
 	e.lanes.background = &dataplane.Background{Hydrator: p.background.hydrator, Backend: p.background.backend.Backend}
@@ -89,7 +89,7 @@ func TestSilentSource(t *testing.T) {
 	if why == nil || classify(&dataplane.SideError{Err: why}, e.Dest.Device) != clone.Away {
 		t.Fatalf("away for %v", why)
 	}
-	if err := p.users[0].do(clone.OpRead, 0, partsRegion, false); err == nil {
+	if err := p.users[0].do(clone.OpRead, 0, assemblyRegion, false); err == nil {
 		t.Error("a read of a silent source has succeeded")
 	}
 	e.lanes.watchAnswers()
@@ -102,7 +102,7 @@ func TestSilentSource(t *testing.T) {
 	if why := e.Source.Away(); why != nil {
 		t.Errorf("after the answer: %v", why)
 	}
-	if err := p.users[0].do(clone.OpRead, 0, partsRegion, false); err != nil {
+	if err := p.users[0].do(clone.OpRead, 0, assemblyRegion, false); err != nil {
 		t.Errorf("a read after the answer: %v", err)
 	}
 	e.Settings.Set(definition.Settings{SourceTimeout: 0})

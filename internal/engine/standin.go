@@ -9,7 +9,7 @@ import (
 // on in mode ro. Why that is safe:
 //
 //  1. The live map is the one of this device: its name is the UUID whose beginning is the device's
-//     mark in the driver, and boot, session, regions, source and destination are checked as ever,
+//     cookie in the driver, and boot, session, regions, source and destination are checked as ever,
 //     against the copy of the superblock that it holds. What is of another clone is refused.
 //  2. It is the whole truth: all that the metadata held was in it before the first request was
 //     answered (Loaded), every mark since is made in it first, and a page whose memory is gone is

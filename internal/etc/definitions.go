@@ -29,10 +29,10 @@ const (
 	Suffix            = ".toml"
 )
 
-// definedDirEnv names another folder than the default, for tests.
+// definedDirEnv names another directory than the default, for tests.
 const definedDirEnv = "UBLK_CLONE_ETC_DIR"
 
-// Dir is the folder of these definitions.
+// Dir is the directory of these definitions.
 type Dir string
 
 func DefaultDir() Dir {
@@ -182,12 +182,12 @@ func (d Dir) Finished(name string) bool {
 }
 
 // Retired fails unless no boot will find the definition: it is gone, and durably so. Without the
-// folder there never was one.
+// directory there never was one.
 func (d Dir) Retired(name string) error {
 	if _, err := os.Stat(d.Path(name)); err == nil {
 		return fmt.Errorf("the definition %s is still there", d.Path(name))
 	}
-	err := file.FlushFolder(string(d))
+	err := file.FlushDir(string(d))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -60,7 +60,7 @@ func (d Dir) Generate(dir, rules string) error {
 }
 
 func writeFile(path, text string) error {
-	err := file.MakeFolder(filepath.Dir(path), 0o755)
+	err := file.MakeDir(filepath.Dir(path), 0o755)
 	if err == nil {
 		err = file.Replace(path, []byte(text), 0o644)
 	}
@@ -134,8 +134,8 @@ func (d Values) dropIn(name string) string {
 	return b.String()
 }
 
-// Loosened takes from the unit's sandbox what makes the very same folder read-only, which else wins
-// (systemd.exec(5), ReadWritePaths=).
+// Loosened takes from the unit's sandbox what makes the very same directory read-only, which else
+// wins (systemd.exec(5), ReadWritePaths=).
 func Loosened(writable []string) string {
 	var lines string
 	if slices.ContainsFunc([]string{"/home", "/root", "/run/user"}, func(dir string) bool { return slices.Contains(writable, Quoted("-"+dir)) }) {
@@ -177,7 +177,7 @@ func (d Dir) looseRule(name string) string {
 
 const destMatch = "SUBSYSTEM==\"block\", ACTION!=\"remove\", "
 
-// destRule is the rule by which the destination is known, "" for a file. A name in a folder
+// destRule is the rule by which the destination is known, "" for a file. A name in a directory
 // of /dev is a link, which an earlier rule has made.
 func (d Values) destRule(name string) string {
 	path, ok := strings.CutPrefix(filepath.Clean(d["dest"]), "/dev/")

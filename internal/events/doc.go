@@ -6,5 +6,5 @@
 //
 // Any thread may add an event or a failure: each takes a leaf lock for a moment and never waits.
 // The watcher is a goroutine of its own and may block. A new kind of event is a constant in
-// internal/control/events.go.
+// internal/control/events.go, and is named in the help of `events` and in docs/operations.md.
 package events

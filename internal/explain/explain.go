@@ -47,7 +47,7 @@ func Metadata(doing, path string, err error) error {
 
 // LiveMap is of the live map.
 func LiveMap(doing string, err error) error {
-	e := &exit.Error{Code: exit.Metadata, Doing: doing + " the region map in memory, in", Object: livemap.Folder, Cause: err}
+	e := &exit.Error{Code: exit.Metadata, Doing: doing + " the region map in memory, in", Object: livemap.Dir, Cause: err}
 	if errors.Is(err, livemap.ErrVersion) {
 		e.Next = "Nothing was written. Use the version of ublk-clone that served the clone last."
 	}

@@ -7,7 +7,7 @@
 //   - A write goes to the cache. Reads see it at once. A crash (CrashClone) keeps, for each
 //     sector by itself, the durable version or any of the versions in the cache.
 //   - Flush makes durable what was in the cache when it was issued. Issue and end can be
-//     told apart (Mark, FlushTo), so that a simulator decides what happens in between.
+//     told apart (Position, FlushTo), so that a simulator decides what happens in between.
 //   - A failed flush is reported once. What it should have made durable stays visible, may
 //     or may not survive a crash, and no later flush makes it durable: only a new write of
 //     the sector does.
@@ -134,33 +134,33 @@ func (d *Disk) discarded(s *sector, off int64) {
 	}
 }
 
-// Flush makes everything in the cache durable: FlushTo(Mark()).
+// Flush makes everything in the cache durable: FlushTo(Position()).
 func (d *Disk) Flush() error {
 	d.mu.Lock()
-	mark := d.order
+	position := d.order
 	d.mu.Unlock()
-	return d.FlushTo(mark)
+	return d.FlushTo(position)
 }
 
-// Mark returns the place in the order of writes that a flush issued now would cover.
-func (d *Disk) Mark() uint64 {
+// Position returns the place in the order of writes that a flush issued now would cover.
+func (d *Disk) Position() uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.order
 }
 
-// FlushTo ends a flush that was issued at mark.
-func (d *Disk) FlushTo(mark uint64) error {
+// FlushTo ends a flush that was issued at position.
+func (d *Disk) FlushTo(position uint64) error {
 	err := d.call(OpFlush, 0, 0, func() {
 		for s := range d.cache {
-			d.harden(s, mark)
+			d.harden(s, position)
 		}
 		d.stats.Flushes++
 	})
 	if err != nil && !errors.Is(err, ErrPowerCut) { // a cut tells nobody that the flush failed
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.lose(mark)
+		d.lose(position)
 	}
 	return err
 }

@@ -64,9 +64,9 @@ func TestCrashKeepsAnyVersionOfEachSector(t *testing.T) {
 func TestFlushCoversWhatWasWrittenWhenItWasIssued(t *testing.T) {
 	d := New(1<<20, 1)
 	mustWrite(t, d, 1, 0, 512)
-	mark := d.Mark()
+	position := d.Position()
 	mustWrite(t, d, 2, 0, 512)
-	if err := d.FlushTo(mark); err != nil {
+	if err := d.FlushTo(position); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, d, 2, 0, 512)

@@ -63,12 +63,12 @@ func (m *media) block(off int64) *block {
 	return blk
 }
 
-// harden makes a sector's newest version up to mark durable. Older ones go with it: they
+// harden makes a sector's newest version up to position durable. Older ones go with it: they
 // were overwritten. Lost ones that are newer stay.
-func (m *media) harden(s int64, mark uint64) {
+func (m *media) harden(s int64, position uint64) {
 	versions := m.cache[s]
 	for i := len(versions) - 1; i >= 0; i-- {
-		if v := versions[i]; v.order <= mark && !v.lost {
+		if v := versions[i]; v.order <= position && !v.lost {
 			copy(m.block(s * SectorBytes)[s*SectorBytes%BlockBytes:], v.data[:])
 			m.cache[s] = versions[i+1:]
 			break
@@ -80,10 +80,10 @@ func (m *media) harden(s int64, mark uint64) {
 }
 
 // lose marks what a failed flush should have made durable.
-func (m *media) lose(mark uint64) {
+func (m *media) lose(position uint64) {
 	for _, versions := range m.cache {
 		for i := range versions {
-			versions[i].lost = versions[i].lost || versions[i].order <= mark
+			versions[i].lost = versions[i].lost || versions[i].order <= position
 		}
 	}
 }

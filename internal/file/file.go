@@ -6,23 +6,23 @@
 //	Replace  1  write PATH.new
 //	         2  flush PATH.new
 //	         3  rename it to PATH
-//	         4  flush the folder
+//	         4  flush the directory
 //
 //	Rename   1  rename
-//	         2  flush the folder, or both folders
+//	         2  flush the directory, or both directories
 //
 //	Remove   1  remove
-//	         2  flush the folder
+//	         2  flush the directory
 //
 //	Discard  removes PATH.new, then PATH.
 //
-//	MakeFolder makes each missing folder and flushes the one above it.
+//	MakeDir makes each missing directory and flushes the one above it.
 //
-// A crash behind Replace 1 or 2 leaves PATH.new, which the next Replace overwrites. Whoever ends the
-// life of a file that is written by Replace discards it, as there may be no next one. Step 2 before
-// step 3 keeps a file system that delays allocation from renaming an empty file over a good one.
-// Without the last step of each list the new name, or its absence, may be gone after a power cut,
-// although whatever was done next has survived.
+// A crash behind Replace 1 or 2 leaves PATH.new, which the next Replace overwrites. Whoever ends
+// the life of a file that is written by Replace discards it, as there may be no next one. Step 2
+// before step 3 keeps a file system that delays allocation from renaming an empty file over a good
+// one. Without the last step of each list the new name, or its absence, may be gone after a power
+// cut, although whatever was done next has survived.
 //
 // On tmpfs the flushes cost nothing, so there is no second way for files in /run.
 package file
@@ -42,8 +42,8 @@ func Replace(path string, b []byte, mode fs.FileMode) error {
 	return ReplaceBy(path+nextSuffix, path, b, mode)
 }
 
-// ReplaceBy is Replace with next, in the same folder, in place of PATH.new: for a file whose name
-// does not say who cleans up after a crash.
+// ReplaceBy is Replace with next, in the same directory, in place of PATH.new: for a file whose
+// name does not say who cleans up after a crash.
 func ReplaceBy(next, path string, b []byte, mode fs.FileMode) error {
 	err := writeFlushed(next, b, mode) // 1, 2
 	if err == nil {
@@ -53,7 +53,7 @@ func ReplaceBy(next, path string, b []byte, mode fs.FileMode) error {
 	if err != nil {
 		return errors.Join(err, ignoreMissing(os.Remove(next)))
 	}
-	return flushFolders("replace 4", path) // 4
+	return flushDirs("replace 4", path) // 4
 }
 
 // writeFlushed is steps 1 and 2 of Replace. The mode holds whatever the umask is, and also where a
@@ -81,7 +81,7 @@ func Rename(from, to string) error {
 		return err
 	}
 	passed("rename 1", to)
-	return flushFolders("rename 2", from, to)
+	return flushDirs("rename 2", from, to)
 }
 
 // Remove removes the file at path, which may be gone already.
@@ -94,7 +94,7 @@ func Remove(path string) error {
 		return err
 	}
 	passed("remove 1", path)
-	return flushFolders("remove 2", path)
+	return flushDirs("remove 2", path)
 }
 
 // Discard removes a file that Replace writes, and what a crash within Replace has left beside it.
@@ -103,25 +103,25 @@ func Discard(path string) error {
 	return errors.Join(Remove(path+nextSuffix), Remove(path))
 }
 
-// MakeFolder makes the folder path and those above it that are missing.
-func MakeFolder(path string, mode fs.FileMode) error {
+// MakeDir makes the directory path and those above it that are missing.
+func MakeDir(path string, mode fs.FileMode) error {
 	err := os.Mkdir(path, mode)
 	switch {
 	case errors.Is(err, fs.ErrExist):
-		return isFolder(path)
+		return isDir(path)
 	case errors.Is(err, fs.ErrNotExist) && filepath.Dir(path) != path:
-		if err := MakeFolder(filepath.Dir(path), mode); err != nil {
+		if err := MakeDir(filepath.Dir(path), mode); err != nil {
 			return err
 		}
-		return MakeFolder(path, mode)
+		return MakeDir(path, mode)
 	case err != nil:
 		return err
 	}
-	return FlushFolder(filepath.Dir(path))
+	return FlushDir(filepath.Dir(path))
 }
 
-// isFolder fails if what is at path is something else.
-func isFolder(path string) error {
+// isDir fails if what is at path is something else.
+func isDir(path string) error {
 	info, err := os.Stat(path)
 	if err == nil && !info.IsDir() {
 		err = &fs.PathError{Op: "mkdir", Path: path, Err: errors.New("something else has this name")}
@@ -129,8 +129,8 @@ func isFolder(path string) error {
 	return err
 }
 
-// FlushFolder makes the names in a folder durable: those that were made, renamed or removed in it.
-func FlushFolder(path string) error {
+// FlushDir makes the names in a directory durable: those that were made, renamed or removed in it.
+func FlushDir(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -138,14 +138,14 @@ func FlushFolder(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// flushFolders is the last step of each list, for the folders of these files.
-func flushFolders(step string, paths ...string) error {
+// flushDirs is the last step of each list, for the directories of these files.
+func flushDirs(step string, paths ...string) error {
 	var errs error
 	last := ""
 	for _, path := range paths {
-		if folder := filepath.Dir(path); folder != last {
-			errs = errors.Join(errs, FlushFolder(folder))
-			last = folder
+		if dir := filepath.Dir(path); dir != last {
+			errs = errors.Join(errs, FlushDir(dir))
+			last = dir
 		}
 	}
 	passed(step, paths[len(paths)-1])

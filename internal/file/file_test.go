@@ -32,7 +32,7 @@ func TestReplace(t *testing.T) {
 	}
 }
 
-// TestReplaceFails has the folder refuse the last name: the old file stays, and nothing else is
+// TestReplaceFails has the directory refuse the last name: the old file stays, and nothing else is
 // left.
 func TestReplaceFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a")
@@ -40,7 +40,7 @@ func TestReplaceFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := Replace(path, []byte("text"), 0o600); err == nil {
-		t.Error("a folder was replaced by a file")
+		t.Error("a directory was replaced by a file")
 	}
 	if _, err := os.Stat(path + nextSuffix); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("left: %v", err)
@@ -69,7 +69,7 @@ func TestDiscard(t *testing.T) {
 func TestRenameAndRemove(t *testing.T) {
 	dir := t.TempDir()
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "other", "b")
-	if err := MakeFolder(filepath.Join(dir, "other"), 0o755); err != nil {
+	if err := MakeDir(filepath.Join(dir, "other"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := Rename(a, b); !errors.Is(err, fs.ErrNotExist) {
@@ -91,18 +91,18 @@ func TestRenameAndRemove(t *testing.T) {
 	}
 }
 
-func TestMakeFolder(t *testing.T) {
+func TestMakeDir(t *testing.T) {
 	dir := t.TempDir()
 	deep := filepath.Join(dir, "a", "b", "c")
 	for range 2 {
-		if err := MakeFolder(deep, 0o700); err != nil {
+		if err := MakeDir(deep, 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := Replace(filepath.Join(deep, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := MakeFolder(filepath.Join(deep, "file"), 0o700); err == nil {
-		t.Error("a file was taken for a folder")
+	if err := MakeDir(filepath.Join(deep, "file"), 0o700); err == nil {
+		t.Error("a file was taken for a directory")
 	}
 }

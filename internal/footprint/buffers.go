@@ -31,10 +31,10 @@ func QueueBuffers(regionSize int64) Buffers {
 // also where there is no more memory.
 var HydratorBuffers = Buffers{Own: 1, Most: 16}
 
-// SettledPages is how many pages of the region map have memory from the start: 8 MiB, which is the
+// FirstPages is how many pages of the region map have memory from the start: 8 MiB, which is the
 // map of 126 GiB in regions of 4 KiB, or 2 TiB in regions of 64 KiB. Others take it when they are
 // first marked.
-const SettledPages = 2048
+const FirstPages = 2048
 
 // For how many pages of the region map there is memory for marks that are not committed yet, in two
 // sets that take marks in turn: from the start, and at most. At 64 KiB regions the former is all of

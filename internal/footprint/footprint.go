@@ -33,7 +33,7 @@ func NeedOf(def *definition.Definition, nrRegions uint64, copied bool) Need {
 	own := queues*int64(each.Own) + int64(HydratorBuffers.Own)
 	most := queues*int64(each.Most) + int64(HydratorBuffers.Most)
 	return Need{
-		Start: fixed + own*BufferBytes + int64(min(pages, SettledPages)+2*min(pages, MarkPages))*bitmap.PageBytes,
+		Start: fixed + own*BufferBytes + int64(min(pages, FirstPages)+2*min(pages, MarkPages))*bitmap.PageBytes,
 		Most:  fixed + most*BufferBytes + int64(pages+2*min(pages, MostMarkPages))*bitmap.PageBytes,
 	}
 }

@@ -25,14 +25,14 @@ func Busy(device string, holders []blockdev.Holder) error {
 
 // Of are those who have the block device of a clone open, or the layer over it, which itself is
 // none.
-func Of(device string, mark uint64) ([]blockdev.Holder, error) {
+func Of(device string, cookie uint64) ([]blockdev.Holder, error) {
 	holders, err := blockdev.Holders(device)
 	if err != nil {
 		return nil, err
 	}
 	over, err := blockdev.MappedOver(device)
 	for _, m := range over {
-		if l := (dm.Layer{Clone: dm.UUIDOf(m.UUID)}); !l.IsOf(mark) {
+		if l := (dm.Layer{Clone: dm.UUIDOf(m.UUID)}); !l.IsOf(cookie) {
 			continue
 		}
 		holders = slices.DeleteFunc(holders, m.Is)

@@ -17,12 +17,12 @@ import (
 // without a serial; then another of the same size could take its place unnoticed, and the name by
 // which it is opened says nothing. So in this order:
 //
-//	1  the session of the metadata goes on, in the same boot, and its mark is that of the device    the same
+//	1  the session of the metadata goes on, in the same boot, and its instance is the device's       the same
 //	2  blocks that are known to be in it (sample.go), after a clean stop                         all must be there
 //	   after a death or a power cut, or where the destination was complete, and may be in use         some must be
 //	   otherwise, as users may have written the others since
 //	3  there are no such blocks: nothing is hydrated, or the program that had it did not note any.
-//	   The mark of this boot, or the time at which a file was made, is another one                    refused
+//	   The instance of this boot, or the time at which a file was made, is another one                refused
 //	   nothing tells                                                                                  a warning
 //
 // Whatever is refused can be forced.
@@ -30,10 +30,10 @@ import (
 // destReadLimit bounds the reading of the blocks.
 const destReadLimit = 30 * time.Second
 
-// DestMark is the mark of a destination in a session.
-func DestMark(dest *blockdev.Device, session uint64) metadata.DestMark {
-	m := dest.Mark()
-	return metadata.DestMark{Session: session, Number: m.Number, Disk: m.Disk, Birth: m.Birth, Tree: metadata.Tree(m.Tree)}
+// DestInstance is the instance of a destination in a session.
+func DestInstance(dest *blockdev.Device, session uint64) metadata.DestInstance {
+	m := dest.Instance()
+	return metadata.DestInstance{Session: session, Number: m.Number, Disk: m.Disk, Birth: m.Birth, Tree: metadata.Tree(m.Tree)}
 }
 
 // DestCheck tells whether a destination is the one of before.
@@ -47,18 +47,18 @@ type DestCheck struct {
 // Know refuses a destination that is another one than that of the metadata, and takes over what is
 // known of it. want is what the metadata of this pair say in this boot.
 func (c *DestCheck) Know(sb, want *metadata.Superblock) error {
-	mark := DestMark(c.Dest, 0)
+	instance := DestInstance(c.Dest, 0)
 	sample, exact := sb.Known()
-	hasMark := sb.DestMark.Session != 0 && sb.DestMark.Session == sb.Session
-	sameBoot := hasMark && sb.BootID == want.BootID
-	if sameBoot && !sb.Clean && sb.DestMark.Same(mark) { // 1
+	hasInstance := sb.DestInstance.Session != 0 && sb.DestInstance.Session == sb.Session
+	sameBoot := hasInstance && sb.BootID == want.BootID
+	if sameBoot && !sb.Clean && sb.DestInstance.Same(instance) { // 1
 		if sample != nil {
 			c.Sample.adopt(sample.Blocks.Used())
 		}
 		return nil
 	}
-	sameDisk := sameBoot && sb.DestMark.Number == mark.Number && sb.DestMark.Disk == mark.Disk
-	replaced := hasMark && sb.DestMark.Birth != 0 && mark.Birth != 0 && sb.DestMark.Birth != mark.Birth
+	sameDisk := sameBoot && sb.DestInstance.Number == instance.Number && sb.DestInstance.Disk == instance.Disk
+	replaced := hasInstance && sb.DestInstance.Birth != 0 && instance.Birth != 0 && sb.DestInstance.Birth != instance.Birth
 	if sample != nil && len(sample.Blocks.Used()) > 0 { // 2
 		err := c.compareSample(sample.Blocks.Used(), exact && !sb.Complete, replaced)
 		if exit.Code(err) == exit.Dest && sameDisk {
@@ -73,7 +73,7 @@ func (c *DestCheck) Know(sb, want *metadata.Superblock) error {
 		return c.other(errors.New("it was made at another time than the file that this clone had"))
 	case sameBoot && !sameDisk && sb.Dest.ID == "" && !nothing:
 		return c.other(fmt.Errorf("it is block device %s now, and was %s; nothing else tells whether it is the one that this clone had",
-			markText(mark), markText(sb.DestMark)))
+			instanceText(instance), instanceText(sb.DestInstance)))
 	case nothing && sb.Dest.ID == "" && !sb.Complete:
 		if err := c.Dest.Signature(c.Force); err != nil {
 			return err
@@ -85,7 +85,7 @@ func (c *DestCheck) Know(sb, want *metadata.Superblock) error {
 	return nil
 }
 
-func markText(m metadata.DestMark) string {
+func instanceText(m metadata.DestInstance) string {
 	return fmt.Sprintf("%d:%d of disk sequence %d", sys.Major(m.Number), sys.Minor(m.Number), m.Disk)
 }
 

@@ -224,9 +224,9 @@ func TestKnowDest(t *testing.T) {
 	b := newSampleBench(t)
 	b.read(false)
 	e := &DestCheck{Dest: b.dest, Sample: &DestSample{}, Warn: func(string, ...any) {}}
-	mark := DestMark(b.dest, 0)
-	mark.Session = 5
-	other := mark
+	instance := DestInstance(b.dest, 0)
+	instance.Session = 5
+	other := instance
 	other.Disk++
 	table := *b.table(true)
 	wrong := table
@@ -239,17 +239,17 @@ func TestKnowDest(t *testing.T) {
 		change func(*metadata.Superblock)
 		says   string // of the refusal, "" for none
 	}{
-		{"the mark is right: the content is not looked at", func(sb *metadata.Superblock) { sb.DestSample.Blocks = wrong }, ""},
+		{"the instance is right: the content is not looked at", func(sb *metadata.Superblock) { sb.DestSample.Blocks = wrong }, ""},
 		{"another boot", func(sb *metadata.Superblock) { sb.BootID = metadata.UUID{2} }, ""},
 		{"another boot, other content", func(sb *metadata.Superblock) { sb.BootID, sb.DestSample.Blocks = metadata.UUID{2}, wrong }, "0 of 48"},
-		{"another disk", func(sb *metadata.Superblock) { sb.DestMark, sb.DestSample.Blocks = other, wrong }, "0 of 48"},
-		{"the same disk again, put in elsewhere", func(sb *metadata.Superblock) { sb.DestMark = other }, ""},
-		{"another disk, nothing known of its content", func(sb *metadata.Superblock) { sb.DestMark, sb.DestSample = other, metadata.DestSample{} }, "block device"},
+		{"another disk", func(sb *metadata.Superblock) { sb.DestInstance, sb.DestSample.Blocks = other, wrong }, "0 of 48"},
+		{"the same disk again, put in elsewhere", func(sb *metadata.Superblock) { sb.DestInstance = other }, ""},
+		{"another disk, nothing known of its content", func(sb *metadata.Superblock) { sb.DestInstance, sb.DestSample = other, metadata.DestSample{} }, "block device"},
 		{"the same, but it has a serial number", func(sb *metadata.Superblock) {
-			sb.DestMark, sb.DestSample, sb.Dest.ID = other, metadata.DestSample{}, "serial:1"
+			sb.DestInstance, sb.DestSample, sb.Dest.ID = other, metadata.DestSample{}, "serial:1"
 		}, ""},
-		{"marks and sample of a session before a downgrade", func(sb *metadata.Superblock) {
-			sb.Session, sb.DestMark, sb.DestSample.Blocks = 6, other, wrong
+		{"instances and sample of a session before a downgrade", func(sb *metadata.Superblock) {
+			sb.Session, sb.DestInstance, sb.DestSample.Blocks = 6, other, wrong
 		}, ""},
 		{"a clean stop, one block changed", func(sb *metadata.Superblock) {
 			sb.Clean, sb.DestSample.ExactAt, sb.DestSample.Blocks[3].Sum = true, sb.Sequence, 0
@@ -261,11 +261,11 @@ func TestKnowDest(t *testing.T) {
 			sb.Clean, sb.DestSample.ExactAt, sb.DestSample.Blocks[3].Sum = true, sb.Sequence-1, 0
 		}, ""},
 		{"a file that was made at another time", func(sb *metadata.Superblock) {
-			sb.BootID, sb.DestSample, sb.DestMark.Birth = metadata.UUID{2}, metadata.DestSample{}, mark.Birth+1
+			sb.BootID, sb.DestSample, sb.DestInstance.Birth = metadata.UUID{2}, metadata.DestSample{}, instance.Birth+1
 		}, "another time"},
 	} {
 		sb := &metadata.Superblock{
-			State: metadata.State{Session: 5}, Sequence: 9, Host: metadata.Host{BootID: here}, DestMark: mark,
+			State: metadata.State{Session: 5}, Sequence: 9, Host: metadata.Host{BootID: here}, DestInstance: instance,
 			DestSample: metadata.DestSample{Session: 5, Blocks: table},
 		}
 		c.change(sb)

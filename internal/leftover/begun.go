@@ -16,7 +16,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// begunLimit is how long a folder may take to answer, which may lie on a server.
+// begunLimit is how long a directory may take to answer, which may lie on a server.
 const begunLimit = 5 * time.Second
 
 // RemoveBegun removes what a daemon has left that was killed before the files that it made had their

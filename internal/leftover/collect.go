@@ -29,9 +29,9 @@ import (
 //	a device that was never started, or is stopped and not deleted: nobody can have it open
 //	a live map that no clone needs, and bits without a map
 //
-// Of a clone whose daemon is dead `del` and `prune` also remove the block device, the layer with its
-// link, files that it had begun, and all that lies beside its definition, which goes last. An `add`
-// of the same name does so too, or writes it anew. Only `prune` removes
+// Of a clone whose daemon is dead `del` and `prune` also remove the block device, the layer with
+// its link, files that it had begun, and all that lies beside its definition, which goes last. An
+// `add` of the same name does so too, or writes it anew. Only `prune` removes
 //
 //	files in /run/ublk-clone, and a private device over a destination, of a name without clone, which may be a name that
 //	is just being added
@@ -39,15 +39,15 @@ import (
 // What might still be needed stays: a device with users, which waits for `recover`, and a live map
 // that its metadata has need of, as the same `add` goes on from there.
 
-// Folders are what dead daemons have left, in the folders of a machine.
-type Folders struct {
+// Dirs are what dead daemons have left, in the directories of a machine.
+type Dirs struct {
 	Dir     control.Dir
 	Defined etc.Dir
 }
 
 // Collect removes devices and live maps.
-func (l Folders) Collect() error {
-	return errors.Join(collectDevices(l.Dir), collectMaps(l.Dir, livemap.Folder, func(livemap.Unused) bool { return false }))
+func (l Dirs) Collect() error {
+	return errors.Join(collectDevices(l.Dir), collectMaps(l.Dir, livemap.Dir, func(livemap.Unused) bool { return false }))
 }
 
 // collectDevices removes the devices of dead daemons of ours that have no block device.
@@ -87,56 +87,56 @@ func eachDevice(visit func(*ublk.Control, ublk.Info) error) (err error) {
 	return err
 }
 
-// ourDevices calls visit for each device that bears a mark of ours. A daemon makes its mark known
-// before it adds a device, so the marks are read after the devices.
+// ourDevices calls visit for each device that bears a cookie of ours. A daemon makes its cookie
+// known before it adds a device, so the cookies are read after the devices.
 func ourDevices(d control.Dir, visit func(*ublk.Control, ublk.Info) error) error {
-	var marks []uint64
+	var cookies []uint64
 	var once bool
 	return eachDevice(func(control *ublk.Control, info ublk.Info) (err error) {
 		if !once {
-			marks, err = ourMarks(d)
+			cookies, err = ourCookies(d)
 			once = true
 		}
-		if slices.Contains(marks, info.Private) {
+		if slices.Contains(cookies, info.Private) {
 			err = errors.Join(err, visit(control, info))
 		}
 		return err
 	})
 }
 
-// ourMarks are those by which devices are known as ours: of definitions, and of live maps.
-func ourMarks(d control.Dir) (marks []uint64, err error) {
-	marks, err = definedMarks(d)
-	uuids, errMaps := livemap.List(livemap.Folder)
+// ourCookies are those by which devices are known as ours: of definitions, and of live maps.
+func ourCookies(d control.Dir) (cookies []uint64, err error) {
+	cookies, err = definedCookies(d)
+	uuids, errMaps := livemap.List(livemap.Dir)
 	for _, uuid := range uuids {
-		marks = append(marks, metadata.UUID(uuid).Mark())
+		cookies = append(cookies, metadata.UUID(uuid).Cookie())
 	}
-	return marks, errors.Join(err, errMaps)
+	return cookies, errors.Join(err, errMaps)
 }
 
-// definedMarks are those of definitions.
-func definedMarks(d control.Dir) (marks []uint64, err error) {
+// definedCookies are those of definitions.
+func definedCookies(d control.Dir) (cookies []uint64, err error) {
 	names, err := d.Names()
 	for _, name := range names {
 		def, errLoad := d.Load(name)
 		switch {
 		case errLoad != nil && exit.Code(errLoad) != exit.NoClone: // else it has just ended
 			err = errors.Join(err, errLoad)
-		case errLoad == nil && def.Mark != 0:
-			marks = append(marks, def.Mark)
+		case errLoad == nil && def.Cookie != 0:
+			cookies = append(cookies, def.Cookie)
 		}
 	}
-	return marks, err
+	return cookies, err
 }
 
-// collectMaps removes from a folder the live maps that nobody has in use, of which no clone and no
-// device is left, and which their metadata does not need, and those that also says of. What lay
+// collectMaps removes from a directory the live maps that nobody has in use, of which no clone and
+// no device is left, and which their metadata does not need, and those that also says of. What lay
 // beside a map goes too, whether there is any map or not.
 func collectMaps(d control.Dir, maps string, also func(livemap.Unused) bool) error {
 	if paths, err := filepath.Glob(filepath.Join(maps, "*")); len(paths) == 0 {
 		return err
 	}
-	defined, err := definedMarks(d)
+	defined, err := definedCookies(d)
 	if err != nil {
 		return err
 	}
@@ -150,8 +150,8 @@ func collectMaps(d control.Dir, maps string, also func(livemap.Unused) bool) err
 		return err
 	}
 	return livemap.Collect(maps, func(m livemap.Unused) bool {
-		mark := metadata.UUID(m.UUID).Mark()
-		if slices.Contains(defined, mark) || slices.Contains(served, mark) {
+		cookie := metadata.UUID(m.UUID).Cookie()
+		if slices.Contains(defined, cookie) || slices.Contains(served, cookie) {
 			return false
 		}
 		return also(m) || needless(m, boot)
@@ -178,19 +178,19 @@ func superseded(sb *metadata.Superblock, session uint64) bool {
 
 // AbandonedMaps are the live maps of which there is no clone and no device.
 func AbandonedMaps(d control.Dir) (uuids [][16]byte, err error) {
-	all, err := livemap.List(livemap.Folder)
+	all, err := livemap.List(livemap.Dir)
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
-	marks, err := definedMarks(d)
-	err = errors.Join(err, eachDevice(func(_ *ublk.Control, info ublk.Info) error { marks = append(marks, info.Private); return nil }))
-	return slices.DeleteFunc(all, func(uuid [16]byte) bool { return slices.Contains(marks, metadata.UUID(uuid).Mark()) }), err
+	cookies, err := definedCookies(d)
+	err = errors.Join(err, eachDevice(func(_ *ublk.Control, info ublk.Info) error { cookies = append(cookies, info.Private); return nil }))
+	return slices.DeleteFunc(all, func(uuid [16]byte) bool { return slices.Contains(cookies, metadata.UUID(uuid).Cookie()) }), err
 }
 
 // GiveUpMaps removes such maps for `prune --force`, also those that metadata has need of, and says
 // which.
-func (l Folders) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
-	err = collectMaps(l.Dir, livemap.Folder, func(m livemap.Unused) bool {
+func (l Dirs) GiveUpMaps(abandoned [][16]byte) (lost []string, err error) {
+	err = collectMaps(l.Dir, livemap.Dir, func(m livemap.Unused) bool {
 		if !slices.Contains(abandoned, m.UUID) {
 			return false
 		}
@@ -220,12 +220,12 @@ func StrayUnders(d control.Dir) (err error) {
 }
 
 // LeftUnders are the names without a clone of which there are such devices, by the sysfs that is
-// mounted at folder.
-func LeftUnders(d control.Dir, folder string) []string {
-	return slices.DeleteFunc(dm.Unders(folder), func(name string) bool { return defined(d, name) })
+// mounted at directory.
+func LeftUnders(d control.Dir, dir string) []string {
+	return slices.DeleteFunc(dm.Unders(dir), func(name string) bool { return defined(d, name) })
 }
 
-// StrayFiles removes what is in the folder of names that have no clone, which is what a daemon
+// StrayFiles removes what is in the directory of names that have no clone, which is what a daemon
 // leaves that was killed before it had written its definition, or behind its removal.
 func StrayFiles(d control.Dir) (err error) {
 	entries, err := os.ReadDir(string(d))
@@ -260,7 +260,7 @@ func forgetStray(d control.Dir, name string) (err error) {
 	return errors.Join(err, lock.Release())
 }
 
-// strayName is the name of the clone that a file in the folder is of.
+// strayName is the name of the clone that a file in the directory is of.
 func strayName(base string) (name string, ok bool) {
 	for _, suffix := range []string{".lock", ".log", ".sock", ".json.new", ".begun", ".try", ".try.new"} {
 		if name, ok := strings.CutSuffix(base, suffix); ok {

@@ -23,7 +23,7 @@ import (
 )
 
 // What a dead daemon has left: a block device whose users wait, or nothing. The device is known as
-// the clone's by the mark that the driver keeps; one that bears another is somebody else's, and
+// the clone's by the cookie that the driver keeps; one that bears another is somebody else's, and
 // never touched.
 
 // ErrNone: the dead daemon has left no device, or there is another's in its place.
@@ -38,7 +38,7 @@ type Device struct {
 // Find looks for the device that a dead daemon has left. It opens no device but the driver's own,
 // so that it does not wait for the daemon that is not there.
 func Find(def *definition.Definition) (*Device, error) {
-	if def.Mark == 0 {
+	if def.Cookie == 0 {
 		return nil, ErrNone // it never had one
 	}
 	control, err := ublk.OpenControl()
@@ -56,18 +56,18 @@ func Find(def *definition.Definition) (*Device, error) {
 }
 
 // Orphans are the devices of dead daemons that no definition knows of any more, and that bear the
-// mark of a live map: those whose users wait, and those that were never started. None is
+// cookie of a live map: those whose users wait, and those that were never started. None is
 // recoverable by name.
 func Orphans(d control.Dir) (all []definition.Definition, err error) {
-	uuids, err := livemap.List(livemap.Folder)
+	uuids, err := livemap.List(livemap.Dir)
 	if err != nil || len(uuids) == 0 {
 		return nil, err
 	}
 	err = ourDevices(d, func(_ *ublk.Control, info ublk.Info) error {
 		waits := info.State == ublk.StateQuiesced || info.State == ublk.StateFailIO
-		defined, err := definedMarks(d)
+		defined, err := definedCookies(d)
 		if path := ublk.BlockPath(info.ID); err == nil && (waits || unstarted(info)) && !slices.Contains(defined, info.Private) {
-			all = append(all, definition.Definition{Name: path, Added: definition.Added{Device: path, Mark: info.Private}})
+			all = append(all, definition.Definition{Name: path, Added: definition.Added{Device: path, Cookie: info.Private}})
 		}
 		return err
 	})
@@ -75,15 +75,15 @@ func Orphans(d control.Dir) (all []definition.Definition, err error) {
 }
 
 // Find looks at the number that the definition has. A daemon that was killed before it had written
-// that left its mark.
+// that left its cookie.
 func (r *Device) Find(def *definition.Definition) error {
 	if id, err := def.DeviceID(); err == nil {
-		return r.look(id, def.Mark)
+		return r.look(id, def.Cookie)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), control.LookLimit)
 	defer cancel()
 	infos, err := r.Control.ListDevices(ctx)
-	if i := slices.IndexFunc(infos, func(info ublk.Info) bool { return info.Private == def.Mark }); i >= 0 {
+	if i := slices.IndexFunc(infos, func(info ublk.Info) bool { return info.Private == def.Cookie }); i >= 0 {
 		r.Info = infos[i]
 		return nil
 	}
@@ -96,12 +96,12 @@ func (r *Device) Find(def *definition.Definition) error {
 // path is the block device's.
 func (r *Device) path() string { return ublk.BlockPath(r.Info.ID) }
 
-func (r *Device) look(id int, mark uint64) (err error) {
+func (r *Device) look(id int, cookie uint64) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), control.LookLimit)
 	defer cancel()
 	r.Info, err = r.Control.GetDevInfo(ctx, id)
 	switch {
-	case errors.Is(err, syscall.ENODEV), err == nil && r.Info.Private != mark:
+	case errors.Is(err, syscall.ENODEV), err == nil && r.Info.Private != cookie:
 		return ErrNone
 	case err != nil:
 		return explain.Driver("examine "+ublk.BlockPath(id), err)
@@ -211,7 +211,7 @@ func (r *Device) unused(def *definition.Definition) error {
 }
 
 // ClearDead removes what a dead daemon has left, its block device first.
-func (l Folders) ClearDead(def *definition.Definition, c How) error {
+func (l Dirs) ClearDead(def *definition.Definition, c How) error {
 	if done, err := l.FinishDead(def, true); done || err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func (l Folders) ClearDead(def *definition.Definition, c How) error {
 	return errors.Join(RemoveBegun(def), forget(l.Dir, def), lock.Release())
 }
 
-// forget removes what the daemon of a clone has left in the folder, the definition last.
+// forget removes what the daemon of a clone has left in the directory, the definition last.
 func forget(d control.Dir, def *definition.Definition) error {
 	return errors.Join(file.Remove(d.SocketPath(def.Name)), file.Remove(d.LogPath(def.Name)), Undefine(d, def))
 }
@@ -238,7 +238,7 @@ func Undefine(d control.Dir, def *definition.Definition) error {
 }
 
 // Silent is the status of a clone whose daemon does not answer, with err.
-func (l Folders) Silent(name string, err error) control.Status {
+func (l Dirs) Silent(name string, err error) control.Status {
 	st := control.Status{
 		Identity:  control.Identity{Name: name},
 		Condition: control.Condition{State: control.StateSilent, Reason: err.Error() + ".", Action: exit.Next(err)},
@@ -253,13 +253,13 @@ func (l Folders) Silent(name string, err error) control.Status {
 	st.Device, st.Source, st.Dest, st.Metadata, st.Size, st.RegionSize = def.Device, def.Source, def.Dest, def.Metadata, def.Size, def.RegionSize
 	if !l.Dir.Alive(name) {
 		st.State = control.StateDead
-		l.examine(&st, def)
+		l.explainDead(&st, def)
 	}
 	return st
 }
 
-// examine says what a dead daemon has left and what to do.
-func (l Folders) examine(st *control.Status, def *definition.Definition) {
+// explainDead says what a dead daemon has left and what to do.
+func (l Dirs) explainDead(st *control.Status, def *definition.Definition) {
 	if yes, err := Finished(def); yes && err == nil {
 		st.Reason = "Its daemon died during a finish, when nothing was left to serve: " + def.FinishedText() + "."
 		st.Action = "`ublk-clone finish " + def.Name + "` does the rest."

@@ -30,7 +30,7 @@ func TestRemoveBegun(t *testing.T) {
 	if err := sys.FlockExclusive(int(maker.Fd())); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{left, whole, making, filepath.Join(dir, "none"), filepath.Join(dir, "no", "folder"), "/dev/vdz", ""} {
+	for _, path := range []string{left, whole, making, filepath.Join(dir, "none"), filepath.Join(dir, "no", "directory"), "/dev/vdz", ""} {
 		if err := removeBegun(path); err != nil {
 			t.Errorf("%q: %v", path, err)
 		}
@@ -43,10 +43,10 @@ func TestRemoveBegun(t *testing.T) {
 }
 
 // TestClearDead: of a clone whose daemon was killed before it had a block device nothing is left in
-// the run folder, nor of the files that it had begun. Other clones and other files stay.
+// the run directory, nor of the files that it had begun. Other clones and other files stay.
 func TestClearDead(t *testing.T) {
-	dir, folder := control.Dir(t.TempDir()), t.TempDir()
-	def := &definition.Definition{Name: "c", Dest: filepath.Join(folder, "dest"), Metadata: filepath.Join(folder, "meta")}
+	dir, directory := control.Dir(t.TempDir()), t.TempDir()
+	def := &definition.Definition{Name: "c", Dest: filepath.Join(directory, "dest"), Metadata: filepath.Join(directory, "meta")}
 	if err := dir.Store(def); err != nil {
 		t.Fatal(err)
 	}
@@ -60,11 +60,11 @@ func TestClearDead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := (Folders{Dir: dir, Defined: etc.Dir(t.TempDir())}).ClearDead(def, How{}); err != nil {
+	if err := (Dirs{Dir: dir, Defined: etc.Dir(t.TempDir())}).ClearDead(def, How{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []struct{ folder, want string }{{string(dir), other}, {folder, def.Metadata}} {
-		if left, _ := filepath.Glob(filepath.Join(c.folder, "*")); len(left) != 1 || left[0] != c.want {
+	for _, c := range []struct{ directory, want string }{{string(dir), other}, {directory, def.Metadata}} {
+		if left, _ := filepath.Glob(filepath.Join(c.directory, "*")); len(left) != 1 || left[0] != c.want {
 			t.Errorf("left: %v", left)
 		}
 	}

@@ -24,7 +24,7 @@ func switched(d *definition.Definition) (bool, error) {
 	}
 	defer mapper.Close()
 	l, err := dm.Find(mapper, d.DM)
-	if err != nil || l == nil || !l.IsOf(d.Mark) || !l.LeadsTo(dest.Rdev) {
+	if err != nil || l == nil || !l.IsOf(d.Cookie) || !l.LeadsTo(dest.Rdev) {
 		return false, err
 	}
 	return true, nil
@@ -41,7 +41,7 @@ func Finished(d *definition.Definition) (bool, error) {
 
 // FinishDead does what is left of a finish whose daemon was killed, 6 to 11 of
 // internal/engine/finish.go; false: it had not come so far that there is nothing to serve any more.
-func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done bool, err error) {
+func (l Dirs) FinishDead(def *definition.Definition, keepMetadata bool) (done bool, err error) {
 	yes, err := Finished(def)
 	if !yes || err != nil {
 		return false, err
@@ -57,9 +57,9 @@ func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done
 	if err := RemoveDevice(def, Force); err != nil { // of the block device itself nobody is to be a user
 		return true, err
 	}
-	err = removeMaps(def.Mark)
+	err = removeMaps(def.Cookie)
 	if !keepMetadata {
-		err = errors.Join(err, metadev.EraseDead(def.Metadata, def.Mark))
+		err = errors.Join(err, metadev.EraseDead(def.Metadata, def.Cookie))
 	}
 	if err != nil {
 		return true, err
@@ -67,12 +67,12 @@ func (l Folders) FinishDead(def *definition.Definition, keepMetadata bool) (done
 	return true, forget(l.Dir, def)
 }
 
-// removeMaps removes the live map of the clone with that mark.
-func removeMaps(mark uint64) error {
-	uuids, err := livemap.List(livemap.Folder)
+// removeMaps removes the live map of the clone with that cookie.
+func removeMaps(cookie uint64) error {
+	uuids, err := livemap.List(livemap.Dir)
 	for _, uuid := range uuids {
-		if metadata.UUID(uuid).Mark() == mark {
-			err = errors.Join(err, livemap.RemoveFiles(livemap.Folder, uuid))
+		if metadata.UUID(uuid).Cookie() == cookie {
+			err = errors.Join(err, livemap.RemoveFiles(livemap.Dir, uuid))
 		}
 	}
 	return err

@@ -67,7 +67,7 @@ func eachLayer(def *definition.Definition, names []string, do func(*sys.DM, *dm.
 		case errFind != nil:
 		case l == nil:
 			errFind = dm.UnlinkGone(name)
-		case l.IsOf(def.Mark) && !handedOver(def, l):
+		case l.IsOf(def.Cookie) && !handedOver(def, l):
 			errFind = do(mapper, l)
 		}
 		err = errors.Join(err, errFind)

@@ -27,7 +27,7 @@ func dies(f func()) (dead bool) {
 // cutOff is a mapping of n pages of which only the first is there.
 func cutOff(t *testing.T, n int) *sys.Mapping {
 	t.Helper()
-	f, err := os.Create(filepath.Join(folder(t), "cut"))
+	f, err := os.Create(filepath.Join(directory(t), "cut"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func cutOff(t *testing.T, n int) *sys.Mapping {
 // TestDeathWithinSetSuperblock: a daemon that dies while it copies a superblock leaves the one
 // before it, each time.
 func TestDeathWithinSetSuperblock(t *testing.T) {
-	m := newTestMap(t, folder(t))
+	m := newTestMap(t, directory(t))
 	defer m.Close()
 	source := cutOff(t, 3).Bytes()
 	half := source[block/2:][:SuperblockBytes]
@@ -86,7 +86,7 @@ func fill(b []byte, with byte) {
 
 // TestDeathWithinSetBlames: none is blamed with what belongs to another.
 func TestDeathWithinSetBlames(t *testing.T) {
-	m := newTestMap(t, folder(t))
+	m := newTestMap(t, directory(t))
 	defer m.Close()
 	m.SetBlames([]Blame{{Request{1, 2, 3}, 4}, {Request{5, 6, 7}, 8}})
 	cut := cutOff(t, 3)
@@ -103,7 +103,7 @@ func TestDeathWithinSetBlames(t *testing.T) {
 // TestCreateInVain: a map that cannot be made leaves the one that is there as it is, and nothing
 // beside it.
 func TestCreateInVain(t *testing.T) {
-	dir := folder(t)
+	dir := directory(t)
 	m := newTestMap(t, dir)
 	m.SetSuperblock(bytes.Repeat([]byte{7}, SuperblockBytes))
 	if err := m.Close(); err != nil {
@@ -128,14 +128,14 @@ func TestCreateInVain(t *testing.T) {
 		t.Error("the map that was there has another superblock")
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 { // it and its bits (zeros.go)
-		t.Errorf("in the folder: %v, %v", entries, err)
+		t.Errorf("in the directory: %v, %v", entries, err)
 	}
 }
 
 // TestCreateWithoutMemory: a map that got its file and no memory leaves the bits of the one that is
 // there.
 func TestCreateWithoutMemory(t *testing.T) {
-	dir := folder(t)
+	dir := directory(t)
 	if err := newTestMap(t, dir).Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestManyPages(t *testing.T) {
 	const nr = 8*block + 70 // more bits than a block has
 	id := whose
 	id.Regions = nr * bitmap.RegionsPerPage
-	m, err := Create(folder(t), id, State{Commit: 5, Mode: 1, FlushLost: true})
+	m, err := Create(directory(t), id, State{Commit: 5, Mode: 1, FlushLost: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func TestManyPages(t *testing.T) {
 // TestListAndFind: files of other names are nobody's maps, and of two that begin alike neither is
 // taken.
 func TestListAndFind(t *testing.T) {
-	dir := folder(t)
+	dir := directory(t)
 	other := whose
 	other.UUID[9]++
 	for _, id := range []Identity{whose, other} {

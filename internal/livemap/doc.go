@@ -27,17 +27,17 @@
 // # Without the metadata
 //
 // A map that was loaded is the whole truth, and enough to go on read-only when the metadata cannot
-// be read (I11): whatever they hold was in it before the first request, and every mark since. A
+// be read (I11): whatever the metadata holds was in it before the first request, and every mark since. A
 // page whose bit in full is set has every region durably hydrated; the bit is set before its memory
 // is given back, or instead of taking any. The copy of the superblock has what else a daemon must
-// know. It is written in turn to two places, so that a death leaves one.
+// know. It is written to two places in turn, so that a death leaves one of them whole.
 //
 // Beside it lies a file of bits for pages that are zero throughout and have no memory (zeros.go).
 //
 // # Who believes it
 //
 // The file counts while the metadata says that its session of this boot has not ended (no clean
-// mark):
+// flag):
 //
 //	metadata clean, or of another boot       the file is of no use: Create replaces it
 //	the same session, commits not older      the file's marks count, durable or not
@@ -53,7 +53,7 @@
 // # Memory
 //
 // The tmpfs is mounted noswap: a daemon that waits for its own map to be swapped in from a device
-// that it serves would wait for ever. A page is taken by Touch while the request that needs it can
+// that it serves would wait forever. A page is taken by Touch while the request that needs it can
 // still fail; a write to memory that cannot be had would be a signal. sys.GiveBack releases one.
 //
 // # Threads

@@ -86,7 +86,7 @@ func sameFile(f *os.File, path string) bool {
 	return errOpen == nil && errNamed == nil && os.SameFile(open, named)
 }
 
-// withNames does something to the names in a folder of maps that nobody else does meanwhile.
+// withNames does something to the names in a directory of maps that nobody else does meanwhile.
 func withNames(dir string, do func() error) error {
 	f, err := os.Open(dir)
 	if err != nil {

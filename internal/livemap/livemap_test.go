@@ -20,8 +20,8 @@ const testHeader = 4 * 4096
 
 var whose = Identity{UUID: [16]byte{1, 2}, Boot: [16]byte{3}, Session: 7, Regions: (pages-1)*bitmap.RegionsPerPage + 5}
 
-// folder is on tmpfs, as the real one.
-func folder(t *testing.T) string {
+// directory is on tmpfs, as the real one.
+func directory(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "livemap")
 	if err != nil {
@@ -55,7 +55,7 @@ func used(t *testing.T, m *Map) (all []uint64) {
 // TestOutlivesItsProcess: what a map was left with, by no more than closing its mapping, is what
 // the next Open finds.
 func TestOutlivesItsProcess(t *testing.T) {
-	dir := folder(t)
+	dir := directory(t)
 	m := newTestMap(t, dir)
 	if got := m.State(); got != (State{Commit: 3}) || len(m.Pages()) != pages || len(used(t, m)) != 0 {
 		t.Fatalf("new: state %+v, %d pages, used %v", got, len(m.Pages()), used(t, m))
@@ -100,9 +100,9 @@ func TestOutlivesItsProcess(t *testing.T) {
 }
 
 // TestCreateReplaces: a map that nobody believes any more makes way, and nothing else is left in
-// the folder.
+// the directory.
 func TestCreateReplaces(t *testing.T) {
-	dir := folder(t)
+	dir := directory(t)
 	m := newTestMap(t, dir)
 	if err := m.Touch(2); err != nil {
 		t.Fatal(err)
@@ -117,14 +117,14 @@ func TestCreateReplaces(t *testing.T) {
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 2 { // the map, and the bits beside it
-		t.Errorf("in the folder: %v, %v", entries, err)
+		t.Errorf("in the directory: %v, %v", entries, err)
 	}
 }
 
 // TestOtherVersion: a map that another version has made is told from a damaged one, and is not
 // changed.
 func TestOtherVersion(t *testing.T) {
-	dir := folder(t)
+	dir := directory(t)
 	m := newTestMap(t, dir)
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func TestOtherVersion(t *testing.T) {
 
 // TestDamaged: what is no map of this metadata is refused, whatever byte of its header is another.
 func TestDamaged(t *testing.T) {
-	dir := folder(t)
+	dir := directory(t)
 	m := newTestMap(t, dir)
 	path := m.Path()
 	good := encode(whose)
@@ -187,7 +187,7 @@ func write(t *testing.T, path string, b []byte) {
 
 // TestTouchCanFail: where memory cannot be had it is an error and no signal.
 func TestTouchCanFail(t *testing.T) {
-	m := newTestMap(t, folder(t))
+	m := newTestMap(t, directory(t))
 	if err := os.Truncate(m.Path(), testHeader+3*bitmap.PageBytes); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestTouchCanFail(t *testing.T) {
 // superblock that a death has cut short does not count; and the map is found by the beginning of
 // its UUID.
 func TestStandsAlone(t *testing.T) {
-	dir := folder(t)
+	dir := directory(t)
 	m := newTestMap(t, dir)
 	if m.Superblock() != nil || m.State().Loaded || m.Full(0) {
 		t.Error("a new map has a superblock, is loaded or full")

@@ -11,7 +11,7 @@ func TestSuspects(t *testing.T) {
 	if size := reflect.TypeFor[trouble]().Size(); size > block {
 		t.Fatalf("%d bytes do not fit the block", size)
 	}
-	dir := folder(t)
+	dir := directory(t)
 	m := newTestMap(t, dir)
 	if _, ok := m.Suspect(); ok || m.Deaths() != 0 || len(m.Blames()) != 0 {
 		t.Error("a new map has suspects")

@@ -60,10 +60,10 @@ func Unreadable(err error) bool {
 	return blockdev.Away(err) || errors.Is(err, metadata.ErrDamaged) || errors.Is(err, metadata.ErrEmpty)
 }
 
-// FromLiveMap makes a store without device from the live map of the clone with this mark, if that
+// FromLiveMap makes a store without device from the live map of the clone with this cookie, if that
 // map is the whole truth.
-func FromLiveMap(mark uint64) (*metadata.Store, error) {
-	m, err := livemap.Find(livemap.Folder, [8]byte(binary.LittleEndian.AppendUint64(nil, mark)))
+func FromLiveMap(cookie uint64) (*metadata.Store, error) {
+	m, err := livemap.Find(livemap.Dir, [8]byte(binary.LittleEndian.AppendUint64(nil, cookie)))
 	if err != nil {
 		return nil, err
 	}
@@ -85,8 +85,8 @@ func FromLiveMap(mark uint64) (*metadata.Store, error) {
 	return store, nil
 }
 
-// EraseDead gives up the metadata of the clone with that mark, if it is there.
-func EraseDead(path string, mark uint64) error {
+// EraseDead gives up the metadata of the clone with that cookie, if it is there.
+func EraseDead(path string, cookie uint64) error {
 	d, err := blockdev.Open(blockdev.Metadata, path, blockdev.Options{})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -104,7 +104,7 @@ func EraseDead(path string, mark uint64) error {
 		err = nil
 	case err != nil:
 		err = explain.Metadata("look at", path, err)
-	case store.Superblock().UUID.Mark() == mark:
+	case store.Superblock().UUID.Cookie() == cookie:
 		err = meta.Erase(metadata.Size(0))
 	}
 	return errors.Join(err, meta.Close())

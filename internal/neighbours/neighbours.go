@@ -23,8 +23,8 @@ type Device struct {
 // answer.
 const lookAround = 3 * time.Second
 
-// settleLimit is how long another clone may take to start before its devices count as used.
-const settleLimit = 10 * time.Second
+// startLimit is how long another clone may take to start before its devices count as used.
+const startLimit = 10 * time.Second
 
 // devices are those of a definition, by role.
 func devices(d *definition.Definition) []Device {
@@ -61,7 +61,7 @@ func ofOthers(d control.Dir, name string) (all []Device, err error) {
 // gives says that another clone, which starts at the same time as this one, has failed. Of two that
 // want the same only the one whose name comes first waits for that, so that not both are refused.
 func gives(d control.Dir, way, to string) bool {
-	for deadline := time.Now().Add(settleLimit); way > to; time.Sleep(control.HolderPause) {
+	for deadline := time.Now().Add(startLimit); way > to; time.Sleep(control.HolderPause) {
 		def, err := d.Load(way)
 		if err != nil || !d.Alive(way) {
 			return true

@@ -34,8 +34,8 @@ import (
 // again, when the device is without a daemon:
 //
 //	the daemon that serves      answers; its state is what the successor is measured by
-//	the folder of sockets       takes a new file
-//	the block device            bears the clone's mark, has its size, and can be served by this program
+//	the directory of sockets       takes a new file
+//	the block device            bears the clone's cookie, has its size, and can be served by this program
 //	the metadata                their path leads to what the daemon has open; version, clone, boot; they can be written
 //	the live map                version, clone, boot, session
 //	the destination             its path leads to what the daemon has open; identity, size
@@ -112,7 +112,7 @@ func (p *preflight) looks(doing func(string)) error {
 		at string
 		do func() error
 	}{
-		{"the folder " + string(p.dir), p.folder},
+		{"the directory " + string(p.dir), p.directory},
 		{"the block device " + p.def.Device, p.device},
 		{"the metadata " + p.def.Metadata, p.metadata},
 		{"the live map", p.liveMap},
@@ -164,8 +164,8 @@ func (p *preflight) isHeld(d *blockdev.Device) error {
 	return errors.New("the path leads to something other than what the clone uses")
 }
 
-// folder tries whether a name can be made: the control socket needs one.
-func (p *preflight) folder() error {
+// directory tries whether a name can be made: the control socket needs one.
+func (p *preflight) directory() error {
 	path := p.dir.TrialPath(p.def.Name)
 	err := file.Replace(path, nil, 0o600)
 	if err == nil {
@@ -189,7 +189,7 @@ func (p *preflight) device() error {
 	defer driver.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), control.LookLimit)
 	defer cancel()
-	info, params, err := ublk.Recoverable(ctx, driver, id, p.def.Mark)
+	info, params, err := ublk.Recoverable(ctx, driver, id, p.def.Cookie)
 	if err != nil {
 		return explain.Driver("take over the block device", err)
 	}
@@ -205,7 +205,7 @@ func (p *preflight) metadata() error {
 	err := p.lookAtMetadata()
 	if err != nil && !p.sound() && (metadev.Unreadable(err) || metadev.Unopened(err)) {
 		var store *metadata.Store
-		if store, err = metadev.FromLiveMap(p.def.Mark); err == nil {
+		if store, err = metadev.FromLiveMap(p.def.Cookie); err == nil {
 			p.sb = store.Superblock()
 		}
 	}
@@ -230,7 +230,7 @@ func (p *preflight) lookAtMetadata() error {
 	switch {
 	case errors.Join(err, errBoot, errRead) != nil:
 		err = errors.Join(err, errBoot, errRead)
-	case p.sb.UUID.Mark() != p.def.Mark || p.sb.BootID != boot || p.sb.Clean:
+	case p.sb.UUID.Cookie() != p.def.Cookie || p.sb.BootID != boot || p.sb.Clean:
 		err = errors.New("it is not the metadata that the serving daemon uses")
 	case readOnly:
 		err = errors.New("it can only be read, not written")
@@ -243,7 +243,7 @@ func (p *preflight) lookAtMetadata() error {
 
 // liveMap looks whether it is that of the session.
 func (p *preflight) liveMap() error {
-	m, err := livemap.Open(livemap.Folder, p.sb.UUID)
+	m, err := livemap.Open(livemap.Dir, p.sb.UUID)
 	if err != nil {
 		return explain.LiveMap("use", err)
 	}

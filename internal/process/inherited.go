@@ -19,7 +19,7 @@ import (
 //	                       Of --foreground 1 is /dev/null once the device is printed
 //	environment            DaemonEnv
 //	umask                  daemonUmask
-//	working folder         /
+//	working directory         /
 //	session, terminal      a session of its own, without a terminal; --foreground keeps its terminal, for Ctrl-C
 //	resource limits        sys.SetLimits                      in a unit: the unit's
 //	scheduling             policy and nice value of a new process, no I/O priority, every CPU, no memory policy,
@@ -30,7 +30,7 @@ import (
 //	oom_score_adj          prepare: not to be killed
 //	huge pages             none: the runtime would have its first heap in two of them, of 2 MiB each, before prepare
 //	core dumps             prepare: none
-//	mount namespace        settle: that of process 1, or a unit's that follows it
+//	mount namespace        Relocate: that of process 1, or a unit's that follows it
 //	control group          the caller's, or a unit's
 //	privileges, seccomp    the caller's: they can only be given up. `doctor` says what is missing
 
@@ -40,7 +40,7 @@ const daemonUmask = 0o077
 // daemonPath is where a daemon looks for programs.
 const daemonPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// kept are the variables that a daemon is given as its caller has them: folders and faults of
+// kept are the variables that a daemon is given as its caller has them: directories and faults of
 // tests, what the runtime is to print when it dies, and the service manager's.
 var kept = []string{"UBLK_CLONE_", "GOTRACEBACK=", "GOCOVERDIR=", "NO_COLOR="}
 

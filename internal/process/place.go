@@ -39,20 +39,20 @@ func follows() error {
 	if len(roots) == 0 || !strings.Contains(roots[len(roots)-1].Optional, "master:") {
 		return errors.New("its mounts do not follow those of process 1")
 	}
-	here, err := sys.StatPath(livemap.Folder)
-	there, errThere := sys.StatPath("/proc/1/root" + livemap.Folder)
-	run, errRun := sys.StatPath(filepath.Dir(livemap.Folder))
+	here, err := sys.StatPath(livemap.Dir)
+	there, errThere := sys.StatPath("/proc/1/root" + livemap.Dir)
+	run, errRun := sys.StatPath(filepath.Dir(livemap.Dir))
 	if err := errors.Join(err, errThere, errRun); err != nil {
 		return err
 	}
 	if !SameObject(here, there) || here.Dev == run.Dev {
-		return errors.New(livemap.Folder + " is not the tmpfs that process 1 has there")
+		return errors.New(livemap.Dir + " is not the tmpfs that process 1 has there")
 	}
 	return nil
 }
 
-// SameThere fails if a path of the definition, or the folder of the sockets, means something else
-// in the mount namespace of process 1.
+// SameThere fails if a path of the definition, or the directory of the sockets, means something
+// else in the mount namespace of process 1.
 func SameThere(d control.Dir, def *definition.Definition) error {
 	if away, err := elsewhere(); !away {
 		return err
@@ -62,15 +62,15 @@ func SameThere(d control.Dir, def *definition.Definition) error {
 		what, path string
 	}{
 		{exit.Source, "the source", def.Source}, {exit.Dest, "the destination", def.Dest}, {exit.Metadata, "the metadata", def.Metadata},
-		{exit.Other, "the folder of sockets", string(d)},
+		{exit.Other, "the directory of sockets", string(d)},
 	}
 	here := make([]sys.Stat, len(places))
 	for i, place := range places {
-		here[i], _ = statOrFolder(place.path) // what cannot be found is the daemon's to complain of
+		here[i], _ = statOrDir(place.path) // what cannot be found is the daemon's to complain of
 	}
 	return sys.DoInInitMounts(func() error {
 		for i, place := range places {
-			there, err := statOrFolder(place.path)
+			there, err := statOrDir(place.path)
 			if err == nil && SameObject(here[i], there) {
 				continue
 			}
@@ -82,8 +82,8 @@ func SameThere(d control.Dir, def *definition.Definition) error {
 	})
 }
 
-// statOrFolder describes what path names, or its folder if it is missing.
-func statOrFolder(path string) (sys.Stat, error) {
+// statOrDir describes what path names, or its directory if it is missing.
+func statOrDir(path string) (sys.Stat, error) {
 	st, err := sys.StatPath(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return sys.StatPath(filepath.Dir(path))
@@ -91,7 +91,7 @@ func statOrFolder(path string) (sys.Stat, error) {
 	return st, err
 }
 
-// SameObject: nodes of the same device in two folders are.
+// SameObject: nodes of the same device in two directories are.
 func SameObject(a, b sys.Stat) bool {
 	if a.IsBlock() && b.IsBlock() {
 		return a.Rdev == b.Rdev
@@ -99,9 +99,9 @@ func SameObject(a, b sys.Stat) bool {
 	return a.Mode == b.Mode && a.Dev == b.Dev && a.Inode == b.Inode
 }
 
-// Settle brings a process that is to be a daemon to the place where daemons run. Where that is
-// another mount namespace the process begins anew there, and settle does not return.
-func Settle() error {
+// Relocate moves a process that is to be a daemon to the place where daemons run. Where that is
+// another mount namespace the process begins anew there, and Relocate does not return.
+func Relocate() error {
 	away, err := elsewhere()
 	if away {
 		if err = sys.DoInInitMounts(sys.ExecAgain); err != nil {
@@ -109,13 +109,13 @@ func Settle() error {
 		}
 	}
 	if err == nil {
-		err = os.Chdir("/") // the folder may lie on a clone
+		err = os.Chdir("/") // the directory may lie on a clone
 	}
 	if err == nil {
 		err = sys.SetName("ublk-clone")
 	}
 	if err != nil {
-		return fmt.Errorf("settle the daemon: %w", err)
+		return fmt.Errorf("move the daemon to its place: %w", err)
 	}
 	return nil
 }

@@ -19,18 +19,18 @@ import (
 	"github.com/ublk-clone/ublk-clone/metadata"
 )
 
-// recordDirEnv names another folder than the default, for tests.
+// recordDirEnv names another directory than the default, for tests.
 const recordDirEnv = "UBLK_CLONE_STATE_DIR"
 
 const defaultRecordDir = "/var/lib/ublk-clone"
 
-// Dir is the folder that holds a record for each destination that is partly hydrated: a file named
-// after the destination's identity. A destination has no room for a stamp of ours, and its metadata
-// can vanish: without the record, the same add would then take it for an empty one and show the
-// source's old bytes where the user has written.
+// Dir is the directory that holds a record for each destination that is partly hydrated: a file
+// named after the destination's identity. A destination has no room for a stamp of ours, and its
+// metadata can vanish: without the record, the same add would then take it for an empty one and
+// show the source's old bytes where the user has written.
 //
 //	there      since a daemon first used the destination with this metadata
-//	rewritten  at every start and stop; never while the device is served, on which this folder may lie
+//	rewritten  at every start and stop; never while the device is served, on which this directory may lie
 //	removed    when everything is durably hydrated: then the destination stands alone. Nothing else removes
 //	           it, not even del, after which the same add is to go on; add --force replaces it
 type Dir string
@@ -79,7 +79,7 @@ func (d Dir) Load(id blockdev.Identity) (*Record, error) {
 func (d Dir) store(id blockdev.Identity, r *Record) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err == nil {
-		err = file.MakeFolder(string(d), 0o700)
+		err = file.MakeDir(string(d), 0o700)
 	}
 	if err == nil {
 		err = file.Replace(d.path(id), append(b, '\n'), 0o600)
@@ -98,8 +98,8 @@ func (d Dir) remove(id blockdev.Identity) error {
 	return nil
 }
 
-// Use is the engine's record of its destination.
-type Use struct {
+// Kept is the record of a clone's destination: as it was found, and how it is kept up to date.
+type Kept struct {
 	Dir Dir
 	Id  blockdev.Identity
 	was *Record // before this start
@@ -108,15 +108,15 @@ type Use struct {
 	written bool
 }
 
-// ReadUse looks for what is known of the destination. A destination without an identity has no
+// Read looks for what is known of the destination. A destination without an identity has no
 // record, and what is recorded of a file that had this one's number before it is nothing. The
 // record is filed under the size that the destination had when found, the metadata, were made.
-func ReadUse(dir Dir, dest *blockdev.Device, found *metadata.Superblock) (Use, error) {
+func Read(dir Dir, dest *blockdev.Device, found *metadata.Superblock) (Kept, error) {
 	id, err := dest.Identity()
 	if found != nil && found.Dest.ID == id.ID {
 		id.Size = found.Dest.Size
 	}
-	u := Use{Dir: dir, Id: id}
+	u := Kept{Dir: dir, Id: id}
 	if err != nil || id.ID == "" {
 		return u, err
 	}
@@ -129,7 +129,7 @@ func ReadUse(dir Dir, dest *blockdev.Device, found *metadata.Superblock) (Use, e
 
 // Vanished refuses, with exit code 14, to make new metadata for a destination that others say is
 // partly hydrated.
-func (u *Use) Vanished(path string, force bool) error {
+func (u *Kept) Vanished(path string, force bool) error {
 	if force || u.was == nil && u.err == nil {
 		return nil
 	}
@@ -140,7 +140,7 @@ func (u *Use) Vanished(path string, force bool) error {
 
 // Outdated refuses, with exit code 14, metadata that is not that by which the destination was last
 // hydrated, or are an old copy of them.
-func (u *Use) Outdated(path string, sb *metadata.Superblock, force bool) error {
+func (u *Kept) Outdated(path string, sb *metadata.Superblock, force bool) error {
 	if force || u.was == nil || u.was.UUID == sb.UUID.String() && u.was.Session <= sb.Session {
 		return nil
 	}
@@ -153,7 +153,7 @@ func (u *Use) Outdated(path string, sb *metadata.Superblock, force bool) error {
 }
 
 // conflict says what is recorded.
-func (u *Use) conflict() error {
+func (u *Kept) conflict() error {
 	if u.was == nil {
 		return u.err
 	}
@@ -163,7 +163,7 @@ func (u *Use) conflict() error {
 }
 
 // Write records the use, unless the destination cannot be told from others.
-func (u *Use) Write(r *Record) error {
+func (u *Kept) Write(r *Record) error {
 	if u.Id.ID == "" {
 		return nil
 	}
@@ -174,7 +174,7 @@ func (u *Use) Write(r *Record) error {
 }
 
 // Forget removes the record.
-func (u *Use) Forget() error {
+func (u *Kept) Forget() error {
 	if u.Id.ID == "" {
 		return nil
 	}
@@ -182,7 +182,7 @@ func (u *Use) Forget() error {
 }
 
 // Restore is for a start that failed: what is recorded is what was before it.
-func (u *Use) Restore() error {
+func (u *Kept) Restore() error {
 	switch {
 	case !u.written:
 		return nil

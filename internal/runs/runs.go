@@ -1,7 +1,7 @@
 // Package runs lets a test that needs a guest say where it runs: on which kernels, on which clock,
 // and in what guest. The first statement of each such test is
 //
-//	On(t, "7.3")                            on one kernel in a short run
+//	On(t, "7.3")                       on one kernel in a short run
 //	On(t, "6.12", FourCPUs)            in a guest with four CPUs
 //	On(t, EveryKernel)                 on each of them in a short run too
 //	On(t, "6.18", CountingClock)       where the clock counts instructions

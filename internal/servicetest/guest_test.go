@@ -307,7 +307,7 @@ func (g *guest) sh(script string) string {
 	return g.run("bash", "-euo", "pipefail", "-c", script)
 }
 
-// write writes a file in the guest, and the folders that it is in.
+// write writes a file in the guest, and the directories that it is in.
 func (g *guest) write(path, text string) {
 	g.Helper()
 	g.startWith([]byte(text), commandLimit, "install", "-D", "-m", "644", "/dev/stdin", path).must()
@@ -402,8 +402,8 @@ func (g *guest) keepLogs() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	folder := filepath.Join(results, "service-"+os.Getenv("KERNEL"), strings.ReplaceAll(g.Name(), "/", "-"))
-	if err := errors.Join(os.RemoveAll(folder), os.MkdirAll(folder, 0o755)); err != nil {
+	directory := filepath.Join(results, "service-"+os.Getenv("KERNEL"), strings.ReplaceAll(g.Name(), "/", "-"))
+	if err := errors.Join(os.RemoveAll(directory), os.MkdirAll(directory, 0o755)); err != nil {
 		return nil, err
 	}
 	var logs []string
@@ -417,7 +417,7 @@ func (g *guest) keepLogs() ([]string, error) {
 			if err != nil {
 				return logs, err
 			}
-			logs = append(logs, filepath.Join(folder, name))
+			logs = append(logs, filepath.Join(directory, name))
 			if err := os.WriteFile(logs[len(logs)-1], text, 0o644); err != nil {
 				return logs, err
 			}

@@ -15,18 +15,18 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Folders of packages that scripts/service-tests has built; the second is of a later version.
+// Directories of packages that scripts/service-tests has built; the second is of a later version.
 const (
 	packages     = "../../build/packages"
 	packagesNext = "../../build/packages-next"
 )
 
-// packageFile is the one package of that kind in a folder.
-func packageFile(t *testing.T, folder, kind string) string {
+// packageFile is the one package of that kind in a directory.
+func packageFile(t *testing.T, dir, kind string) string {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(folder, "*."+kind))
+	found, err := filepath.Glob(filepath.Join(dir, "*."+kind))
 	if err != nil || len(found) != 1 {
-		t.Fatalf("%s in %s: %q, %v", kind, folder, found, err)
+		t.Fatalf("%s in %s: %q, %v", kind, dir, found, err)
 	}
 	path, err := filepath.Abs(found[0])
 	if err != nil {
@@ -45,16 +45,16 @@ func onHost(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// install installs the deb of a folder, or upgrades to it.
-func (g *guest) install(folder string) {
+// install installs the deb of a directory, or upgrades to it.
+func (g *guest) install(dir string) {
 	g.Helper()
-	g.Log(g.run("dpkg", "-i", "/host"+packageFile(g.T, folder, "deb")))
+	g.Log(g.run("dpkg", "-i", "/host"+packageFile(g.T, dir, "deb")))
 }
 
-// versionOf is the version of a folder's deb without the packages' own number.
-func versionOf(t *testing.T, folder string) string {
+// versionOf is the version of a directory's deb without the packages' own number.
+func versionOf(t *testing.T, dir string) string {
 	t.Helper()
-	version := strings.TrimSpace(onHost(t, "dpkg-deb", "-f", packageFile(t, folder, "deb"), "Version"))
+	version := strings.TrimSpace(onHost(t, "dpkg-deb", "-f", packageFile(t, dir, "deb"), "Version"))
 	return strings.TrimSuffix(version, "-1")
 }
 
@@ -102,8 +102,8 @@ func TestPackagesRepeat(t *testing.T) {
 	onHost(t, "../../scripts/package", again)
 	for _, kind := range []string{"deb", "rpm"} {
 		var sums [2]string
-		for i, folder := range []string{packages, again} {
-			text, err := os.ReadFile(packageFile(t, folder, kind))
+		for i, dir := range []string{packages, again} {
+			text, err := os.ReadFile(packageFile(t, dir, kind))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -174,9 +174,9 @@ func (g *guest) reads(disk string, want int) error {
 }
 
 // isVersion tells which package is installed and run.
-func (g *guest) isVersion(folder string) {
+func (g *guest) isVersion(dir string) {
 	g.Helper()
-	want := "ublk-clone " + versionOf(g.T, folder) + " "
+	want := "ublk-clone " + versionOf(g.T, dir) + " "
 	if got := g.run("/usr/sbin/ublk-clone", "version"); !strings.HasPrefix(got, want) {
 		g.Errorf("the version is %q, not %q", got, want)
 	}

@@ -62,7 +62,7 @@ const byID = "/dev/disk/by-id/virtio-"
 // dataUUID is the file system's of defineData.
 const dataUUID = "11111111-2222-3333-4444-555555555555"
 
-// agentProgram is the path of the agent on the host, whose folders the guest has in /host.
+// agentProgram is the path of the agent on the host, whose directories the guest has in /host.
 func agentProgram(t *testing.T) string {
 	t.Helper()
 	path, err := filepath.Abs("../../build/service-agent")

@@ -15,7 +15,7 @@ import (
 // Clones brings clones up in place of what was there: a daemon that serves, or one that is dead.
 type Clones struct {
 	Dir  control.Dir
-	Left leftover.Folders
+	Left leftover.Dirs
 }
 
 // Add has start bring a clone up, or continue one whose daemon is dead, unless it is served

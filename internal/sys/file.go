@@ -38,8 +38,8 @@ func Dup(fd int, name string) (*os.File, error) {
 	return os.NewFile(uintptr(again), name), nil
 }
 
-// OpenNameless is a flag of Open: path is a folder, and the file has no name in it and is gone when
-// it is closed.
+// OpenNameless is a flag of Open: path is a directory, and the file has no name in it and is gone
+// when it is closed.
 const OpenNameless = unix.O_TMPFILE
 
 // Name gives a file that was opened with OpenNameless its name. EEXIST says that there is another

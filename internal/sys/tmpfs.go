@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MountTmpfs sees to it that dir, a folder that exists, is a tmpfs of its own
+// MountTmpfs sees to it that dir, a directory that exists, is a tmpfs of its own
 // that is never swapped out (noswap, since 6.4), and mounts one if it is not.
 // Callers that race must hold a lock. EINVAL says that the kernel is older.
 func MountTmpfs(dir string) error {

@@ -19,9 +19,9 @@ import (
 // when its unit ends. So where systemd runs the daemon moves to a scope of its own before it opens
 // anything.
 
-// Paths of systemd: the folder that says it is process 1 (sd_booted(3)), and the socket on which it
-// answers root also when no message bus runs.
-const systemdFolder = "/run/systemd/system"
+// Paths of systemd: the directory that says it is process 1 (sd_booted(3)), and the socket on which
+// it answers root also when no message bus runs.
+const systemdDir = "/run/systemd/system"
 
 var systemdSocket = "/run/systemd/private"
 
@@ -40,7 +40,7 @@ func scopeName(clone string, pid int) string {
 // EnterScope moves this process to a scope of its own, where systemd runs. With an error it is
 // where it was.
 func EnterScope(clone string) error {
-	_, err := os.Stat(systemdFolder)
+	_, err := os.Stat(systemdDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -1,3 +1,3 @@
 // Package testkit has helpers that tests of several packages share: a control socket that answers,
-// and counts that settle.
+// and a wait for counts to go back.
 package testkit

@@ -17,8 +17,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// ServeRequests answers on the control socket of clone "c", in a folder of its own, until the test
-// ends.
+// ServeRequests answers on the control socket of clone "c", in a directory of its own, until the
+// test ends.
 func ServeRequests(t *testing.T, answer func(context.Context, control.Request) control.Answer) control.Dir {
 	t.Helper()
 	return ServeWithin(t, control.LineLimit, answer)
@@ -49,8 +49,8 @@ func EchoVerb(_ context.Context, req control.Request) control.Answer {
 	return control.Answer{Status: &control.Status{Identity: control.Identity{Name: req.Verb}}}
 }
 
-// Settled waits until a count is back to what it was.
-func Settled(t *testing.T, what string, want int, count func() int) {
+// AwaitCount waits until a count is back to what it was.
+func AwaitCount(t *testing.T, what string, want int, count func() int) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for count() > want {

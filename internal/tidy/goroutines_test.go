@@ -110,19 +110,19 @@ func beginsWithGuard(body *ast.BlockStmt) bool {
 func TestGoroutinesAreGuarded(t *testing.T) {
 	set := token.NewFileSet()
 	packages := map[string][]*ast.File{}
-	goFiles(t, func(folder, path string) {
-		if !slices.Contains(daemonCode, folder) {
+	goFiles(t, func(dir, path string) {
+		if !slices.Contains(daemonCode, dir) {
 			return
 		}
 		file, err := parser.ParseFile(set, path, nil, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		packages[folder] = append(packages[folder], file)
+		packages[dir] = append(packages[dir], file)
 	})
 	started := 0
-	for _, folder := range daemonCode {
-		c := checkGoroutines(packages[folder])
+	for _, dir := range daemonCode {
+		c := checkGoroutines(packages[dir])
 		started += c.started
 		for _, n := range c.unguarded {
 			at := set.Position(n.Pos())

@@ -53,14 +53,14 @@ type sizes struct {
 }
 
 // measure adds a file.
-func (s *sizes) measure(folder, name, text string) error {
+func (s *sizes) measure(dir, name, text string) error {
 	lines := strings.Count(text, "\n")
 	if strings.HasSuffix(name, "_test.go") {
-		s.of[size{testLines, folder + "/" + name}] = lines
+		s.of[size{testLines, dir + "/" + name}] = lines
 		return nil
 	}
-	s.of[size{fileLines, folder + "/" + name}] = lines
-	s.of[size{packageLines, folder}] += lines
+	s.of[size{fileLines, dir + "/" + name}] = lines
+	s.of[size{packageLines, dir}] += lines
 	set := token.NewFileSet()
 	file, err := parser.ParseFile(set, name, text, parser.SkipObjectResolution)
 	if err != nil {
@@ -71,10 +71,10 @@ func (s *sizes) measure(folder, name, text string) error {
 		case *ast.FuncDecl:
 			s.functions = append(s.functions, set.Position(n.End()).Line-set.Position(n.Pos()).Line+1)
 			if n.Recv != nil {
-				s.of[size{methods, folder + "." + receiver(n.Recv.List[0].Type)}]++
+				s.of[size{methods, dir + "." + receiver(n.Recv.List[0].Type)}]++
 			}
 		case *ast.TypeSpec:
-			s.declared(folder+"."+n.Name.Name, n.Type)
+			s.declared(dir+"."+n.Name.Name, n.Type)
 		}
 		return true
 	})
@@ -134,12 +134,12 @@ func (l sizeLimits) exceeded(s *sizes) (faults []string) {
 
 func TestSizes(t *testing.T) {
 	s := sizes{of: map[size]int{}}
-	allGoFiles(t, func(folder, path string) {
+	allGoFiles(t, func(dir, path string) {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.measure(folder, path[strings.LastIndex(path, "/")+1:], string(text)); err != nil {
+		if err := s.measure(dir, path[strings.LastIndex(path, "/")+1:], string(text)); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -159,7 +159,7 @@ func TestTooLargeIsFound(t *testing.T) {
 		function: 3, share: 90,
 	}
 	const known = "type Known struct{ a, b, c, d int }\n" // or its exception is not needed
-	for _, c := range []struct{ folder, name, text, want string }{
+	for _, c := range []struct{ dir, name, text, want string }{
 		{"q", "a.go", "", ""},
 		{"q", "a.go", strings.Repeat("\n", 7), ""},
 		{"q", "a.go", strings.Repeat("\n", 8), "9 lines of file q/a.go, the limit is 8"},
@@ -185,11 +185,11 @@ func TestTooLargeIsFound(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := s.measure(c.folder, c.name, "package p\n"+c.text); err != nil {
+		if err := s.measure(c.dir, c.name, "package p\n"+c.text); err != nil {
 			t.Fatal(err)
 		}
 		if got := strings.Join(l.exceeded(&s), "; "); got != c.want {
-			t.Errorf("%s/%s %q: %q, not %q", c.folder, c.name, c.text, got, c.want)
+			t.Errorf("%s/%s %q: %q, not %q", c.dir, c.name, c.text, got, c.want)
 		}
 	}
 }

@@ -96,23 +96,23 @@ var errnoOnly = []string{
 	"internal/engine", "internal/events", "internal/faults", "internal/fingerprint", "internal/holders", "internal/leftover",
 }
 
-// libraryOf are libraries that only packages below a folder may import: what the command line is
+// libraryOf are libraries that only packages below a directory may import: what the command line is
 // made with is no concern of the rest.
 var libraryOf = map[string]string{"github.com/urfave/cli/": "cmd/"}
 
 // goFiles calls visit for each Go file of the project that is not a test, with its package's
-// folder.
-func goFiles(t *testing.T, visit func(folder, path string)) {
+// directory.
+func goFiles(t *testing.T, visit func(dir, path string)) {
 	t.Helper()
-	allGoFiles(t, func(folder, path string) {
+	allGoFiles(t, func(dir, path string) {
 		if !strings.HasSuffix(path, "_test.go") {
-			visit(folder, path)
+			visit(dir, path)
 		}
 	})
 }
 
 // allGoFiles is goFiles with the tests.
-func allGoFiles(t *testing.T, visit func(folder, path string)) {
+func allGoFiles(t *testing.T, visit func(dir, path string)) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -122,11 +122,11 @@ func allGoFiles(t *testing.T, visit func(folder, path string)) {
 			return filepath.SkipDir
 		}
 		if strings.HasSuffix(path, ".go") {
-			folder, err := filepath.Rel(root, filepath.Dir(path))
+			dir, err := filepath.Rel(root, filepath.Dir(path))
 			if err != nil {
 				return err
 			}
-			visit(filepath.ToSlash(folder), path)
+			visit(filepath.ToSlash(dir), path)
 		}
 		return nil
 	})
@@ -136,17 +136,17 @@ func allGoFiles(t *testing.T, visit func(folder, path string)) {
 }
 
 // forbidden says why a package may not import another, after its name; "": it may.
-func forbidden(folder, name string) string {
-	rule := allowed[folder]
+func forbidden(dir, name string) string {
+	rule := allowed[dir]
 	if own, isOwn := strings.CutPrefix(name, module); isOwn && !slices.Contains(rule.imports, own) {
 		return ", by the rule for it"
 	}
 	low := name == "unsafe" || name == "syscall" || name == "golang.org/x/sys/unix"
-	if low && !rule.syscalls && (name == "unsafe" || !slices.Contains(errnoOnly, folder)) {
+	if low && !rule.syscalls && (name == "unsafe" || !slices.Contains(errnoOnly, dir)) {
 		return ": system calls are in ublk, ublk/uring, internal/guard and internal/sys"
 	}
 	for library, below := range libraryOf {
-		if strings.HasPrefix(name, library) && !strings.HasPrefix(folder, below) {
+		if strings.HasPrefix(name, library) && !strings.HasPrefix(dir, below) {
 			return ": it is for packages in " + below
 		}
 	}
@@ -156,8 +156,8 @@ func forbidden(folder, name string) string {
 // TestForbiddenIsFound: the check of imports can fail.
 func TestForbiddenIsFound(t *testing.T) {
 	for _, c := range []struct {
-		folder, name string
-		may          bool
+		dir, name string
+		may       bool
 	}{
 		{"clone", module + "bitmap", true}, {"bitmap", module + "clone", false}, {"bitmap", "github.com/ublk-clone/ublk-clone/ublk", false},
 		{"cmd/ublk-clone", "github.com/urfave/cli/v2", true}, {"internal/exit", "github.com/urfave/cli/v2", false},
@@ -166,18 +166,18 @@ func TestForbiddenIsFound(t *testing.T) {
 		{"internal/blockdev", "syscall", true}, {"cmd/ublk-clone", "golang.org/x/sys/unix", true}, {"clone", "syscall", false},
 		{"metadata", "golang.org/x/sys/unix", false},
 	} {
-		if why := forbidden(c.folder, c.name); (why == "") != c.may {
-			t.Errorf("%s imports %s: %q", c.folder, c.name, why)
+		if why := forbidden(c.dir, c.name); (why == "") != c.may {
+			t.Errorf("%s imports %s: %q", c.dir, c.name, why)
 		}
 	}
 }
 
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}
-	goFiles(t, func(folder, path string) {
-		seen[folder] = true
-		if _, known := allowed[folder]; !known {
-			t.Errorf("%s: package %s has no rule", path, folder)
+	goFiles(t, func(dir, path string) {
+		seen[dir] = true
+		if _, known := allowed[dir]; !known {
+			t.Errorf("%s: package %s has no rule", path, dir)
 			return
 		}
 		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
@@ -189,14 +189,14 @@ func TestImports(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if why := forbidden(folder, name); why != "" {
-				t.Errorf("%s: %s must not import %s%s", path, folder, name, why)
+			if why := forbidden(dir, name); why != "" {
+				t.Errorf("%s: %s must not import %s%s", path, dir, name, why)
 			}
 		}
 	})
-	for folder := range allowed {
-		if _, err := os.Stat(filepath.Join(root, folder)); err != nil {
-			t.Errorf("there is a rule for %s, which is not there: %v", folder, err)
+	for dir := range allowed {
+		if _, err := os.Stat(filepath.Join(root, dir)); err != nil {
+			t.Errorf("there is a rule for %s, which is not there: %v", dir, err)
 		}
 	}
 	if len(seen) < 10 {
@@ -211,23 +211,23 @@ var changesFiles = []string{"WriteFile", "Create", "Rename", "Remove", "RemoveAl
 // mayChangeFiles are the uses of them outside of internal/file, which has the one way to write a
 // file, with the reason.
 var mayChangeFiles = map[string]string{
-	"internal/udev/udev.go WriteFile":    "uevent in sysfs",
-	"internal/dm/over.go Symlink":        "a link in /dev, which no boot finds",
-	"internal/livemap/livemap.go Rename": "tmpfs: what is there ends with the machine",
-	"internal/livemap/livemap.go Remove": "tmpfs",
-	"internal/livemap/zeros.go Remove":   "tmpfs",
-	"internal/sys/mounts.go WriteFile":   "procfs",
-	"internal/sys/process.go WriteFile":  "procfs",
-	"internal/livemap/folder.go Mkdir":   "tmpfs",
-	"ublk/spare.go WriteFile":            "sysfs",
+	"internal/udev/udev.go WriteFile":     "uevent in sysfs",
+	"internal/dm/over.go Symlink":         "a link in /dev, which no boot finds",
+	"internal/livemap/livemap.go Rename":  "tmpfs: what is there ends with the machine",
+	"internal/livemap/livemap.go Remove":  "tmpfs",
+	"internal/livemap/zeros.go Remove":    "tmpfs",
+	"internal/sys/mounts.go WriteFile":    "procfs",
+	"internal/sys/process.go WriteFile":   "procfs",
+	"internal/livemap/directory.go Mkdir": "tmpfs",
+	"ublk/spare.go WriteFile":             "sysfs",
 }
 
 // TestFilesAreWrittenInOneWay: whoever writes, renames or removes a file on which something durable
-// depends has to flush the file and its folder, in order. internal/file does.
+// depends has to flush the file and its directory, in order. internal/file does.
 func TestFilesAreWrittenInOneWay(t *testing.T) {
 	unused := maps.Clone(mayChangeFiles)
-	goFiles(t, func(folder, path string) {
-		if folder == "internal/file" || !slices.Contains(daemonCode, folder) {
+	goFiles(t, func(dir, path string) {
+		if dir == "internal/file" || !slices.Contains(daemonCode, dir) {
 			return
 		}
 		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
@@ -242,7 +242,7 @@ func TestFilesAreWrittenInOneWay(t *testing.T) {
 			if pkg, ok := call.X.(*ast.Ident); !ok || pkg.Name != "os" || !slices.Contains(changesFiles, call.Sel.Name) {
 				return true
 			}
-			use := folder + "/" + filepath.Base(path) + " " + call.Sel.Name
+			use := dir + "/" + filepath.Base(path) + " " + call.Sel.Name
 			if mayChangeFiles[use] == "" {
 				t.Errorf("%s calls os.%s: use internal/file, which makes it durable", path, call.Sel.Name)
 			}

@@ -54,14 +54,14 @@ func Name(d control.Dir, def *definition.Definition, device string, destIsBlock,
 // searched: the layer is.
 func NameDevice(d control.Dir, def *definition.Definition, device string, complete bool) error {
 	path, name := udevFile(d, kernelName(device)), nameLine(def)
-	top := name
+	shown := name
 	if complete {
-		top += "\nUBLK_CLONE_COMPLETE=1"
+		shown += "\nUBLK_CLONE_COMPLETE=1"
 	}
 	if def.DM == "" {
-		return tell(d, def, path, top)
+		return tell(d, def, path, shown)
 	}
-	return errors.Join(tell(d, def, path, name), tell(d, def, layerUdevFile(d, def.DM), top))
+	return errors.Join(tell(d, def, path, name), tell(d, def, layerUdevFile(d, def.DM), shown))
 }
 
 // tell replaces the file as a whole: udev may read it at any moment. Until then it is called after

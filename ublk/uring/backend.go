@@ -67,7 +67,7 @@ func (b *backend) keep(err error) {
 // others wait in order. What the queue of a device cannot take is handed to worker threads by the
 // kernel, 63 to 68 % of the requests to one with 5 places at depth 32: 35 thousand requests a
 // second, 43 thousand with at most 10 in flight (6.18, one CPU of 1 GIPS). Its methods are called
-// on the loop's thread; each I/O ends with Handler.Complete.
+// on the loop's thread; each I/O ends with Handler.EndIO.
 type Port struct {
 	backend  *backend
 	file     *File
@@ -105,7 +105,7 @@ func (b *backend) OpenFixed(f *File, limit int) *Port {
 func (b *backend) LetGo() error { return b.ring.unfix() }
 
 // GiveUp ends with errno what is in line, which the kernel has not been told of. It says how much
-// is with the kernel. Called on the loop's thread, not from Handler.Complete.
+// is with the kernel. Called on the loop's thread, not from Handler.EndIO.
 func (p *Port) GiveUp(errno unix.Errno) (withKernel int) {
 	for !p.waiting.empty() {
 		token := p.waiting.pop(p.backend.ops)
@@ -287,7 +287,7 @@ func (b *backend) backendDone(token uint32, res int32) {
 // end frees the token and tells the handler, in this order: the handler may use the token at once.
 func (b *backend) end(token uint32, err error) {
 	b.ops[token].step = stepIdle
-	b.handler.Complete(token, err)
+	b.handler.EndIO(token, err)
 }
 
 // endDone ends the operations that needed no kernel, those that were there when it began: an

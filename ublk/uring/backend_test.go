@@ -293,7 +293,7 @@ func TestZero(t *testing.T) {
 	}
 }
 
-// memoryDir is a folder on tmpfs.
+// memoryDir is a directory on tmpfs.
 func memoryDir(t *testing.T) string {
 	t.Helper()
 	if !onTmpfs(t, "/dev/shm") {

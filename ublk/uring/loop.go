@@ -11,9 +11,9 @@ import (
 // Handler is what a loop calls, always on the loop's thread and never from within one of the loop's
 // own methods.
 type Handler interface {
-	// Complete ends the backend I/O with this token; from here on the token may be used again. err
+	// EndIO ends the backend I/O with this token; from here on the token may be used again. err
 	// is nil, a unix.Errno, or io.ErrUnexpectedEOF or io.ErrShortWrite.
-	Complete(token uint32, err error)
+	EndIO(token uint32, err error)
 	// Drain is called once a round, after the completions: work that other threads posted before
 	// Wake, and whatever the handler put off.
 	Drain()
@@ -118,7 +118,7 @@ func (l *Loop) round() {
 func (l *Loop) finished() bool { return l.err != nil || l.stopped && (l.abandoned || l.Idle()) }
 
 // Batched says that completions come only from the call with which a round begins: all that
-// Handler.Complete is called with in a round had ended before the first of them.
+// Handler.EndIO is called with in a round had ended before the first of them.
 func (l *Loop) Batched() bool { return l.ring.flags&setupDeferTaskrun != 0 }
 
 // submitAndWait submits what the last round prepared and waits for something to do.

@@ -25,7 +25,7 @@ type recorder struct {
 	drain  func() // if set, called by Drain
 }
 
-func (r *recorder) Complete(token uint32, err error) { r.ends = append(r.ends, ended{token, err}) }
+func (r *recorder) EndIO(token uint32, err error) { r.ends = append(r.ends, ended{token, err}) }
 
 func (r *recorder) Drain() {
 	r.drains++

@@ -1,6 +1,6 @@
 // Command report reads logs of the measurements (TestBench... in internal/devicetest), prints which
-// goals are met, and with -docs writes benchmarks.md and its plots into that folder. It is run by
-// scripts/bench.
+// goals are met, and with -docs writes benchmarks.md and its plots into that directory. It is run
+// by scripts/bench.
 package main
 
 import (
@@ -14,7 +14,7 @@ import (
 )
 
 func main() {
-	docs := flag.String("docs", "", "write benchmarks.md and its plots into this `folder`")
+	docs := flag.String("docs", "", "write benchmarks.md and its plots into this `directory`")
 	flag.Parse()
 	if err := report(*docs, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
@@ -60,12 +60,12 @@ func printGoals(figures bench.Set) {
 	}
 }
 
-func writeDocs(figures bench.Set, folder string) error {
-	plots, err := drawAll(figures, folder)
+func writeDocs(figures bench.Set, dir string) error {
+	plots, err := drawAll(figures, dir)
 	if err != nil {
 		return err
 	}
-	f, err := os.Create(filepath.Join(folder, "benchmarks.md"))
+	f, err := os.Create(filepath.Join(dir, "benchmarks.md"))
 	if err != nil {
 		return err
 	}

@@ -34,13 +34,13 @@ type series struct {
 var colours = []color.RGBA{{0x44, 0x77, 0xaa, 0xff}, {0xee, 0x66, 0x77, 0xff}, {0x99, 0x99, 0x99, 0xff}, {0xcc, 0xbb, 0x44, 0xff}}
 
 // drawAll draws the plots of each setup.
-func drawAll(figures bench.Set, folder string) ([]bench.Plot, error) {
+func drawAll(figures bench.Set, dir string) ([]bench.Plot, error) {
 	var drawn []bench.Plot
 	for _, at := range figures.Setups() {
 		for _, b := range []bars{goalBars(figures, at), regionBars(figures, at), hydrationBars(figures, at)} {
 			file := fmt.Sprintf("bench-%s-%s-s%d.svg", b.file, at.Kernel, at.S)
 			b.title += fmt.Sprintf(" (kernel %s, S=%d)", at.Kernel, at.S)
-			if err := b.draw(filepath.Join(folder, file)); err != nil {
+			if err := b.draw(filepath.Join(dir, file)); err != nil {
 				return nil, fmt.Errorf("draw %s: %w", file, err)
 			}
 			drawn = append(drawn, bench.Plot{File: file, Title: b.title})

@@ -36,19 +36,19 @@ type NullOptions struct {
 	Depth   int
 }
 
-// NullBlkFolder is where configfs has the null_blk devices.
-const NullBlkFolder = "/sys/kernel/config/nullb"
+// NullBlkDir is where configfs has the null_blk devices.
+const NullBlkDir = "/sys/kernel/config/nullb"
 
 // NullBlk makes a null_blk device called null<role>.
 func (m *Devices) NullBlk(role string, o NullOptions) *Disk {
 	m.Helper()
 	name := "null" + role
-	folder := filepath.Join(NullBlkFolder, name)
-	if err := os.Mkdir(folder, 0o755); err != nil {
+	dir := filepath.Join(NullBlkDir, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		m.Fatal(err)
 	}
 	m.Cleanup(func() {
-		if err := os.Remove(folder); err != nil {
+		if err := os.Remove(dir); err != nil {
 			m.Errorf("remove null_blk device: %v", err)
 		}
 	})
@@ -61,7 +61,7 @@ func (m *Devices) NullBlk(role string, o NullOptions) *Disk {
 		irqmode = 2 // by a timer
 	}
 	set := func(attribute string, value int64) {
-		m.WriteFile(filepath.Join(folder, attribute), strconv.FormatInt(value, 10))
+		m.WriteFile(filepath.Join(dir, attribute), strconv.FormatInt(value, 10))
 	}
 	set("memory_backed", 1)
 	set("size", o.MiB)
@@ -157,7 +157,7 @@ func (m *Devices) MapperPath(name string) string {
 	return "/dev/dm-" + minor
 }
 
-// File makes a sparse file of size bytes in the test's folder.
+// File makes a sparse file of size bytes in the test's directory.
 func (m *Devices) File(name string, size int64) *Disk {
 	m.Helper()
 	path := filepath.Join(m.Dir, name)
@@ -262,5 +262,5 @@ func (m *Contents) Erase(d *Disk) {
 // device to the kernel, of the same name, number and contents.
 func (d *Disk) Removed() {
 	d.M.Helper()
-	d.M.WriteFile(filepath.Join(NullBlkFolder, d.Name, "power"), "0")
+	d.M.WriteFile(filepath.Join(NullBlkDir, d.Name, "power"), "0")
 }

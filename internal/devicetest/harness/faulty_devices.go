@@ -106,5 +106,5 @@ func (d *Disk) Writing() int {
 // BadBlocks makes a null_blk device fail requests that touch bytes [first, end).
 func (d *Disk) BadBlocks(first, end int64) {
 	d.M.Helper()
-	d.M.WriteFile(filepath.Join(NullBlkFolder, d.Name, "badblocks"), fmt.Sprintf("+%d-%d", first/Sector, end/Sector-1))
+	d.M.WriteFile(filepath.Join(NullBlkDir, d.Name, "badblocks"), fmt.Sprintf("+%d-%d", first/Sector, end/Sector-1))
 }

@@ -61,7 +61,7 @@ func (u *Users) Stop() {
 	}
 }
 
-// Files are the files of all kinds of users on one file system, in OthersFolder.
+// Files are the files of all kinds of users on one file system, in OthersDir.
 type Files struct {
 	m              *Machine
 	root           string
@@ -76,7 +76,7 @@ const modelled = 4 * MiB // the size of each of the two files
 // NewOthers makes them on a mounted file system.
 func (t *FileTree) NewOthers(rng *rand.Rand) *Files {
 	t.M.Helper()
-	f := &Files{m: t.M, root: filepath.Join(t.Root, OthersFolder), Direct: NewModel(modelled, Sector), Cached: NewModel(modelled, Sector), rng: rng}
+	f := &Files{m: t.M, root: filepath.Join(t.Root, OthersDir), Direct: NewModel(modelled, Sector), Cached: NewModel(modelled, Sector), rng: rng}
 	if err := os.MkdirAll(filepath.Join(f.root, "diary"), 0o755); err != nil {
 		t.M.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func (f *Files) Check() {
 
 // Moved says where the file system is mounted now.
 func (f *Files) Moved(root string) {
-	f.root = filepath.Join(root, OthersFolder)
+	f.root = filepath.Join(root, OthersDir)
 	f.Diary.dir = filepath.Join(f.root, "diary")
 }
 

@@ -35,8 +35,8 @@ type FileTree struct {
 	size    map[string]int64
 }
 
-// OthersFolder, below the root, is where other users have their files.
-const OthersFolder = "others"
+// OthersDir, below the root, is where other users have their files.
+const OthersDir = "others"
 
 // NewExt4 is NewFiles on ext4.
 func (m *Machine) NewExt4(rng *rand.Rand, d *Disk, bytes int64) *FileTree {
@@ -62,11 +62,11 @@ func (m *Machine) NewFiles(kind FSKind, rng *rand.Rand, d *Disk, bytes int64) *F
 	return t
 }
 
-// Ext4Folder is an empty folder of a file system on a null_blk device of so many MiB. Direct I/O to
+// Ext4Dir is an empty directory of a file system on a null_blk device of so many MiB. Direct I/O to
 // its files is real, in blocks of 512 bytes.
-func (m *Machine) Ext4Folder(mib int64) string {
+func (m *Machine) Ext4Dir(mib int64) string {
 	m.Helper()
-	backing := m.NullBlk("folder", NullOptions{MiB: mib})
+	backing := m.NullBlk("directory", NullOptions{MiB: mib})
 	m.MustRun("mkfs.ext4", "-q", "-F", backing.Path)
 	t := &FileTree{M: m, Kind: Ext4}
 	t.Mount(backing.Path)
@@ -202,7 +202,7 @@ func (t *FileTree) Sync() {
 }
 
 // Check reads every file from the device, not from memory, and compares; there must be no more, but
-// in OthersFolder. between is called after each file and may be nil.
+// in OthersDir. between is called after each file and may be nil.
 func (t *FileTree) Check(between func(done, of int)) {
 	t.M.Helper()
 	t.Sync()
@@ -225,7 +225,7 @@ func (t *FileTree) Check(between func(done, of int)) {
 		if err != nil {
 			t.M.Fatal(err)
 		}
-		if e.IsDir() && e.Name() == OthersFolder {
+		if e.IsDir() && e.Name() == OthersDir {
 			return filepath.SkipDir
 		}
 		if e.Type().IsRegular() {
@@ -238,8 +238,8 @@ func (t *FileTree) Check(between func(done, of int)) {
 	}
 }
 
-// Examine lets the file system's own tool look for damage.
-func (t *FileTree) Examine(path string) {
+// Fsck lets the file system's own tool look for damage.
+func (t *FileTree) Fsck(path string) {
 	t.M.Helper()
 	t.M.MustRun(t.Kind.Check[0], append(t.Kind.Check[1:], path)...)
 }

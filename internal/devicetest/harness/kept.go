@@ -50,8 +50,8 @@ func (m *Guest) ExpectFailure(o Outcome, code int, says ...string) {
 // KeptFiles are those that outlive daemons: live maps, and records of destinations.
 func (m *Machine) KeptFiles() (all []string) {
 	m.Helper()
-	for _, folder := range []string{LiveMaps, RecordDir} {
-		found, err := filepath.Glob(folder + "/*")
+	for _, dir := range []string{LiveMaps, RecordDir} {
+		found, err := filepath.Glob(dir + "/*")
 		if err != nil {
 			m.Fatal(err)
 		}

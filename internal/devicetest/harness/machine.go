@@ -82,7 +82,7 @@ type Contents struct{ Guest }
 // Guest runs commands, and looks until something is so.
 type Guest struct {
 	*testing.T
-	Dir string // an empty folder, on tmpfs
+	Dir string // an empty directory, on tmpfs
 	// Spinner runs while commands do, but for those that measure.
 	Spinner Spinner
 }

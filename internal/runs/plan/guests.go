@@ -60,7 +60,7 @@ func Guests(full bool, tests []Test) []Guest {
 	}
 	for _, k := range runs.Kernels {
 		p.add(Guest{Script: "service-tests", Kernel: k, Title: "service on " + k, Log: "service-" + k},
-			func(t Test) bool { return t.Folder == Service && t.In(full, k, runs.OrdinaryClock) })
+			func(t Test) bool { return t.Dir == Service && t.In(full, k, runs.OrdinaryClock) })
 	}
 	for _, k := range runs.Kernels {
 		p.add(Guest{Script: "device-tests", Kernel: k, Title: "promises in seconds on " + k, Log: "device-" + k + "-timed", Settings: []string{"TIMED=1"}},
@@ -99,7 +99,7 @@ func (p *planner) add(g Guest, condition func(Test) bool) {
 
 // inGuest tells whether a test that runs inside a guest is to run on that kernel and clock.
 func (p *planner) inGuest(t Test, kernel string, clock runs.Want) bool {
-	return t.Folder != Service && t.In(p.full, kernel, clock)
+	return t.Dir != Service && t.In(p.full, kernel, clock)
 }
 
 // plain is the condition for guests of the usual size, with tests that share them.

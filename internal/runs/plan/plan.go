@@ -18,7 +18,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// Folders of the packages whose tests run in guests, or drive them.
+// Directories of the packages whose tests run in guests, or drive them.
 const (
 	Device  = "internal/devicetest"
 	Service = "internal/servicetest"
@@ -30,7 +30,7 @@ var driver = []string{"ublk", "ublk/uring"}
 
 // Test is one test function.
 type Test struct {
-	Folder, Name string
+	Dir, Name string
 	runs.Declaration
 }
 
@@ -38,13 +38,13 @@ type Test struct {
 func Load(root string) ([]Test, error) {
 	var tests []Test
 	var problems []error
-	for _, folder := range append([]string{Device, Service}, driver...) {
-		paths, err := filepath.Glob(filepath.Join(root, folder, "*_test.go"))
+	for _, dir := range append([]string{Device, Service}, driver...) {
+		paths, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
 		if err != nil {
 			return nil, err
 		}
 		for _, path := range paths {
-			more, err := Parse(folder, path, nil)
+			more, err := Parse(dir, path, nil)
 			tests = append(tests, more...)
 			problems = append(problems, err)
 		}
@@ -60,7 +60,7 @@ func sameNames(tests []Test) error {
 	for _, t := range tests {
 		other, seen := first[t.Name]
 		if seen && fmt.Sprint(other.Declaration) != fmt.Sprint(t.Declaration) {
-			problems = append(problems, fmt.Errorf("%s of %s and of %s declare different runs: rename one", t.Name, other.Folder, t.Folder))
+			problems = append(problems, fmt.Errorf("%s of %s and of %s declare different runs: rename one", t.Name, other.Dir, t.Dir))
 		}
 		first[t.Name] = t
 	}
@@ -68,13 +68,13 @@ func sameNames(tests []Test) error {
 }
 
 // Parse reads the tests of one file: of path, or of source unless that is nil.
-func Parse(folder, path string, source any) ([]Test, error) {
+func Parse(dir, path string, source any) ([]Test, error) {
 	set := token.NewFileSet()
 	file, err := parser.ParseFile(set, path, source, parser.ParseComments|parser.SkipObjectResolution)
 	if err != nil {
 		return nil, err
 	}
-	mustDeclare := !slices.Contains(driver, folder) || hasTag(file, "device")
+	mustDeclare := !slices.Contains(driver, dir) || hasTag(file, "device")
 	var tests []Test
 	var problems []error
 	for _, decl := range file.Decls {
@@ -82,7 +82,7 @@ func Parse(folder, path string, source any) ([]Test, error) {
 		if !ok || !isTest(f) {
 			continue
 		}
-		test := Test{Folder: folder, Name: f.Name.Name}
+		test := Test{Dir: dir, Name: f.Name.Name}
 		wants, declared, err := wantsOf(f)
 		switch {
 		case err != nil:

@@ -9,16 +9,16 @@ import (
 )
 
 // parse reads a file of one test with that body.
-func parse(folder, tag, body string) ([]Test, error) {
+func parse(dir, tag, body string) ([]Test, error) {
 	head := ""
 	if tag != "" {
 		head = "//go:build " + tag + "\n\n"
 	}
-	return Parse(folder, "x_test.go", head+"package p\n\nfunc TestIt(t *testing.T) {\n"+body+"\n}\n")
+	return Parse(dir, "x_test.go", head+"package p\n\nfunc TestIt(t *testing.T) {\n"+body+"\n}\n")
 }
 
 func TestDeclarationsAreRead(t *testing.T) {
-	for _, c := range []struct{ folder, tag, body, want string }{
+	for _, c := range []struct{ dir, tag, body, want string }{
 		{Device, "device", `runs.On(t, "7.3")`, "[7.3] []"},
 		{Device, "device", `runs.On(t, "7.3", runs.FourCPUs); t.Log()`, "[7.3] [FourCPUs]"},
 		{Device, "device", `runs.On(t, runs.EveryKernel)`, "[6.12 6.18 7.3] []"},
@@ -39,13 +39,13 @@ func TestDeclarationsAreRead(t *testing.T) {
 		{Device, "device", `runs.On(t, "7.3", runs.Kernels)`, "unknown kernel"},
 		{Device, "device", `runs.On(t, kernel)`, "can be read"},
 	} {
-		tests, err := parse(c.folder, c.tag, c.body)
+		tests, err := parse(c.dir, c.tag, c.body)
 		got := fmt.Sprint(err)
 		if err == nil && len(tests) == 1 {
 			got = strings.Trim(fmt.Sprint(tests[0].Declaration), "{}")
 		}
 		if !strings.Contains(got, c.want) {
-			t.Errorf("%s, tag %q, %q: %s, not %s", c.folder, c.tag, c.body, got, c.want)
+			t.Errorf("%s, tag %q, %q: %s, not %s", c.dir, c.tag, c.body, got, c.want)
 		}
 	}
 }
@@ -71,8 +71,8 @@ func TestOneNameMeansOneRun(t *testing.T) {
 // TestMissingTestsAreFound: what no guest has is found, and so is what only the full run has.
 func TestMissingTestsAreFound(t *testing.T) {
 	for _, c := range []struct {
-		folder, wants string
-		short, full   bool // whether that run has it
+		dir, wants  string
+		short, full bool // whether that run has it
 	}{
 		{Device, `"7.3"`, true, true},
 		{Device, `"7.3", runs.FullOnly`, false, true},
@@ -93,13 +93,13 @@ func TestMissingTestsAreFound(t *testing.T) {
 		{Service, `"6.18", runs.FullOnly`, false, true},
 		{Service, `"6.18", runs.CountingClock`, false, false},
 	} {
-		tests, err := parse(c.folder, "x", "runs.On(t, "+c.wants+")")
+		tests, err := parse(c.dir, "x", "runs.On(t, "+c.wants+")")
 		if err != nil {
 			t.Fatal(err)
 		}
 		for full, want := range map[bool]bool{false: c.short, true: c.full} {
 			if has := len(Missing(tests, Guests(full, tests))) == 0; has != want {
-				t.Errorf("%s of %s: found in the run (full: %t): %t, not %t", c.wants, c.folder, full, has, want)
+				t.Errorf("%s of %s: found in the run (full: %t): %t, not %t", c.wants, c.dir, full, has, want)
 			}
 		}
 	}

@@ -38,12 +38,12 @@ func fillSectors(b []byte, off int64, v value) {
 
 // script is 60 operations of all kinds, always the same.
 func script() (ops []scripted) {
-	rng := (&parts{}).random()
+	rng := (&assembly{}).random()
 	for range 60 {
 		s := scripted{op: clone.Op(rng.IntN(int(clone.OpWriteZeroes) + 1)), fua: rng.IntN(3) == 0}
 		if s.op != clone.OpFlush {
-			first := rng.Int64N(partsSize / definition.SectorSize)
-			s.off, s.length = first*definition.SectorSize, min(1+rng.Int64N(4*partsRegion/definition.SectorSize), partsSize/definition.SectorSize-first)*definition.SectorSize
+			first := rng.Int64N(assemblySize / definition.SectorSize)
+			s.off, s.length = first*definition.SectorSize, min(1+rng.Int64N(4*assemblyRegion/definition.SectorSize), assemblySize/definition.SectorSize-first)*definition.SectorSize
 		}
 		ops = append(ops, s)
 	}
@@ -61,7 +61,7 @@ type scripted struct {
 type allowed [][]value
 
 func newAllowed() allowed {
-	a := make(allowed, partsSize/definition.SectorSize)
+	a := make(allowed, assemblySize/definition.SectorSize)
 	for i := range a {
 		a[i] = []value{valueSource}
 	}
@@ -95,10 +95,10 @@ func (a allowed) check(b []byte, off int64) error {
 
 // runScript carries the script out, one request at a time from two lanes by turns, while the
 // hydrator works.
-func (p *parts) runScript(a allowed) error {
+func (p *assembly) runScript(a allowed) error {
 	for i, s := range script() {
 		if i == 30 { // regions of all states have been there
-			p.background.hydrator.Configure(partsSettings(true))
+			p.background.hydrator.Configure(assemblySettings(true))
 		}
 		l, v := p.users[i%len(p.users)], value(i+2)
 		b := l.data[:s.length]
@@ -132,18 +132,18 @@ func (p *parts) runScript(a allowed) error {
 
 // covered are the sectors of the regions that [off, end) covers whole.
 func covered(off, end int64) (first, last int64) {
-	first = (off + partsRegion - 1) / partsRegion * partsRegion
-	if end != partsSize {
-		end = end / partsRegion * partsRegion
+	first = (off + assemblyRegion - 1) / assemblyRegion * assemblyRegion
+	if end != assemblySize {
+		end = end / assemblyRegion * assemblyRegion
 	}
 	return first / definition.SectorSize, max(first, end) / definition.SectorSize
 }
 
 // readAll reads the whole clone.
-func (p *parts) readAll(a allowed) error {
+func (p *assembly) readAll(a allowed) error {
 	l := p.users[0]
-	for off := int64(0); off < partsSize; off += partsRegion {
-		b := l.data[:min(partsRegion, partsSize-off)]
+	for off := int64(0); off < assemblySize; off += assemblyRegion {
+		b := l.data[:min(assemblyRegion, assemblySize-off)]
 		if err := l.do(clone.OpRead, off, int64(len(b)), false); err != nil {
 			return fmt.Errorf("read at %d when nothing fails any more: %w", off, err)
 		}
@@ -155,7 +155,7 @@ func (p *parts) readAll(a allowed) error {
 }
 
 // complete waits for hydration, and looks at the destination alone.
-func (p *parts) complete(a allowed) error {
+func (p *assembly) complete(a allowed) error {
 	for deadline := time.Now().Add(time.Minute); !p.core.Complete(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("not complete: %+v", p.background.hydrator.Status())
@@ -167,14 +167,14 @@ func (p *parts) complete(a allowed) error {
 	if err != nil {
 		return err
 	}
-	return a.check(b[:partsSize], 0)
+	return a.check(b[:assemblySize], 0)
 }
 
 // runFaulty is one run.
 func runFaulty(t *testing.T, dir string, plan *faultPlan) error {
 	t.Helper()
 	plan.kinds = map[string]int{}
-	p, a := newParts(t, dir, plan), newAllowed()
+	p, a := newAssembly(t, dir, plan), newAllowed()
 	err := p.runScript(a)
 	plan.heal()
 	if err == nil {
@@ -199,12 +199,12 @@ func has(t *testing.T) (files, goroutines int, rings int) {
 	return testkit.OpenFiles(t), runtime.NumGoroutine(), strings.Count(string(maps), "\n")
 }
 
-// TestFailEveryCallOfRealParts: each call of a device, ring or live map fails in turn, once or from
+// TestFailEveryCallOfAssembly: each call of a device, ring or live map fails in turn, once or from
 // then on. No byte is wrong, nobody waits for ever, and descriptors, goroutines and mappings are
 // given back. Threads make the number of a call that of another one now and then.
-func TestFailEveryCallOfRealParts(t *testing.T) {
+func TestFailEveryCallOfAssembly(t *testing.T) {
 	dir := t.TempDir()
-	source := make([]byte, partsSize)
+	source := make([]byte, assemblySize)
 	fillSectors(source, 0, valueSource)
 	if err := os.WriteFile(filepath.Join(dir, "source"), source, 0o600); err != nil {
 		t.Fatal(err)
@@ -230,8 +230,8 @@ func TestFailEveryCallOfRealParts(t *testing.T) {
 			runs++
 		}
 	}
-	testkit.Settled(t, "descriptors", files, func() int { return testkit.OpenFiles(t) })
-	testkit.Settled(t, "goroutines", goroutines, runtime.NumGoroutine)
-	testkit.Settled(t, "mappings", mappings+runs/2, func() int { _, _, n := has(t); return n }) // the runtime makes a few
+	testkit.AwaitCount(t, "descriptors", files, func() int { return testkit.OpenFiles(t) })
+	testkit.AwaitCount(t, "goroutines", goroutines, runtime.NumGoroutine)
+	testkit.AwaitCount(t, "mappings", mappings+runs/2, func() int { _, _, n := has(t); return n }) // the runtime makes a few
 	t.Logf("%d calls: %v; %d runs; %d descriptors, %d goroutines, %d mappings before", sound.calls, sound.kinds, runs, files, goroutines, mappings)
 }

@@ -18,35 +18,35 @@ import (
 // flag, and so at NAME.
 
 const (
-	completeCommand = "complete"
-	// completeFiles in place of words: any file.
-	completeFiles = ":files"
+	suggestCommand = "complete"
+	// anyFile in place of words: any file.
+	anyFile = ":files"
 )
 
 // candidate is a word that may come next.
 type candidate struct{ word, usage string }
 
-// completer has the hidden command for shells.
-type completer struct{ *program }
+// suggester has the hidden command for shells.
+type suggester struct{ *program }
 
 // run never fails: a shell has no use for an error there.
-func (co completer) run(c *cli.Context) error {
+func (s suggester) run(c *cli.Context) error {
 	words := slices.DeleteFunc(c.Args().Slice(), func(w string) bool { return w == "=" }) // bash takes --a=b apart
 	if len(words) == 0 {
 		words = []string{""}
 	}
 	last := words[len(words)-1]
 	// A new one: while an app runs, its help is a command of itself.
-	for _, found := range co.candidates(newApp(co.program), words[:len(words)-1], last) {
-		if found.word == completeFiles || strings.HasPrefix(found.word, last) {
-			_, _ = fmt.Fprintf(co.out, "%s\t%s\n", found.word, found.usage)
+	for _, found := range s.candidates(newApp(s.program), words[:len(words)-1], last) {
+		if found.word == anyFile || strings.HasPrefix(found.word, last) {
+			_, _ = fmt.Fprintf(s.out, "%s\t%s\n", found.word, found.usage)
 		}
 	}
 	return nil
 }
 
 // candidates are those for a word after others; its beginning tells whether it is a flag.
-func (co completer) candidates(app *cli.App, before []string, last string) []candidate {
+func (s suggester) candidates(app *cli.App, before []string, last string) []candidate {
 	takesValue := map[string]bool{}
 	flagsOf(takesValue, app.Flags, app.Commands)
 	_, words, whole := split(takesValue, before)
@@ -63,7 +63,7 @@ func (co completer) candidates(app *cli.App, before []string, last string) []can
 	case len(command.Subcommands) > 0:
 		return commandCandidates(command.Subcommands)
 	}
-	return co.wordCandidates(command, len(words))
+	return s.wordCandidates(command, len(words))
 }
 
 // findCommand finds the command, or subcommand, that the words name, and gives the words after it.
@@ -110,7 +110,7 @@ func valueCandidates(flags []cli.Flag, name string) []candidate {
 	placeholder, text := placeholderOf(doc.GetUsage())
 	switch {
 	case strings.Contains(placeholder, "FILE"):
-		return []candidate{{completeFiles, ""}}
+		return []candidate{{anyFile, ""}}
 	case strings.Contains(placeholder, "|"):
 		return wordList(strings.Split(placeholder, "|"))
 	}
@@ -137,13 +137,13 @@ func wordList(words []string) (list []candidate) {
 }
 
 // wordCandidates are those of a command's word n, as its usage names them.
-func (co completer) wordCandidates(command *cli.Command, n int) (list []candidate) {
+func (s suggester) wordCandidates(command *cli.Command, n int) (list []candidate) {
 	takes := strings.Fields(strings.Trim(command.ArgsUsage, "[]"))
 	switch {
 	case n < len(takes) && strings.Contains(takes[n], "FILE"):
-		return []candidate{{completeFiles, ""}}
+		return []candidate{{anyFile, ""}}
 	case n < len(takes) && takes[n] == "NAME":
-		return nameCandidates(co.dir, co.defined, command.Name == addName)
+		return nameCandidates(s.dir, s.defined, command.Name == addName)
 	case n == 1 && command.Name == "message":
 		return wordList([]string{definition.EnableHydration, definition.DisableHydration, definition.HydrationThreshold, definition.HydrationBatchSize})
 	case n >= 1 && command.Name == "set":

@@ -8,18 +8,18 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Mark tells a device or file from every other of the same boot: two that are equal are of the same
-// one. Another boot, or a device that was taken out and put in again, has another mark.
-type Mark struct {
+// Instance tells a device or file from every other of the same boot: two that are equal are of the
+// same one. Another boot, or a device that was taken out and put in again, has another instance.
+type Instance struct {
 	Number uint64 // of a block device; of a file, that of its file system
 	Disk   uint64 // sequence number of a disk (Documentation/ABI/stable/sysfs-block); inode of a file
 	Birth  int64  // of a file, nanoseconds since 1970; 0: not known
 	Tree   [16]byte
 }
 
-func (t tree) mark(st sys.Stat) Mark {
+func (t tree) instance(st sys.Stat) Instance {
 	sum := sha256.Sum256([]byte(t.describe(st, levels)))
-	m := Mark{Number: st.Dev, Disk: st.Inode, Birth: st.Birth, Tree: [16]byte(sum[:])}
+	m := Instance{Number: st.Dev, Disk: st.Inode, Birth: st.Birth, Tree: [16]byte(sum[:])}
 	if st.IsBlock() {
 		m.Number, m.Disk, m.Birth = st.Rdev, uint64(number(diskOf(t.dir(st.Rdev)), "diskseq")), 0
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
-// TestComplete: what may come next, after words as a shell has them.
-func TestComplete(t *testing.T) {
+// TestCompletion: what may come next, after words as a shell has them.
+func TestCompletion(t *testing.T) {
 	run, conf := t.TempDir(), t.TempDir()
 	for _, path := range []string{filepath.Join(run, "data.json"), filepath.Join(run, "root.json"), filepath.Join(conf, "later.toml")} {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -38,7 +38,7 @@ func TestComplete(t *testing.T) {
 		{[]string{"show", ""}, "data root"},
 		{[]string{"del", "data", "--"}, "--force --wait --output"},
 		{[]string{"add", ""}, "later"},
-		{[]string{"add", "x", "--source", "/de"}, completeFiles},
+		{[]string{"add", "x", "--source", "/de"}, anyFile},
 		{[]string{"add", "x", "--source", "/dev/sda", "--read"}, "--read-through"},
 		{[]string{"add", "x", "--read-through", ""}, "on off"},
 		{[]string{"add", "x", "--read-through", "=", "of"}, "off"},
@@ -51,11 +51,11 @@ func TestComplete(t *testing.T) {
 		{[]string{"set", "data", "rat"}, "rate="},
 		{[]string{"set", "data", "rate=1MiB/s", "min"}, "min-rate="},
 		{[]string{"metadata", ""}, "create check dump"},
-		{[]string{"metadata", "check", ""}, completeFiles},
+		{[]string{"metadata", "check", ""}, anyFile},
 	} {
 		var out, errs bytes.Buffer
 		p := &program{out: &out, errs: &errs, dir: control.Dir(run), defined: etc.Dir(conf)}
-		if code := p.run(append([]string{"ublk-clone", completeCommand, "--"}, c.words...)); code != exit.OK || errs.Len() > 0 {
+		if code := p.run(append([]string{"ublk-clone", suggestCommand, "--"}, c.words...)); code != exit.OK || errs.Len() > 0 {
 			t.Errorf("%q: exit code %d, %s", c.words, code, errs.String())
 		}
 		var got []string

@@ -11,22 +11,22 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Folder is where the live maps of a machine are: a tmpfs of its own, in no service's folder, which
+// Dir is where the live maps of a machine are: a tmpfs of its own, in no service's directory, which
 // would go when the service stops.
-const Folder = "/run/ublk-clone-maps"
+const Dir = "/run/ublk-clone-maps"
 
-// Mount sees to it that dir is a tmpfs of its own. The folder above it must exist.
+// Mount sees to it that dir is a tmpfs of its own. The directory above it must exist.
 func Mount(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("make folder for live maps: %w", err)
+		return fmt.Errorf("make directory for live maps: %w", err)
 	}
 	lock, err := os.Open(filepath.Dir(dir))
 	if err != nil {
-		return fmt.Errorf("lock folder of live maps: %w", err)
+		return fmt.Errorf("lock directory of live maps: %w", err)
 	}
 	defer lock.Close()
 	if err := sys.FlockWait(int(lock.Fd())); err != nil {
-		return fmt.Errorf("lock folder of live maps %s: %w", dir, err)
+		return fmt.Errorf("lock directory of live maps %s: %w", dir, err)
 	}
 	if err := sys.MountTmpfs(dir); err != nil {
 		return fmt.Errorf("live maps in %s: %w", dir, err)

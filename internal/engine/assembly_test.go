@@ -139,9 +139,9 @@ func (m failingMeta) Flush() error {
 	return m.Device.Flush()
 }
 
-// partLane is a thread with its ring, a lane and perhaps the hydrator.
-type partLane struct {
-	parts    *parts
+// assemblyLane is a thread with its ring, a lane and perhaps the hydrator.
+type assemblyLane struct {
+	whole    *assembly
 	loop     *uring.Loop
 	backend  *failingBackend
 	lane     *clone.Lane
@@ -155,11 +155,11 @@ type partLane struct {
 	left     chan error
 }
 
-func (l *partLane) Complete(token uint32, err error) {
-	l.lane.Complete(token, l.backend.Ended(token, err))
+func (l *assemblyLane) EndIO(token uint32, err error) {
+	l.lane.EndIO(token, l.backend.Ended(token, err))
 }
 
-func (l *partLane) Drain() {
+func (l *assemblyLane) Drain() {
 	l.backend.NewRound()
 	l.lane.Drain()
 	select {
@@ -177,8 +177,8 @@ func (l *partLane) Drain() {
 	}
 }
 
-// parts are all of a clone but the driver.
-type parts struct {
+// assembly is all of a clone but the driver.
+type assembly struct {
 	t      *testing.T
 	plan   *faultPlan
 	steps  steps.List // of the files
@@ -191,22 +191,22 @@ type parts struct {
 	live       *livemap.Map
 	core       *clone.Core
 	committer  *committer.Committer
-	users      []*partLane
-	background *partLane
+	users      []*assemblyLane
+	background *assemblyLane
 }
 
 const (
-	partsRegion = 8 << 10
-	partsSize   = 33*partsRegion - 3*definition.SectorSize
+	assemblyRegion = 8 << 10
+	assemblySize   = 33*assemblyRegion - 3*definition.SectorSize
 )
 
-// newParts makes a clone of a source in dir, whose destination and metadata are new.
-func newParts(t *testing.T, dir string, plan *faultPlan) *parts {
+// newAssembly makes a clone of a source in dir, whose destination and metadata are new.
+func newAssembly(t *testing.T, dir string, plan *faultPlan) *assembly {
 	t.Helper()
-	p := &parts{t: t, plan: plan}
+	p := &assembly{t: t, plan: plan}
 	def := definition.Definition{
 		Name: "c", Source: filepath.Join(dir, "source"), Dest: filepath.Join(t.TempDir(), "dest"), Metadata: filepath.Join(t.TempDir(), "meta"),
-		RegionSize: partsRegion, Queues: 1, QueueDepth: 2,
+		RegionSize: assemblyRegion, Queues: 1, QueueDepth: 2,
 	}
 	p.engine = New(definition.Start{Definition: def, Create: true}, zerolog.Nop())
 	p.engine.Dest.Records = records.Dir(t.TempDir())
@@ -221,14 +221,14 @@ func newParts(t *testing.T, dir string, plan *faultPlan) *parts {
 	return p
 }
 
-func (p *parts) must(err error) {
+func (p *assembly) must(err error) {
 	p.t.Helper()
 	if err != nil {
 		p.t.Fatal(err)
 	}
 }
 
-func (p *parts) open(path string, flags int) *dataplane.File {
+func (p *assembly) open(path string, flags int) *dataplane.File {
 	p.t.Helper()
 	f, err := os.OpenFile(path, flags, 0)
 	p.must(err)
@@ -236,14 +236,14 @@ func (p *parts) open(path string, flags int) *dataplane.File {
 	return p.wrap(f)
 }
 
-func (p *parts) wrap(f *os.File) *dataplane.File {
+func (p *assembly) wrap(f *os.File) *dataplane.File {
 	p.t.Helper()
 	u, err := uring.NewFile(f)
 	p.must(err)
 	return &dataplane.File{File: u, Depth: 2, Queues: 1}
 }
 
-func (p *parts) allocate(size int) []byte {
+func (p *assembly) allocate(size int) []byte {
 	p.t.Helper()
 	m, err := sys.Map(size, false)
 	p.must(err)
@@ -251,9 +251,9 @@ func (p *parts) allocate(size int) []byte {
 	return m.Bytes()[:size:size]
 }
 
-func (p *parts) makeCore(store *metadata.Store) {
+func (p *assembly) makeCore(store *metadata.Store) {
 	p.t.Helper()
-	geo, err := clone.NewGeometry(partsSize, partsRegion)
+	geo, err := clone.NewGeometry(assemblySize, assemblyRegion)
 	p.must(err)
 	p.live, err = livemap.Create(p.t.TempDir(), livemap.Identity{Regions: geo.Regions()}, livemap.State{})
 	p.must(err)
@@ -287,17 +287,17 @@ func (p *parts) makeCore(store *metadata.Store) {
 }
 
 // Flush is the committer's, of the destination.
-func (p *parts) Flush() error {
+func (p *assembly) Flush() error {
 	if p.plan.fails("flush destination to commit") {
 		return unix.EIO
 	}
 	return flusher{p.engine.Dest.Device}.Flush()
 }
 
-func (p *parts) newLane(buffers int) *partLane {
+func (p *assembly) newLane(buffers int) *assemblyLane {
 	p.t.Helper()
-	l := &partLane{
-		parts: p, data: p.allocate(4 * partsRegion), work: make(chan struct{}, 1), answer: make(chan error, 1),
+	l := &assemblyLane{
+		whole: p, data: p.allocate(4 * assemblyRegion), work: make(chan struct{}, 1), answer: make(chan error, 1),
 		quit: make(chan struct{}), left: make(chan error, 1),
 	}
 	good, bad := dataplane.NewBackend(&p.engine.Source.Source, p.dest, 2*buffers, 1), dataplane.NewBackend(&p.badSource, p.bad, 0, 1)
@@ -307,7 +307,7 @@ func (p *parts) newLane(buffers int) *partLane {
 	l.request.End = func(_ *clone.Request, err error) { l.answer <- err }
 	var memory [][]byte
 	for range buffers {
-		memory = append(memory, p.allocate(2*partsRegion))
+		memory = append(memory, p.allocate(2*assemblyRegion))
 	}
 	l.lane = p.core.NewLane(clone.LaneConfig{Backend: l.backend, Wake: func() { l.loop.Wake() }, Ops: 2 * buffers, Buffers: copybuffers.Config{Own: memory}})
 	return l
@@ -324,22 +324,22 @@ func (m memoryOf) Store(_ uint16, at int64, src []byte) error { copy(m[at:], src
 
 func (m memoryOf) Clear(_ uint16, at, n int64) error { clear(m[at : at+n]); return nil }
 
-func (p *parts) addHydrator() {
+func (p *assembly) addHydrator() {
 	l := p.background
 	l.timer = time.AfterFunc(time.Hour, func() { l.loop.Wake() })
 	l.hydrator = hydrate.New(hydrate.Config{
 		Core: p.core, Lane: l.lane, Batches: 4, Now: time.Now, After: func(d time.Duration) { l.timer.Reset(d) },
 		Wake: func() { l.loop.Wake() }, Event: func() {},
-		Settings: partsSettings(false),
+		Settings: assemblySettings(false),
 	})
 }
 
-func partsSettings(enabled bool) hydrate.Settings {
+func assemblySettings(enabled bool) hydrate.Settings {
 	return hydrate.Settings{Enabled: enabled, Threshold: 2, Batch: 2, Retries: 2}
 }
 
 // start runs the lane's thread.
-func (l *partLane) start() error {
+func (l *assemblyLane) start() error {
 	ready := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -356,14 +356,14 @@ func (l *partLane) start() error {
 }
 
 // do carries out one request.
-func (l *partLane) do(op clone.Op, off, length int64, fua bool) error {
+func (l *assemblyLane) do(op clone.Op, off, length int64, fua bool) error {
 	l.request.Op, l.request.Off, l.request.Len, l.request.FUA = op, off, length, fua
 	l.work <- struct{}{}
 	l.loop.Wake()
 	return <-l.answer
 }
 
-func (l *partLane) stop() error {
+func (l *assemblyLane) stop() error {
 	close(l.quit)
 	l.loop.Wake()
 	err := <-l.left
@@ -374,7 +374,7 @@ func (l *partLane) stop() error {
 }
 
 // close takes everything down in the daemon's order and says what is held yet.
-func (p *parts) close() error {
+func (p *assembly) close() error {
 	var err error
 	for _, l := range append(p.users, p.background) {
 		err = errors.Join(err, l.stop())
@@ -397,4 +397,4 @@ func (p *parts) close() error {
 }
 
 // random is always the same.
-func (p *parts) random() *rand.Rand { return rand.New(rand.NewPCG(7, 60)) }
+func (p *assembly) random() *rand.Rand { return rand.New(rand.NewPCG(7, 60)) }
