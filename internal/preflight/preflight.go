@@ -51,6 +51,7 @@ const preflightLimit = 10 * time.Second
 type preflight struct {
 	dir  control.Dir
 	def  *definition.Definition
+	ask  func() (*control.Status, error)
 	was  *control.Status // of the daemon that serves
 	held []sys.Stat      // what it has open; nil: that cannot be told
 	sb   metadata.Superblock
@@ -62,7 +63,9 @@ func MayReplace(d control.Dir, def *definition.Definition) error {
 	var doing atomic.Pointer[string]
 	result := make(chan error, 1)
 	guard.Go("preflight", func() {
-		p := &preflight{dir: d, def: def}
+		p := &preflight{dir: d, def: def, ask: func() (*control.Status, error) {
+			return d.Ask(def.Name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
+		}}
 		result <- p.run(func(what string) { doing.Store(&what) })
 	})
 	select {
@@ -74,12 +77,41 @@ func MayReplace(d control.Dir, def *definition.Definition) error {
 	}
 }
 
+// run looks at everything.
 func (p *preflight) run(doing func(string)) error {
+	serving := func() (*control.Status, error) {
+		doing("the daemon that serves " + p.def.Name)
+		return p.serving()
+	}
+	return ofOneDaemon(serving, func(was *control.Status) error {
+		p.was, p.held = was, openFiles(was.PID)
+		return p.looks(doing)
+	})
+}
+
+// ofOneDaemon has looks made while one daemon serves. One that is just being replaced, or has just
+// come, has some of its files open and not others: what is found wrong then says nothing.
+func ofOneDaemon(serving func() (*control.Status, error), looks func(*control.Status) error) error {
+	for {
+		was, err := serving()
+		if err != nil {
+			return err
+		}
+		if err = looks(was); err == nil {
+			return nil
+		}
+		if now, errNow := serving(); errNow != nil || now.PID == was.PID {
+			return errors.Join(err, errNow)
+		}
+	}
+}
+
+// looks are all those at what belongs to a daemon.
+func (p *preflight) looks(doing func(string)) error {
 	for _, look := range []struct {
 		at string
 		do func() error
 	}{
-		{"the daemon that serves " + p.def.Name, p.daemon},
 		{"the directory " + string(p.dir), p.directory},
 		{"the block device " + p.def.Device, p.device},
 		{"the metadata " + p.def.Metadata, p.metadata},
@@ -95,25 +127,33 @@ func (p *preflight) run(doing func(string)) error {
 	return nil
 }
 
-// daemon asks the one that serves.
-func (p *preflight) daemon() (err error) {
-	if p.was, err = p.dir.Ask(p.def.Name, control.Request{Verb: control.VerbStatus}, control.AskLimit); err != nil {
-		return err
-	}
-	if p.was == nil {
-		return &exit.Error{Code: exit.NoAnswer, Doing: "ask the daemon of", Object: p.def.Name, Cause: errors.New("it does not report its status"), Next: "See " + p.dir.LogPath(p.def.Name) + "."}
-	}
-	files := filepath.Join("/proc", strconv.Itoa(p.was.PID), "fd")
-	entries, err := os.ReadDir(files)
-	if err != nil {
-		return nil // the paths count, and the locks later
-	}
-	for _, e := range entries {
-		if st, err := sys.StatPath(filepath.Join(files, e.Name())); err == nil {
-			p.held = append(p.held, st)
+// serving asks the daemon that serves. While one takes over from another, that is waited for.
+func (p *preflight) serving() (*control.Status, error) {
+	for deadline := time.Now().Add(preflightLimit / 2); ; time.Sleep(control.HolderPause) {
+		st, err := p.ask()
+		if err == nil && st == nil {
+			err = &exit.Error{Code: exit.NoAnswer, Doing: "ask the daemon of", Object: p.def.Name, Cause: errors.New("it does not report its status"), Next: "See " + p.dir.LogPath(p.def.Name) + "."}
+		}
+		if err == nil {
+			err = st.Unserved()
+		}
+		if err == nil || time.Now().After(deadline) {
+			return st, err
 		}
 	}
-	return nil
+}
+
+// openFiles are those of a process; nil: that cannot be told, and the paths count, and the locks
+// later.
+func openFiles(pid int) (held []sys.Stat) {
+	files := filepath.Join("/proc", strconv.Itoa(pid), "fd")
+	entries, _ := os.ReadDir(files)
+	for _, e := range entries {
+		if st, err := sys.StatPath(filepath.Join(files, e.Name())); err == nil {
+			held = append(held, st)
+		}
+	}
+	return held
 }
 
 // isHeld fails if the path leads to something else than the daemon that serves has open.
