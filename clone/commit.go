@@ -53,7 +53,7 @@ func (c *Core) WantFlush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mu.flushWanted = true
-	c.unflushed.note()
+	c.unflushed.changed()
 }
 
 // freeze is step 1; work says that there is something to do. In a mode that allows no commit of

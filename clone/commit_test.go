@@ -83,8 +83,8 @@ func TestOneFlushAtATime(t *testing.T) {
 	r.want(third, nil)
 }
 
-// TestNeedlessFlush: a FLUSH reaches the destination if that may have got something that no flush has
-// made durable, and else it does not (I5).
+// TestNeedlessFlush: a FLUSH reaches the destination if that may have got something that no flush
+// has made durable, and else it does not (I5).
 func TestNeedlessFlush(t *testing.T) {
 	r := newRig(t, 8, 2)
 	r.hydrate(0, 4) // which commits

@@ -123,7 +123,7 @@ func New(cfg Config) *Core {
 	}
 	c.mu.keepState()
 	c.mu.doubt = cfg.Doubt
-	c.unflushed.note() // a process that died may have written
+	c.unflushed.changed() // a process that died may have written
 	c.complete.Store(c.mu.nrDurable(c.regions) == c.geo.Regions())
 	return c
 }

@@ -9,8 +9,8 @@ import (
 // DeltaConfig is how much memory there is for marks that are not committed yet.
 type DeltaConfig struct {
 	// Pages is how many pages of the region map may hold such marks; 0 is the default. Start is for
-	// how many there is memory from the start; 0: all. Half of them is the users'; neither a request
-	// nor a Hydration may touch more pages than that.
+	// how many there is memory from the start; 0: all. Half of them is the users'; neither a
+	// request nor a Hydration may touch more pages than that.
 	Pages, Start int
 	// Memory reads as zeros and is for twice Start pages, which is as much as there is of it; nil:
 	// the core takes its own.
@@ -63,8 +63,8 @@ func (c *Core) GrowDelta(one, other []bitmap.Page) bool {
 	return true
 }
 
-// ShrinkDelta gives up all that GrowDelta has added, and of a complete clone all there is, if no mark
-// is there and no claim needs it. From any thread.
+// ShrinkDelta gives up all that GrowDelta has added, and of a complete clone all there is, if no
+// mark is there and no claim needs it. From any thread.
 func (c *Core) ShrinkDelta() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

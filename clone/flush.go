@@ -62,11 +62,11 @@ func (c *Core) beginFlush() flushVerdict {
 // extents (and for users who sync what they have not written) it saves the second of two flushes.
 type unflushed struct{ flag atomic.Bool }
 
-// note is told that a write, zeroing or discard of the destination has ended.
+// changed is told that a write, zeroing or discard of the destination has ended.
 //
 // The flag need not be stored again if it is set: whoever takes it meanwhile flushes after this
 // write has ended.
-func (u *unflushed) note() {
+func (u *unflushed) changed() {
 	if !u.flag.Load() {
 		u.flag.Store(true)
 	}

@@ -73,8 +73,8 @@ type marks struct {
 	active, frozen *bitmap.Delta
 	// bounded: the map has more pages than the pool, which can therefore be full.
 	bounded bool
-	// start is how many slots each of them had at first, and most how many it may have; want is told
-	// that they run low (DeltaConfig), or nil.
+	// start is how many slots each of them had at first, and most how many it may have; want is
+	// told that they run low (DeltaConfig), or nil.
 	start, most int
 	want        func()
 	// doubt: nobody knows which marks are durable, so none counts: the metadata cannot be read

@@ -140,7 +140,7 @@ func (l *Lane) EndIO(token uint32, err error) {
 	o.checkBusy()
 	l.source.ended(o, err)
 	if o.leavesUnflushed() {
-		l.core.unflushed.note()
+		l.core.unflushed.changed()
 	}
 	switch o.step {
 	case readRun, mergeRead, copyRead:

@@ -18,7 +18,7 @@ const (
 	recentStride = 64
 )
 
-func (r *recent) note(off, length int64) {
+func (r *recent) add(off, length int64) {
 	r.n++
 	slot := r.n - 1
 	if slot >= recentWrites {

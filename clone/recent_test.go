@@ -6,12 +6,12 @@ import "testing"
 func TestRecentWrites(t *testing.T) {
 	l := &Lane{}
 	c := &Core{lanes: lanes{list: []*Lane{l}}}
-	l.changes.recent.note(4097, 4096)
+	l.changes.recent.add(4097, 4096)
 	if got := c.RecentWrites(nil); len(got) != 1 || got[0] != (WrittenStretch{4096, 8192}) {
 		t.Fatalf("after one write: %v", got)
 	}
 	for i := range int64(recentWrites * recentStride) {
-		l.changes.recent.note(i<<20, 512)
+		l.changes.recent.add(i<<20, 512)
 	}
 	got := c.RecentWrites(nil)
 	if len(got) != recentWrites {
@@ -22,7 +22,7 @@ func TestRecentWrites(t *testing.T) {
 			t.Errorf("an old write is still told, or a wrong one: %v", s)
 		}
 	}
-	if n := testing.AllocsPerRun(100, func() { l.changes.recent.note(8192, 4096) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { l.changes.recent.add(8192, 4096) }); n != 0 {
 		t.Errorf("%v allocations a write", n)
 	}
 }

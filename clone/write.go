@@ -24,7 +24,7 @@ type changes struct {
 // Whoever meets somebody else's claim, or finds no operation or buffer, waits holding nothing and
 // comes back to here.
 func (c *changes) write(r *Request) {
-	c.recent.note(r.Off, r.Len)
+	c.recent.add(r.Off, r.Len)
 	first, end := c.core.geo.Touched(r.Off, r.Len)
 	if c.core.regions.AllHydrated(first, end) {
 		if o := c.pool.newOp(r); o != nil {

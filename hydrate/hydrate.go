@@ -245,16 +245,16 @@ func (h *Hydrator) done(b *batch, err error) {
 	case b.End-b.First > 1:
 		h.search.split = append(h.search.split, span{b.First, b.End})
 		h.search.bad.row++
-		h.note(b, err)
+		h.noteFailure(b, err)
 	default:
 		h.search.bad.failed(b.First)
-		h.note(b, err)
+		h.noteFailure(b, err)
 	}
 }
 
-// note keeps the error for the status. One that is not of these regions alone says that all others
+// noteFailure keeps the error for the status. One that is not of these regions alone says that all others
 // would fail too.
-func (h *Hydrator) note(b *batch, err error) {
+func (h *Hydrator) noteFailure(b *batch, err error) {
 	if h.cfg.Core.Class(err) != clone.Local {
 		h.search.bad.row = max(h.search.bad.row, awayAfter)
 	}

@@ -74,8 +74,8 @@ func (s *search) next(copyMax, zeroMax uint64) (w work, ok bool) {
 	return w, ok
 }
 
-// putBack has a batch for which there was no room be the next again, so that hydration goes from the
-// beginning to the end.
+// putBack has a batch for which there was no room be the next again, so that hydration goes from
+// the beginning to the end.
 func (s *search) putBack(w work) {
 	if !w.retry {
 		s.cursor = w.first

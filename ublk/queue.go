@@ -353,8 +353,8 @@ func (q *Queue) pin() error {
 }
 
 // tearDown gives back descriptors, ring and buffers, in this order, when that is safe: nothing
-// refers to ublkcN afterwards. The buffers stay if the driver has tags yet, because the loop has failed or the
-// device is left: it may copy into them until the thread has ended.
+// refers to ublkcN afterwards. The buffers stay if the driver has tags yet, because the loop has
+// failed or the device is left: it may copy into them until the thread has ended.
 func (q *Queue) tearDown() {
 	q.awaitOthers()
 	q.failures.keep(q.descriptors.munmap())

@@ -63,7 +63,7 @@ func (l *lane) queue(q *io) {
 		l.sim.alone(q.durable)
 	}
 	l.ios = append(l.ios, q)
-	l.sim.note("queue "+short[q.kind], l, q.id, q.off, q.length, nil)
+	l.sim.log("queue "+short[q.kind], l, q.id, q.off, q.length, nil)
 }
 
 // alone: a flush of the destination begins while no other is in flight, nor a durable write, which
@@ -160,7 +160,7 @@ func (l *lane) execute(q *io) {
 	}
 	if q.kind == flushDest {
 		q.done, q.err = true, s.disks.flush(s.disks.dest, q.position, s.fails(flushDest, 0, 0))
-		s.note("did flush", l, 0, 0, 0, q.err)
+		s.log("did flush", l, 0, 0, 0, q.err)
 		return
 	}
 	lo := q.at
@@ -175,7 +175,7 @@ func (l *lane) execute(q *io) {
 	}
 	q.at = hi
 	q.done = q.done || hi == q.length
-	s.note("did "+short[q.kind], l, q.id, q.off+lo, hi-lo, q.err)
+	s.log("did "+short[q.kind], l, q.id, q.off+lo, hi-lo, q.err)
 }
 
 // spread is what else an error does. The kernel had made one request of reads of the source that
@@ -191,7 +191,7 @@ func (l *lane) spread(q *io, err *diskError) {
 			touch := other.off == q.off+q.length || q.off == other.off+other.length
 			if other.kind == readSource && touch && !other.alone && !other.done && other.at == 0 {
 				other.done, other.err = true, new(*err)
-				s.note("failed with its neighbour: rs", l, other.id, other.off, other.length, err)
+				s.log("failed with its neighbour: rs", l, other.id, other.off, other.length, err)
 			}
 		}
 	}
@@ -251,7 +251,7 @@ func (l *lane) ioDone(i int) {
 	} else {
 		delete(l.failed, q.token)
 	}
-	l.sim.note("end "+short[q.kind], l, q.id, q.off, q.length, q.err)
+	l.sim.log("end "+short[q.kind], l, q.id, q.off, q.length, q.err)
 	l.EndIO(q.token, q.err)
 }
 

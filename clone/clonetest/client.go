@@ -51,7 +51,7 @@ func (c *client) send(p *operation, what string) {
 	case clone.OpWrite:
 		fill(c.data[:p.length], p.off/sectorBytes, p.id)
 	}
-	s.note(what+p.op.String(), c.lane, p.id, p.off, p.length, nil)
+	s.log(what+p.op.String(), c.lane, p.id, p.off, p.length, nil)
 	r := &c.req
 	r.Op, r.FUA, r.Off, r.Len = p.op, p.fua, p.off, p.length
 	r.NoUnmap = p.noUnmap
@@ -68,7 +68,7 @@ func (c *client) end(err error) {
 		s.fail(errors.New("a request was answered twice"))
 		return
 	}
-	s.note("end "+p.op.String(), c.lane, p.id, p.off, p.length, err)
+	s.log("end "+p.op.String(), c.lane, p.id, p.off, p.length, err)
 	if err != nil {
 		if why := c.unexplained(p, err); why != "" {
 			s.fail(fmt.Errorf("%v: %v: %s", p, err, why))
@@ -80,7 +80,7 @@ func (c *client) end(err error) {
 // answer brings the answer to whoever asked.
 func (c *client) answer() {
 	s, p, err := c.lane.sim, c.doing, c.err
-	s.note("answer "+p.op.String(), c.lane, p.id, p.off, p.length, err)
+	s.log("answer "+p.op.String(), c.lane, p.id, p.off, p.length, err)
 	c.doing, c.ended, c.err = nil, false, nil
 	s.inFlight--
 	if p.op == clone.OpRead && err == nil {

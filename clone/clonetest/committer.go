@@ -52,9 +52,9 @@ func (c *committer) run(yield func(struct{}) bool) {
 		} else {
 			c.kicked = false
 		}
-		c.sim.note(what+" begins", nil, 0, 0, 0, nil)
+		c.sim.log(what+" begins", nil, 0, 0, 0, nil)
 		c.err = do()
-		c.sim.note(what+" ends", nil, 0, 0, 0, c.err)
+		c.sim.log(what+" ends", nil, 0, 0, 0, c.err)
 		c.idle, c.repair = true, false
 		c.pause()
 	}
@@ -68,7 +68,7 @@ func (c *committer) commit() error {
 	c.mode, c.full = s.core.Mode(), s.core.Complete()
 	if changed || s.rng.IntN(8) == 0 {
 		if err := s.update(s.refresh); err != nil {
-			s.note("superblock", nil, 0, 0, 0, err)
+			s.log("superblock", nil, 0, 0, 0, err)
 			s.core.SetMode(clone.ReadOnly)
 			c.mode = s.core.Mode()
 		}
@@ -112,7 +112,7 @@ func (c *committer) flush(disk *fakedisk.Disk, k kind) error {
 	position := disk.Position()
 	c.pause()
 	err := c.sim.disks.flush(disk, position, c.sim.fails(k, 0, 0))
-	c.sim.note("did "+short[k], nil, 0, 0, 0, err)
+	c.sim.log("did "+short[k], nil, 0, 0, 0, err)
 	c.failed = err != nil && !c.slots
 	c.pause()
 	c.failed = false
@@ -137,7 +137,7 @@ func (m metaDevice) WriteAt(b []byte, off int64) error {
 		s.committer.pause()
 		end := at + s.piece(int64(len(b))-at)
 		if err := s.fails(writeMeta, off+at, off+end); err != nil {
-			s.note("did wm", nil, 0, 0, 0, err)
+			s.log("did wm", nil, 0, 0, 0, err)
 			return err
 		}
 		if err := m.Disk.WriteAt(b[at:end], off+at); err != nil {
@@ -145,7 +145,7 @@ func (m metaDevice) WriteAt(b []byte, off int64) error {
 		}
 		at = end
 	}
-	s.note("did wm", nil, 0, 0, 0, nil)
+	s.log("did wm", nil, 0, 0, 0, nil)
 	s.committer.pause()
 	return nil
 }

@@ -45,7 +45,7 @@ func (s *sim) release(page uint64, memory *bitmap.Page) {
 // touch takes memory of the live map, or finds that there is none left.
 func (s *sim) touch(uint64) error {
 	if err := s.fails(touchMap, 0, 0); err != nil {
-		s.note("no memory", nil, 0, 0, 0, err)
+		s.log("no memory", nil, 0, 0, 0, err)
 		return err
 	}
 	return nil
@@ -95,7 +95,7 @@ func (m *liveMap) takeOver(store *metadata.Store, regions *bitmap.Map) (*bitmap.
 // (I6); what was not answered will be asked again.
 func (e *endings) death() error {
 	s := e.sim
-	s.note("DAEMON DIES", nil, 0, 0, 0, nil)
+	s.log("DAEMON DIES", nil, 0, 0, 0, nil)
 	e.diedAt = s.step
 	regions, complete, durable := s.core.Regions(), s.core.Complete(), s.core.DurableHydrated()
 	mode, flushLost := s.core.Mode(), s.core.FlushLost()
@@ -140,7 +140,7 @@ func (e *endings) restart() error {
 	s := e.sim
 	left := s.left
 	s.left = 0
-	s.note("THE DAEMON STOPS", nil, 0, 0, 0, nil)
+	s.log("THE DAEMON STOPS", nil, 0, 0, 0, nil)
 	clean := func() bool { return s.committer.idle && !(s.core.Dirty() && s.core.Mode() == clone.ReadWrite) }
 	if err := errors.Join(s.dry(), s.rest(), s.until(clean)); err != nil {
 		return err
@@ -225,7 +225,7 @@ func (l *lane) land(q *io, what fate) {
 		hi := lo + s.piece(q.length-lo)
 		if what == allLand || what == someLand && s.rng.IntN(2) == 0 {
 			l.effect(q, lo, hi)
-			s.note("landed "+short[q.kind], l, q.id, q.off+lo, hi-lo, nil)
+			s.log("landed "+short[q.kind], l, q.id, q.off+lo, hi-lo, nil)
 		}
 		lo = hi
 	}
@@ -249,7 +249,7 @@ func (d *daemon) untold() bool {
 // powerCut loses what was not flushed, the live map with it, checks what is left, and starts anew.
 func (e *endings) powerCut() error {
 	s := e.sim
-	s.note("POWER CUT", nil, 0, 0, 0, nil)
+	s.log("POWER CUT", nil, 0, 0, 0, nil)
 	complete, durable := s.core.Complete(), s.core.DurableHydrated()
 	s.committer.stop()
 	e.losePower()

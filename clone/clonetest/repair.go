@@ -29,7 +29,7 @@ func (o *opening) openMap() (*bitmap.Map, *bitmap.Delta, error) {
 		if err == nil || !died || asDiskError(err) == nil {
 			return regions, uncommitted, err
 		}
-		s.note("CANNOT OPEN", nil, 0, 0, 0, err)
+		s.log("CANNOT OPEN", nil, 0, 0, 0, err)
 		o.detached = true
 	}
 	return o.takeOverAlone()
@@ -115,7 +115,7 @@ func (s *sim) update(change func(*metadata.Superblock) error) error {
 // takeOverAlone makes the region map of the live map.
 func (o *opening) takeOverAlone() (regions *bitmap.Map, _ *bitmap.Delta, err error) {
 	s := o.sim
-	s.note("METADATA UNREADABLE", nil, 0, 0, 0, nil)
+	s.log("METADATA UNREADABLE", nil, 0, 0, 0, nil)
 	s.live.mode = max(s.live.mode, clone.ReadOnly)
 	if s.store, err = metadata.Detached(s.live.superblock); err != nil {
 		return nil, nil, err

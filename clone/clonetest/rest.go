@@ -18,7 +18,7 @@ func (s *sim) finish() error {
 		return errors.Join(s.readAll(), s.rest())
 	}
 	s.healed = true
-	s.note("errors stop", nil, 0, 0, 0, nil)
+	s.log("errors stop", nil, 0, 0, 0, nil)
 	if err := s.until(func() bool { return s.committer.idle }); err != nil { // a commit may have failed already
 		return err
 	}

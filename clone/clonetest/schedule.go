@@ -283,7 +283,7 @@ func (c *copying) openBackground() {
 	case wildBackground:
 		for range 4 {
 			c.wild = append(c.wild, &clone.Hydration{Done: func(h *clone.Hydration, err error) {
-				s.note("hydrated", nil, 0, s.geo.Start(h.First), s.geo.Start(h.End)-s.geo.Start(h.First), err)
+				s.log("hydrated", nil, 0, s.geo.Start(h.First), s.geo.Start(h.End)-s.geo.Start(h.First), err)
 				c.wild = append(c.wild, h)
 			}})
 		}

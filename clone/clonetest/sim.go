@@ -170,7 +170,7 @@ func (s *sim) fail(err error) {
 	}
 }
 
-func (s *sim) note(what string, l *lane, id value, off, length int64, err error) {
+func (s *sim) log(what string, l *lane, id value, off, length int64, err error) {
 	nr := -1
 	if l != nil {
 		nr = l.nr
@@ -203,9 +203,9 @@ func (o *opening) open() error {
 			return err
 		}
 		power := s.rng.IntN(2) == 0
-		s.note("CUT SHORT", nil, 0, 0, 0, nil)
+		s.log("CUT SHORT", nil, 0, 0, 0, nil)
 		if power {
-			s.note("POWER CUT", nil, 0, 0, 0, nil)
+			s.log("POWER CUT", nil, 0, 0, 0, nil)
 			s.losePower()
 			o.died = false
 		}

@@ -17,8 +17,8 @@ import (
 const description = `A clone is a block device, /dev/ublkbN, that has the content of SOURCE from the
 first moment and can be written at once. Reads of what is not yet in DEST come from
 SOURCE, writes go to DEST, what is discarded is not copied, and background hydration
-copies the rest. When everything is hydrated, DEST stands
-alone. SOURCE is never written.
+copies the rest. When everything is hydrated, DEST stands alone. SOURCE is never
+written.
 
 The map of what is where is kept in METADATA, a file or a small device; it must
 be kept together with DEST until hydration is complete.

@@ -120,7 +120,8 @@ func valueCandidates(flags []cli.Flag, name string) []candidate {
 	return nil
 }
 
-// placeholderOf takes the word in backquotes out of a description, and gives the description without them.
+// placeholderOf takes the word in backquotes out of a description, and gives the description
+// without them.
 func placeholderOf(usage string) (placeholder, text string) {
 	_, rest, _ := strings.Cut(usage, "`")
 	placeholder, _, _ = strings.Cut(rest, "`")

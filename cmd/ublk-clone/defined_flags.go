@@ -85,7 +85,8 @@ func setDefined(c *cli.Context, key, value string) error {
 	return nil
 }
 
-// inDefinition gives an error of the command line to the definition that the flags come from, "" for none.
+// inDefinition gives an error of the command line to the definition that the flags come from, ""
+// for none.
 func inDefinition(path string, err error) error {
 	var e *exit.Error
 	if path == "" || !errors.As(err, &e) || e.Code != exit.Usage || e.Object == path {

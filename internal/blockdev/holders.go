@@ -58,8 +58,7 @@ func (t tree) holders(st sys.Stat) []Holder {
 	return append(all, t.processHolders(u)...)
 }
 
-// object is what a user may have open: the numbers of a device and its partitions, or a file's
-// inode.
+// object is what a user may have open: the numbers of a device and its partitions, or an inode.
 type object struct {
 	devs       []uint64
 	dev, inode uint64

@@ -191,7 +191,8 @@ func create(role Role, path string, o Options) (*Device, error) {
 	return d, nil
 }
 
-// BegunSuffix is behind the name of a file that is being made, and locked, where it has to have one.
+// BegunSuffix is behind the name of a file that is being made, and locked, where it has to have
+// one.
 const BegunSuffix = ".ublk-clone-new"
 
 // openBegun opens such a file, empty. Who has begun one that is there is dead, or has its lock.

@@ -14,8 +14,8 @@ import (
 // the lock, go through the way. What the device is, its identity, its size and its limits, is asked
 // of itself.
 type Way interface {
-	// There is the path of the way that already leads to the block device of that number and size, in
-	// bytes; "": there is none, and nothing of the clone's has claimed the device.
+	// There is the path of the way that already leads to the block device of that number and size,
+	// in bytes; "": there is none, and nothing of the clone's has claimed the device.
 	There(number uint64, size int64) (path string, err error)
 	// Lay makes a way to the block device, which nobody has claimed now.
 	Lay(number uint64, size int64) (path string, err error)
@@ -49,8 +49,8 @@ func (d *Device) enter(way string, o Options) error {
 	return nil
 }
 
-// goThrough makes a way to a block device that is open and locked, and goes through it. For a moment
-// nobody has it: whoever takes it then is told as in Open.
+// goThrough makes a way to a block device that is open and locked, and goes through it. For a
+// moment nobody has it: whoever takes it then is told as in Open.
 func (d *Device) goThrough(w Way) error {
 	again, err := sys.Open(d.path, os.O_RDONLY, 0)
 	if err != nil {

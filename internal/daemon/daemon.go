@@ -30,8 +30,8 @@ type Engine interface {
 	Cookie() uint64
 	// Steps bring the clone up from there to a usable block device, and take it down.
 	Steps() []steps.Step
-	// LayerSteps bring up what lies over the block device: a dead daemon's is found by the definition,
-	// which is whole by then.
+	// LayerSteps bring up what lies over the block device: a dead daemon's is found by the
+	// definition, which is whole by then.
 	LayerSteps() []steps.Step
 	// Device is the path of the block device, once the steps are done.
 	Device() string

@@ -1,6 +1,7 @@
 package definition
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
@@ -66,28 +67,59 @@ func TestParseChangeRefuses(t *testing.T) {
 	}
 }
 
-// Every setting is in all of its places: changed, printed and kept.
+// TestSettingsAreKept: every field of Settings is in all of its places, changed, printed and kept.
+// Each is given another value than the default, alone.
 func TestSettingsAreKept(t *testing.T) {
-	c, err := ParseChange(strings.Fields("rate=1 min-rate=2 threshold=3 batch=4 read-through=on discard-passdown=on retries=5"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	on := true
-	c.Hydration = &on
-	var s Settings
-	c.Apply(&s)
-	want := Settings{Hydration: true, DiscardPassdown: true, ReadThrough: true, Rate: 1, MinRate: 2, Threshold: 3, Batch: 4, Retries: 5}
-	if s != want {
-		t.Errorf("changed: %+v", s)
-	}
-	if got := FromMetadata(s.ToMetadata()); got != s {
-		t.Errorf("kept: %+v", got)
+	fields := reflect.TypeFor[Settings]()
+	for i := range fields.NumField() {
+		name := fields.Field(i).Name
+		s := DefaultSettings(4096)
+		field := reflect.ValueOf(&s).Elem().Field(i)
+		switch {
+		case field.Kind() == reflect.Bool:
+			field.SetBool(!field.Bool())
+		case field.CanInt():
+			field.SetInt(field.Int() + 7)
+		default:
+			field.SetUint(field.Uint() + 7)
+		}
+		if got := FromMetadata(s.ToMetadata()); got != s {
+			t.Errorf("%s is not kept: %+v", name, got)
+		}
+		var c Change
+		change := reflect.ValueOf(&c).Elem().FieldByName(name)
+		if !change.IsValid() {
+			t.Errorf("%s cannot be changed: Change has no such field", name)
+			continue
+		}
+		change.Set(field.Addr())
+		got := DefaultSettings(4096)
+		if c.Apply(&got); got != s {
+			t.Errorf("%s is not applied: %+v", name, got)
+		}
+		if c.String() == "" || c.Check() != nil {
+			t.Errorf("%s has no line in Keys: %q, %v", name, c.String(), c.Check())
+		}
 	}
 	if got := FromMetadata(metadata.Settings{}); got.Retries != defaultRetries {
 		t.Errorf("metadata without retries: %+v", got)
 	}
 	if got := (Change{}); got.String() != "" {
 		t.Errorf("no change: %q", got.String())
+	}
+}
+
+// TestParseSettings: what is parsed is what is applied.
+func TestParseSettings(t *testing.T) {
+	c, err := ParseChange(strings.Fields("rate=1 min-rate=2 threshold=3 batch=4 read-through=on direct=on discard-passdown=on retries=5 source-timeout=6s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s Settings
+	c.Apply(&s)
+	want := Settings{DiscardPassdown: true, ReadThrough: true, Direct: true, Rate: 1, MinRate: 2, Threshold: 3, Batch: 4, Retries: 5, SourceTimeout: 6}
+	if s != want {
+		t.Errorf("changed: %+v", s)
 	}
 }
 

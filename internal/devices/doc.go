@@ -1,6 +1,6 @@
 // Package devices opens the three devices of a clone, locks them, and sees that they belong
-// together; it takes a source back that has gone away. It has all of a clone that needs neither core
-// nor driver, which is enough to make metadata, and for a dry run.
+// together; it takes a source back that has gone away. It has all of a clone that needs neither
+// core nor driver, which is enough to make metadata, and for a dry run.
 //
 //	devices.go    the steps, and what concerns all three: geometry, superblock, whether they belong together
 //	fence.go      a recovery waits for the last requests of the dead daemon

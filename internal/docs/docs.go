@@ -92,7 +92,8 @@ func parse(document, text string) (blocks []Block, err error) {
 	return blocks, nil
 }
 
-// Script is what bash runs for a block: the block, without the lines of NotRun, and with an interrupt for those of Endless.
+// Script is what bash runs for a block: the block, without the lines of NotRun, and with an
+// interrupt for those of Endless.
 func (b Block) Script() string {
 	var script strings.Builder
 	for line := range strings.Lines(b.Text) {

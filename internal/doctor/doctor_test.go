@@ -100,8 +100,9 @@ func (h *healthy) record() {
 const withoutResource = "000001fffeffffff"
 
 // TestDoctorFindsEach plants one problem after the other on a machine that is well: doctor names
-// that one, and what to do.
+// that one, and what to do. Each check finds at least one.
 func TestDoctorFindsEach(t *testing.T) {
+	finds, planted, ran := map[string]bool{}, 0, 0
 	for _, c := range []struct {
 		name  string
 		plant func(*healthy)
@@ -218,7 +219,9 @@ func TestDoctorFindsEach(t *testing.T) {
 			h.definition = func(string) error { return errors.New("line 3") }
 		}, "service problem", exit.Usage, "line 3"},
 	} {
+		planted++
 		t.Run(c.name, func(t *testing.T) {
+			ran++
 			h := newHealthy(t)
 			c.plant(h)
 			all := Examine(h.machine)
@@ -230,6 +233,7 @@ func TestDoctorFindsEach(t *testing.T) {
 			for _, f := range all {
 				if f.Level == LevelProblem || f.Level == LevelWarning {
 					got = append(got, f.Check+" "+string(f.Level))
+					finds[f.Check] = true
 					if f.Action == "" {
 						t.Errorf("no next step: %+v", f)
 					}
@@ -247,6 +251,11 @@ func TestDoctorFindsEach(t *testing.T) {
 				}
 			}
 		})
+	}
+	for _, c := range Checks {
+		if ran == planted && !finds[c.name] {
+			t.Errorf("no case above plants what the check %s is to find", c.name)
+		}
 	}
 }
 

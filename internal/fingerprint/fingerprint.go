@@ -52,8 +52,8 @@ var badSector = []error{syscall.EIO, syscall.EREMOTEIO, syscall.ENODATA, syscall
 
 // Take reads the pieces of a source of end bytes into buf, of Bytes; those that are 0 in known are
 // not read, as they could not be when known was made. nil reads all. It is an error if nothing can
-// be read, and if the source does not answer. read is called by several goroutines; what it fills is
-// aligned as buf is, to 4 KiB.
+// be read, and if the source does not answer. read is called by several goroutines; what it fills
+// is aligned as buf is, to 4 KiB.
 func Take(read func(p []byte, off int64) error, end int64, buf []byte, known *[NrPieces]uint32) (Print, error) {
 	s := sampler{read: read, end: end, buf: buf, known: known}
 	return s.take()

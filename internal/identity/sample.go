@@ -35,8 +35,8 @@ const (
 	steadyAfter  = 3
 )
 
-// young is how long blocks that are not steady are told. Later on that nothing becomes steady means that
-// users write everything all the time; then such blocks tell nothing.
+// young is how long blocks that are not steady are told. Later on that nothing becomes steady means
+// that users write everything all the time; then such blocks tell nothing.
 const young = 10 * time.Second
 
 // enoughSteady is how many steady blocks are enough to do without others.

@@ -27,10 +27,10 @@
 // # Without the metadata
 //
 // A map that was loaded is the whole truth, and enough to go on read-only when the metadata cannot
-// be read (I11): whatever the metadata holds was in it before the first request, and every mark since. A
-// page whose bit in full is set has every region durably hydrated; the bit is set before its memory
-// is given back, or instead of taking any. The copy of the superblock has what else a daemon must
-// know. It is written to two places in turn, so that a death leaves one of them whole.
+// be read (I11): whatever the metadata holds was in it before the first request, and every mark
+// since. A page whose bit in full is set has every region durably hydrated; the bit is set before
+// its memory is given back, or instead of taking any. The copy of the superblock has what else a
+// daemon must know. It is written to two places in turn, so that a death leaves one of them whole.
 //
 // Beside it lies a file of bits for pages that are zero throughout and have no memory (zeros.go).
 //

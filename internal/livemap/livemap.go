@@ -320,8 +320,9 @@ func (m *Map) unmap() (err error) {
 	return err
 }
 
-// Remove unlinks the file: its session has ended, or never began. The memory stays until Close. Of a
-// map that could not be made and has no bits yet, those beside it are of the one that has the name.
+// Remove unlinks the file: its session has ended, or never began. The memory stays until Close. Of
+// a map that could not be made and has no bits yet, those beside it are of the one that has the
+// name.
 func (m *Map) Remove() error {
 	err := os.Remove(m.path)
 	if named := strings.TrimSuffix(m.path, newSuffix); named == m.path || m.zeroBits.bits != nil {

@@ -104,8 +104,8 @@ func (d Declaration) Has(want Want) bool { return slices.Contains(d.wants, want)
 // Shares is how many short runs have all sampled tests between them.
 const Shares = 4
 
-// Sample is what a short run with that share has of the nth sampled test: each of its kernels in one
-// share. Another test it has as it is.
+// Sample is what a short run with that share has of the nth sampled test: each of its kernels in
+// one share. Another test it has as it is.
 func (d Declaration) Sample(nth, share int) (Declaration, bool) {
 	at := (nth + share) % Shares
 	switch {
