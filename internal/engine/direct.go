@@ -117,7 +117,7 @@ func (d *directPath) wanted() bool {
 // unsteady says that no exchange is tried now: a request may hang, or nobody can tell what is
 // durable, if that is asked.
 func (d *directPath) unsteady(wanted bool) bool {
-	return d.lanes.sourceAway() != nil || wanted && d.inDoubt()
+	return d.lanes.sourceAway() != nil || d.lanes.sourceHangs() || wanted && d.inDoubt()
 }
 
 func (d *directPath) inDoubt() bool {
