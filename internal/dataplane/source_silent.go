@@ -126,6 +126,14 @@ func (s *Source) UsersWaiting(lanes []*Backend) int {
 	return u.Users
 }
 
+// Hangs says whether reads wait for the source, and it has answered none for that time.
+func (s *Source) Hangs(lanes []*Backend, limit time.Duration) bool {
+	o := s.Take()
+	defer o.Done()
+	u := waitingFor(lanes, o)
+	return u.Overdue(Clock(), limit)
+}
+
 // WatchAnswers notices that the source has fallen silent, and says why, or that it has answered
 // again.
 func (s *Source) WatchAnswers(lanes []*Backend, limit time.Duration) (silent error, again bool) {

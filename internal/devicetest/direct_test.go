@@ -73,14 +73,18 @@ func unaligned(t *testing.T) bool {
 // newDirectBenchOn makes it with a destination that can discard, or cannot.
 func newDirectBenchOn(t *testing.T, program string, discard bool) *directBench {
 	m := harness.New(t)
-	b := &directBench{
-		source: m.NullBlk("src", harness.NullOptions{MiB: directSize / harness.MiB}),
-		dest:   m.NullBlk("dst", harness.NullOptions{MiB: directSize/harness.MiB + 3, Discard: discard}), meta: m.Missing("meta"),
-	}
+	b := directBenchOf(m, m.NullBlk("src", harness.NullOptions{MiB: directSize / harness.MiB}),
+		m.NullBlk("dst", harness.NullOptions{MiB: directSize/harness.MiB + 3, Discard: discard}))
 	m.FillDisk(b.source, harness.Original)
 	m.FillDisk(b.dest, harness.Junk)
-	b.Clone = m.NewClone(b.source, b.dest, b.meta, "--dm", harness.LayerName, "--no-hydration")
-	b.Path = strings.TrimSpace(m.MustRun(program, append([]string{"add", b.Name}, b.Args...)...))
+	b.add(program)
+	return b
+}
+
+// directBenchOf is one of these devices, which is not added yet.
+func directBenchOf(m *harness.Machine, source, dest *harness.Disk, args ...string) *directBench {
+	b := &directBench{source: source, dest: dest, meta: m.Missing("meta")}
+	b.Clone = m.NewClone(b.source, b.dest, b.meta, append(args, "--dm", harness.LayerName, "--no-hydration")...)
 	m.Cleanup(func() {
 		m.Try("dmsetup", "remove", "--retry", harness.LayerName)
 		m.Try("dmsetup", "remove", "--retry", directUnder)
@@ -88,11 +92,22 @@ func newDirectBenchOn(t *testing.T, program string, discard bool) *directBench {
 	return b
 }
 
-// waitDirect waits until so many bytes lead to the destination, by the table and by the status.
+// add is `add` of that program.
+func (b *directBench) add(program string) {
+	b.M.Helper()
+	b.Path = strings.TrimSpace(b.M.MustRun(program, append([]string{"add", b.Name}, b.Args...)...))
+}
+
 func (b *directBench) waitDirect(want int64) {
 	b.M.Helper()
-	b.M.WaitFor(directLimit, fmt.Sprintf("%d bytes to be direct", want), func() error {
-		if n, said := b.M.LedTo(b.dest.Number()), b.Status().Bytes.Direct; n != want || said != want {
+	waitDirect(b.Clone, b.dest, want)
+}
+
+// waitDirect waits until so many bytes lead to the destination, by the table and by the status.
+func waitDirect(c *harness.Clone, dest *harness.Disk, want int64) {
+	c.M.Helper()
+	c.M.WaitFor(directLimit, fmt.Sprintf("%d bytes to be direct", want), func() error {
+		if n, said := c.M.LedTo(dest.Number()), c.Status().Bytes.Direct; n != want || said != want {
 			return fmt.Errorf("%d are, the status says %d", n, said)
 		}
 		return nil

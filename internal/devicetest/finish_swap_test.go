@@ -18,12 +18,13 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// TestFinishSwap: swap on the layer goes on. What was paged out before is read from the destination
-// after, and a process that is paged out and in all the time notices nothing.
+// TestFinishSwap: swap on the layer goes on, when it is led straight to the destination and when it is
+// finished. What was paged out before is read from the destination after, and a process that is paged
+// out and in all the time notices nothing.
 func TestFinishSwap(t *testing.T) {
 	runs.On(t, "6.18")
 	m := harness.New(t)
-	source, dest, meta := m.NullBlk("src", harness.NullOptions{MiB: 32}), m.NullBlk("dst", harness.NullOptions{MiB: 32}), m.Missing("meta")
+	source, dest, meta := m.NullBlk("src", harness.NullOptions{MiB: 32}), m.NullBlk("dst", harness.NullOptions{MiB: 32, Discard: true}), m.Missing("meta")
 	p := &pager{m: m, reclaim: filepath.Join(m.MountGroups(), "memory.reclaim")}
 	m.MustRun("mkswap", source.Path)
 	c := m.AddClone(source, dest, meta, "--dm", harness.LayerName, "--no-hydration")
@@ -57,9 +58,18 @@ func TestFinishSwap(t *testing.T) {
 			return nil
 		})
 	}
-	goesOn(&harness.Disk{M: &m.Devices, Name: filepath.Base(c.Status().Device)})
+	goesOn(m.Block(harness.LayerPath))
 	c.HydrateFast()
 	c.WaitHydrated()
+	if !unaligned(t) {
+		waitDirect(c, dest, dest.Size-harness.MiB)
+		goesOn(dest)
+		c.Setting("direct=off")
+		goesOn(m.Block(c.Status().Device))
+		c.Setting("direct=on")
+		waitDirect(c, dest, dest.Size-harness.MiB)
+		goesOn(dest)
+	}
 	m.MustRun(harness.Command, "finish", c.Name)
 	c.Path = ""
 	goesOn(dest)

@@ -79,22 +79,36 @@ const (
 	fraction  = 20               // of the device becomes direct: a twentieth
 	someBytes = 64 << 20         // become direct, and the last exchange was long ago
 	longAgo   = 5 * time.Minute
+	growth    = 4 // times as much is direct afterwards, if hydration goes on and it is less than a twentieth
 )
 
-// Worth says whether it is time for an exchange after which more bytes of a device of that size are
-// direct, the last one, or the last try, since ago. When all is hydrated no more is to come.
-func Worth(size, more int64, since time.Duration, complete bool) bool {
+// Progress is what says whether it is time for an exchange.
+type Progress struct {
+	Size, Direct, More  int64         // bytes: of the device, direct now, and direct after it beyond that
+	Since               time.Duration // the last exchange, or the last try
+	Hydrating, Complete bool          // more comes by itself; no more is to come
+}
+
+// Worth says whether it is time. While hydration goes on, less than a twentieth is worth it only
+// while little is direct: however slow it is, it has about as many exchanges as a fast one. What
+// users alone hydrate does not come to much, and is what they use.
+func (p Progress) Worth() bool {
 	switch {
-	case since < Pause || more <= 0:
+	case p.Since < Pause || p.More <= 0:
 		return false
-	case complete, more >= size/fraction:
+	case p.Complete, p.More >= p.Size/fraction:
 		return true
+	case p.Hydrating && p.More < (growth-1)*p.Direct:
+		return false
 	}
-	return more >= someBytes && since >= longAgo
+	return p.More >= someBytes && p.Since >= longAgo
 }
 
 // WorthLater says whether that may become true by itself, as time goes by.
-func WorthLater(size, more int64, complete bool) bool { return Worth(size, more, longAgo, complete) }
+func (p Progress) WorthLater() bool {
+	p.Since = longAgo
+	return p.Worth()
+}
 
 // Limits are what the layer's users go by, of the clone's block device or of the destination.
 type Limits struct {

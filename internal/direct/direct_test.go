@@ -81,18 +81,23 @@ func TestChooseLongest(t *testing.T) {
 }
 
 func TestWorth(t *testing.T) {
-	const size = 64 << 30
+	const size, twentieth = 64 << 30, 64 << 30 / fraction
 	for _, c := range []struct {
-		more     int64
-		since    time.Duration
-		complete bool
-		want     bool
+		Progress
+		want bool
 	}{
-		{size / fraction, Pause, false, true}, {size / fraction, Pause - 1, false, false}, {size/fraction - 1, Pause, false, false},
-		{someBytes, longAgo, false, true}, {someBytes, longAgo - 1, false, false}, {someBytes - 1, longAgo, false, false},
-		{mib, Pause, true, true}, {0, longAgo, true, false}, {-mib, longAgo, true, false}, {mib, 0, true, false},
+		{Progress{More: twentieth, Since: Pause}, true}, {Progress{More: twentieth, Since: Pause - 1}, false}, {Progress{More: twentieth - 1, Since: Pause}, false},
+		{Progress{More: someBytes, Since: longAgo}, true}, {Progress{More: someBytes, Since: longAgo - 1}, false}, {Progress{More: someBytes - 1, Since: longAgo}, false},
+		{Progress{More: mib, Since: Pause, Complete: true}, true}, {Progress{More: 0, Since: longAgo, Complete: true}, false},
+		{Progress{More: -mib, Since: longAgo, Complete: true}, false}, {Progress{More: mib, Complete: true}, false},
+		{Progress{More: someBytes, Since: longAgo, Hydrating: true}, true},
+		{Progress{Direct: someBytes, More: 3 * someBytes, Since: longAgo, Hydrating: true}, true},
+		{Progress{Direct: someBytes, More: 3*someBytes - 1, Since: longAgo, Hydrating: true}, false},
+		{Progress{Direct: someBytes, More: someBytes, Since: longAgo}, true},
+		{Progress{Direct: size / 2, More: twentieth, Since: Pause, Hydrating: true}, true},
 	} {
-		if got := Worth(size, c.more, c.since, c.complete); got != c.want {
+		c.Size = size
+		if got := c.Worth(); got != c.want {
 			t.Errorf("%+v: %v", c, got)
 		}
 	}
@@ -103,14 +108,57 @@ func TestWorth(t *testing.T) {
 func TestWorthLater(t *testing.T) {
 	const size = 64 << 30
 	for _, c := range []struct {
-		more     int64
-		complete bool
-		want     bool
+		Progress
+		want bool
 	}{
-		{size / fraction, false, true}, {someBytes, false, true}, {someBytes - 1, false, false}, {mib, true, true}, {0, true, false}, {-mib, true, false},
+		{Progress{More: size / fraction}, true}, {Progress{More: someBytes}, true}, {Progress{More: someBytes - 1}, false},
+		{Progress{More: mib, Complete: true}, true}, {Progress{Complete: true}, false}, {Progress{More: -mib, Complete: true}, false},
+		{Progress{Direct: someBytes, More: someBytes, Hydrating: true}, false},
 	} {
-		if got := WorthLater(size, c.more, c.complete); got != c.want {
+		c.Size = size
+		if got := c.WorthLater(); got != c.want {
 			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}
+
+// TestTablesOfAHydration: a whole hydration exchanges at most 24 tables, however fast it is.
+func TestTablesOfAHydration(t *testing.T) {
+	const size, most = int64(64 << 30), 24
+	greatest := 0
+	for rate := 100e3; rate <= 10e9; rate *= 1.05 { // bytes a second
+		if n := tablesOfAHydration(t, size, rate); n > most {
+			t.Errorf("%d tables at %.1f MB/s", n, rate/1e6)
+		} else {
+			greatest = max(greatest, n)
+		}
+	}
+	t.Logf("at most %d tables", greatest)
+}
+
+// tablesOfAHydration goes from one look of the daemon to the next.
+func tablesOfAHydration(t *testing.T, size int64, rate float64) (tables int) {
+	t.Helper()
+	p := Progress{Size: size, Hydrating: true}
+	chosen, exchanged := -time.Hour, -time.Hour
+	for now := time.Duration(0); ; now += time.Second {
+		durable := min(size, int64(rate*now.Seconds()))
+		if now-chosen < Pause {
+			continue
+		}
+		chosen, p.Since = now, now-exchanged
+		p.Complete = durable == size
+		p.Hydrating = !p.Complete
+		p.More = Bytes(Choose(size, stretches([2]int64{0, durable}))) - p.Direct
+		if p.Worth() {
+			tables++
+			exchanged, p.Direct = now, p.Direct+p.More
+		}
+		if p.Complete && (p.Direct == size-Unit || now-exchanged > 2*longAgo) {
+			if p.Direct != size-Unit {
+				t.Errorf("%d bytes are direct at the end", p.Direct)
+			}
+			return tables
 		}
 	}
 }

@@ -44,8 +44,8 @@ type directPath struct {
 
 // glance is what says without much ado whether anything may have changed.
 type glance struct {
-	durable          uint64 // regions
-	wanted, complete bool
+	durable                     uint64 // regions
+	wanted, complete, hydrating bool
 }
 
 // lookPeriod is between two looks.
@@ -117,7 +117,7 @@ func (d *directPath) wanted() bool {
 // unsteady says that no exchange is tried now: a request may hang, or nobody can tell what is
 // durable, if that is asked.
 func (d *directPath) unsteady(wanted bool) bool {
-	return d.lanes.sourceAway() != nil || wanted && d.inDoubt()
+	return d.lanes.sourceAway() != nil || d.lanes.sourceHangs() || wanted && d.inDoubt()
 }
 
 func (d *directPath) inDoubt() bool {
@@ -128,7 +128,7 @@ func (d *directPath) inDoubt() bool {
 func (d *directPath) look() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	now := glance{durable: d.lanes.core.DurableHydrated(), wanted: d.wanted(), complete: d.lanes.core.Complete()}
+	now := d.glance()
 	if d.mu.paused || now == d.mu.done || d.unsteady(now.wanted) || now.wanted && time.Since(d.mu.chosen) < direct.Pause {
 		return
 	}
@@ -144,15 +144,21 @@ func (d *directPath) look() {
 	}
 	more, worth, done := direct.Bytes(to)-direct.Bytes(is), len(is) > 0, true
 	if now.wanted {
-		worth = direct.Worth(d.Dest.Geometry.Size, more, time.Since(d.mu.exchanged), now.complete)
-		done = !direct.WorthLater(d.Dest.Geometry.Size, more, now.complete)
+		p := direct.Progress{Size: d.Dest.Geometry.Size, Direct: direct.Bytes(is), More: more, Since: time.Since(d.mu.exchanged), Hydrating: now.hydrating, Complete: now.complete}
+		worth, done = p.Worth(), !p.WorthLater()
 	}
 	if worth {
 		done = d.exchange(to) // what has failed, and not for want of time, is not tried again for nothing
 	}
 	if done {
-		d.mu.done = glance{durable: now.durable, wanted: d.wanted(), complete: now.complete}
+		now.wanted = d.wanted()
+		d.mu.done = now
 	}
+}
+
+func (d *directPath) glance() glance {
+	complete := d.lanes.core.Complete()
+	return glance{durable: d.lanes.core.DurableHydrated(), wanted: d.wanted(), complete: complete, hydrating: d.Settings.Get().Hydration && !complete}
 }
 
 func (d *directPath) durable(visit func(off, length int64)) {

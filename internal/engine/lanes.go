@@ -158,6 +158,14 @@ func (l *lanes) sourceAway() error {
 	return l.Source.Away()
 }
 
+// hangPatience is far less than what makes an outage: what waits for that may try again later.
+const hangPatience = time.Second
+
+// sourceHangs says that it does not answer now, and may be away.
+func (l *lanes) sourceHangs() bool {
+	return !l.core.Complete() && l.Source.Hangs(l.backends(), hangPatience)
+}
+
 // Retry takes back a source that has come back, and forgets what failed. With an error nothing has
 // changed.
 func (l *lanes) Retry(ctx context.Context) error {

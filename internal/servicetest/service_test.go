@@ -304,26 +304,3 @@ func TestServiceWatchdog(t *testing.T) {
 		t.Errorf("the journal does not tell of the watchdog: %s", result)
 	}
 }
-
-// TestServiceShutdownInUse: a file system on a clone that cannot be unmounted before the stop is
-// still served for the last sync, and nothing hangs.
-func TestServiceShutdownInUse(t *testing.T) {
-	runs.On(t, "6.18", runs.FullOnly)
-	g := pausedClone(t)
-	g.write("/etc/systemd/system/ublk-clone@data.service.d/soon.conf", "[Service]\nTimeoutStopSec=10s\n") // twice that is waited
-	// The holder outlives the units' stop: systemd spares it as it spares the daemon, until file
-	// systems are unmounted.
-	g.sh(`
-		systemctl daemon-reload
-		systemctl enable --now ublk-clone@data
-		mount /dev/ublk-clone/data /mnt
-		systemd-run --unit holder -p DefaultDependencies=no -p SendSIGKILL=no -p KillMode=none bash -c 'exec -a @holder bash -c "cd /mnt; while sleep 1; do date >now; done"'
-		sleep 3
-		date >/mnt/last`)
-	g.shutdown("reboot")
-	g.boot()
-	g.sh("mount /dev/ublk-clone/data /mnt; test -s /mnt/last; cd /mnt; md5sum --quiet -c /root/sums")
-	if log := g.run("dmesg"); strings.Contains(log, "recovery complete") {
-		t.Logf("the journal was replayed: the holder kept it in use to the end")
-	}
-}
