@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -83,21 +84,64 @@ func (h *herd) timed(what string, do func()) {
 	h.m.Logf("%s: %v, %v for each", what, took.Round(100*time.Millisecond), (took / time.Duration(len(h.clones))).Round(time.Millisecond))
 }
 
+// commandsAtOnce is for how many clones commands run at the same time.
+const commandsAtOnce = 4
+
+// each calls do for every clone, for some at a time.
+func (h *herd) each(do func(c *harness.Clone) error) {
+	h.m.Helper()
+	var all sync.WaitGroup
+	next := make(chan *harness.Clone)
+	for range commandsAtOnce {
+		all.Go(func() {
+			for c := range next {
+				if err := do(c); err != nil {
+					h.m.Errorf("%s: %v", c.Name, err)
+				}
+			}
+		})
+	}
+	for _, c := range h.clones {
+		next <- c
+	}
+	close(next)
+	all.Wait()
+	if h.m.Failed() {
+		h.m.FailNow()
+	}
+}
+
+// command runs ublk-clone, and returns what it prints.
+func (h *herd) command(args ...string) (string, error) {
+	o := h.m.Try(harness.Command, args...)
+	if o.Code != 0 {
+		return "", fmt.Errorf("%s: exit status %d: %s", args[0], o.Code, o.Stderr)
+	}
+	return strings.TrimSpace(o.Stdout), nil
+}
+
 func (h *herd) add() {
 	h.m.Helper()
-	for _, c := range h.clones {
-		c.Add()
-	}
+	h.each(func(c *harness.Clone) (err error) {
+		c.Path, err = h.command(append([]string{"add", c.Name}, c.Args...)...)
+		return err
+	})
 }
 
 // hydrate has all of them hydrate at the same time.
 func (h *herd) hydrate() {
 	h.m.Helper()
+	h.each(func(c *harness.Clone) error {
+		_, err := h.command("message", c.Name, "enable_hydration")
+		return err
+	})
 	for _, c := range h.clones {
-		c.HydrateFast()
-	}
-	for _, c := range h.clones {
-		c.WaitHydrated()
+		h.m.WaitFor(harness.HydrateLimit, c.Name+" to be complete", func() error {
+			if s := c.Status(); s.State != "hydrated" || s.Regions.Hydrated != s.Regions.Total || s.Bytes.Remaining != 0 {
+				return fmt.Errorf("status %+v", s)
+			}
+			return nil
+		})
 	}
 }
 
@@ -116,9 +160,13 @@ func (h *herd) restart() {
 
 func (h *herd) del() {
 	h.m.Helper()
-	for _, c := range h.clones {
-		c.Del()
-	}
+	h.each(func(c *harness.Clone) error {
+		if _, err := h.command("del", c.Name); err != nil {
+			return err
+		}
+		c.Path = ""
+		return nil
+	})
 }
 
 func (h *herd) pids() (pids []int) {
