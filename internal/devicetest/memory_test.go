@@ -3,6 +3,7 @@
 package devicetest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,47 +17,69 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
-// most is the most that a clone of 1 TiB takes at 64 KiB regions (docs/requirements.md): all that is
-// resident, with the program that clones share, and what its control group is charged.
+// most is the most that a clone takes (docs/requirements.md): all that is resident, with the program
+// that clones share, and what its control group is charged.
 type most struct{ resident, charged int64 }
 
 var (
-	mostIdle     = most{30 * harness.MiB, 24 * harness.MiB}
-	mostComplete = most{20 * harness.MiB, 14 * harness.MiB}
+	mostIdle      = most{28 * harness.MiB, 22 * harness.MiB}
+	mostCopying   = most{60 * harness.MiB, 56 * harness.MiB}
+	mostComplete  = most{18 * harness.MiB, 12 * harness.MiB}
+	mostDiscarded = most{30 * harness.MiB, 24 * harness.MiB}
 )
 
-// TestMemoryOfAClone: what a clone takes while nothing is done, by its mappings and by its control
-// group, before it is hydrated and when it is complete. What it has taken to hydrate it gives back.
+// TestMemoryOfAClone: what a clone of 1 TiB at 64 KiB regions takes, by its mappings and by its
+// control group: before it is hydrated, while it copies, and when it is complete. What it has taken
+// to copy it gives back.
 func TestMemoryOfAClone(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
+	c, group := idleClone(m, tib, "64KiB", 64*harness.MiB)
+	holds(c, group, "idle", mostIdle)
+	m.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", c.Status().PID), "5") // VmHWM begins anew (proc_pid_clear_refs(5))
+	c.HydrateFast()
+	c.WaitHydrated()
+	tops(c, group, "copying", mostCopying)
+	holds(c, group, "complete", mostComplete)
+	c.Del()
+}
+
+// TestMemoryOfADiscardedClone: a clone of 4 TiB at 4 KiB regions, all of which was discarded, takes no
+// memory for what is in one state throughout.
+func TestMemoryOfADiscardedClone(t *testing.T) {
+	runs.On(t, "6.18", runs.Sampled)
+	m := harness.New(t)
+	c, group := idleClone(m, 4*tib, "4KiB", 0)
+	v := m.Open(c.Path, os.O_RDWR)
+	if err := errors.Join(v.Discard(0, v.Size), v.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	v.Close()
+	holds(c, group, "discarded", mostDiscarded)
+	c.Del()
+}
+
+// idleClone adds a clone of that size and that many bytes of data, in a control group of its own.
+func idleClone(m *harness.Machine, size int64, region string, data int64) (c *harness.Clone, group string) {
+	m.Helper()
 	program, err := exec.LookPath(harness.Command)
 	if err == nil {
 		_, err = os.ReadFile(program) // so that its pages are nobody's of the group: all clones share them
 	}
 	if err != nil {
-		t.Fatal(err)
+		m.Fatal(err)
 	}
-	c, group := idleClone(m)
-	holds(c, group, "idle", mostIdle)
-	c.HydrateFast()
-	c.WaitHydrated()
-	holds(c, group, "complete", mostComplete)
-	c.Del()
-}
-
-// idleClone adds a clone of 1 TiB at 64 KiB regions, in a control group of its own.
-func idleClone(m *harness.Machine) (c *harness.Clone, group string) {
-	m.Helper()
-	group = filepath.Join(m.MountGroups(), "clone")
-	m.WriteFile(filepath.Join(filepath.Dir(group), "cgroup.subtree_control"), "+memory")
+	groups, dir := m.MountGroups(), m.Ext4Dir(512) // where direct I/O is real: nothing is copied
+	group = filepath.Join(groups, "clone")
+	m.WriteFile(filepath.Join(groups, "cgroup.subtree_control"), "+memory")
 	m.Must(m.Try("mkdir", group), "mkdir", group)
 	m.Cleanup(func() {
 		m.WaitFor(harness.CleanLimit, "the group to be empty", func() error { return os.Remove(group) })
 	})
-	dest := filepath.Join(m.Ext4Dir(512), "dest") // where direct I/O is real: nothing is copied
-	m.MustRun("truncate", "-s", fmt.Sprint(tib), dest)
-	c = m.NewClone(m.File("source", tib), &harness.Disk{Path: dest}, m.NullBlk("meta", harness.NullOptions{MiB: 64}), "--region-size", "64KiB", "--no-hydration")
+	source, dest := m.File("source", size), &harness.Disk{Path: filepath.Join(dir, "dest")}
+	m.MustRun("truncate", "-s", fmt.Sprint(size), dest.Path)
+	m.FillPart(source, 0, data, harness.Original)
+	c = m.NewClone(source, dest, m.NullBlk("meta", harness.NullOptions{MiB: 1024}), "--region-size", region, "--no-hydration")
 	within := []string{"-c", "echo $$ >" + group + "/cgroup.procs && exec " + harness.Command + ` "$@"`, "sh", "add", c.Name}
 	c.Path = strings.TrimSpace(m.MustRun("sh", append(within, c.Args...)...))
 	return c, group
@@ -74,6 +97,17 @@ func holds(c *harness.Clone, group, what string, most most) {
 		c.M.Logf("%s: %d KiB are resident, %d KiB are the group's", what, resident/harness.KiB, charged/harness.KiB)
 		return nil
 	})
+}
+
+// tops sees that a clone has taken no more than that at any time: all that was resident since its
+// VmHWM began anew, and charged since it was added.
+func tops(c *harness.Clone, group, what string, most most) {
+	c.M.Helper()
+	resident, charged := c.ProcessNumber("VmHWM"), c.M.Number(filepath.Join(group, "memory.peak"))
+	c.M.Logf("%s: at most %d KiB were resident, %d KiB were the group's", what, resident/harness.KiB, charged/harness.KiB)
+	if resident > most.resident || charged > most.charged {
+		c.M.Errorf("a clone that is %s is to take at most %d KiB, and its group %d KiB", what, most.resident/harness.KiB, most.charged/harness.KiB)
+	}
 }
 
 // eachMapping calls visit for each mapping of the daemon, with what of it is resident, in bytes
@@ -117,29 +151,82 @@ func mapMemory(c *harness.Clone) (sum int64) {
 	return sum
 }
 
-// mostIdleCPU is a thousandth of a CPU of 4 GIPS; the counting clock is one of 1 GIPS.
-const mostIdleCPU = 0.004
+// What a clone takes at most while nothing is done. mostIdleCPU is a thousandth of a CPU of 4 GIPS;
+// the counting clock is one of 1 GIPS.
+const (
+	mostIdleCPU     = 0.004
+	mostIdleWakeUps = 30 // in a second
+	mostIdleThreads = 20
+)
+
+// activity is what a process has done so far, in all of its threads.
+type activity struct {
+	cpu     time.Duration
+	wakeUps int64
+	threads int
+}
+
+func activityOf(m *harness.Machine, pid int) (a activity) {
+	m.Helper()
+	a.cpu = cpuTime(m, pid)
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid)) // cpuTime has seen that there are some
+	a.threads = len(tasks)
+	for _, path := range tasks {
+		for line := range strings.Lines(m.ReadFile(path)) {
+			if rest, ok := strings.CutPrefix(line, "voluntary_ctxt_switches:"); ok {
+				n, _ := strconv.ParseInt(strings.TrimSpace(rest), 10, 64)
+				a.wakeUps += n
+			}
+		}
+	}
+	return a
+}
+
+// rests sees that none of these processes does more than it should while nothing is done.
+func rests(m *harness.Machine, what string, pids ...int) {
+	m.Helper()
+	time.Sleep(25 * time.Second) // until what was needed for a while is given back
+	before, from := make([]activity, len(pids)), time.Now()
+	for i, pid := range pids {
+		before[i] = activityOf(m, pid)
+	}
+	time.Sleep(20 * time.Second)
+	var cpu, wakeUps, mostCPU, mostWakeUps float64
+	threads, mostThreads := 0, 0
+	for i, pid := range pids {
+		now, took := activityOf(m, pid), time.Since(from)
+		part, often := float64(now.cpu-before[i].cpu)/float64(took), float64(now.wakeUps-before[i].wakeUps)/took.Seconds()
+		cpu, wakeUps, threads = cpu+part, wakeUps+often, threads+now.threads
+		mostCPU, mostWakeUps, mostThreads = max(mostCPU, part), max(mostWakeUps, often), max(mostThreads, now.threads)
+	}
+	m.Logf("%s: %.3f %% of a CPU, %.1f wake-ups in a second, %d threads; the busiest of %d: %.3f %%, %.1f, %d",
+		what, 100*cpu, wakeUps, threads, len(pids), 100*mostCPU, mostWakeUps, mostThreads)
+	if mostCPU > mostIdleCPU || mostWakeUps > mostIdleWakeUps || mostThreads > mostIdleThreads {
+		m.Errorf("a clone that is %s is to take at most %.3f %% of a CPU, %d wake-ups in a second and %d threads", what, 100*mostIdleCPU, mostIdleWakeUps, mostIdleThreads)
+	}
+}
 
 // TestIdleClone: a clone that nobody uses takes next to no CPU, before it is hydrated and when it is
 // complete.
 func TestIdleClone(t *testing.T) {
 	runs.On(t, "6.18", runs.CountingClock, runs.Sampled)
 	m := harness.New(t)
-	c, _ := idleClone(m)
-	pid := c.Status().PID
-	idle := func(what string) {
-		time.Sleep(25 * time.Second) // until what hydration has needed is given back
-		before, from := cpuTime(m, pid), time.Now()
-		time.Sleep(20 * time.Second)
-		part := float64(cpuTime(m, pid)-before) / float64(time.Since(from))
-		t.Logf("%s: %.3f %% of a CPU", what, 100*part)
-		if part > mostIdleCPU {
-			t.Errorf("a clone that is %s takes %.3f %% of a CPU, at most %.3f %%", what, 100*part, 100*mostIdleCPU)
-		}
-	}
-	idle("idle")
+	c, _ := idleClone(m, tib, "64KiB", 0)
+	rests(m, "idle", c.Status().PID)
 	c.HydrateFast()
 	c.WaitHydrated()
-	idle("complete")
+	rests(m, "complete", c.Status().PID)
 	c.Del()
+}
+
+// TestIdleClones: nor does any of twenty clones, or of six without FULL.
+func TestIdleClones(t *testing.T) {
+	runs.On(t, "6.18", runs.CountingClock, runs.Sampled)
+	m := harness.New(t)
+	h := newHerd(m, harness.Count(6, 20))
+	h.add()
+	rests(m, "idle", h.pids()...)
+	h.hydrate()
+	rests(m, "complete", h.pids()...)
+	h.del()
 }

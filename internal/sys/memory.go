@@ -60,10 +60,11 @@ func (m *Mapping) Unlock() error { return wrap("unlock memory", unix.Munlock(m.b
 // How much of the runtime's memory behind what is in use is to be in memory too, in bytes. What the
 // runtime allocates for itself and never frees comes in chunks of 256 KiB that are used from one end
 // to the other (persistentChunkSize, runtime/malloc.go, go 1.26); a run of pages in use is such a
-// chunk, and a page or two are mostly a table's.
+// chunk, and a page or two are mostly a table's. Half a chunk is what the runtime needs to know of
+// 6 MiB more of the heap, in spans of 8 KiB.
 const (
 	run       = 32 << 10
-	behindRun = 256 << 10
+	behindRun = 128 << 10
 	behind    = 32 << 10
 )
 

@@ -66,7 +66,7 @@ func TestTouchProgram(t *testing.T) {
 }
 
 func TestExtend(t *testing.T) {
-	const page = behind / 2 // so that two follow a page or two, and 16 a run of these
+	const page = behind / 2 // so that two follow a page or two, and 8 a run of these
 	for _, c := range []struct{ used, want string }{
 		{"", "[]"},
 		{"....", "[]"},
@@ -74,8 +74,8 @@ func TestExtend(t *testing.T) {
 		{".x......x.", "[{2 4} {9 10}]"},
 		{".x.x...x", "[{2 6}]"},
 		{"x...x", "[{1 3}]"},
-		{"xx..................", "[{2 18}]"},
-		{"xx......x...........", "[{2 18}]"},
+		{"xx..................", "[{2 10}]"},
+		{"xx......x...........", "[{2 11}]"},
 	} {
 		used := make([]byte, len(c.used))
 		for i := range used {
