@@ -119,14 +119,14 @@ Without SOURCE, DEST, METADATA and LINE the clone is defined by
 /etc/ublk-clone/NAME.toml, whose keys are these flags: source = "/dev/sdb". The
 unit ublk-clone@NAME starts it so at every boot.
 
-Settings (rates, threshold, batch, read-through, direct, passdown, retries, source
-timeout, hydration) are kept over a restart. A later add changes those that it names.
+Settings (rates, threshold, batch, read-through, direct, finish, passdown, retries,
+source timeout, hydration) are kept over a restart. A later add changes those that it names.
 
 A region is the unit of hydration. With the default of 4KiB nearly every write
 covers its regions whole and needs no copy; larger regions make the map smaller.
 
 With --dm, use /dev/mapper/DMNAME, which add then prints: finish points it to DEST
-while it is in use.`,
+while it is in use. With --finish auto that happens by itself.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone; opened read-only and, unless shared, exclusively"},
 			&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; at least as large"},
@@ -142,6 +142,7 @@ while it is in use.`,
 			&cli.StringFlag{Name: "source-timeout", Usage: "`TIME` without an answer after which SOURCE counts as away, or none (default: 30s)"},
 			&cli.StringFlag{Name: "read-through", Usage: "`on|off`: keep in DEST what is read from SOURCE (default: on, with --table off)"},
 			&cli.StringFlag{Name: "direct", Usage: "`on|off`: with --dm, lead what is hydrated straight to DEST (default: on)"},
+			&cli.StringFlag{Name: "finish", Usage: "`auto|manual`: with --dm, finish by itself when everything is hydrated (default: manual)"},
 			&cli.BoolFlag{Name: definition.NoPassdownFlag, Usage: "do not tell DEST of discards"},
 			&cli.IntFlag{Name: "queues", Value: definition.DefaultQueues, Usage: "`N` queues, each with a thread"},
 			&cli.IntFlag{Name: "queue-depth", Value: definition.DefaultQueueDepth, Usage: "`N` requests in flight for each queue"},

@@ -77,6 +77,8 @@ type Condition struct {
 	Mode   string `json:"mode"`             // of the metadata: rw, ro, Fail
 	// StalledBy is the side that a stalled clone waits for: source, destination.
 	StalledBy string `json:"stalled_by,omitempty"`
+	// FinishWaits is what a clone waits for that is to finish by itself.
+	FinishWaits string `json:"finish_waits,omitempty"`
 }
 
 // Devices are what a clone consists of.
@@ -103,6 +105,16 @@ type Progress struct {
 // Serves says whether there is a daemon that serves the clone: no other knows its figures.
 func (s *Status) Serves() bool {
 	return !slices.Contains([]string{StateStarting, StateRecovering, StateFinishing, StateStopping, StateDead, StateSilent}, s.State)
+}
+
+// Finish makes it the status of a clone whose destination stands alone.
+func (s *Status) Finish(def *definition.Definition) {
+	s.Name, s.DMName, s.DMDevice = def.Name, def.DM, def.LayerPath()
+	s.Devices = Devices{Source: def.Source, Dest: def.Dest, Metadata: def.Metadata, Size: def.Size, RegionSize: def.RegionSize}
+	if s.BadRanges == nil {
+		s.BadRanges, s.Queues = []BadRange{}, []QueueStatus{}
+	}
+	s.State, s.Reason, s.Action, s.FinishWaits = StateFinished, def.FinishedText()+".", "", ""
 }
 
 // Unserved is an error with exit code 13 unless the clone is served.

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,10 +39,12 @@ type fakeEngine struct {
 	unfinished error // what finishable gives
 	handed     int   // calls of HandOver
 	finished   bool
+	due        chan struct{}
+	shown      atomic.Pointer[control.Status] // what Status gives
 }
 
 func newFakeEngine() *fakeEngine {
-	return &fakeEngine{log: events.NewLog("c", zerolog.Nop()), path: "/dev/ublkb7"}
+	return &fakeEngine{log: events.NewLog("c", zerolog.Nop()), path: "/dev/ublkb7", due: make(chan struct{}, 1)}
 }
 
 func (e *fakeEngine) Opens() []steps.Step                 { return nil }
@@ -52,7 +55,13 @@ func (e *fakeEngine) Device() string                      { return e.path }
 func (e *fakeEngine) Note(*definition.Definition)         {}
 func (e *fakeEngine) Farewell() []string                  { return nil }
 func (e *fakeEngine) TryStop(context.Context, bool) error { return e.busy }
-func (e *fakeEngine) Status(*control.Status)              { e.asked++ }
+func (e *fakeEngine) FinishDue() <-chan struct{}          { return e.due }
+func (e *fakeEngine) Status(st *control.Status) {
+	e.asked++
+	if shown := e.shown.Load(); shown != nil {
+		st.Settings, st.Regions, st.State = shown.Settings, shown.Regions, shown.State
+	}
+}
 func (e *fakeEngine) Configure(_ context.Context, c definition.Change) error {
 	e.changes = append(e.changes, c)
 	return nil

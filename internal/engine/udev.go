@@ -21,6 +21,7 @@ func (e *Engine) nameForUdev(context.Context) error {
 // whenHydrated is called once, when all is durably hydrated.
 func (e *Engine) whenHydrated() {
 	e.session.closeUse()
+	e.handover.tellDue()
 	err := udev.NameDevice(control.DefaultDir(), &e.Wanted.Definition, e.device.path(), e.lanes.core.Complete())
 	if err == nil {
 		err = udev.Announce(cmp.Or(e.Wanted.Definition.LayerPath(), e.device.path()))
