@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -272,6 +271,6 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 	if there {
 		note = " unchanged"
 	}
-	_, err = fmt.Fprintln(p.out, cmp.Or(st.DMDevice, st.Device)+note)
+	_, err = fmt.Fprintln(p.out, st.UserPath()+note)
 	return err
 }

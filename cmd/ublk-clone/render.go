@@ -18,7 +18,7 @@ func writeTable(w io.Writer, clones []control.Status) error {
 	fmt.Fprintln(t, "NAME\tDEVICE\tSTATE\tDONE\tRATE\tETA\tSOURCE\tDEST\tDIRECT\tFINISH")
 	for i := range clones {
 		s := &clones[i]
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, text.OrDash(s.Device), s.State,
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, text.OrDash(s.UserPath()), s.State,
 			s.DoneText(""), control.RateText(s.Rate), control.EtaText(s.ETA), s.Source, s.Dest, text.Size(s.Bytes.Direct), definition.FormatFinish(s.Settings.FinishAuto))
 	}
 	return t.Flush()
@@ -34,9 +34,9 @@ func writeDetails(w io.Writer, s *control.Status, bytes bool) error {
 		size = func(n int64) string { return fmt.Sprint(n) }
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s   %s   %s   uuid %s\n", s.Name, text.OrDash(s.Device), size(s.Size), text.OrDash(s.UUID))
-	if s.DMName != "" {
-		fmt.Fprintf(&b, "over it %s, which a finish leads to the destination\n", s.DMDevice)
+	fmt.Fprintf(&b, "%s   %s   %s   uuid %s\n", s.Name, text.OrDash(s.UserPath()), size(s.Size), text.OrDash(s.UUID))
+	if under := deviceLine(s); under != "" {
+		b.WriteString(labelled("device", under))
 	}
 	b.WriteString(labelled("status", text.Capital(s.State)+": "+s.Reason))
 	if s.Action != "" {
@@ -71,6 +71,17 @@ func writeDetails(w io.Writer, s *control.Status, bytes bool) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// deviceLine says what is behind the path that users are to open, "" if that is the device.
+func deviceLine(s *control.Status) string {
+	switch {
+	case s.Device == "" || s.UserPath() == s.Device:
+		return ""
+	case s.DMName != "":
+		return s.Device + ", under " + s.DMDevice + ", which a finish leads to the destination"
+	}
+	return s.Device
 }
 
 // writeDM prints dm-clone's status line as `dmsetup status NAME` does: start and length in sectors,

@@ -37,7 +37,7 @@ func sampleClones() []control.Status {
 	left := int64(24*60 + 20)
 	return []control.Status{
 		{
-			Identity:  control.Identity{Name: "pgdata", UUID: "7c0ffee0-0000-4000-8000-000000000001", Device: "/dev/ublkb0", PID: 4711},
+			Identity:  control.Identity{Name: "pgdata", UUID: "7c0ffee0-0000-4000-8000-000000000001", Device: "/dev/ublkb0", Path: "/dev/ublk-clone/pgdata", DMName: "pg", DMDevice: "/dev/mapper/pg", PID: 4711},
 			Condition: control.Condition{State: control.StateHydrating, Reason: "copying in the background.", Mode: "rw", FinishWaits: "everything to be hydrated"},
 			Devices:   control.Devices{Source: "/dev/sdb", Dest: "/dev/nvme1n1", Metadata: "/var/lib/pg.meta", Size: 500 << 30, RegionSize: 4096},
 			Progress: control.Progress{

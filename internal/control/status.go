@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -63,6 +64,9 @@ type Identity struct {
 	Name   string `json:"name"`
 	UUID   string `json:"uuid"`
 	Device string `json:"device"`
+	// Path is what users are to open: a link to the device-mapper device, where there is one, or to the
+	// device.
+	Path string `json:"path"`
 	// The device-mapper device over it, where there is one: users are to have that open.
 	DMName   string `json:"dm_name,omitempty"`
 	DMDevice string `json:"dm_device,omitempty"`
@@ -116,6 +120,9 @@ func (s *Status) Finish(def *definition.Definition) {
 	}
 	s.State, s.Reason, s.Action, s.FinishWaits = StateFinished, def.FinishedText()+".", "", ""
 }
+
+// UserPath is what users are to open.
+func (s *Status) UserPath() string { return cmp.Or(s.Path, s.DMDevice, s.Device) }
 
 // Unserved is an error with exit code 13 unless the clone is served.
 func (s *Status) Unserved() error {

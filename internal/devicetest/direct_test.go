@@ -80,7 +80,7 @@ func newDirectBenchOn(t *testing.T, program string, discard bool) *directBench {
 	m.FillDisk(b.source, harness.Original)
 	m.FillDisk(b.dest, harness.Junk)
 	b.Clone = m.NewClone(b.source, b.dest, b.meta, "--dm", harness.LayerName, "--no-hydration")
-	b.Path = strings.TrimSpace(m.MustRun(program, append([]string{"add", b.Name}, b.Args...)...))
+	b.Path = harness.Opened(m.MustRun(program, append([]string{"add", b.Name}, b.Args...)...))
 	m.Cleanup(func() {
 		m.Try("dmsetup", "remove", "--retry", harness.LayerName)
 		m.Try("dmsetup", "remove", "--retry", directUnder)

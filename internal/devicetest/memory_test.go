@@ -58,7 +58,7 @@ func idleClone(m *harness.Machine) (c *harness.Clone, group string) {
 	m.MustRun("truncate", "-s", fmt.Sprint(tib), dest)
 	c = m.NewClone(m.File("source", tib), &harness.Disk{Path: dest}, m.NullBlk("meta", harness.NullOptions{MiB: 64}), "--region-size", "64KiB", "--no-hydration")
 	within := []string{"-c", "echo $$ >" + group + "/cgroup.procs && exec " + harness.Command + ` "$@"`, "sh", "add", c.Name}
-	c.Path = strings.TrimSpace(m.MustRun("sh", append(within, c.Args...)...))
+	c.Path = harness.Opened(m.MustRun("sh", append(within, c.Args...)...))
 	return c, group
 }
 

@@ -102,6 +102,7 @@ func (e *Engine) Top() []steps.Step {
 			Name: "lay the device-mapper device", Do: func(context.Context) error { return e.layLayer() },
 			Undo: func() error { return e.liftLayer(dm.RemoveLimit, e.Ending.Forced) },
 		},
+		{Name: "name the device", Do: func(context.Context) error { return e.nameTop() }},
 		{Name: "lead what is hydrated to the destination", Do: e.direct.start, Undo: e.direct.stop, Limit: teardownLimit},
 	}
 }

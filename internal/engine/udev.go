@@ -3,13 +3,14 @@ package engine
 import (
 	"cmp"
 	"context"
+	"errors"
 
 	"github.com/ublk-clone/ublk-clone/internal/control"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
 	"github.com/ublk-clone/ublk-clone/internal/udev"
 )
 
 // nameForUdev comes before the device is there for others, so that the first event finds it.
-// Without udev there is only the kernel's name.
 func (e *Engine) nameForUdev(context.Context) error {
 	err := udev.Name(control.DefaultDir(), &e.Wanted.Definition, e.device.path(), e.Dest.IsBlock(), e.lanes.core.Complete())
 	if err != nil {
@@ -36,5 +37,28 @@ func (e *Engine) unnameForUdev() error {
 	if e.Ending.Keep {
 		return nil
 	}
-	return udev.Forget(control.DefaultDir(), &e.Wanted.Definition)
+	err := udev.Forget(control.DefaultDir(), &e.Wanted.Definition)
+	if e.Ending.HandedOver { // the layer is one that a later clone of the name goes before
+		err = errors.Join(err, udev.Announce(e.Wanted.Definition.LayerPath()))
+	}
+	return err
+}
+
+// nameTop sees to it that what users are to open has its name in /dev/ublk-clone. That they can do
+// without: a clone in a container whose /dev is read-only has none.
+func (e *Engine) nameTop() error {
+	device := e.device.path()
+	top := device
+	if l, err := e.layer.Find(); e.Wanted.Definition.DM != "" && err == nil && e.layer.IsOurs(l) {
+		top = e.Wanted.Definition.LayerPath()
+	}
+	st, err := sys.StatPath(top)
+	if err == nil {
+		e.top, err = udev.DevLinks().Give(e.Wanted.Definition.Name, top, st.Rdev, device, top)
+	}
+	if err != nil {
+		e.top = top
+		e.Warn("use the clone as %s, as it has no name in /dev/ublk-clone: %v", top, err)
+	}
+	return nil
 }

@@ -28,6 +28,7 @@ import (
 //
 //	a device that was never started, or is stopped and not deleted: nobody can have it open
 //	a live map that no clone needs, and bits without a map
+//	a name in /dev/ublk-clone that leads nowhere, or to another's device
 //
 // Of a clone whose daemon is dead `del` and `prune` also remove the block device, the layer with its
 // link, files that it had begun, and all that lies beside its definition, which goes last. An `add`
@@ -45,9 +46,9 @@ type Folders struct {
 	Defined etc.Dir
 }
 
-// Collect removes devices and live maps.
+// Collect removes devices, names and live maps.
 func (l Folders) Collect() error {
-	return errors.Join(collectDevices(l.Dir), collectMaps(l.Dir, livemap.Folder, func(livemap.Unused) bool { return false }))
+	return errors.Join(collectDevices(l.Dir), udev.DevLinks().Collect(l.Dir), collectMaps(l.Dir, livemap.Folder, func(livemap.Unused) bool { return false }))
 }
 
 // collectDevices removes the devices of dead daemons of ours that have no block device.

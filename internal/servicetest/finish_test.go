@@ -23,7 +23,7 @@ func TestServiceFinish(t *testing.T) {
 	g.sh(`
 		sed -i 's,^metadata.*,metadata = "/var/lib/data.meta",' /etc/ublk-clone/data.toml
 		systemctl enable --now ublk-clone@data
-		mount /dev/mapper/data /mnt`)
+		mount /dev/ublk-clone/data /mnt`)
 	if p := g.properties("/dev/mapper/data"); strings.Contains(p, "ID_FS_UUID=") {
 		t.Errorf("udev has searched a layer whose clone is not complete:\n%s", p)
 	}
@@ -42,6 +42,12 @@ func TestServiceFinish(t *testing.T) {
 	g.sh(`
 		ublk-clone set data rate=none
 		ublk-clone wait data --timeout 2m`)
+	same := func(when string) {
+		if to := strings.Fields(g.run("readlink", "-f", "/dev/ublk-clone/data", "/dev/mapper/data")); len(to) != 2 || to[0] != to[1] {
+			t.Errorf("%s the clone's name leads to %s", when, to)
+		}
+	}
+	same("served,")
 	named := func(when string) {
 		to := strings.Fields(g.run("readlink", "-f", "/dev/disk/by-uuid/"+dataUUID, "/dev/mapper/data"))
 		if len(to) != 2 || to[0] != to[1] {
@@ -58,6 +64,7 @@ func TestServiceFinish(t *testing.T) {
 	g.properties("/dev/mapper/data")
 	g.properties(byID + "dest")
 	named("finished,")
+	same("finished,")
 	g.sh(`
 		cd /mnt
 		md5sum --quiet -c /root/sums
@@ -91,7 +98,7 @@ func TestServiceFinishAuto(t *testing.T) {
 	g.sh(`
 		sed -i 's,^metadata.*,metadata = "/var/lib/data.meta",' /etc/ublk-clone/data.toml
 		systemctl enable --now ublk-clone@data
-		mount /dev/mapper/data /mnt
+		mount /dev/ublk-clone/data /mnt
 		ublk-clone resume data`)
 	g.waitFor(2*time.Minute, "the unit to end and to be disabled", func() error {
 		active, enabled := g.try("systemctl", "is-active", "ublk-clone@data").stdout, g.try("systemctl", "is-enabled", "ublk-clone@data").stdout

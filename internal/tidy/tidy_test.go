@@ -81,7 +81,7 @@ var allowed = map[string]struct {
 	"internal/testkit":            {imports: []string{"internal/control", "internal/definition", "internal/exit"}},
 	"internal/text":               {},
 	"internal/tidy":               {},
-	"internal/udev":               {imports: []string{"internal/control", "internal/definition", "internal/file"}},
+	"internal/udev":               {imports: []string{"internal/control", "internal/definition", "internal/file", "internal/sys"}},
 	"internal/devicetest/harness": {imports: []string{"internal/sys", "ublk"}, syscalls: true},
 	"internal/runs":               {},
 	"internal/runs/plan":          {imports: []string{"internal/runs"}},
@@ -213,6 +213,7 @@ var changesFiles = []string{"WriteFile", "Create", "Rename", "Remove", "RemoveAl
 var mayChangeFiles = map[string]string{
 	"internal/udev/udev.go WriteFile":    "uevent in sysfs",
 	"internal/dm/over.go Symlink":        "a link in /dev, which no boot finds",
+	"internal/udev/links.go Symlink":     "a link in /dev, which no boot finds",
 	"internal/livemap/livemap.go Rename": "tmpfs: what is there ends with the machine",
 	"internal/livemap/livemap.go Remove": "tmpfs",
 	"internal/livemap/zeros.go Remove":   "tmpfs",

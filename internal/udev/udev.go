@@ -62,7 +62,7 @@ func NameDevice(d control.Dir, def *definition.Definition, device string, comple
 	if def.DM == "" {
 		return tell(d, def, path, top)
 	}
-	return errors.Join(tell(d, def, path, name), tell(d, def, layerUdevFile(d, def.DM), top))
+	return errors.Join(tell(d, def, path, name+"\nUBLK_CLONE_LAYER=1"), tell(d, def, layerUdevFile(d, def.DM), top))
 }
 
 // tell replaces the file as a whole: udev may read it at any moment. Until then it is called after

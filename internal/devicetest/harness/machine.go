@@ -145,6 +145,12 @@ func Leftovers() []string {
 		found, _ := filepath.Glob(pattern)
 		left = append(left, found...)
 	}
+	names, _ := filepath.Glob(NameFolder + "/*")
+	for _, name := range names {
+		if to, _ := os.Readlink(name); !strings.HasPrefix(to, "../mapper/") { // which a layer keeps that outlives its clone
+			left = append(left, name)
+		}
+	}
 	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	left = append(left, loops...)
 	for _, pid := range Daemons() {
