@@ -44,14 +44,22 @@ func (e *Engine) unnameForUdev() error {
 	return err
 }
 
+// topPath is what users are to open: the layer, unless it is somebody else's or gone.
+func (e *Engine) topPath() string {
+	if e.Wanted.Definition.DM == "" {
+		return e.device.path()
+	}
+	if l, err := e.layer.Find(); err != nil || !e.layer.IsOurs(l) {
+		return e.device.path()
+	}
+	return e.Wanted.Definition.LayerPath()
+}
+
 // nameTop sees to it that what users are to open has its name in /dev/ublk-clone. That they can do
 // without: a clone in a container whose /dev is read-only has none.
 func (e *Engine) nameTop() error {
 	device := e.device.path()
-	top := device
-	if l, err := e.layer.Find(); e.Wanted.Definition.DM != "" && err == nil && e.layer.IsOurs(l) {
-		top = e.Wanted.Definition.LayerPath()
-	}
+	top := e.topPath()
 	st, err := sys.StatPath(top)
 	if err == nil {
 		e.top, err = udev.DevLinks().Give(e.Wanted.Definition.Name, top, st.Rdev, device, top)

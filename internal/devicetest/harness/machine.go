@@ -147,7 +147,8 @@ func Leftovers() []string {
 	}
 	names, _ := filepath.Glob(NameFolder + "/*")
 	for _, name := range names {
-		if to, _ := os.Readlink(name); !strings.HasPrefix(to, "../mapper/") { // which a layer keeps that outlives its clone
+		to, _ := os.Readlink(name)
+		if _, err := os.Stat(name); err == nil && !strings.HasPrefix(to, "../mapper/") { // of a layer that outlives its clone
 			left = append(left, name)
 		}
 	}
