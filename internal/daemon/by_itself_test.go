@@ -44,6 +44,11 @@ func TestFinishByItself(t *testing.T) {
 		{name: "a change under way", dm: "x", change: func(d *daemon, _ *control.Status) { d.life.places <- struct{}{} }, waits: "a second"},
 	} {
 		d, e := newSelfFinisher(t, c.dm)
+		e.handing = func() { // from here on a power cut must find no definition
+			if !d.byItself.defined.Finished("c") {
+				t.Errorf("%s: the definition is there when the clone is handed over", c.name)
+			}
+		}
 		st := *e.shown.Load()
 		if c.change != nil {
 			c.change(d, &st)
@@ -53,9 +58,6 @@ func TestFinishByItself(t *testing.T) {
 			t.Errorf("%s: it finishes: %t, %d times handed over", c.name, got, e.handed)
 		}
 		if e.finished {
-			if !d.byItself.defined.Finished("c") {
-				t.Errorf("%s: the definition is there", c.name)
-			}
 			continue
 		}
 		shown := d.status(phaseUp)

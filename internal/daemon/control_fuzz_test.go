@@ -38,6 +38,7 @@ type fakeEngine struct {
 	unfit      error // what MayReplace gives
 	unfinished error // what finishable gives
 	handed     int   // calls of HandOver
+	handing    func()
 	finished   bool
 	due        chan struct{}
 	shown      atomic.Pointer[control.Status] // what Status gives
@@ -66,17 +67,22 @@ func (e *fakeEngine) Configure(_ context.Context, c definition.Change) error {
 	e.changes = append(e.changes, c)
 	return nil
 }
-func (e *fakeEngine) Events() *events.Log                           { return e.log }
-func (e *fakeEngine) Repair(context.Context) error                  { return nil }
-func (e *fakeEngine) Retry(context.Context) error                   { e.retries++; return nil }
-func (e *fakeEngine) Finishable() error                             { return e.unfinished }
-func (e *fakeEngine) HandOver(context.Context, time.Duration) error { e.handed++; return e.busy }
-func (e *fakeEngine) Finish(bool)                                   { e.finished = true }
-func (e *fakeEngine) KeepDevice(bool)                               {}
-func (e *fakeEngine) WarmUp() error                                 { return nil }
-func (e *fakeEngine) Warn(string, ...any)                           { e.warned = true }
-func (e *fakeEngine) Answers() bool                                 { return true }
-func (e *fakeEngine) Waits() error                                  { return e.waiting }
+func (e *fakeEngine) Events() *events.Log          { return e.log }
+func (e *fakeEngine) Repair(context.Context) error { return nil }
+func (e *fakeEngine) Retry(context.Context) error  { e.retries++; return nil }
+func (e *fakeEngine) Finishable() error            { return e.unfinished }
+func (e *fakeEngine) HandOver(context.Context, time.Duration) error {
+	if e.handed++; e.handing != nil {
+		e.handing()
+	}
+	return e.busy
+}
+func (e *fakeEngine) Finish(bool)         { e.finished = true }
+func (e *fakeEngine) KeepDevice(bool)     {}
+func (e *fakeEngine) WarmUp() error       { return nil }
+func (e *fakeEngine) Warn(string, ...any) { e.warned = true }
+func (e *fakeEngine) Answers() bool       { return true }
+func (e *fakeEngine) Waits() error        { return e.waiting }
 
 // wire is a connection that has said all that it will.
 type wire struct {

@@ -36,7 +36,8 @@ import (
 //	     |                     v              |         |
 //	     |                recovering ---------+---------+
 //	     |                              any step fails, or death
-//	     +-- 1 to 6 by root only: by a command, the service manager, or for 3 and 5 a successor (succession.go)
+//	     +-- 1 to 6 by root only: by a command, the service manager, for 3 and 5 a successor (succession.go), or for 4 the
+//	         daemon itself, once it was told so (by_itself.go)
 //
 // What is durable or outlives the daemon at each arrow, when the next state begins:
 //
