@@ -64,8 +64,8 @@ type Identity struct {
 	Name   string `json:"name"`
 	UUID   string `json:"uuid"`
 	Device string `json:"device"`
-	// Path is what users are to open: a link to the device-mapper device, where there is one, or to the
-	// device.
+	// Path is what users are to open: a link to the device-mapper device, where there is one, or to
+	// the device.
 	Path string `json:"path"`
 	// The device-mapper device over it, where there is one: users are to have that open.
 	DMName   string `json:"dm_name,omitempty"`

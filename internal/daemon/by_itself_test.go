@@ -67,8 +67,8 @@ func TestFinishByItself(t *testing.T) {
 	}
 }
 
-// TestFinishByItselfLater: what fails leaves the clone and its definition as they were, is told once
-// for each reason, and is tried again, less and less often; users wait longer if that is why it
+// TestFinishByItselfLater: what fails leaves the clone and its definition as they were, is told
+// once for each reason, and is tried again, less and less often; users wait longer if that is why it
 // failed.
 func TestFinishByItselfLater(t *testing.T) {
 	d, e := newSelfFinisher(t, "x")

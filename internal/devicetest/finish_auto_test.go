@@ -90,8 +90,8 @@ func TestFinishAutoKilled(t *testing.T) {
 	}
 }
 
-// TestFinishAutoRefused: without a layer, and with a destination that is a file, nobody could be led
-// to the destination.
+// TestFinishAutoRefused: without a layer, and with a destination that is a file, nobody could be
+// led to the destination.
 func TestFinishAutoRefused(t *testing.T) {
 	runs.On(t, "6.12")
 	m := harness.New(t)

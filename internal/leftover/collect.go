@@ -48,7 +48,15 @@ type Folders struct {
 
 // Collect removes devices, names and live maps.
 func (l Folders) Collect() error {
-	return errors.Join(collectDevices(l.Dir), udev.DevLinks().Collect(l.Dir), collectMaps(l.Dir, livemap.Folder, func(livemap.Unused) bool { return false }))
+	return errors.Join(collectDevices(l.Dir), collectNames(l.Dir), collectMaps(l.Dir, livemap.Folder, func(livemap.Unused) bool { return false }))
+}
+
+// collectNames removes names in /dev/ublk-clone.
+func collectNames(d control.Dir) error {
+	if d != control.DefaultDir() {
+		return nil
+	}
+	return udev.DevLinks().Collect(d)
 }
 
 // collectDevices removes the devices of dead daemons of ours that have no block device.
