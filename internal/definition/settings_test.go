@@ -68,7 +68,7 @@ func TestParseChangeRefuses(t *testing.T) {
 
 // Every setting is in all of its places: changed, printed and kept.
 func TestSettingsAreKept(t *testing.T) {
-	c, err := ParseChange(strings.Fields("rate=1 min-rate=2 threshold=3 batch=4 read-through=on discard-passdown=on retries=5"))
+	c, err := ParseChange(strings.Fields("rate=1 min-rate=2 threshold=3 batch=4 read-through=on direct=on finish=auto discard-passdown=on retries=5 source-timeout=6s"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestSettingsAreKept(t *testing.T) {
 	c.Hydration = &on
 	var s Settings
 	c.Apply(&s)
-	want := Settings{Hydration: true, DiscardPassdown: true, ReadThrough: true, Rate: 1, MinRate: 2, Threshold: 3, Batch: 4, Retries: 5}
+	want := Settings{Hydration: true, DiscardPassdown: true, ReadThrough: true, Direct: true, FinishAuto: true, Rate: 1, MinRate: 2, Threshold: 3, Batch: 4, Retries: 5, SourceTimeout: 6}
 	if s != want {
 		t.Errorf("changed: %+v", s)
 	}
