@@ -3,6 +3,7 @@
 package devicetest
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,8 +22,10 @@ var namePath = filepath.Join(harness.NameFolder, "test")
 // called checks that the clone's name leads to that device.
 func called(m *harness.Machine, when, path string) {
 	m.Helper()
-	if got := m.Block(namePath).Number(); got != m.Block(path).Number() {
-		m.Errorf("%s %s leads to %s, and not to %s", when, namePath, got, path)
+	named, err := filepath.EvalSymlinks(namePath)
+	device, errDevice := filepath.EvalSymlinks(path)
+	if err = errors.Join(err, errDevice); err != nil || named != device {
+		m.Errorf("%s %s leads to %s, and not to %s, which is %s: %v", when, namePath, named, path, device, err)
 	}
 }
 
