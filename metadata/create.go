@@ -75,6 +75,9 @@ func (sb *Superblock) useFeatures() {
 	if sb.Settings.Indirect {
 		sb.FeatureCompat |= compatDirect
 	}
+	if sb.Settings.FinishAuto {
+		sb.FeatureCompat |= compatFinish
+	}
 }
 
 // refuseContent fails with ErrNotEmpty if there is anything where the superblock copies

@@ -110,8 +110,8 @@ func (p *printer) superblock(sb *Superblock) {
 	p.line("source sample", "%d of %d pieces could be read", sb.SourcePieces.Known(), NrPieces)
 	p.identity("destination", &sb.Dest)
 	s := &sb.Settings
-	p.line("settings", "paused %v, rate %d, min rate %d, threshold %d, batch %d, read-through %v, discard passdown %v, direct %v, retries %d, source timeout %d",
-		s.Paused, s.Rate, s.MinRate, s.Threshold, s.Batch, s.ReadThrough, s.DiscardPassdown, !s.Indirect, s.Retries, s.SourceTimeout)
+	p.line("settings", "paused %v, rate %d, min rate %d, threshold %d, batch %d, read-through %v, discard passdown %v, direct %v, finish by itself %v, retries %d, source timeout %d",
+		s.Paused, s.Rate, s.MinRate, s.Threshold, s.Batch, s.ReadThrough, s.DiscardPassdown, !s.Indirect, s.FinishAuto, s.Retries, s.SourceTimeout)
 	c := &sb.Counters
 	p.line("counters", "copied %d, written %d, discarded %d bytes; %d starts, %d recoveries, active %d s",
 		c.BytesCopied, c.BytesWritten, c.BytesDiscarded, c.Starts, c.Recoveries, c.ActiveSeconds)

@@ -32,9 +32,13 @@ const compatSource uint64 = 1 << 1
 // program that does not know the feature leads nothing there, and keeps the bit.
 const compatDirect uint64 = 1 << 2
 
+// compatFinish says that one of the settings is that the clone finishes by itself. A program that
+// does not know the feature waits for `finish`, and keeps the bit.
+const compatFinish uint64 = 1 << 3
+
 // Features that this program knows.
 const (
-	knownCompat          = featureKnown | compatSource | compatDirect
+	knownCompat          = featureKnown | compatSource | compatDirect | compatFinish
 	knownROCompat uint64 = 0
 	knownIncompat uint64 = 0
 )
@@ -115,6 +119,7 @@ const (
 	flagReadThrough     = 1 << 1
 	flagDiscardPassdown = 1 << 2
 	flagIndirect        = 1 << 3
+	flagFinishAuto      = 1 << 4
 )
 
 var le = binary.LittleEndian
@@ -199,6 +204,7 @@ func (s *Settings) encode(b []byte) {
 	putFlag(b[setFlags:], flagReadThrough, s.ReadThrough)
 	putFlag(b[setFlags:], flagDiscardPassdown, s.DiscardPassdown)
 	putFlag(b[setFlags:], flagIndirect, s.Indirect)
+	putFlag(b[setFlags:], flagFinishAuto, s.FinishAuto)
 	le.PutUint64(b[setRate:], uint64(s.Rate))
 	le.PutUint64(b[setMinRate:], uint64(s.MinRate))
 	le.PutUint64(b[setThreshold:], s.Threshold)
@@ -303,6 +309,7 @@ func decodeSettings(b []byte) Settings {
 		ReadThrough:     flags&flagReadThrough != 0,
 		DiscardPassdown: flags&flagDiscardPassdown != 0,
 		Indirect:        flags&flagIndirect != 0,
+		FinishAuto:      flags&flagFinishAuto != 0,
 		Rate:            int64(le.Uint64(b[setRate:])),
 		MinRate:         int64(le.Uint64(b[setMinRate:])),
 		Threshold:       le.Uint64(b[setThreshold:]),

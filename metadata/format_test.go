@@ -100,6 +100,7 @@ func TestEveryFlagRoundTrips(t *testing.T) {
 		func(sb *Superblock) { sb.Settings.ReadThrough = true },
 		func(sb *Superblock) { sb.Settings.DiscardPassdown = true },
 		func(sb *Superblock) { sb.Settings.Indirect = true },
+		func(sb *Superblock) { sb.Settings.FinishAuto = true },
 	} {
 		var sb, again Superblock
 		set(&sb)

@@ -138,11 +138,12 @@ type Settings struct {
 	Paused          bool   `json:"paused"`
 	ReadThrough     bool   `json:"read_through"`
 	DiscardPassdown bool   `json:"discard_passdown"`
-	Indirect        bool   `json:"indirect"`  // nothing is led straight to the destination
-	Rate            int64  `json:"rate"`      // bytes a second, 0 = no cap
-	MinRate         int64  `json:"min_rate"`  // bytes a second
-	Threshold       uint64 `json:"threshold"` // regions
-	Batch           uint64 `json:"batch"`     // regions
+	Indirect        bool   `json:"indirect"`    // nothing is led straight to the destination
+	FinishAuto      bool   `json:"finish_auto"` // the clone finishes by itself when it is complete
+	Rate            int64  `json:"rate"`        // bytes a second, 0 = no cap
+	MinRate         int64  `json:"min_rate"`    // bytes a second
+	Threshold       uint64 `json:"threshold"`   // regions
+	Batch           uint64 `json:"batch"`       // regions
 	Retries         uint32 `json:"retries"`
 	SourceTimeout   uint32 `json:"source_timeout"` // seconds; 0 = the default, NoTimeout = none
 }

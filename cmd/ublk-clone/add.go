@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -248,12 +247,17 @@ func regionSizeFlag(c *cli.Context) (int64, error) {
 
 // added waits for what was asked for and prints the device.
 func (p *program) added(name string, there bool, until, asJSON string) error {
+	def, _ := p.dir.Load(name) // which it may have no longer, if it finishes by itself
 	if until == "hydrated" {
-		if err := waitHydrated(p.dir, name, 0, func(*control.Status) error { return nil }); err != nil {
+		if err := succession.Hydrated(p.dir, name, 0, func(*control.Status) error { return nil }); err != nil {
 			return err
 		}
 	}
 	st, err := succession.Up(p.dir, name)
+	if err != nil && succession.HasFinished(def, err) {
+		st, err = &control.Status{}, nil
+		st.Finish(def)
+	}
 	if err != nil {
 		return err
 	}
@@ -267,6 +271,6 @@ func (p *program) added(name string, there bool, until, asJSON string) error {
 	if there {
 		note = " unchanged"
 	}
-	_, err = fmt.Fprintln(p.out, cmp.Or(st.DMDevice, st.Device)+note)
+	_, err = fmt.Fprintln(p.out, st.UserPath()+note)
 	return err
 }

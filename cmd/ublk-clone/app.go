@@ -14,8 +14,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/holders"
 )
 
-const description = `A clone is a block device, /dev/ublkbN, that has the content of SOURCE from the
-first moment and can be written at once. Reads of what is not yet in DEST come from
+const description = `A clone is a block device, /dev/ublk-clone/NAME, that has the content of SOURCE from
+the first moment and can be written at once. Reads of what is not yet in DEST come from
 SOURCE, writes go to DEST, what is discarded is not copied, and background hydration
 copies the rest. When everything is hydrated, DEST stands alone. SOURCE is never
 written.
@@ -25,12 +25,12 @@ be kept together with DEST until hydration is complete.
 
 A recipe:
    ublk-clone add root --source /dev/sdb --dest /dev/sdc --metadata /var/lib/root.meta --no-hydration
-   mount /dev/ublkb0 /mnt && fstrim /mnt         free space is not copied
+   mount /dev/ublk-clone/root /mnt && fstrim /mnt   free space is not copied
    ublk-clone resume root                        start hydration
    ublk-clone wait root                          until it is complete
    umount /mnt && ublk-clone finish root         /dev/sdc stands alone
 
-With --dm NAME, and /dev/mapper/NAME mounted, finish needs no umount.
+With --dm NAME, finish needs no umount.
 
 SIZES are bytes; K M G T and KiB MiB GiB TiB are 1024, kB MB GB TB 1000, s is a
 512-byte sector. NAMES are letters, digits and "._-", at most 64.
@@ -119,14 +119,14 @@ Without SOURCE, DEST, METADATA and LINE the clone is defined by
 /etc/ublk-clone/NAME.toml, whose keys are these flags: source = "/dev/sdb". The
 unit ublk-clone@NAME starts it so at every boot.
 
-Settings (rates, threshold, batch, read-through, direct, passdown, retries, source
-timeout, hydration) are kept over a restart. A later add changes those that it names.
+Settings (rates, threshold, batch, read-through, direct, finish, passdown, retries,
+source timeout, hydration) are kept over a restart. A later add changes those that it names.
 
 A region is the unit of hydration. With the default of 4KiB nearly every write
 covers its regions whole and needs no copy; larger regions make the map smaller.
 
-With --dm, use /dev/mapper/DMNAME, which add then prints: finish points it to DEST
-while it is in use.`,
+With --dm, a device-mapper device is what /dev/ublk-clone/NAME leads to, which add
+prints: finish points it to DEST while it is in use. With --finish auto that happens by itself.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "`DEVICE|FILE` to clone; opened read-only and, unless shared, exclusively"},
 			&cli.StringFlag{Name: "dest", Usage: "`DEVICE|FILE` that becomes the clone; at least as large"},
@@ -142,6 +142,7 @@ while it is in use.`,
 			&cli.StringFlag{Name: "source-timeout", Usage: "`TIME` without an answer after which SOURCE counts as away, or none (default: 30s)"},
 			&cli.StringFlag{Name: "read-through", Usage: "`on|off`: keep in DEST what is read from SOURCE (default: on, with --table off)"},
 			&cli.StringFlag{Name: "direct", Usage: "`on|off`: with --dm, lead what is hydrated straight to DEST (default: on)"},
+			&cli.StringFlag{Name: "finish", Usage: "`auto|manual`: with --dm, finish by itself when everything is hydrated (default: manual)"},
 			&cli.BoolFlag{Name: definition.NoPassdownFlag, Usage: "do not tell DEST of discards"},
 			&cli.IntFlag{Name: "queues", Value: definition.DefaultQueues, Usage: "`N` queues, each with a thread"},
 			&cli.IntFlag{Name: "queue-depth", Value: definition.DefaultQueueDepth, Usage: "`N` requests in flight for each queue"},

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"syscall"
 	"time"
@@ -15,9 +14,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
-	"github.com/ublk-clone/ublk-clone/internal/sys"
-	"github.com/ublk-clone/ublk-clone/internal/systemd"
-	"github.com/ublk-clone/ublk-clone/internal/udev"
+	"github.com/ublk-clone/ublk-clone/internal/leftover"
 )
 
 // finishLimit is how long a finish waits for users of the block device to close it, or for their
@@ -37,7 +34,8 @@ Then the block device and the daemon are gone, and SOURCE is free. A definition 
 /etc/ublk-clone is renamed to NAME.toml.finished and its unit disabled: the next
 boot must not begin the clone anew. A METADATA file is removed, and on a METADATA
 device the superblocks are zeroed, so that no later add takes it for the metadata
-of a clone. Prints what to use from now on.`,
+of a clone. Prints what to use from now on. With the setting finish=auto the daemon
+does all this by itself when everything is hydrated.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "timeout", Usage: "wait at most this `TIME` for users, or for their requests to end (default: " + finishLimit.String() + ")"},
 			&cli.BoolFlag{Name: "keep-metadata", Usage: "the metadata stays as it is"},
@@ -72,11 +70,13 @@ func (e ender) finish(c *cli.Context) error {
 	if err != nil && goesOn(e.dir, name, err) {
 		return errors.Join(err, back())
 	}
-	e.forgetDefined(def)
+	if err := leftover.Released(def); err != nil {
+		e.warn("%v", err)
+	}
 	if err != nil {
 		return err
 	}
-	last.State, last.Reason, last.Action = control.StateFinished, def.FinishedText()+".", ""
+	last.Finish(def)
 	if output != "" {
 		return printJSON(e.out, []control.Status{last})
 	}
@@ -106,21 +106,6 @@ func goesOn(dir control.Dir, name string, failed error) bool {
 		return st.State != control.StateFinishing && st.State != control.StateStopping
 	}
 	return exit.Code(failed) == exit.NoAnswer // killed before that
-}
-
-// forgetDefined tells unit and udev, which has hidden the destination, that a clone is finished.
-func (e ender) forgetDefined(def *definition.Definition) {
-	var err error
-	if def.Unit != "" {
-		err = systemd.ByUnit("disable", def.Unit, def.Name)
-	}
-	if dest, errStat := sys.StatPath(def.Dest); errStat == nil && dest.IsBlock() {
-		_ = exec.Command("timeout", "5s", "udevadm", "control", "--reload").Run() // it looks for new rules every 3 s only, if it is there
-		err = errors.Join(err, udev.Announce(def.Dest))
-	}
-	if err != nil {
-		e.warn("%v", err)
-	}
 }
 
 // finishNamed has the daemon finish a clone, or does what a dead one has left, for the last status.

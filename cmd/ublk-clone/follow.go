@@ -19,8 +19,8 @@ func eventsCommand(action cli.ActionFunc) *cli.Command {
 		Name: "events", Usage: "print what happens to clones, as it happens", ArgsUsage: "[NAME]", Action: action,
 		Description: `One line for each event, until interrupted or the clone is deleted. Kinds: started,
 settings, source (opened again), source-error and dest-error (the first of a
-burst), stalled, resumed, mode, hydrated, direct, request-refused, finished (the
-last one).`,
+burst), stalled, resumed, mode, hydrated, direct, request-refused, finish-waits,
+finished (the last one).`,
 		Flags: []cli.Flag{outputFlag("json, an object a line")},
 	}
 }

@@ -61,6 +61,9 @@ func (r restarter) recoverNamed(name string, limit time.Duration, force bool) er
 		return err
 	}
 	if done, err := r.left().FinishDead(def, def.KeepMetadata); done || err != nil {
+		if err == nil {
+			err = leftover.Released(def)
+		}
 		return pruned(r.out, name+" is finished: "+def.FinishedText(), err)
 	}
 	if def.Unit != "" && !force {

@@ -15,11 +15,11 @@ import (
 // writeTable prints one line for each clone.
 func writeTable(w io.Writer, clones []control.Status) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tDEVICE\tSTATE\tDONE\tRATE\tETA\tSOURCE\tDEST\tDIRECT")
+	fmt.Fprintln(t, "NAME\tDEVICE\tSTATE\tDONE\tRATE\tETA\tSOURCE\tDEST\tDIRECT\tFINISH")
 	for i := range clones {
 		s := &clones[i]
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, text.OrDash(s.Device), s.State,
-			s.DoneText(""), control.RateText(s.Rate), control.EtaText(s.ETA), s.Source, s.Dest, text.Size(s.Bytes.Direct))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, text.OrDash(s.UserPath()), s.State,
+			s.DoneText(""), control.RateText(s.Rate), control.EtaText(s.ETA), s.Source, s.Dest, text.Size(s.Bytes.Direct), definition.FormatFinish(s.Settings.FinishAuto))
 	}
 	return t.Flush()
 }
@@ -34,9 +34,9 @@ func writeDetails(w io.Writer, s *control.Status, bytes bool) error {
 		size = func(n int64) string { return fmt.Sprint(n) }
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s   %s   %s   uuid %s\n", s.Name, text.OrDash(s.Device), size(s.Size), text.OrDash(s.UUID))
-	if s.DMName != "" {
-		fmt.Fprintf(&b, "over it %s, which `ublk-clone finish` leads to the destination\n", s.DMDevice)
+	fmt.Fprintf(&b, "%s   %s   %s   uuid %s\n", s.Name, text.OrDash(s.UserPath()), size(s.Size), text.OrDash(s.UUID))
+	if under := deviceLine(s); under != "" {
+		b.WriteString(labelled("device", under))
 	}
 	b.WriteString(labelled("status", text.Capital(s.State)+": "+s.Reason))
 	if s.Action != "" {
@@ -49,13 +49,16 @@ func writeDetails(w io.Writer, s *control.Status, bytes bool) error {
 	}
 	fmt.Fprintf(&b, "done    %s  %s of %s = copied %s + written %s + discarded %s    left %s    direct %s\n", s.DoneText(" "),
 		size(s.Bytes.Hydrated), size(s.Size), size(s.Bytes.Copied), size(s.Bytes.Written), size(s.Bytes.Discarded), size(s.Bytes.Remaining), size(s.Bytes.Direct))
+	if s.FinishWaits != "" {
+		b.WriteString(labelled("finish", "auto, waits for "+s.FinishWaits))
+	}
 	fmt.Fprintf(&b, "rate    %s    cap %s, floor %s    eta %s    active %s over %s\n", rateLine(s),
 		control.LimitText(s.Settings.Rate), control.LimitText(s.Settings.MinRate), etaLine(s),
 		text.Duration(time.Duration(s.ActiveSecs)*time.Second), text.Plural(s.Starts, "start"))
 	fmt.Fprintf(&b, "parts   source %s   dest %s   metadata %s (%s)\n", s.Source, s.Dest, s.Metadata, s.Mode)
-	fmt.Fprintf(&b, "set     region %s   threshold %s   batch %s   retries %d   read-through %s   direct %s   discard-passdown %s\n", size(s.RegionSize),
+	fmt.Fprintf(&b, "set     region %s   threshold %s   batch %s   retries %d   read-through %s   direct %s   finish %s   discard-passdown %s\n", size(s.RegionSize),
 		text.Plural(int64(s.Settings.Threshold), "region"), text.Plural(int64(s.Settings.Batch), "region"), s.Settings.Retries,
-		definition.FormatSwitch(s.Settings.ReadThrough), definition.FormatSwitch(s.Settings.Direct), definition.FormatSwitch(s.Settings.DiscardPassdown))
+		definition.FormatSwitch(s.Settings.ReadThrough), definition.FormatSwitch(s.Settings.Direct), definition.FormatFinish(s.Settings.FinishAuto), definition.FormatSwitch(s.Settings.DiscardPassdown))
 	for _, r := range s.BadRanges {
 		fmt.Fprintf(&b, "bad     %s at offset %d, %s\n", size(r.Length), r.Offset, text.Plural(int64(r.Attempts), "attempt"))
 	}
@@ -68,6 +71,17 @@ func writeDetails(w io.Writer, s *control.Status, bytes bool) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// deviceLine says what is behind the path that users are to open, "" if that is the device.
+func deviceLine(s *control.Status) string {
+	switch {
+	case s.Device == "" || s.UserPath() == s.Device:
+		return ""
+	case s.DMName != "":
+		return s.Device + ", under " + s.DMDevice + ", which a finish leads to the destination"
+	}
+	return s.Device
 }
 
 // writeDM prints dm-clone's status line as `dmsetup status NAME` does: start and length in sectors,

@@ -37,15 +37,15 @@ func sampleClones() []control.Status {
 	left := int64(24*60 + 20)
 	return []control.Status{
 		{
-			Identity:  control.Identity{Name: "pgdata", UUID: "7c0ffee0-0000-4000-8000-000000000001", Device: "/dev/ublkb0", PID: 4711},
-			Condition: control.Condition{State: control.StateHydrating, Reason: "copying in the background.", Mode: "rw"},
+			Identity:  control.Identity{Name: "pgdata", UUID: "7c0ffee0-0000-4000-8000-000000000001", Device: "/dev/ublkb0", Path: "/dev/ublk-clone/pgdata", DMName: "pg", DMDevice: "/dev/mapper/pg", PID: 4711},
+			Condition: control.Condition{State: control.StateHydrating, Reason: "copying in the background.", Mode: "rw", FinishWaits: "everything to be hydrated"},
 			Devices:   control.Devices{Source: "/dev/sdb", Dest: "/dev/nvme1n1", Metadata: "/var/lib/pg.meta", Size: 500 << 30, RegionSize: 4096},
 			Progress: control.Progress{
 				Bytes:   control.ByteCounts{Hydrated: 231404830720, Copied: 200 << 30, Written: 15 << 30, Discarded: 231404830720 - 215<<30, Remaining: 500<<30 - 231404830720},
 				Regions: control.Regions{Hydrated: 56495320, Total: 131072000, Hydrating: 512}, Rate: 212 << 20, LastRate: 212 << 20, ETA: &left,
 				BadRanges: []control.BadRange{}, ActiveSecs: 1000, Starts: 1,
 			},
-			Settings: definition.Settings{Hydration: true, ReadThrough: true, MinRate: 1 << 20, Threshold: 1024, Batch: 256, Retries: 6}, MetadataBlocks: control.BlockCounts{Used: 40, Total: 8200},
+			Settings: definition.Settings{Hydration: true, ReadThrough: true, FinishAuto: true, MinRate: 1 << 20, Threshold: 1024, Batch: 256, Retries: 6}, MetadataBlocks: control.BlockCounts{Used: 40, Total: 8200},
 		},
 		{
 			Identity: control.Identity{Name: "root", UUID: "3f1c9a00-0000-4000-8000-000000000002", Device: "/dev/ublkb1", PID: 4712},

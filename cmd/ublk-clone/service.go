@@ -87,7 +87,9 @@ func (u unitHooks) endFinish(name string) error {
 	if yes, err := leftover.Finished(there); !yes || err != nil {
 		return err
 	}
-	_, err = u.left().FinishDead(there, there.KeepMetadata)
+	if _, err = u.left().FinishDead(there, there.KeepMetadata); err == nil {
+		err = leftover.Released(there)
+	}
 	return errors.Join(err, &exit.Error{Code: exit.Refused, Doing: "start", Object: name, Cause: errors.New("it is finished: " + there.FinishedText()),
 		Next: "`systemctl disable ublk-clone@" + name + "`: its unit is not needed any more."})
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,15 +13,11 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
-	"github.com/ublk-clone/ublk-clone/internal/blockdev"
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
-	"github.com/ublk-clone/ublk-clone/internal/exit"
+	"github.com/ublk-clone/ublk-clone/internal/succession"
 	"github.com/ublk-clone/ublk-clone/internal/text"
 )
-
-// pollPause is how often wait and watch look.
-const pollPause = 200 * time.Millisecond
 
 // plainPause is between two lines of a watch that is no bar.
 const plainPause = 5 * time.Second
@@ -54,7 +49,7 @@ func (f follower) wait(c *cli.Context) error {
 
 func (f follower) waitAndPrint(name string, limit time.Duration, output string) error {
 	var last *control.Status
-	err := waitHydrated(f.dir, name, limit, func(st *control.Status) error { last = st; return nil })
+	err := succession.Hydrated(f.dir, name, limit, func(st *control.Status) error { last = st; return nil })
 	if err == nil && output != "" {
 		err = printJSON(f.out, []control.Status{*last})
 	}
@@ -89,60 +84,6 @@ func limitFlag(c *cli.Context) (time.Duration, error) {
 	return d, nil
 }
 
-// waitHydrated returns when the clone is durably hydrated; see is shown every
-// status. Exit codes: 8 as soon as hydration is stalled by the source,
-// 9 by the destination, 10 if the metadata
-// fails, 11 after limit (0: none).
-func waitHydrated(dir control.Dir, name string, limit time.Duration, see func(*control.Status) error) error {
-	begin := time.Now()
-	for {
-		st, err := dir.Ask(name, control.Request{Verb: control.VerbStatus}, control.AskLimit)
-		if err != nil {
-			return err
-		}
-		if err := see(st); err != nil {
-			return err
-		}
-		done, err := hydrated(st)
-		if done || err != nil {
-			return err
-		}
-		if limit > 0 && time.Since(begin) >= limit {
-			return waitError(exit.Timeout, st, fmt.Errorf("%s after %s, %s done", st.State, limit, st.DoneText(" ")))
-		}
-		time.Sleep(pollPause)
-	}
-}
-
-// hydrated says whether nothing more is to be waited for, and why if that is bad.
-func hydrated(st *control.Status) (bool, error) {
-	switch st.State {
-	case control.StateHydrated:
-		return true, nil
-	case control.StateStalled:
-		return false, stuck(exit.Source, st, "stalled: ")
-	case control.StateFailed:
-		return false, stuck(exit.Metadata, st, "failed: ")
-	}
-	return false, nil
-}
-
-// stuck is the error of a clone that does not go on; code, unless it is for the destination's sake.
-func stuck(code int, st *control.Status, what string) error {
-	if st.StalledBy == blockdev.Dest.String() {
-		code = exit.Dest
-	}
-	return waitError(code, st, errors.New(what+st.Reason))
-}
-
-func waitError(code int, st *control.Status, cause error) error {
-	next := st.Action
-	if next == "" {
-		next = "See `ublk-clone status " + st.Name + "`."
-	}
-	return &exit.Error{Code: code, Doing: "wait for clone", Object: st.Name, Cause: cause, Next: next}
-}
-
 // viewer shows the statuses of a watch.
 type viewer interface {
 	see(*control.Status) error
@@ -159,7 +100,7 @@ func (f follower) watch(c *cli.Context) error {
 		return err
 	}
 	defer v.close()
-	return waitHydrated(f.dir, name, 0, v.see)
+	return succession.Hydrated(f.dir, name, 0, v.see)
 }
 
 // newViewer makes the viewer for a form; "auto" is a bar on a terminal, else lines.
@@ -232,7 +173,7 @@ func (b *bar) see(st *control.Status) error {
 	}
 	// The bar is complete when the clone is, not when its last byte is.
 	b.bar.SetCurrent(min(st.Bytes.Hydrated, st.Size-1))
-	if st.State == control.StateHydrated {
+	if st.State == control.StateHydrated || st.State == control.StateFinished {
 		b.bar.SetCurrent(st.Size)
 	}
 	return nil

@@ -15,7 +15,8 @@ const (
 	EventResumed     = "resumed" // after stalled
 	EventMode        = "mode"
 	EventHydrated    = "hydrated"
-	EventDirect      = "direct" // the layer leads more or less of the device straight to the destination
+	EventDirect      = "direct"       // the layer leads more or less of the device straight to the destination
+	EventFinishWaits = "finish-waits" // a clone that is to finish by itself cannot do so yet
 	// EventRequestRefused: a request that has killed the daemon again and again is answered EIO.
 	EventRequestRefused = "request-refused"
 	EventFinished       = "finished"

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -63,6 +64,9 @@ type Identity struct {
 	Name   string `json:"name"`
 	UUID   string `json:"uuid"`
 	Device string `json:"device"`
+	// Path is what users are to open: a link to the device-mapper device, where there is one, or to
+	// the device.
+	Path string `json:"path"`
 	// The device-mapper device over it, where there is one: users are to have that open.
 	DMName   string `json:"dm_name,omitempty"`
 	DMDevice string `json:"dm_device,omitempty"`
@@ -77,6 +81,8 @@ type Condition struct {
 	Mode   string `json:"mode"`             // of the metadata: rw, ro, Fail
 	// StalledBy is the side that a stalled clone waits for: source, destination.
 	StalledBy string `json:"stalled_by,omitempty"`
+	// FinishWaits is what a clone waits for that is to finish by itself.
+	FinishWaits string `json:"finish_waits,omitempty"`
 }
 
 // Devices are what a clone consists of.
@@ -104,6 +110,19 @@ type Progress struct {
 func (s *Status) Serves() bool {
 	return !slices.Contains([]string{StateStarting, StateRecovering, StateFinishing, StateStopping, StateDead, StateSilent}, s.State)
 }
+
+// Finish makes it the status of a clone whose destination stands alone.
+func (s *Status) Finish(def *definition.Definition) {
+	s.Name, s.DMName, s.DMDevice = def.Name, def.DM, def.LayerPath()
+	s.Devices = Devices{Source: def.Source, Dest: def.Dest, Metadata: def.Metadata, Size: def.Size, RegionSize: def.RegionSize}
+	if s.BadRanges == nil {
+		s.BadRanges, s.Queues = []BadRange{}, []QueueStatus{}
+	}
+	s.State, s.Reason, s.Action, s.FinishWaits = StateFinished, def.FinishedText()+".", "", ""
+}
+
+// UserPath is what users are to open.
+func (s *Status) UserPath() string { return cmp.Or(s.Path, s.DMDevice, s.Device) }
 
 // Unserved is an error with exit code 13 unless the clone is served.
 func (s *Status) Unserved() error {

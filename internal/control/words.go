@@ -48,7 +48,7 @@ func (s *Status) ServiceText() string {
 	case !s.Serves():
 		return text.Capital(s.State) + ": " + s.Reason
 	case s.State == StateHydrated:
-		return "Hydrated: " + s.Device + " is complete in " + s.Dest
+		return "Hydrated: " + s.UserPath() + " is complete in " + s.Dest
 	}
 	text := fmt.Sprintf("%s: %s of %s", text.Capital(s.State), s.DoneText(" "), text.Size(s.Size))
 	if s.State != StateHydrating && s.State != StateYielding {

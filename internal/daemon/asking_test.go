@@ -162,7 +162,7 @@ func TestStatusBesideChangesThatHang(t *testing.T) {
 	for range 2 * control.MaxPolls {
 		waiting = append(waiting, testkit.SendRequest(t, dir, control.Request{Verb: control.VerbEvents, After: &zero, WaitMS: 60_000}))
 	}
-	for len(d.life.changing) < control.MaxChanges {
+	for len(d.life.places) < control.MaxChanges {
 		time.Sleep(time.Millisecond)
 	}
 	quick("full")
@@ -172,7 +172,7 @@ func TestStatusBesideChangesThatHang(t *testing.T) {
 	for _, conn := range waiting {
 		conn.Close()
 	}
-	testkit.AwaitCount(t, "changes that wait", 0, func() int { return len(d.life.changing) })
+	testkit.AwaitCount(t, "changes that wait", 0, func() int { return len(d.life.places) })
 	free.Store(true)
 	if _, err := dir.Ask("c", control.Request{Verb: control.VerbPause}, time.Minute); err != nil {
 		t.Errorf("a change afterwards: %v", err)
@@ -188,7 +188,7 @@ func TestStopEndsChanges(t *testing.T) {
 	d.life.enter(phaseUp)
 	changed := make(chan control.Answer)
 	go func() { changed <- d.answer(context.Background(), control.Request{Verb: control.VerbPause}) }()
-	for len(d.life.changing) == 0 {
+	for len(d.life.places) == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	d.life.enter(phaseStopping)

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,11 +38,14 @@ type fakeEngine struct {
 	unfit      error // what MayReplace gives
 	unfinished error // what finishable gives
 	handed     int   // calls of HandOver
+	handing    func()
 	finished   bool
+	due        chan struct{}
+	shown      atomic.Pointer[control.Status] // what Status gives
 }
 
 func newFakeEngine() *fakeEngine {
-	return &fakeEngine{log: events.NewLog("c", zerolog.Nop()), path: "/dev/ublkb7"}
+	return &fakeEngine{log: events.NewLog("c", zerolog.Nop()), path: "/dev/ublkb7", due: make(chan struct{}, 1)}
 }
 
 func (e *fakeEngine) Opens() []steps.Step                 { return nil }
@@ -52,22 +56,33 @@ func (e *fakeEngine) Device() string                      { return e.path }
 func (e *fakeEngine) FillIn(*definition.Definition)       {}
 func (e *fakeEngine) Farewell() []string                  { return nil }
 func (e *fakeEngine) TryStop(context.Context, bool) error { return e.busy }
-func (e *fakeEngine) Status(*control.Status)              { e.asked++ }
+func (e *fakeEngine) FinishDue() <-chan struct{}          { return e.due }
+func (e *fakeEngine) Status(st *control.Status) {
+	e.asked++
+	if shown := e.shown.Load(); shown != nil {
+		st.Settings, st.Regions, st.State = shown.Settings, shown.Regions, shown.State
+	}
+}
 func (e *fakeEngine) Configure(_ context.Context, c definition.Change) error {
 	e.changes = append(e.changes, c)
 	return nil
 }
-func (e *fakeEngine) Events() *events.Log                           { return e.log }
-func (e *fakeEngine) Repair(context.Context) error                  { return nil }
-func (e *fakeEngine) Retry(context.Context) error                   { e.retries++; return nil }
-func (e *fakeEngine) Finishable() error                             { return e.unfinished }
-func (e *fakeEngine) HandOver(context.Context, time.Duration) error { e.handed++; return e.busy }
-func (e *fakeEngine) Finish(bool)                                   { e.finished = true }
-func (e *fakeEngine) KeepDevice(bool)                               {}
-func (e *fakeEngine) WarmUp() error                                 { return nil }
-func (e *fakeEngine) Warn(string, ...any)                           { e.warned = true }
-func (e *fakeEngine) Answers() bool                                 { return true }
-func (e *fakeEngine) Waits() error                                  { return e.waiting }
+func (e *fakeEngine) Events() *events.Log          { return e.log }
+func (e *fakeEngine) Repair(context.Context) error { return nil }
+func (e *fakeEngine) Retry(context.Context) error  { e.retries++; return nil }
+func (e *fakeEngine) Finishable() error            { return e.unfinished }
+func (e *fakeEngine) HandOver(context.Context, time.Duration) error {
+	if e.handed++; e.handing != nil {
+		e.handing()
+	}
+	return e.busy
+}
+func (e *fakeEngine) Finish(bool)         { e.finished = true }
+func (e *fakeEngine) KeepDevice(bool)     {}
+func (e *fakeEngine) WarmUp() error       { return nil }
+func (e *fakeEngine) Warn(string, ...any) { e.warned = true }
+func (e *fakeEngine) Answers() bool       { return true }
+func (e *fakeEngine) Waits() error        { return e.waiting }
 
 // wire is a connection that has said all that it will.
 type wire struct {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/etc"
 	"github.com/ublk-clone/ublk-clone/internal/events"
 	"github.com/ublk-clone/ublk-clone/internal/exit"
 	"github.com/ublk-clone/ublk-clone/internal/guard"
@@ -58,6 +59,8 @@ type Engine interface {
 	// HandOver leads what lies over the block device to the destination. With an error all is as it
 	// was.
 	HandOver(ctx context.Context, limit time.Duration) error
+	// FinishDue is told when the clone may have become one that is to finish by itself.
+	FinishDue() <-chan struct{}
 	// Finish makes what follows, which takes the clone down, final.
 	Finish(keepMetadata bool)
 	// Drain brings requests and copies to rest, so that the daemon can leave at once. With an error
@@ -103,13 +106,16 @@ type daemon struct {
 	named    namedLog
 	keep     bool // taking down leaves the block device, and the definition for who recovers it
 	life     *life
+	byItself *byItself
 }
 
 func New(dir control.Dir, st definition.Start, e Engine, log zerolog.Logger) *daemon {
-	return &daemon{
+	d := &daemon{
 		dir: dir, start: st, engine: e, log: log, stops: make(chan stopRequest), stopping: make(chan struct{}, 1),
 		keep: st.Recover, life: newLife(st.Definition.Name, log),
 	}
+	d.byItself = newByItself(d, etc.DefaultDir())
+	return d
 }
 
 // list is the start-up in order:
@@ -339,6 +345,7 @@ func (d *daemon) status(now phase) control.Status {
 	}
 	if now == phaseUp {
 		d.engine.Status(&st)
+		d.byItself.show(&st)
 	} else {
 		st.RegionSize, st.Size = def.RegionSize, def.Size
 		st.State, st.Reason, st.Action = d.explainPhase(now)

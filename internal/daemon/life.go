@@ -36,7 +36,8 @@ import (
 //	     |                     v              |         |
 //	     |                recovering ---------+---------+
 //	     |                              any step fails, or death
-//	     +-- 1 to 6 by root only: by a command, the service manager, or for 3 and 5 a successor (succession.go)
+//	     +-- 1 to 6 by root only: by a command, the service manager, for 3 and 5 a successor (succession.go), or for 4 the
+//	         daemon itself, once it was told so (by_itself.go)
 //
 // What is durable or outlives the daemon at each arrow, when the next state begins:
 //
@@ -81,10 +82,10 @@ type life struct {
 	name string // of the clone
 	log  zerolog.Logger
 
-	// changing has a place for each request that changes something, and changes counts them: the
-	// engine is taken down when none is left.
-	changing chan struct{}
-	changes  sync.WaitGroup
+	// places has one for each request that changes something, and changes counts them: the engine
+	// is taken down when none is left.
+	places  chan struct{}
+	changes sync.WaitGroup
 
 	// mu is held, for reading, while a status is made, which waits for nothing.
 	mu struct {
@@ -97,7 +98,7 @@ type life struct {
 }
 
 func newLife(name string, log zerolog.Logger) *life {
-	return &life{name: name, log: log, changing: make(chan struct{}, control.MaxChanges)}
+	return &life{name: name, log: log, places: make(chan struct{}, control.MaxChanges)}
 }
 
 // enter begins a phase. Behind phaseUp it waits for the changes under way, which it has ended.
@@ -137,8 +138,8 @@ func (l *life) show(f func()) {
 // and the client is there.
 func (l *life) change(ctx context.Context, do func(context.Context) error) error {
 	select {
-	case l.changing <- struct{}{}:
-		defer func() { <-l.changing }()
+	case l.places <- struct{}{}:
+		defer func() { <-l.places }()
 	default:
 		return &exit.Error{Code: exit.Busy, Doing: "change clone", Object: l.name,
 			Cause: fmt.Errorf("%d other commands wait for it", control.MaxChanges), Next: "See `ublk-clone status " + l.name + "` for what they wait for."}
@@ -158,6 +159,9 @@ func (l *life) change(ctx context.Context, do func(context.Context) error) error
 	defer context.AfterFunc(serving, guard.Wrap("end a change", func() { cancel(context.Cause(serving)) }))()
 	return do(ctx)
 }
+
+// changing is how many requests change something now.
+func (l *life) changing() int { return len(l.places) }
 
 // notUp is the answer to what needs the clone, which is not there yet or any more.
 func (l *life) notUp() error {

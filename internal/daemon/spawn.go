@@ -202,7 +202,7 @@ func (h *Host) RunForeground(st definition.Start, differs string) error {
 		if err != nil {
 			return
 		}
-		_, err = fmt.Fprintln(h.Out, cmp.Or(st.Definition.LayerPath(), device))
+		_, err = fmt.Fprintln(h.Out, cmp.Or(d.currentStatus().UserPath(), device))
 		if err = errors.Join(err, sys.ReplaceByNull(1)); err != nil {
 			log.Warn().Err(err).Msg("print the device")
 		}

@@ -34,8 +34,15 @@ type stopRequest struct {
 // live waits for whoever ends the clone: `del`, or an interrupt from the keyboard, which both are
 // refused while somebody has the device open, or SIGTERM and `restart`, which end the daemon only.
 func (d *daemon) live(signals chan os.Signal) error {
+	d.byItself.soon()
 	for {
 		select {
+		case <-d.engine.FinishDue():
+			d.byItself.soon()
+		case <-d.byItself.timer.C:
+			if d.byItself.finish() {
+				return d.byItself.end()
+			}
 		case sig := <-signals:
 			if sig == syscall.SIGTERM && d.stay {
 				d.log.Warn().Msg("the machine goes down while the clone is in use: it is served until the end")

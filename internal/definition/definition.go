@@ -121,6 +121,8 @@ func (d *Definition) Check() error {
 		}
 	}
 	switch {
+	case d.Settings.FinishAuto != nil && *d.Settings.FinishAuto && d.DM == "":
+		return UsageError("--finish auto needs --dm: only a device-mapper device can lead users to the destination")
 	case d.Queues < 1 || d.Queues > MaxQueues:
 		return UsageError(fmt.Sprintf("--queues %d: it must be 1 to %d", d.Queues, MaxQueues))
 	case d.QueueDepth < 1 || d.QueueDepth > MaxQueueDepth:

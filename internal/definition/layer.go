@@ -24,6 +24,9 @@ const layerNameMax = 127 // DM_NAME_LEN - 1, linux/dm-ioctl.h
 // MapperDir has the links to device-mapper devices.
 const MapperDir = "/dev/mapper"
 
+// NameFolder has the links by which users know clones.
+const NameFolder = "/dev/ublk-clone"
+
 // checkLayer refuses what no layer can be called.
 func (d *Definition) checkLayer() error {
 	if d.DM == "" || d.DM != d.UnderName() && len(d.DM) <= layerNameMax && layerPattern.MatchString(d.DM) && !slices.Contains([]string{".", "..", "control"}, d.DM) {

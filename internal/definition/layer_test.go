@@ -18,3 +18,15 @@ func TestLayerNames(t *testing.T) {
 		}
 	}
 }
+
+// TestFinishAutoNeedsLayer: without a layer nobody could be led to the destination.
+func TestFinishAutoNeedsLayer(t *testing.T) {
+	for _, auto := range []bool{false, true} {
+		for _, dm := range []string{"", "x"} {
+			d := Definition{Name: "c", Source: "/a", Dest: "/b", Metadata: "/c", Queues: 1, QueueDepth: 1, DM: dm, Settings: Change{FinishAuto: &auto}}
+			if err := d.Check(); (err != nil) != (auto && dm == "") {
+				t.Errorf("finish %s with layer %q: %v", FormatFinish(auto), dm, err)
+			}
+		}
+	}
+}

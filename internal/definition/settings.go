@@ -19,6 +19,7 @@ type Settings struct {
 	DiscardPassdown bool   `json:"discard_passdown"`
 	ReadThrough     bool   `json:"read_through"`
 	Direct          bool   `json:"direct"`               // a layer leads what is hydrated straight to the destination
+	FinishAuto      bool   `json:"finish_auto"`          // a clone with a layer finishes by itself when it is complete
 	Rate            int64  `json:"rate"`                 // most that is copied, bytes a second; 0 = no cap
 	MinRate         int64  `json:"min_rate"`             // least, also under users' requests; 0 = none
 	Threshold       uint64 `json:"hydration_threshold"`  // regions
@@ -51,7 +52,7 @@ func DefaultSettings(regionSize int64) Settings {
 // timeout.
 func FromMetadata(m metadata.Settings) Settings {
 	s := Settings{
-		Hydration: !m.Paused, DiscardPassdown: m.DiscardPassdown, ReadThrough: m.ReadThrough, Direct: !m.Indirect, Rate: m.Rate, MinRate: m.MinRate,
+		Hydration: !m.Paused, DiscardPassdown: m.DiscardPassdown, ReadThrough: m.ReadThrough, Direct: !m.Indirect, FinishAuto: m.FinishAuto, Rate: m.Rate, MinRate: m.MinRate,
 		Threshold: m.Threshold, Batch: m.Batch, Retries: m.Retries,
 	}
 	if s.Retries == 0 {
@@ -77,7 +78,7 @@ func (s Settings) ToMetadata() metadata.Settings {
 		timeout = 0
 	}
 	return metadata.Settings{
-		Paused: !s.Hydration, DiscardPassdown: s.DiscardPassdown, ReadThrough: s.ReadThrough, Indirect: !s.Direct, Rate: s.Rate, MinRate: s.MinRate,
+		Paused: !s.Hydration, DiscardPassdown: s.DiscardPassdown, ReadThrough: s.ReadThrough, Indirect: !s.Direct, FinishAuto: s.FinishAuto, Rate: s.Rate, MinRate: s.MinRate,
 		Threshold: s.Threshold, Batch: s.Batch, Retries: s.Retries, SourceTimeout: timeout,
 	}
 }
@@ -93,6 +94,7 @@ type Change struct {
 	DiscardPassdown *bool   `json:"discard_passdown,omitempty"`
 	ReadThrough     *bool   `json:"read_through,omitempty"`
 	Direct          *bool   `json:"direct,omitempty"`
+	FinishAuto      *bool   `json:"finish_auto,omitempty"`
 	Rate            *int64  `json:"rate,omitempty"`
 	MinRate         *int64  `json:"min_rate,omitempty"`
 	Threshold       *uint64 `json:"hydration_threshold,omitempty"`
@@ -110,6 +112,7 @@ func (c *Change) Apply(s *Settings) {
 	put(&s.DiscardPassdown, c.DiscardPassdown)
 	put(&s.ReadThrough, c.ReadThrough)
 	put(&s.Direct, c.Direct)
+	put(&s.FinishAuto, c.FinishAuto)
 	put(&s.Rate, c.Rate)
 	put(&s.MinRate, c.MinRate)
 	put(&s.Threshold, c.Threshold)
@@ -167,6 +170,7 @@ var (
 		newKey("batch", "hydration-batch-size", "1 to 4294967295 regions", func(c *Change) **uint64 { return &c.Batch }, parseBatch, formatCount),
 		newKey("read-through", "", "on or off", func(c *Change) **bool { return &c.ReadThrough }, ParseSwitch, FormatSwitch),
 		newKey("direct", "", "on or off", func(c *Change) **bool { return &c.Direct }, ParseSwitch, FormatSwitch),
+		newKey("finish", "", "auto or manual", func(c *Change) **bool { return &c.FinishAuto }, parseFinish, FormatFinish),
 		newKey("discard-passdown", "", "on or off", func(c *Change) **bool { return &c.DiscardPassdown }, ParseSwitch, FormatSwitch),
 		newKey("retries", "", fmt.Sprintf("1 to %d attempts", MaxRetries), func(c *Change) **uint32 { return &c.Retries }, parseRetries, formatCount),
 		newKey("source-timeout", "", "1s to 24h, or none", func(c *Change) **int64 { return &c.SourceTimeout }, ParseTimeout, FormatTimeout),
@@ -302,6 +306,18 @@ func FormatTimeout(seconds int64) string {
 		return "none"
 	}
 	return strconv.FormatInt(seconds, 10) + "s"
+}
+
+func parseFinish(text string) (auto, ok bool) {
+	return text == "auto", text == "auto" || text == "manual"
+}
+
+// FormatFinish says who finishes the clone.
+func FormatFinish(auto bool) string {
+	if auto {
+		return "auto"
+	}
+	return "manual"
 }
 
 func formatCount[T uint32 | uint64](n T) string { return strconv.FormatUint(uint64(n), 10) }

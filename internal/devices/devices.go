@@ -91,6 +91,9 @@ func (d *Devices) openDest(context.Context) error {
 		d.Dest.Geometry, err = blockdev.MatchDest(d.Dest.Device, size, int(d.Meta.Found.LogicalBlockSize))
 	}
 	if err == nil {
+		err = d.RefuseAuto(d.Wanted.Definition.Settings.FinishAuto)
+	}
+	if err == nil {
 		d.Dest.Record, err = records.Read(d.Dest.Records, d.Dest.Device, d.Meta.Found)
 	}
 	if err != nil {

@@ -1,9 +1,11 @@
 package devices
 
 import (
+	"errors"
 	"sync"
 
 	"github.com/ublk-clone/ublk-clone/internal/definition"
+	"github.com/ublk-clone/ublk-clone/internal/exit"
 )
 
 // Settings are those that are in force. Any goroutine may read and change them.
@@ -35,4 +37,24 @@ func (s *Settings) Change(c definition.Change, tell func(definition.Settings)) (
 	c.Apply(&s.mu.now)
 	tell(s.mu.now)
 	return s.mu.now != was
+}
+
+// RefuseAuto refuses that a clone finishes by itself whose users nothing can lead to the
+// destination. The destination is open.
+func (d *Devices) RefuseAuto(auto *bool) error {
+	def := &d.Wanted.Definition
+	refuse := func(code int, cause, next string) error {
+		return &exit.Error{Code: code, Doing: "set finish=auto for", Object: def.Name, Cause: errors.New(cause), Next: "Nothing was changed. " + next}
+	}
+	switch {
+	case auto == nil || !*auto:
+		return nil
+	case def.DM == "":
+		return refuse(exit.Usage, "it has no device-mapper device, by which its users could be led to the destination",
+			"`ublk-clone finish "+def.Name+"` finishes it when nobody uses it; a clone that is added with --dm can finish by itself.")
+	case !d.Dest.IsBlock():
+		return refuse(exit.Dest, "the destination "+def.Dest+" is a file, and a device-mapper device can lead to block devices only",
+			"Leave finish at manual, or use a block device.")
+	}
+	return nil
 }

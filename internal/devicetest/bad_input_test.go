@@ -183,7 +183,7 @@ func TestDamagedSuperblockCopy(t *testing.T) {
 		if o.Code != 0 {
 			t.Fatalf("add with one sound copy: exit status %d: %s", o.Code, o.Stderr)
 		}
-		b.Path = strings.TrimSpace(o.Stdout)
+		b.Path = harness.Opened(o.Stdout)
 		if s := b.Status(); !strings.Contains(o.Stderr, name) || !slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.Contains(w, name) }) {
 			t.Errorf("add warns %q, the status %q, of a damaged %s", o.Stderr, s.Warnings, name)
 		}

@@ -121,7 +121,7 @@ func failFlush(m *harness.Machine, fua bool) {
 	c.Path = ""
 	o := m.Try(harness.Command, append([]string{"add", c.Name}, c.Args...)...)
 	m.ExpectFailure(o, exit.OK, "A flush of the destination failed", "status "+c.Name)
-	c.Path = strings.TrimSpace(o.Stdout)
+	c.Path = harness.Opened(o.Stdout)
 	if s := c.Status(); s.Mode != "ro" {
 		m.Errorf("%s: mode %s after a restart", role, s.Mode)
 	}

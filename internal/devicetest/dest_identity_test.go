@@ -329,7 +329,7 @@ func TestNothingTells(t *testing.T) {
 	m.FillDisk(source, harness.Original)
 	c := m.NewClone(source, dest, m.Missing("meta"), "--no-hydration")
 	o := m.Try(harness.Command, append([]string{"add", c.Name}, c.Args...)...)
-	c.Path = strings.TrimSpace(o.Stdout)
+	c.Path = harness.Opened(o.Stdout)
 	if o.Code != 0 || !strings.Contains(o.Stderr, "nothing tells") || !strings.Contains(o.Stderr, dest.Path) {
 		t.Errorf("add: exit status %d: %s", o.Code, o.Stderr)
 	}

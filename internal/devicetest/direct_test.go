@@ -95,7 +95,7 @@ func directBenchOf(m *harness.Machine, source, dest *harness.Disk, args ...strin
 // add is `add` of that program.
 func (b *directBench) add(program string) {
 	b.M.Helper()
-	b.Path = strings.TrimSpace(b.M.MustRun(program, append([]string{"add", b.Name}, b.Args...)...))
+	b.Path = harness.Opened(b.M.MustRun(program, append([]string{"add", b.Name}, b.Args...)...))
 }
 
 func (b *directBench) waitDirect(want int64) {

@@ -159,7 +159,7 @@ func (b *cutBench) boot(c *harness.Clone, cut string) (up, defined bool) {
 	defined = err == nil
 	o := b.Try(harness.Command, "add", c.Name)
 	if o.Code == 0 {
-		c.Path = strings.TrimSpace(o.Stdout)
+		c.Path = harness.Opened(o.Stdout)
 	}
 	b.Logf("%s: defined %t, add: exit code %d %s", strings.TrimSpace(b.ReadFile(filepath.Join(cut, "step"))), defined, o.Code, o.Stderr)
 	if o.Code != 0 && defined && o.Code != exit.Refused && o.Code != exit.Metadata {

@@ -54,7 +54,7 @@ func newFinishBench(t *testing.T, fault string, args ...string) *finishBench {
 		t.Setenv(finishFault, fault)
 		program = faulty
 	}
-	b.Path = strings.TrimSpace(m.MustRun(program, append([]string{"add", b.Name}, b.Args...)...))
+	b.Path = harness.Opened(m.MustRun(program, append([]string{"add", b.Name}, b.Args...)...))
 	t.Setenv(finishFault, "")
 	m.Cleanup(func() { m.Try("dmsetup", "remove", "--retry", harness.LayerName) }) // which outlives the clone
 	b.files.Mount(b.Path)
@@ -230,7 +230,7 @@ func TestFinishKilled(t *testing.T) {
 	for step := 1; step <= 4; step++ {
 		b.M.ExpectFailure(b.M.Try(harness.Command, "finish", b.Name), exit.NoAnswer)
 		t.Setenv(finishFault, fmt.Sprintf("die %d", step+1))
-		if got := strings.TrimSpace(b.M.MustRun(faulty, "recover", b.Name)); got != b.Path {
+		if got := harness.Opened(b.M.MustRun(faulty, "recover", b.Name)); got != b.Path {
 			t.Fatalf("recover has printed %q", got)
 		}
 		b.files.Check(nil)
@@ -293,7 +293,7 @@ func TestFinishPlainKilled(t *testing.T) {
 			m.FillDisk(source, harness.Original)
 			c := m.NewClone(source, dest, m.Missing("meta"))
 			t.Setenv(finishFault, fmt.Sprintf("die %d", step))
-			c.Path = strings.TrimSpace(m.MustRun(faulty, append([]string{"add", c.Name}, c.Args...)...))
+			c.Path = harness.Opened(m.MustRun(faulty, append([]string{"add", c.Name}, c.Args...)...))
 			t.Setenv(finishFault, "")
 			written := bytes.Repeat([]byte{0xa5}, 64<<10)
 			overwrite(t, c.Path, written)

@@ -81,7 +81,7 @@ func idleClone(m *harness.Machine, size int64, region string, data int64) (c *ha
 	m.FillPart(source, 0, data, harness.Original)
 	c = m.NewClone(source, dest, m.NullBlk("meta", harness.NullOptions{MiB: 1024}), "--region-size", region, "--no-hydration")
 	within := []string{"-c", "echo $$ >" + group + "/cgroup.procs && exec " + harness.Command + ` "$@"`, "sh", "add", c.Name}
-	c.Path = strings.TrimSpace(m.MustRun("sh", append(within, c.Args...)...))
+	c.Path = harness.Opened(m.MustRun("sh", append(within, c.Args...)...))
 	return c, group
 }
 

@@ -28,7 +28,7 @@ func apart(words ...string) []string {
 // addApart is add in a mount namespace of its own.
 func addApart(c *harness.Clone) {
 	c.M.Helper()
-	c.Path = strings.TrimSpace(c.M.MustRun("unshare", apart(append([]string{"add", c.Name}, c.Args...)...)...))
+	c.Path = harness.Opened(c.M.MustRun("unshare", apart(append([]string{"add", c.Name}, c.Args...)...)...))
 	checkPlace(c)
 }
 

@@ -113,7 +113,7 @@ func TestRecoverMounted(t *testing.T) {
 	c.End(syscall.SIGKILL)
 	c.M.ExpectFailure(c.M.Try(harness.Command, "wait", c.Name), exit.NoAnswer, "dead", "recover")
 	c.M.ExpectFailure(c.M.Try(harness.Command, append([]string{"add", c.Name, "--queue-depth", "7"}, c.Args...)...), exit.Exists, "its daemon is dead")
-	out := strings.TrimSpace(c.M.MustRun(harness.Command, append([]string{"add", c.Name}, c.Args...)...))
+	out := harness.Opened(c.M.MustRun(harness.Command, append([]string{"add", c.Name}, c.Args...)...))
 	if out != c.Path {
 		t.Fatalf("add has printed %q", out)
 	}
@@ -174,7 +174,7 @@ func TestRecoverWithoutLiveMap(t *testing.T) {
 	go func() { result <- b.model.Read(v, buf, harness.MiB) }()
 	b.removeLiveMap()
 	waits()
-	if got := strings.TrimSpace(b.M.MustRun(harness.Command, "recover", b.Name, "--force")); got != b.Path {
+	if got := harness.Opened(b.M.MustRun(harness.Command, "recover", b.Name, "--force")); got != b.Path {
 		t.Fatalf("recover --force has printed %q, the device was %s", got, b.Path)
 	}
 	if err := <-result; err != nil {

@@ -266,7 +266,7 @@ func TestOpenWithoutSource(t *testing.T) {
 	m.ExpectFailure(m.Try(harness.Command, append([]string{"add", b.Name}, append(b.Args, "--create", "--force")...)...), exit.Source, b.link.Path)
 
 	o := m.Try(harness.Command, append([]string{"add", b.Name}, b.Args...)...)
-	b.Path = strings.TrimSpace(m.Must(o, "add"))
+	b.Path = harness.Opened(m.Must(o, "add"))
 	if !strings.Contains(o.Stderr, "warning: going on without the source") {
 		t.Errorf("add says %q", o.Stderr)
 	}
@@ -310,7 +310,7 @@ func TestCompleteNeedsNoSource(t *testing.T) {
 			m.Linear("holder", source, source.Size)
 		}
 		o := m.Try(harness.Command, append([]string{"add", b.Name}, b.Args...)...)
-		b.Path = strings.TrimSpace(m.Must(o, "add"))
+		b.Path = harness.Opened(m.Must(o, "add"))
 		if s := b.Status(); s.State != "hydrated" || strings.Contains(o.Stderr, "source") {
 			t.Errorf("source there: %t: state %s, add says %q", there, s.State, o.Stderr)
 		}

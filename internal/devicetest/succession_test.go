@@ -299,7 +299,7 @@ func TestPreviousRelease(t *testing.T) {
 	runs.On(t, "6.12", runs.Sampled)
 	needPrevious(t)
 	b := newHeirBench(t)
-	b.Path = strings.TrimSpace(b.M.MustRun(previous, append([]string{"add", b.Name}, b.Args...)...))
+	b.Path = harness.Opened(b.M.MustRun(previous, append([]string{"add", b.Name}, b.Args...)...))
 	b.use()
 	for i, program := range []string{harness.Command, previous, harness.Command, previous, harness.Command} {
 		if i == 3 { // a daemon that has died is recovered by the other release

@@ -32,7 +32,7 @@ type Engine struct {
 	*devices.Devices // Cookie, Waits, Warn, Events
 	*session         // Repair, Farewell
 	*lanes           // Retry, Answers
-	*handover        // Finishable, HandOver, Finish
+	*handover        // Finishable, HandOver, FinishDue, Finish
 	*drain           // Drain, GoOn
 	*reports         // Status
 	live             *liveMap
@@ -52,7 +52,7 @@ func New(st definition.Start, log zerolog.Logger) *Engine {
 	session := &session{Devices: d, live: live, lanes: lanes, committer: committer.NewCommitter(log)}
 	e := &Engine{
 		Devices: d, session: session, live: live, lanes: lanes, device: device, layer: layer, direct: direct,
-		handover: &handover{Devices: d, session: session, lanes: lanes, device: device, layer: layer, direct: direct},
+		handover: &handover{Devices: d, session: session, lanes: lanes, device: device, layer: layer, direct: direct, due: make(chan struct{}, 1)},
 		drain:    &drain{Devices: d, session: session, lanes: lanes, device: device, direct: direct},
 		reports:  &reports{Devices: d, session: session, lanes: lanes, device: device, layer: layer, direct: direct},
 		caution:  &caution{Shared: d.Shared, live: live, lanes: lanes},
@@ -102,6 +102,7 @@ func (e *Engine) LayerSteps() []steps.Step {
 			Name: "lay the device-mapper device", Do: func(context.Context) error { return e.layLayer() },
 			Undo: func() error { return e.liftLayer(dm.RemoveLimit, e.Ending.Forced) },
 		},
+		{Name: "name the device", Do: func(context.Context) error { return e.nameTop() }},
 		{Name: "lead what is hydrated to the destination", Do: e.direct.start, Undo: e.direct.stop, Limit: teardownLimit},
 	}
 }
@@ -261,6 +262,9 @@ func (e *Engine) Configure(ctx context.Context, c definition.Change) error {
 		return &exit.Error{Code: exit.Dest, Doing: "switch on discard passdown to", Object: e.Dest.Path(), Cause: errors.New(e.Dest.NoPassdown),
 			Next: "Nothing was changed."}
 	}
+	if err := e.RefuseAuto(c.FinishAuto); err != nil {
+		return err
+	}
 	different := e.Settings.Change(c, func(s definition.Settings) {
 		e.lanes.tellCore(s)
 		e.lanes.background.Configure(s.ForHydrator())
@@ -268,6 +272,7 @@ func (e *Engine) Configure(ctx context.Context, c definition.Change) error {
 	if different {
 		e.Happened.Add(control.EventSettings, c.String())
 		e.direct.changed()
+		e.handover.tellDue()
 	}
 	err := e.session.committer.Save(ctx)
 	switch {

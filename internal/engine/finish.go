@@ -69,6 +69,18 @@ type handover struct {
 	device  *blockDevice
 	layer   *dm.Over
 	direct  *directPath
+	due     chan struct{}
+}
+
+// FinishDue is told when the clone is complete, and when it is to finish by itself.
+func (h *handover) FinishDue() <-chan struct{} { return h.due }
+
+// tellDue never blocks.
+func (h *handover) tellDue() {
+	select {
+	case h.due <- struct{}{}:
+	default:
+	}
 }
 
 // Limits of the handover, in which users wait.

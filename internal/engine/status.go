@@ -26,6 +26,7 @@ type reports struct {
 	device  *blockDevice
 	layer   *dm.Over
 	direct  *directPath
+	top     string // what users are to open, once it has its name
 }
 
 // condition is what the watcher compares.
@@ -36,6 +37,7 @@ func (r *reports) condition() events.Condition {
 // Status fills in what the engine knows. It changes nothing.
 func (r *reports) Status(st *control.Status) {
 	sb, h, geo := r.Meta.Store.Superblock(), r.lanes.background.Status(), r.lanes.core.Geometry()
+	st.Path = r.top
 	st.UUID, st.Mode = sb.UUID.String(), r.lanes.core.Mode().String()
 	st.Size, st.RegionSize = geo.Size(), geo.RegionSize()
 	r.countBytes(st)

@@ -139,7 +139,7 @@ func quotedValue(v any) any {
 var Keys = map[string]bool{
 	"source": false, "dest": false, "metadata": false, "region-size": false, "table": false,
 	"no-hydration": true, "hydration-threshold": false, "hydration-batch-size": false, "rate": false, "min-rate": false,
-	"retries": false, "source-timeout": false, "read-through": false, "direct": false, "no-discard-passdown": true,
+	"retries": false, "source-timeout": false, "read-through": false, "direct": false, "finish": false, "no-discard-passdown": true,
 	"queues": false, "queue-depth": false, "zero-copy": false, "detect-zeroes": false, "dm": false, "source-shared": true,
 	NetworkKey: true,
 }

@@ -31,9 +31,6 @@ const GeneratorName = "ublk-clone-generator"
 // DestRules is the file with the rule for destinations; 61-ublk-clone.rules acts on what it sets.
 const DestRules = "/run/udev/rules.d/60-ublk-clone-dest.rules"
 
-// devicesDir is where clones have their stable names.
-const devicesDir = "/dev/ublk-clone"
-
 // Generate is the program as a generator; dirs are those that systemd gives it. A definition that
 // cannot be read costs its own clone only: its unit will say what is wrong.
 func (d Dir) Generate(dir, rules string) error {
@@ -154,7 +151,7 @@ func Quoted(path string) string {
 
 // devices are the block devices that the clone makes.
 func (d Values) devices(name string) []string {
-	all := []string{devicesDir + "/" + name}
+	all := []string{definition.NameFolder + "/" + name}
 	if dm := d["dm"]; dm != "" {
 		all = append(all, "/dev/mapper/"+dm)
 	}

@@ -28,6 +28,7 @@ import (
 //
 //	a device that was never started, or is stopped and not deleted: nobody can have it open
 //	a live map that no clone needs, and bits without a map
+//	a name in /dev/ublk-clone that leads nowhere, or to another's device
 //
 // Of a clone whose daemon is dead `del` and `prune` also remove the block device, the layer with
 // its link, files that it had begun, and all that lies beside its definition, which goes last. An
@@ -45,9 +46,17 @@ type Dirs struct {
 	Defined etc.Dir
 }
 
-// Collect removes devices and live maps.
+// Collect removes devices, names and live maps.
 func (l Dirs) Collect() error {
-	return errors.Join(collectDevices(l.Dir), collectMaps(l.Dir, livemap.Dir, func(livemap.Unused) bool { return false }))
+	return errors.Join(collectDevices(l.Dir), collectNames(l.Dir), collectMaps(l.Dir, livemap.Dir, func(livemap.Unused) bool { return false }))
+}
+
+// collectNames removes names in /dev/ublk-clone.
+func collectNames(d control.Dir) error {
+	if d != control.DefaultDir() {
+		return nil
+	}
+	return udev.DevLinks().Collect(d)
 }
 
 // collectDevices removes the devices of dead daemons of ours that have no block device.

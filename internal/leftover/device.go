@@ -231,10 +231,19 @@ func forget(d control.Dir, def *definition.Definition) error {
 }
 
 // Undefine removes the definition of a clone that has ended, and before it what nobody looks for
-// without one: what udev was told, also by daemons before that were killed, and what a killed
-// successor has tried (TrialPath). The caller has the lock of the name.
+// without one: what udev was told, also by daemons before that were killed, the name in
+// /dev/ublk-clone, and what a killed successor has tried (TrialPath). The caller has the lock of the name.
 func Undefine(d control.Dir, def *definition.Definition) error {
-	return errors.Join(udev.Forget(d, def), file.Discard(d.TrialPath(def.Name)), file.Discard(d.DefinitionPath(def.Name)))
+	return errors.Join(udev.Forget(d, def), takeName(d, def), file.Discard(d.TrialPath(def.Name)), file.Discard(d.DefinitionPath(def.Name)))
+}
+
+// takeName removes the name of a clone in /dev/ublk-clone. Clones of another folder than that of this
+// machine, as tests have them, have no name there.
+func takeName(d control.Dir, def *definition.Definition) error {
+	if d != control.DefaultDir() {
+		return nil
+	}
+	return udev.DevLinks().Take(def)
 }
 
 // Silent is the status of a clone whose daemon does not answer, with err.
@@ -249,7 +258,7 @@ func (l Dirs) Silent(name string, err error) control.Status {
 	if loadErr != nil {
 		return st
 	}
-	st.DMName, st.DMDevice = def.DM, def.LayerPath()
+	st.DMName, st.DMDevice, st.Path = def.DM, def.LayerPath(), udev.DevLinks().Now(name)
 	st.Device, st.Source, st.Dest, st.Metadata, st.Size, st.RegionSize = def.Device, def.Source, def.Dest, def.Metadata, def.Size, def.RegionSize
 	if !l.Dir.Alive(name) {
 		st.State = control.StateDead

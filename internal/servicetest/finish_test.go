@@ -3,6 +3,7 @@
 package servicetest
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ func TestServiceFinish(t *testing.T) {
 	g.sh(`
 		sed -i 's,^metadata.*,metadata = "/var/lib/data.meta",' /etc/ublk-clone/data.toml
 		systemctl enable --now ublk-clone@data
-		mount /dev/mapper/data /mnt`)
+		mount /dev/ublk-clone/data /mnt`)
 	if p := g.properties("/dev/mapper/data"); strings.Contains(p, "ID_FS_UUID=") {
 		t.Errorf("udev has searched a layer whose clone is not complete:\n%s", p)
 	}
@@ -41,6 +42,12 @@ func TestServiceFinish(t *testing.T) {
 	g.sh(`
 		ublk-clone set data rate=none
 		ublk-clone wait data --timeout 2m`)
+	same := func(when string) {
+		if to := strings.Fields(g.run("readlink", "-f", "/dev/ublk-clone/data", "/dev/mapper/data")); len(to) != 2 || to[0] != to[1] {
+			t.Errorf("%s the clone's name leads to %s", when, to)
+		}
+	}
+	same("served,")
 	named := func(when string) {
 		to := strings.Fields(g.run("readlink", "-f", "/dev/disk/by-uuid/"+dataUUID, "/dev/mapper/data"))
 		if len(to) != 2 || to[0] != to[1] {
@@ -57,6 +64,7 @@ func TestServiceFinish(t *testing.T) {
 	g.properties("/dev/mapper/data")
 	g.properties(byID + "dest")
 	named("finished,")
+	same("finished,")
 	g.sh(`
 		cd /mnt
 		md5sum --quiet -c /root/sums
@@ -71,6 +79,46 @@ func TestServiceFinish(t *testing.T) {
 	if state := strings.TrimSpace(g.try("systemctl", "is-enabled", "ublk-clone@data").stdout); state != "disabled" {
 		t.Errorf("the unit is %s", state)
 	}
+	g.reboot()
+	g.sh(`
+		test ! -e /dev/ublkb0
+		mount ` + byID + `dest /mnt
+		cd /mnt
+		md5sum --quiet -c /root/sums`)
+}
+
+// TestServiceFinishAuto: the daemon of a unit finishes its clone by itself, from within the sandbox:
+// unit, definition and udev are then as after the command.
+func TestServiceFinishAuto(t *testing.T) {
+	runs.On(t, "6.18", runs.FullOnly)
+	g := newGuest(t, options{disks: map[string]int64{"source": 48 << 20, "dest": 48 << 20}})
+	g.boot()
+	g.install(packages)
+	g.defineData("dm = \"data\"\nfinish = \"auto\"\nno-hydration = true\n")
+	g.sh(`
+		sed -i 's,^metadata.*,metadata = "/var/lib/data.meta",' /etc/ublk-clone/data.toml
+		systemctl enable --now ublk-clone@data
+		mount /dev/ublk-clone/data /mnt
+		ublk-clone resume data`)
+	g.waitFor(2*time.Minute, "the unit to end and to be disabled", func() error {
+		active, enabled := g.try("systemctl", "is-active", "ublk-clone@data").stdout, g.try("systemctl", "is-enabled", "ublk-clone@data").stdout
+		if strings.TrimSpace(active) != "inactive" || strings.TrimSpace(enabled) != "disabled" {
+			return fmt.Errorf("it is %s, %s", active, enabled)
+		}
+		return nil
+	})
+	if p := g.sh("udevadm settle; udevadm info --query=property " + byID + "dest"); !strings.Contains(p, "ID_FS_UUID="+dataUUID) {
+		t.Errorf("finished, udev still hides the destination:\n%s", p)
+	}
+	g.sh(`
+		cd /mnt
+		md5sum --quiet -c /root/sums
+		test ! -e /var/lib/data.meta
+		test ! -e /dev/ublkb0
+		test ! -e /etc/ublk-clone/data.toml
+		test -e /etc/ublk-clone/data.toml.finished
+		dmsetup table data | grep linear
+		flock -n -x "$(readlink -f ` + byID + `source)" true`)
 	g.reboot()
 	g.sh(`
 		test ! -e /dev/ublkb0

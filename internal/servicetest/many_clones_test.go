@@ -81,7 +81,7 @@ const socketLimit = 100 * time.Millisecond
 func (g *guest) allServe(n int) {
 	g.Helper()
 	g.waitFor(bootLimit, "all clones", func() error {
-		if list := g.run("ublk-clone", "list"); strings.Count(list, "/dev/ublkb") != n {
+		if list := g.run("ublk-clone", "list"); strings.Count(list, "/dev/ublk-clone/") != n {
 			return fmt.Errorf("%s", list)
 		}
 		return nil

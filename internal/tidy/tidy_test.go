@@ -42,7 +42,7 @@ var allowed = map[string]struct {
 	"internal/committer":          {imports: []string{"clone", "internal/control", "internal/identity", "metadata"}},
 	"internal/control":            {imports: []string{"internal/blockdev", "internal/definition", "internal/exit", "internal/file", "internal/footprint", "internal/guard", "internal/sys", "internal/text"}},
 	"internal/copybuffers":        {},
-	"internal/daemon":             {imports: []string{"internal/control", "internal/definition", "internal/events", "internal/exit", "internal/file", "internal/guard", "internal/holders", "internal/leftover", "internal/process", "internal/steps", "internal/sys", "internal/systemd"}},
+	"internal/daemon":             {imports: []string{"internal/control", "internal/definition", "internal/etc", "internal/events", "internal/exit", "internal/file", "internal/guard", "internal/holders", "internal/leftover", "internal/process", "internal/steps", "internal/sys", "internal/systemd"}},
 	"internal/dataplane":          {imports: []string{"clone", "hydrate", "internal/blockdev", "internal/copybuffers", "internal/faults", "internal/guard", "internal/livemap", "ublk", "ublk/uring"}},
 	"internal/definition":         {imports: []string{"hydrate", "internal/exit", "internal/text", "metadata"}},
 	"internal/devices":            {imports: []string{"internal/blockdev", "internal/control", "internal/dataplane", "internal/definition", "internal/dm", "internal/etc", "internal/events", "internal/exit", "internal/explain", "internal/faults", "internal/guard", "internal/host", "internal/identity", "internal/metadev", "internal/neighbours", "internal/records", "internal/steps", "internal/text", "metadata"}},
@@ -64,7 +64,7 @@ var allowed = map[string]struct {
 	"internal/holders":            {imports: []string{"internal/blockdev", "internal/dm", "internal/exit", "internal/explain", "internal/guard", "internal/process", "internal/sys", "internal/text", "ublk"}},
 	"internal/host":               {imports: []string{"metadata"}},
 	"internal/identity":           {imports: []string{"bitmap", "clone", "internal/blockdev", "internal/exit", "internal/fingerprint", "internal/guard", "internal/sys", "metadata"}},
-	"internal/leftover":           {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/dm", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/holders", "internal/host", "internal/livemap", "internal/metadev", "internal/sys", "internal/udev", "metadata", "ublk"}},
+	"internal/leftover":           {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/dm", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/holders", "internal/host", "internal/livemap", "internal/metadev", "internal/sys", "internal/systemd", "internal/udev", "metadata", "ublk"}},
 	"internal/livemap":            {imports: []string{"bitmap", "internal/sys"}},
 	"internal/metadev":            {imports: []string{"internal/blockdev", "internal/explain", "internal/guard", "internal/host", "internal/livemap", "metadata"}},
 	"internal/neighbours":         {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/exit", "internal/guard", "internal/sys"}},
@@ -75,13 +75,13 @@ var allowed = map[string]struct {
 	"internal/servicetest":        {},
 	"internal/servicetest/agent":  {imports: []string{"internal/servicetest"}, syscalls: true},
 	"internal/steps":              {imports: []string{"internal/exit", "internal/faults", "internal/guard"}},
-	"internal/succession":         {imports: []string{"internal/control", "internal/daemon", "internal/definition", "internal/exit", "internal/leftover"}},
+	"internal/succession":         {imports: []string{"internal/blockdev", "internal/control", "internal/daemon", "internal/definition", "internal/exit", "internal/leftover"}},
 	"internal/sys":                {imports: []string{"internal/guard"}, syscalls: true},
 	"internal/systemd":            {imports: []string{"internal/exit"}},
 	"internal/testkit":            {imports: []string{"internal/control", "internal/definition", "internal/exit"}},
 	"internal/text":               {},
 	"internal/tidy":               {},
-	"internal/udev":               {imports: []string{"internal/control", "internal/definition", "internal/file"}},
+	"internal/udev":               {imports: []string{"internal/control", "internal/definition", "internal/file", "internal/sys"}},
 	"internal/devicetest/harness": {imports: []string{"internal/sys", "ublk"}, syscalls: true},
 	"internal/runs":               {},
 	"internal/runs/plan":          {imports: []string{"internal/runs"}},
@@ -93,7 +93,7 @@ var allowed = map[string]struct {
 // internal/faults, which only tests have built in, kills its own process.
 var errnoOnly = []string{
 	"cmd/ublk-clone", "internal/blockdev", "internal/control", "internal/daemon", "internal/dataplane", "internal/devices", "internal/dm", "internal/doctor",
-	"internal/engine", "internal/events", "internal/faults", "internal/fingerprint", "internal/holders", "internal/leftover",
+	"internal/engine", "internal/events", "internal/faults", "internal/fingerprint", "internal/holders", "internal/leftover", "internal/udev",
 }
 
 // libraryOf are libraries that only packages below a directory may import: what the command line is
@@ -213,6 +213,7 @@ var changesFiles = []string{"WriteFile", "Create", "Rename", "Remove", "RemoveAl
 var mayChangeFiles = map[string]string{
 	"internal/udev/udev.go WriteFile":     "uevent in sysfs",
 	"internal/dm/over.go Symlink":         "a link in /dev, which no boot finds",
+	"internal/udev/links.go Symlink":      "a link in /dev, which no boot finds",
 	"internal/livemap/livemap.go Rename":  "tmpfs: what is there ends with the machine",
 	"internal/livemap/livemap.go Remove":  "tmpfs",
 	"internal/livemap/zeros.go Remove":    "tmpfs",

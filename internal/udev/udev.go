@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/ublk-clone/ublk-clone/internal/control"
 	"github.com/ublk-clone/ublk-clone/internal/definition"
@@ -61,7 +62,7 @@ func NameDevice(d control.Dir, def *definition.Definition, device string, comple
 	if def.DM == "" {
 		return tell(d, def, path, shown)
 	}
-	return errors.Join(tell(d, def, path, name), tell(d, def, layerUdevFile(d, def.DM), shown))
+	return errors.Join(tell(d, def, path, name+"\nUBLK_CLONE_LAYER=1"), tell(d, def, layerUdevFile(d, def.DM), shown))
 }
 
 // tell replaces the file as a whole: udev may read it at any moment. Until then it is called after
@@ -71,8 +72,22 @@ func tell(d control.Dir, def *definition.Definition, path, lines string) error {
 	return file.ReplaceBy(d.BegunPath(def.Name), path, []byte(lines+"\n"), 0o600)
 }
 
-// Announce has the kernel tell of a device and of its partitions again.
+// Announce has the kernel tell of a device and of its partitions again. Where its folder in sysfs is
+// read-only, as for the daemon of a unit, udev is made to do so: it looks again at a device that is
+// closed after it was open for writing.
 func Announce(path string) error {
+	err := announce(path)
+	if !errors.Is(err, syscall.EROFS) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func announce(path string) error {
 	disk := "/sys/class/block/" + kernelName(path)
 	err := os.WriteFile(disk+"/uevent", []byte("change"), 0)
 	parts, _ := filepath.Glob(disk + "/*/partition") // the pattern is right

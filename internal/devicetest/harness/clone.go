@@ -24,7 +24,7 @@ type Clone struct {
 	M    *Machine
 	Name string
 	Args []string // of add
-	Path string   // /dev/ublkbN, while it exists
+	Path string   // /dev/ublkbN, or the layer's, while it exists
 }
 
 // Status is what the tests read of `status -o json`.
@@ -110,10 +110,24 @@ func (m *Machine) AddClone(source, dest, metadata *Disk, args ...string) *Clone 
 // Add is `add`, which prints the device.
 func (c *Clone) Add() {
 	c.M.Helper()
-	c.Path = strings.TrimSpace(c.M.MustRun(Command, append([]string{"add", c.Name}, c.Args...)...))
+	c.Path = Opened(c.M.MustRun(Command, append([]string{"add", c.Name}, c.Args...)...))
 	if _, err := os.Stat(c.Path); err != nil {
 		c.M.Fatalf("add has printed %q: %v", c.Path, err)
 	}
+}
+
+// NameFolder has the links by which users know clones.
+const NameFolder = "/dev/ublk-clone"
+
+// Opened is the path of the device that add or recover has printed: behind the clone's link, which
+// leads to it. Releases before have printed that path itself.
+func Opened(printed string) string {
+	path := strings.TrimSpace(printed)
+	to, err := os.Readlink(path)
+	if filepath.Dir(path) != NameFolder || err != nil {
+		return path
+	}
+	return filepath.Join(NameFolder, to)
 }
 
 // Del is `del`, which must succeed.

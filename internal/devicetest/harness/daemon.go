@@ -223,7 +223,7 @@ func (c *Clone) WaitEnded(pid int) {
 // Recover is `recover`, which prints the device.
 func (c *Clone) Recover() {
 	c.M.Helper()
-	if got := strings.TrimSpace(c.M.MustRun(Command, "recover", c.Name)); got != c.Path {
+	if got := Opened(c.M.MustRun(Command, "recover", c.Name)); got != c.Path {
 		c.M.Fatalf("recover has printed %q, the device was %s", got, c.Path)
 	}
 }

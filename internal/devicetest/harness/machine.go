@@ -145,6 +145,13 @@ func Leftovers() []string {
 		found, _ := filepath.Glob(pattern)
 		left = append(left, found...)
 	}
+	names, _ := filepath.Glob(NameFolder + "/*")
+	for _, name := range names {
+		to, _ := os.Readlink(name)
+		if _, err := os.Stat(name); err == nil && !strings.HasPrefix(to, "../mapper/") { // of a layer that outlives its clone
+			left = append(left, name)
+		}
+	}
 	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	left = append(left, loops...)
 	for _, pid := range Daemons() {
