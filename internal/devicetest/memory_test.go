@@ -24,8 +24,8 @@ type most struct{ resident, charged int64 }
 var (
 	mostIdle      = most{28 * harness.MiB, 22 * harness.MiB}
 	mostCopying   = most{60 * harness.MiB, 56 * harness.MiB}
-	mostComplete  = most{18 * harness.MiB, 12 * harness.MiB}
-	mostDiscarded = most{30 * harness.MiB, 24 * harness.MiB}
+	mostComplete  = most{39 * harness.MiB / 2, 13 * harness.MiB}
+	mostDiscarded = most{36 * harness.MiB, 28 * harness.MiB}
 )
 
 // TestMemoryOfAClone: what a clone of 1 TiB at 64 KiB regions takes, by its mappings and by its
@@ -45,7 +45,7 @@ func TestMemoryOfAClone(t *testing.T) {
 }
 
 // TestMemoryOfADiscardedClone: a clone of 4 TiB at 4 KiB regions, all of which was discarded, takes no
-// memory for what is in one state throughout.
+// more than what it has at the start.
 func TestMemoryOfADiscardedClone(t *testing.T) {
 	runs.On(t, "6.18", runs.Sampled)
 	m := harness.New(t)
@@ -156,7 +156,7 @@ func mapMemory(c *harness.Clone) (sum int64) {
 const (
 	mostIdleCPU     = 0.004
 	mostIdleWakeUps = 30 // in a second
-	mostIdleThreads = 20
+	mostIdleThreads = 26 // the kernel's workers for its rings among them
 )
 
 // activity is what a process has done so far, in all of its threads.
