@@ -54,7 +54,7 @@ func TestReadRefuses(t *testing.T) {
 // verdictOf the first goal whose text begins so.
 func verdictOf(t *testing.T, s Set, at Setup, what string) Verdict {
 	t.Helper()
-	for _, v := range s.Judge(at) {
+	for _, v := range s.Judge(at, Goals()) {
 		if strings.HasPrefix(v.Goal.What, what) {
 			return v
 		}
@@ -100,7 +100,7 @@ func TestJudgeTakesTheBestPeer(t *testing.T) {
 // missing.
 func TestMissingIsSaid(t *testing.T) {
 	for _, at := range []Setup{at4, {"6.18", 1}} {
-		all := Set{}.Judge(at)
+		all := Set{}.Judge(at, Goals())
 		if len(all) < 14 {
 			t.Errorf("%d goals", len(all))
 		}
@@ -119,7 +119,7 @@ func TestMissingIsSaid(t *testing.T) {
 
 // TestOneColumnGoals: goals that are set for S=4 alone are not judged at S=1.
 func TestOneColumnGoals(t *testing.T) {
-	for _, v := range (Set{}).Judge(Setup{"6.18", 1}) {
+	for _, v := range (Set{}).Judge(Setup{"6.18", 1}, Goals()) {
 		if strings.Contains(v.Goal.What, "p99") || strings.Contains(v.Goal.What, "reader") {
 			t.Errorf("judged at S=1: %s", v.Goal.What)
 		}
