@@ -54,7 +54,7 @@ func TestReadRefuses(t *testing.T) {
 // verdictOf the first goal whose text begins so.
 func verdictOf(t *testing.T, s Set, at Setup, what string) Verdict {
 	t.Helper()
-	for _, v := range s.Judge(at) {
+	for _, v := range s.Judge(at, Goals()) {
 		if strings.HasPrefix(v.Goal.What, what) {
 			return v
 		}
@@ -100,7 +100,7 @@ func TestJudgeTakesTheBestPeer(t *testing.T) {
 // missing.
 func TestMissingIsSaid(t *testing.T) {
 	for _, at := range []Setup{at4, {"6.18", 1}} {
-		all := Set{}.Judge(at)
+		all := Set{}.Judge(at, Goals())
 		if len(all) < 14 {
 			t.Errorf("%d goals", len(all))
 		}
@@ -119,7 +119,7 @@ func TestMissingIsSaid(t *testing.T) {
 
 // TestOneColumnGoals: goals that are set for S=4 alone are not judged at S=1.
 func TestOneColumnGoals(t *testing.T) {
-	for _, v := range (Set{}).Judge(Setup{"6.18", 1}) {
+	for _, v := range (Set{}).Judge(Setup{"6.18", 1}, Goals()) {
 		if strings.Contains(v.Goal.What, "p99") || strings.Contains(v.Goal.What, "reader") {
 			t.Errorf("judged at S=1: %s", v.Goal.What)
 		}
@@ -170,6 +170,27 @@ func TestNumber(t *testing.T) {
 	for v, want := range map[float64]string{0: "0", 0.01234: "0.0123", 1.234: "1.23", 12.34: "12.3", 123.4: "123", 15801.3: "15801"} {
 		if got := number(v); got != want {
 			t.Errorf("%v is printed as %s, want %s", v, got, want)
+		}
+	}
+}
+
+// TestDirectDocumentSaysHowOften: a quick run is called one.
+func TestDirectDocumentSaysHowOften(t *testing.T) {
+	g := DirectGoals()[0]
+	for n, want := range map[int]string{1: "each figure was measured once", 3: "is the median of 3"} {
+		s := Set{}
+		for range n {
+			s.add(Figure{Kernel: "6.18", S: 4, Key: g.Ours, Value: 9900})
+			s.add(Figure{Kernel: "6.18", S: 4, Key: g.Peers[0], Value: 10000})
+		}
+		var text strings.Builder
+		if err := s.WriteDirect(&text); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{want, "| met, 0.990 |", missing} {
+			if !strings.Contains(text.String(), want) {
+				t.Errorf("%d times: the document has no %q", n, want)
+			}
 		}
 	}
 }

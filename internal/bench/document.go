@@ -25,7 +25,7 @@ const missing = "missing"
 func (s Set) WriteDocument(out io.Writer, plots []Plot) error {
 	d := document{Set: s, out: out}
 	d.print(introduction)
-	d.goals()
+	d.goals(Goals())
 	for _, p := range plots {
 		d.print("\n![" + p.Title + "](" + p.File + ")\n")
 	}
@@ -93,7 +93,7 @@ func (d *document) ratio(at Setup, k, peer Key) string {
 }
 
 // goals prints a table for each S, a column for each kernel.
-func (d *document) goals() {
+func (d *document) goals(goals []Goal) {
 	d.print("\n## Goals\n\n" + goalsText)
 	setups := d.Setups()
 	for _, s := range []int{4, 1} {
@@ -109,10 +109,10 @@ func (d *document) goals() {
 		}
 		rows := [][]string{header}
 		var absent []string
-		for i, first := range d.Judge(of[0]) {
+		for i, first := range d.Judge(of[0], goals) {
 			row := []string{fmt.Sprint(i + 1), first.Goal.What, first.limit()}
 			for _, at := range of {
-				v := d.Judge(at)[i]
+				v := d.Judge(at, goals)[i]
 				row = append(row, v.Text())
 				if v.Missing != "" {
 					absent = append(absent, fmt.Sprintf("- %s, %s: %s", at.Kernel, v.Goal.What, v.Missing))

@@ -48,4 +48,33 @@ The measurements are the tests of ` + "`internal/devicetest`" + ` whose names be
 run one of them alone: ` + "`BENCH=1 BENCH_S=1 KERNEL=7.3 RUN=TestBenchHydration scripts/device-tests`" + `. CI runs TestBenchCounts, which
 fails when a request on a hydrated clone costs 5 % more or less than it did.
 `
+
+	directIntroduction = `# Benchmarks of direct extents, fsync and fast devices
+
+A clone with a device-mapper layer (` + "`add --dm`" + `) leads what is durably hydrated straight to its destination. These
+measurements show what that gives, beside dm-clone, the raw device, a clone without a layer, and one whose layer leads all to the
+daemon. Only ` + "`make bench`" + ` writes this document, in the same guests and on the same devices as [benchmarks.md](benchmarks.md),
+which explains them. The SSD takes discards here, since nothing is direct on a device that does not.
+`
+	halvesText = `Half of each clone is hydrated. The jobs are those of dm-clone's published figures: 4 KiB by psync and by libaio at depth 32,
+256 KiB by libaio at depth 32. Reads in the other half come from the disk, and writes there take whole regions of 4 KiB.
+`
+	besideHydrationText = `One reader at depth 1 reads the hydrated half in random order, while the other half is hydrated, and alone. All three have
+hydration's defaults. dm-clone copies one region at a time with them.
+`
+	durableText = `Writes of 4 KiB in random order, each followed by an fsync, on an SSD with a volatile cache. dm-clone and the clone without a layer
+are hydrated, and half of the direct one is. The file on ext4 has been written before.
+`
+	fastText = `A null_blk device without any delay, and one that takes 10 us (at S=4, 40 us) for a request and 1024 requests at a time. Half of
+each clone is hydrated, and all requests are in that half. The guest has one CPU, so this is what the CPU takes for a request, and
+not what several queues give together. Where nothing is direct, most of it is the second pass through the block layer, io_uring and
+ublk. Where it is, the limit is that of device-mapper's one pass.
+`
+	directRepeatText = `
+## How to repeat
+
+` + "```console" + `
+scripts/bench direct   # this document alone: kernels 6.18 and 7.3, S=4 and S=1
+` + "```" + `
+`
 )

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -67,6 +68,7 @@ type job struct {
 	first, size int64 // the area, in bytes; 0 = the whole device
 	ramp, run   time.Duration
 	mix         int // percent of reads, of randrw
+	fsync       bool
 }
 
 // Times of a job: it warms up, and is measured. On devices that are slower by a factor it takes
@@ -103,6 +105,9 @@ func (j job) args(path string, n int) []string {
 	}
 	if j.run > 0 {
 		args = append(args, "--time_based", fmt.Sprintf("--ramp_time=%dms", j.ramp.Milliseconds()), fmt.Sprintf("--runtime=%dms", j.run.Milliseconds()))
+	}
+	if j.fsync {
+		args = append(args, "--fsync=1", "--overwrite=1") // a file is laid out before
 	}
 	if j.mix > 0 {
 		args = append(args, "--rwmixread="+strconv.Itoa(j.mix))
@@ -222,12 +227,27 @@ func (c *candidate) start(settings ...string) {
 	case bench.Snapshot:
 		c.startSnapshot()
 	case bench.Ours:
-		args := append([]string{"--no-hydration", "--force", "--region-size", harness.KiBText(c.region)}, settings...)
-		c.clone = c.m.AddClone(c.disks.source, c.disks.dest, c.disks.metadata, args...)
-		c.path = c.clone.Path
-		c.m.WriteFile(fmt.Sprintf("/sys/block/%s/queue/scheduler", c.m.Block(c.path).Name), "none")
+		c.startOurs(settings...)
+	case bench.Layered:
+		c.startOurs(append(settings, "--dm", harness.LayerName, "--direct", "off")...)
+	case bench.Direct, bench.Finished:
+		c.startOurs(append(settings, "--dm", harness.LayerName)...)
 	}
 }
+
+func (c *candidate) startOurs(settings ...string) {
+	c.m.Helper()
+	args := append([]string{"--no-hydration", "--force", "--region-size", harness.KiBText(c.region)}, settings...)
+	c.clone = c.m.AddClone(c.disks.source, c.disks.dest, c.disks.metadata, args...)
+	device := c.m.Block(c.clone.Status().Device)
+	c.m.WriteFile(fmt.Sprintf("/sys/block/%s/queue/scheduler", device.Name), "none")
+	if c.path = device.Path; c.hasLayer() {
+		c.path = c.m.MapperPath(harness.LayerName)
+	}
+}
+
+// hasLayer says that it is one of ours that has a layer.
+func (c *candidate) hasLayer() bool { return c.clone != nil && slices.Contains(c.clone.Args, "--dm") }
 
 // kernelDevice makes a device-mapper device that stop removes, or the end of a test that fails.
 func (c *candidate) kernelDevice(name, table string) string {
@@ -260,7 +280,9 @@ func (c *candidate) stop() {
 	case bench.Snapshot:
 		c.m.MustRun("dmsetup", "remove", "--retry", "kernel")
 		c.m.MustRun("dmsetup", "remove", "--retry", "mirror")
-	case bench.Ours:
+	case bench.Finished:
+		c.m.MustRun("dmsetup", "remove", "--retry", harness.LayerName)
+	default:
 		c.clone.Del()
 	}
 	c.path = ""
@@ -269,7 +291,7 @@ func (c *candidate) stop() {
 // hydrate switches hydration on.
 func (c *candidate) hydrate() {
 	c.m.Helper()
-	if c.name == bench.Ours {
+	if c.name != bench.DMClone {
 		c.clone.Message("enable_hydration")
 		return
 	}
@@ -288,7 +310,7 @@ func (c *candidate) tune(setting string, threshold, batch int) {
 func (c *candidate) writeAll() {
 	c.m.Helper()
 	fio(c.m, c.path, job{rw: "write", bs: harness.MiB, depth: 4})
-	if c.name == bench.Ours {
+	if c.name != bench.DMClone {
 		c.clone.WaitHydrated()
 		return
 	}

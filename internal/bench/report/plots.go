@@ -63,7 +63,7 @@ func (b *bars) add(figures bench.Set, at bench.Setup, name string, keys ...bench
 func goalBars(figures bench.Set, at bench.Setup) bars {
 	b := bars{file: "goals", title: "Goals: 1 is the limit, higher is better", axis: "reached", line: 1}
 	s := series{name: bench.Ours}
-	for i, v := range figures.Judge(at) {
+	for i, v := range figures.Judge(at, bench.Goals()) {
 		reached := v.Ratio / v.Limit
 		if !v.Least {
 			reached = v.Limit / v.Ratio

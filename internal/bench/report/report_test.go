@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/ublk-clone/ublk-clone/internal/bench"
@@ -25,12 +26,15 @@ func TestReport(t *testing.T) {
 	docs := t.TempDir()
 	f := bench.Figure{Kernel: "6.18", S: 4, Value: 12}
 	f.Key = bench.Key{Candidate: bench.Ours, State: bench.Unhydrated, Job: bench.WriteIOPS, Region: 4096, Unit: bench.IOPS}
-	if err := report(docs, []string{log(t, "=== RUN x\n"+f.Line()+"\n")}); err != nil {
+	if err := report(docs, docs, []string{log(t, "=== RUN x\n"+f.Line()+"\n")}); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(filepath.Join(docs, "benchmarks.md"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if second, err := os.ReadFile(filepath.Join(docs, "benchmarks-direct.md")); err != nil || !strings.Contains(string(second), "Not measured:") {
+		t.Errorf("the second document: %v: %s", err, second)
 	}
 	plots := regexp.MustCompile(`\]\((\S+\.svg)\)`).FindAllSubmatch(text, -1)
 	if len(plots) != 3 {
@@ -49,7 +53,7 @@ func TestReportRefuses(t *testing.T) {
 		"none": nil, "absent": {"/nonexistent"}, "without figures": {log(t, "nothing\n")}, "cut": {log(t, `bench: {"kernel":"6.1`)},
 	} {
 		docs := t.TempDir()
-		if err := report(docs, logs); err == nil {
+		if err := report(docs, docs, logs); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 		if made, _ := os.ReadDir(docs); len(made) > 0 {
