@@ -102,7 +102,7 @@ func TestFinishByItselfLater(t *testing.T) {
 	if st := d.status(phaseUp); strings.Contains(st.FinishWaits, "too late") || d.byItself.hold != firstHold {
 		t.Errorf("after a change: %q, users wait for %s", st.FinishWaits, d.byItself.hold)
 	}
-	d.byItself.defined = etc.Dir(d.byItself.defined.Path("c")) // a file, where a folder is to be
+	d.byItself.defined = etc.Dir(d.byItself.defined.Path("c")) // a file, where a directory is to be
 	handed := e.handed
 	if d.byItself.finish() || e.handed != handed {
 		t.Error("it goes on though the definition cannot be taken away")

@@ -24,8 +24,8 @@ const layerNameMax = 127 // DM_NAME_LEN - 1, linux/dm-ioctl.h
 // MapperDir has the links to device-mapper devices.
 const MapperDir = "/dev/mapper"
 
-// NameFolder has the links by which users know clones.
-const NameFolder = "/dev/ublk-clone"
+// NameDir has the links by which users know clones.
+const NameDir = "/dev/ublk-clone"
 
 // checkLayer refuses what no layer can be called.
 func (d *Definition) checkLayer() error {

@@ -42,7 +42,7 @@ func TestCommandsUnderLoad(t *testing.T) {
 		})
 	}
 	for range harness.Count(2, 30) {
-		answers(0, harness.NameFolder, "list")
+		answers(0, harness.NameDir, "list")
 		answers(0, c.Path, "status")
 		answers(0, `"hydr`, "status", c.Name, "-o", "json")
 		answers(0, " clone 8 ", "status", c.Name, "-o", "dm")

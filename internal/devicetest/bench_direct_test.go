@@ -166,11 +166,11 @@ func (c *candidate) durable() {
 	j := job{rw: "randwrite", bs: 4 * harness.KiB, depth: 1, run: runTime, fsync: true, size: 24 * harness.MiB}
 	c.fsyncs(c.path, j, bench.FsyncDevice)
 	c.m.MustRun("mkfs.ext4", "-q", "-F", "-E", "nodiscard", c.path)
-	folder := filepath.Join(c.m.Dir, "durable")
-	c.m.MustRun("mkdir", "--parents", folder)
-	c.m.MustRun("mount", c.path, folder)
-	c.fsyncs(filepath.Join(folder, "file"), j, bench.FsyncExt4)
-	c.m.MustRun("umount", folder)
+	dir := filepath.Join(c.m.Dir, "durable")
+	c.m.MustRun("mkdir", "--parents", dir)
+	c.m.MustRun("mount", c.path, dir)
+	c.fsyncs(filepath.Join(dir, "file"), j, bench.FsyncExt4)
+	c.m.MustRun("umount", dir)
 }
 
 // fsyncs measures one of both: how many a second, and how many flushes of the destination each

@@ -17,7 +17,7 @@ import (
 // The name by which users know a clone. The guest has no udev: the daemon gives the name.
 
 // namePath is the link of the tests' clone.
-var namePath = filepath.Join(harness.NameFolder, "test")
+var namePath = filepath.Join(harness.NameDir, "test")
 
 // called checks that the clone's name leads to that device.
 func called(m *harness.Machine, when, path string) {
@@ -29,10 +29,10 @@ func called(m *harness.Machine, when, path string) {
 	}
 }
 
-// nameless checks that nothing is left in the folder of names.
+// nameless checks that nothing is left in the directory of names.
 func nameless(m *harness.Machine, when string) {
 	m.Helper()
-	if entries, err := os.ReadDir(harness.NameFolder); err != nil || len(entries) > 0 {
+	if entries, err := os.ReadDir(harness.NameDir); err != nil || len(entries) > 0 {
 		m.Errorf("%s: %v, %v", when, entries, err)
 	}
 }
@@ -107,7 +107,7 @@ func TestNamesKilled(t *testing.T) {
 	if err := harness.DeleteDevices(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("../ublkb0", filepath.Join(harness.NameFolder, ".test.new")); err != nil {
+	if err := os.Symlink("../ublkb0", filepath.Join(harness.NameDir, ".test.new")); err != nil {
 		t.Fatal(err)
 	}
 	m.MustRun(harness.Command, "del", c.Name)
@@ -117,7 +117,7 @@ func TestNamesKilled(t *testing.T) {
 	if err := os.Symlink(".."+foreign, namePath); err != nil {
 		t.Fatal(err)
 	}
-	for _, place := range []string{"a link of somebody else's", "a file where the folder is to be"} {
+	for _, place := range []string{"a link of somebody else's", "a file where the directory is to be"} {
 		o := m.Try(harness.Command, append([]string{"add", c.Name}, c.Args...)...)
 		c.Path = strings.TrimSpace(m.Must(o, "add"))
 		if c.Path != c.Status().Device || !strings.Contains(o.Stderr, "has no name in /dev/ublk-clone") {
@@ -127,14 +127,14 @@ func TestNamesKilled(t *testing.T) {
 			called(m, "not ours,", dest.Path)
 		}
 		c.Del()
-		if err := os.RemoveAll(harness.NameFolder); err != nil {
+		if err := os.RemoveAll(harness.NameDir); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(harness.NameFolder, nil, 0o600); err != nil {
+		if err := os.WriteFile(harness.NameDir, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Remove(harness.NameFolder); err != nil {
+	if err := os.Remove(harness.NameDir); err != nil {
 		t.Fatal(err)
 	}
 }

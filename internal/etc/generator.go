@@ -151,7 +151,7 @@ func Quoted(path string) string {
 
 // devices are the block devices that the clone makes.
 func (d Values) devices(name string) []string {
-	all := []string{definition.NameFolder + "/" + name}
+	all := []string{definition.NameDir + "/" + name}
 	if dm := d["dm"]; dm != "" {
 		all = append(all, "/dev/mapper/"+dm)
 	}

@@ -237,7 +237,7 @@ func Undefine(d control.Dir, def *definition.Definition) error {
 	return errors.Join(udev.Forget(d, def), takeName(d, def), file.Discard(d.TrialPath(def.Name)), file.Discard(d.DefinitionPath(def.Name)))
 }
 
-// takeName removes the name of a clone in /dev/ublk-clone. Clones of another folder than that of this
+// takeName removes the name of a clone in /dev/ublk-clone. Clones of another directory than that of this
 // machine, as tests have them, have no name there.
 func takeName(d control.Dir, def *definition.Definition) error {
 	if d != control.DefaultDir() {

@@ -16,8 +16,8 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
-// Links are the names by which users know clones, whatever their devices are called: a folder, which
-// is definition.NameFolder but in tests, with a link for each clone. It leads to the layer, where there
+// Links are the names by which users know clones, whatever their devices are called: a directory, which
+// is definition.NameDir but in tests, with a link for each clone. It leads to the layer, where there
 // is one, and to the block device otherwise. Our rules have udev make it. Where udev does not run,
 // or has no such rules, the daemon makes it, and whoever removes what a clone has left removes it.
 //
@@ -25,16 +25,16 @@ import (
 // in /dev/mapper: the number of a layer that somebody removes may be another device's soon. What is
 // there and cannot be ours is left alone.
 type Links struct {
-	Folder string
-	rules  []string                              // where udev looks for rules: of those of the same name the first counts
-	udev   string                                // its control socket
-	leads  func(path string, number uint64) bool // to the block device of that number
+	Dir   string
+	rules []string                              // where udev looks for rules: of those of the same name the first counts
+	udev  string                                // its control socket
+	leads func(path string, number uint64) bool // to the block device of that number
 }
 
 // DevLinks are those of this machine.
 func DevLinks() Links {
 	return Links{
-		Folder: definition.NameFolder, udev: "/run/udev/control", leads: leads,
+		Dir: definition.NameDir, udev: "/run/udev/control", leads: leads,
 		rules: []string{"/etc/udev/rules.d", "/run/udev/rules.d", "/usr/local/lib/udev/rules.d", "/usr/lib/udev/rules.d", "/lib/udev/rules.d"},
 	}
 }
@@ -54,10 +54,10 @@ const (
 	udevPause = 10 * time.Millisecond
 )
 
-func (l Links) path(name string) string { return filepath.Join(l.Folder, name) }
+func (l Links) path(name string) string { return filepath.Join(l.Dir, name) }
 
 // begunPath is a link that is about to replace another. No clone has such a name.
-func (l Links) begunPath(name string) string { return filepath.Join(l.Folder, "."+name+".new") }
+func (l Links) begunPath(name string) string { return filepath.Join(l.Dir, "."+name+".new") }
 
 // Give sees to it that the clone of that name has its link to the device at path top, whose number
 // is given. The devices are those that udev may have to look at again. It gives the path of the
@@ -92,8 +92,8 @@ func (l Links) byUdev() bool {
 	if _, err := os.Stat(l.udev); err != nil {
 		return false
 	}
-	for _, folder := range l.rules {
-		if info, err := os.Stat(filepath.Join(folder, nameRules)); err == nil {
+	for _, dir := range l.rules {
+		if info, err := os.Stat(filepath.Join(dir, nameRules)); err == nil {
 			return info.Mode().IsRegular() && info.Size() > 0
 		}
 	}
@@ -102,17 +102,17 @@ func (l Links) byUdev() bool {
 
 // link makes the link, or replaces one of ours: at no moment there is none, or half of one.
 func (l Links) link(name, top string) error {
-	if err := file.MakeDir(l.Folder, 0o755); err != nil {
+	if err := file.MakeDir(l.Dir, 0o755); err != nil {
 		return err
 	}
-	if err := os.Chmod(l.Folder, 0o755); err != nil { // whatever the umask is: names are no secret
+	if err := os.Chmod(l.Dir, 0o755); err != nil { // whatever the umask is: names are no secret
 		return err
 	}
 	path, begun := l.path(name), l.begunPath(name)
 	if to, err := l.leadsTo(name); err == nil && to == "" {
 		return errors.New("something else has this name")
 	}
-	to, err := filepath.Rel(l.Folder, top)
+	to, err := filepath.Rel(l.Dir, top)
 	if err == nil {
 		err = file.Remove(begun)
 	}
@@ -139,12 +139,12 @@ func (l Links) leadsTo(name string) (string, error) {
 		return "", nil
 	}
 	if !filepath.IsAbs(to) {
-		to = filepath.Join(l.Folder, to)
+		to = filepath.Join(l.Dir, to)
 	}
-	folder, base := filepath.Split(to)
-	dev := filepath.Dir(l.Folder)
-	ours := filepath.Clean(folder) == dev && (strings.HasPrefix(base, "ublkb") || strings.HasPrefix(base, "dm-")) ||
-		filepath.Clean(folder) == filepath.Join(dev, filepath.Base(definition.MapperDir))
+	dir, base := filepath.Split(to)
+	dev := filepath.Dir(l.Dir)
+	ours := filepath.Clean(dir) == dev && (strings.HasPrefix(base, "ublkb") || strings.HasPrefix(base, "dm-")) ||
+		filepath.Clean(dir) == filepath.Join(dev, filepath.Base(definition.MapperDir))
 	if !ours {
 		return "", nil
 	}
@@ -171,7 +171,7 @@ func gone(path string) bool {
 // Collect removes links that lead nowhere, as their devices are gone, and those of clones that are
 // gone to block devices that are others' by now.
 func (l Links) Collect(d control.Dir) error {
-	entries, err := os.ReadDir(l.Folder)
+	entries, err := os.ReadDir(l.Dir)
 	if errors.Is(err, fs.ErrNotExist) || len(entries) == 0 {
 		return nil
 	}

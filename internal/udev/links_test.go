@@ -10,7 +10,7 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/file"
 )
 
-// fakeDev is a folder /dev with these devices, which are files, and no udev.
+// fakeDev is a directory /dev with these devices, which are files, and no udev.
 func fakeDev(t *testing.T, devices ...string) Links {
 	t.Helper()
 	dev := filepath.Join(t.TempDir(), "dev")
@@ -23,16 +23,16 @@ func fakeDev(t *testing.T, devices ...string) Links {
 			t.Fatal(err)
 		}
 	}
-	return Links{Folder: filepath.Join(dev, "ublk-clone"), udev: filepath.Join(dev, "none"), leads: func(string, uint64) bool { return false }}
+	return Links{Dir: filepath.Join(dev, "ublk-clone"), udev: filepath.Join(dev, "none"), leads: func(string, uint64) bool { return false }}
 }
 
 // dev is the path of a device.
-func (l Links) dev(name string) string { return filepath.Join(filepath.Dir(l.Folder), name) }
+func (l Links) dev(name string) string { return filepath.Join(filepath.Dir(l.Dir), name) }
 
 // put makes a link as somebody else would.
 func (l Links) put(t *testing.T, name, to string) {
 	t.Helper()
-	if err := os.MkdirAll(l.Folder, 0o755); err != nil {
+	if err := os.MkdirAll(l.Dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Symlink(to, l.path(name)); err != nil {
@@ -64,8 +64,8 @@ func TestGiveName(t *testing.T) {
 		if i > 0 {
 			continue
 		}
-		if info, err := os.Stat(l.Folder); err != nil || info.Mode().Perm() != 0o755 {
-			t.Errorf("the folder: %v, %v", info, err)
+		if info, err := os.Stat(l.Dir); err != nil || info.Mode().Perm() != 0o755 {
+			t.Errorf("the directory: %v, %v", info, err)
 		}
 		go func() {
 			for {
@@ -86,7 +86,7 @@ func TestGiveName(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("while the link is replaced: %v", err)
 	}
-	if entries, err := os.ReadDir(l.Folder); err != nil || len(entries) != 1 {
+	if entries, err := os.ReadDir(l.Dir); err != nil || len(entries) != 1 {
 		t.Errorf("left: %v, %v", entries, err)
 	}
 }
@@ -116,9 +116,9 @@ func TestGiveOthersName(t *testing.T) {
 	if _, err := os.Lstat(l.path("file")); err != nil {
 		t.Error(err)
 	}
-	l.Folder = l.path("file") // where no folder can be
+	l.Dir = l.path("file") // where no directory can be
 	if path, err := l.Give("x", l.dev("ublkb7"), 7); err == nil {
-		t.Errorf("%s was given without a folder", path)
+		t.Errorf("%s was given without a directory", path)
 	}
 }
 
@@ -128,9 +128,9 @@ func TestGiveByUdev(t *testing.T) {
 	l := fakeDev(t, "ublkb7", "control")
 	first, second := t.TempDir(), t.TempDir()
 	l.udev, l.rules = l.dev("control"), []string{first, second}
-	rule := func(folder, text string) {
+	rule := func(dir, text string) {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(folder, nameRules), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, nameRules), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -177,7 +177,7 @@ func TestTakeName(t *testing.T) {
 		}
 	}
 	if err := fakeDev(t).Take(def); err != nil {
-		t.Errorf("without a folder: %v", err)
+		t.Errorf("without a directory: %v", err)
 	}
 }
 
@@ -215,6 +215,6 @@ func TestCollectNames(t *testing.T) {
 		}
 	}
 	if err := fakeDev(t).Collect(dir); err != nil {
-		t.Errorf("without a folder: %v", err)
+		t.Errorf("without a directory: %v", err)
 	}
 }

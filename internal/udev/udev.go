@@ -72,7 +72,7 @@ func tell(d control.Dir, def *definition.Definition, path, lines string) error {
 	return file.ReplaceBy(d.BegunPath(def.Name), path, []byte(lines+"\n"), 0o600)
 }
 
-// Announce has the kernel tell of a device and of its partitions again. Where its folder in sysfs is
+// Announce has the kernel tell of a device and of its partitions again. Where its directory in sysfs is
 // read-only, as for the daemon of a unit, udev is made to do so: it looks again at a device that is
 // closed after it was open for writing.
 func Announce(path string) error {

@@ -116,18 +116,18 @@ func (c *Clone) Add() {
 	}
 }
 
-// NameFolder has the links by which users know clones.
-const NameFolder = "/dev/ublk-clone"
+// NameDir has the links by which users know clones.
+const NameDir = "/dev/ublk-clone"
 
 // Opened is the path of the device that add or recover has printed: behind the clone's link, which
 // leads to it. Releases before have printed that path itself.
 func Opened(printed string) string {
 	path := strings.TrimSpace(printed)
 	to, err := os.Readlink(path)
-	if filepath.Dir(path) != NameFolder || err != nil {
+	if filepath.Dir(path) != NameDir || err != nil {
 		return path
 	}
-	return filepath.Join(NameFolder, to)
+	return filepath.Join(NameDir, to)
 }
 
 // Del is `del`, which must succeed.

@@ -145,7 +145,7 @@ func Leftovers() []string {
 		found, _ := filepath.Glob(pattern)
 		left = append(left, found...)
 	}
-	names, _ := filepath.Glob(NameFolder + "/*")
+	names, _ := filepath.Glob(NameDir + "/*")
 	for _, name := range names {
 		to, _ := os.Readlink(name)
 		if _, err := os.Stat(name); err == nil && !strings.HasPrefix(to, "../mapper/") { // of a layer that outlives its clone
