@@ -74,7 +74,7 @@ func (m *Devices) NullBlk(role string, o NullOptions) *Disk {
 	if o.Cache > 0 {
 		set("cache_size", o.Cache)
 	}
-	if o.Discard || runs.Layer() { // nothing is led to a destination that cannot
+	if o.Discard || runs.Layer() && o.MBps == 0 { // nothing is led to one that cannot; a paced one never grants a large discard
 		set("discard", 1)
 	}
 	if o.MBps > 0 {
