@@ -170,7 +170,7 @@ func (b *cutBench) boot(c *harness.Clone, cut string) (up, defined bool) {
 
 // TestPowerCutsAroundFinish takes the power away behind every step of import, add and finish. No
 // boot clones the source over what the user has written, or over a destination that stands alone
-// (I16).
+// (I16). Not with a layer (runs.Layered), of which a clonetab has no word.
 func TestPowerCutsAroundFinish(t *testing.T) {
 	runs.On(t, "7.3", runs.Sampled)
 	m := harness.New(t)

@@ -31,13 +31,13 @@ func killed(c *harness.Clone, release func()) {
 // A: the copies in flight belong to a dead daemon; the write that was flushed is not lost to them,
 // and those that were waiting are made.
 func TestFaultAKilled(t *testing.T) {
-	runs.On(t, "6.12", runs.Sampled)
+	runs.On(t, "6.12", runs.Layered, runs.Sampled)
 	testWriteUnderCopy(t, killed, true)
 }
 
 // B: what was discarded and not committed is zeros to the next daemon too.
 func TestFaultBKilled(t *testing.T) {
-	runs.On(t, "7.3", runs.Sampled)
+	runs.On(t, "7.3", runs.Layered, runs.Sampled)
 	testOldContent(t, killed, true)
 }
 
@@ -50,18 +50,18 @@ func TestFaultCKilled(t *testing.T) {
 // D: the next daemon shows what was acknowledged, and stays read-only though the metadata work
 // again (I10).
 func TestFaultDKilled(t *testing.T) {
-	runs.On(t, "6.18", runs.Sampled)
+	runs.On(t, "6.18", runs.Layered, runs.Sampled)
 	testFailedCommit(t, killed)
 }
 
 // E: the writes beside the bad region are made by the next daemon.
 func TestFaultEKilled(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Layered)
 	testBadRegionInBatch(t, killed)
 }
 
 // F: the next daemon tries a few times anew, and is as quiet then.
 func TestFaultFKilled(t *testing.T) {
-	runs.On(t, "7.3", runs.Sampled)
+	runs.On(t, "7.3", runs.Layered, runs.Sampled)
 	testEndlessRetry(t, killed)
 }

@@ -103,7 +103,7 @@ func waitHydrating(c *harness.Clone) {
 // answered after the daemon has seen them.
 func waitTaken(c *harness.Clone, writes int, read func(), ended <-chan struct{}) {
 	c.M.Helper()
-	d := c.M.Block(c.Path)
+	d := c.M.Block(c.Status().Device)
 	c.M.WaitFor(harness.CleanLimit, "writes in flight", func() error {
 		select {
 		case <-ended:

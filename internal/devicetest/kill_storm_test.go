@@ -139,7 +139,7 @@ func (s *storm) nothingLeft() {
 // TestAddKilledAtEachStep kills the daemon of an add behind each of its steps: then prune leaves
 // nothing that is of no use, and the same add goes on, or prune --force removes all.
 func TestAddKilledAtEachStep(t *testing.T) {
-	runs.On(t, "6.12", "7.3", runs.Sampled)
+	runs.On(t, "6.12", "7.3", runs.Layered, runs.Sampled)
 	s := newStorm(t)
 	step := 1
 	for ; ; step += harness.Count(3, 1) {
@@ -192,7 +192,7 @@ func size(m *harness.Machine, path string) int64 {
 // all of them. SEED says which; with other seeds several guests share a count, and KILLS is this
 // one's.
 func TestKillStorm(t *testing.T) {
-	runs.On(t, "7.3", runs.FourSeedsInFull, runs.Sampled)
+	runs.On(t, "7.3", runs.Layered, runs.FourSeedsInFull, runs.Sampled)
 	s := newStorm(t)
 	kills := harness.Count(8, 500)
 	if n, err := strconv.Atoi(os.Getenv("KILLS")); err == nil {
@@ -224,7 +224,11 @@ func (s *storm) round() {
 	verb := "add"
 	if s.Path != "" {
 		s.write()
-		verb = []string{"finish", "restart", "del"}[s.rng.IntN(3)]
+		verbs := []string{"finish", "restart", "del"}
+		if runs.Layer() {
+			verbs = verbs[1:] // a layer over a file cannot be finished
+		}
+		verb = verbs[s.rng.IntN(len(verbs))]
 	}
 	if verb == "finish" {
 		s.HydrateFast()

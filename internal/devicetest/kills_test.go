@@ -19,7 +19,7 @@ import (
 // verifies, what is free is trimmed, and the clone hydrates. Nobody sees an error or a wrong byte,
 // the file system is sound, the clone becomes complete, and the destination alone is right (I6).
 func TestKills(t *testing.T) {
-	runs.On(t, "6.12", runs.OwnGuestInFull, runs.Sampled)
+	runs.On(t, "6.12", runs.Layered, runs.OwnGuestInFull, runs.Sampled)
 	m := harness.New(t)
 	rng := m.Random()
 	const size = 96 * harness.MiB

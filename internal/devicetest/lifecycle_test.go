@@ -3,6 +3,7 @@
 package devicetest
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"os/exec"
@@ -102,7 +103,7 @@ func TestInterrupt(t *testing.T) {
 
 // A daemon that was killed leaves its device. The commands say so, and the same add takes it over.
 func TestKilledDaemon(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Layered)
 	c, files := smallClone(t)
 	c.WaitHydrated()
 	if err := syscall.Kill(c.Status().PID, syscall.SIGKILL); err != nil {
@@ -285,7 +286,7 @@ func TestAddFailsAtEachStep(t *testing.T) {
 // A recovery that fails behind any of its steps leaves all as it was: the device and its user, who
 // waits and sees no error, the definition, the live map. The next one goes on.
 func TestRecoverFailsAtEachStep(t *testing.T) {
-	runs.On(t, "6.18", runs.Sampled)
+	runs.On(t, "6.18", runs.Layered, runs.Sampled)
 	c, files := smallClone(t, "--no-hydration")
 	files.Mount(c.Path)
 	files.Change(c.M.Random(), 0.2)
@@ -301,7 +302,7 @@ func TestRecoverFailsAtEachStep(t *testing.T) {
 		if !strings.Contains(o.Stderr, "step "+strconv.Itoa(step)) {
 			t.Fatalf("step %d: exit status %d: %s", step, o.Code, o.Stderr)
 		}
-		if s := c.Status(); s.State != "dead" || len(s.Holders) != 1 || s.Device != c.Path || len(harness.Daemons()) > 0 {
+		if s := c.Status(); s.State != "dead" || len(s.Holders) != 1 || cmp.Or(s.DMDevice, s.Device) != c.Path || len(harness.Daemons()) > 0 {
 			t.Fatalf("a failure behind step %d leaves %+v", step, s)
 		}
 		if now := c.M.KeptFiles(); !slices.Equal(now, kept) {

@@ -62,7 +62,7 @@ func (b *liveMapBench) marked() uint64 {
 // TestKilledDaemonLosesNothing: what was acknowledged and not flushed is there when the clone is
 // started again, and the next FLUSH makes it durable (I6).
 func TestKilledDaemonLosesNothing(t *testing.T) {
-	runs.On(t, "6.12")
+	runs.On(t, "6.12", runs.Layered)
 	b := newLiveMapBench(t)
 	lost := uint64(0)
 	for i := 0; i < harness.Count(3, 10) || lost == 0 && i < 20; i++ { // on a slow machine a kill may come after the commit

@@ -258,11 +258,11 @@ func testPowerLoss(t *testing.T, kind harness.FSKind) {
 }
 
 func TestPowerLossExt4(t *testing.T) {
-	runs.On(t, "6.12", runs.OwnGuestInFull, runs.Sampled)
+	runs.On(t, "6.12", runs.Layered, runs.OwnGuestInFull, runs.Sampled)
 	testPowerLoss(t, harness.Ext4)
 }
 
 func TestPowerLossXFS(t *testing.T) {
-	runs.On(t, "6.18", runs.OwnGuestInFull, runs.Sampled)
+	runs.On(t, "6.18", runs.Layered, runs.OwnGuestInFull, runs.Sampled)
 	testPowerLoss(t, harness.XFS)
 }

@@ -29,54 +29,54 @@ type shape struct {
 }
 
 func TestRandomRequests4KiB(t *testing.T) {
-	runs.On(t, "6.12", runs.Sampled)
+	runs.On(t, "6.12", runs.Layered, runs.Sampled)
 	testRandomRequests(t, shape{region: 4 * harness.KiB, size: 12*harness.MiB + 3*harness.Sector, sourceBlock: 512, destBlock: 512})
 }
 
 func TestRandomRequests64KiB(t *testing.T) {
-	runs.On(t, "7.3", runs.Sampled)
+	runs.On(t, "7.3", runs.Layered, runs.Sampled)
 	testRandomRequests(t, shape{region: 64 * harness.KiB, size: 12*harness.MiB + 17*harness.Sector, sourceBlock: 512, destBlock: 512, destDiscards: true})
 }
 
 func TestRandomRequests1MiB(t *testing.T) {
-	runs.On(t, "6.18", runs.Sampled)
+	runs.On(t, "6.18", runs.Layered, runs.Sampled)
 	testRandomRequests(t, shape{region: harness.MiB, size: 12*harness.MiB + 29*harness.Sector, sourceBlock: 512, destBlock: 512, destDiscards: true, sourceMBps: 16})
 }
 
 // One region is the whole device.
 func TestRandomRequestsWholeDevice(t *testing.T) {
-	runs.On(t, "6.18", runs.Sampled)
+	runs.On(t, "6.18", runs.Layered, runs.Sampled)
 	testRandomRequests(t, shape{region: 8 * harness.MiB, size: 8 * harness.MiB, sourceBlock: 512, destBlock: 512, sourceMBps: 16})
 }
 
 // Regions larger than a copy buffer are copied in pieces.
 func TestRandomRequests4MiB(t *testing.T) {
-	runs.On(t, "7.3", runs.Sampled)
+	runs.On(t, "7.3", runs.Layered, runs.Sampled)
 	testRandomRequests(t, shape{region: 4 * harness.MiB, size: 22*harness.MiB + 5*harness.Sector, sourceBlock: 512, destBlock: 512})
 }
 
 func TestRandomRequestsSource4096(t *testing.T) {
-	runs.On(t, "7.3", runs.Sampled)
+	runs.On(t, "7.3", runs.Layered, runs.Sampled)
 	testRandomRequests(t, shape{region: 16 * harness.KiB, size: 12*harness.MiB + 3*4096, sourceBlock: 4096, destBlock: 512})
 }
 
 func TestRandomRequestsDest4096(t *testing.T) {
-	runs.On(t, "6.18", runs.Sampled)
+	runs.On(t, "6.18", runs.Layered, runs.Sampled)
 	testRandomRequests(t, shape{region: 16 * harness.KiB, size: 12*harness.MiB + 3*4096, sourceBlock: 512, destBlock: 4096, args: []string{"--force"}})
 }
 
 func TestRandomRequestsBoth4096(t *testing.T) {
-	runs.On(t, "7.3", runs.Sampled)
+	runs.On(t, "7.3", runs.Layered, runs.Sampled)
 	testRandomRequests(t, shape{region: 4 * harness.KiB, size: 12*harness.MiB + 3*4096, sourceBlock: 4096, destBlock: 4096, loopDisks: true})
 }
 
 func TestRandomRequestsLargerDest(t *testing.T) {
-	runs.On(t, "6.12", runs.Sampled)
+	runs.On(t, "6.12", runs.Layered, runs.Sampled)
 	testRandomRequests(t, shape{region: 64 * harness.KiB, size: 12*harness.MiB + harness.Sector, destExtra: 3*harness.MiB + 9*harness.Sector, sourceBlock: 512, destBlock: 512})
 }
 
 func TestRandomRequestsFiles(t *testing.T) {
-	runs.On(t, "6.18", runs.Sampled)
+	runs.On(t, "6.18", runs.Layered, runs.Sampled)
 	testRandomRequests(t, shape{region: 4 * harness.KiB, size: 12*harness.MiB + harness.Sector, sourceBlock: 512, destBlock: 512, files: true})
 }
 
@@ -134,7 +134,7 @@ func testRandomRequests(t *testing.T, s shape) {
 // fio trims blocks and writes them again in four jobs, with a checksum in each, while the clone
 // hydrates; then it reads them.
 func TestTrimWriteByFio(t *testing.T) {
-	runs.On(t, "6.18", runs.Sampled)
+	runs.On(t, "6.18", runs.Layered, runs.Sampled)
 	m := harness.New(t)
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 32, MBps: 4}), m.NullBlk("dst", harness.NullOptions{MiB: 32, Discard: true})
 	m.FillDisk(dest, harness.Junk)

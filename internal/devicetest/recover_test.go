@@ -21,7 +21,7 @@ import (
 // an error, no acknowledged write is lost, the clone becomes complete, and the destination alone is
 // right.
 func TestRecover(t *testing.T) {
-	runs.On(t, runs.EveryKernel, runs.Sampled)
+	runs.On(t, runs.EveryKernel, runs.Layered, runs.Sampled)
 	testRecover(t, harness.Count(4, 100), harness.StandLimit, func(c *harness.Clone) {
 		c.End(syscall.SIGKILL)
 		c.Recover()
@@ -30,7 +30,7 @@ func TestRecover(t *testing.T) {
 
 // TestRecoverTerminated is the same with SIGTERM.
 func TestRecoverTerminated(t *testing.T) {
-	runs.On(t, "6.12", runs.Sampled)
+	runs.On(t, "6.12", runs.Layered, runs.Sampled)
 	testRecover(t, harness.Count(2, 20), harness.StandLimit, func(c *harness.Clone) {
 		c.End(syscall.SIGTERM)
 		c.Recover()
@@ -106,7 +106,7 @@ func testRecover(t *testing.T, rounds int, limit time.Duration, replace func(*ha
 // TestRecoverMounted: a file system goes on over the death of the daemon under it; `add` recovers
 // too, and says so for another definition; `prune` ends what nobody wants back.
 func TestRecoverMounted(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Layered)
 	c, files := smallClone(t, "--no-hydration")
 	files.Mount(c.Path)
 	files.Change(c.M.Random(), 0.2)
@@ -137,7 +137,7 @@ func TestRecoverMounted(t *testing.T) {
 // waiting, and so do its users: until the map is back, or until somebody says that the last commit
 // will do.
 func TestRecoverWithoutLiveMap(t *testing.T) {
-	runs.On(t, "7.3", runs.Sampled)
+	runs.On(t, "7.3", runs.Layered, runs.Sampled)
 	b := newLiveMapBench(t)
 	v, buf := b.M.Open(b.Path, os.O_RDWR), b.M.Buffer(4096)
 	if err := b.model.Write(v, buf, 0, false); err != nil {

@@ -17,7 +17,7 @@ import (
 // Deleted at random moments of its hydration, with writes before each, it never falls back, reads
 // the source about once in all, and ends with the right content.
 func TestDeleteDuringHydration(t *testing.T) {
-	runs.On(t, "6.12", runs.Sampled)
+	runs.On(t, "6.12", runs.Layered, runs.Sampled)
 	m := harness.New(t)
 	rng := m.Random()
 	rounds := harness.Count(3, 10)

@@ -21,17 +21,17 @@ const wholeDevice = 0
 var fileRegions = []int64{4 * harness.KiB, 64 * harness.KiB, harness.MiB, wholeDevice}
 
 func TestExt4Source(t *testing.T) {
-	runs.On(t, "6.18", runs.Sampled)
+	runs.On(t, "6.18", runs.Layered, runs.Sampled)
 	testSources(t, harness.Ext4, 4*harness.KiB, 64*harness.KiB)
 }
 
 func TestXFSSource(t *testing.T) {
-	runs.On(t, "7.3", runs.Sampled)
+	runs.On(t, "7.3", runs.Layered, runs.Sampled)
 	testSources(t, harness.XFS, harness.MiB)
 }
 
 func TestBtrfsSource(t *testing.T) {
-	runs.On(t, "6.18", runs.Sampled)
+	runs.On(t, "6.18", runs.Layered, runs.Sampled)
 	testSources(t, harness.Btrfs, wholeDevice)
 }
 

@@ -70,7 +70,7 @@ func TestDiscardedRegions(t *testing.T) {
 
 // fstrim before hydration spares the free space of a file system.
 func TestFstrim(t *testing.T) {
-	runs.On(t, "6.18")
+	runs.On(t, "6.18", runs.Layered)
 	m := harness.New(t)
 	rng := m.Random()
 	size := int64(96)

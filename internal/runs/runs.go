@@ -6,6 +6,7 @@
 //	On(t, EveryKernel)                 on each of them in a short run too
 //	On(t, "6.18", CountingClock)       where the clock counts instructions
 //	On(t, "6.18", Sampled)             in one of four short runs, as it takes long
+//	On(t, "6.18", Layered)             once more with a layer, in one of four short runs
 //
 // The kernels are those of the short run, "make test". The full run, "make test-full", has every
 // test on every kernel; only what runs on the leaping clock stays on the kernels that it names. A
@@ -53,6 +54,7 @@ const (
 
 // What else a test may ask for.
 const (
+	Layered         Want = "Layered"         // once more with --dm (DM=on), so that what is hydrated is led straight to the destination
 	Sampled         Want = "Sampled"         // it takes long (12 s in a guest that has two CPUs to itself): not in every short run
 	FullOnly        Want = "FullOnly"        // it takes too long for a short run
 	OwnGuestInFull  Want = "OwnGuestInFull"  // its full counts take so long that a full run gives it a guest of its own
@@ -71,7 +73,7 @@ type Declaration struct {
 }
 
 // options are the wants that are not kernels.
-var options = []Want{OrdinaryClock, CountingClock, LeapingClock, OrdinaryClockInFull, Sampled, FullOnly, OwnGuestInFull, FourSeedsInFull,
+var options = []Want{OrdinaryClock, CountingClock, LeapingClock, OrdinaryClockInFull, Layered, Sampled, FullOnly, OwnGuestInFull, FourSeedsInFull,
 	FourCPUs, SmallMemory, FastDevices, Bench, BenchQuick}
 
 // Declare understands the wants of a test.
@@ -118,6 +120,33 @@ func (d Declaration) Sample(nth, share int) (Declaration, bool) {
 	return d, true
 }
 
+// SampleLayer is what a short run with that share has of the nth test that is to run with a layer too:
+// in one share it has that run, and the test itself if it is kept.
+func (d Declaration) SampleLayer(nth, share int, kept bool) (Declaration, bool) {
+	if !d.Has(Layered) {
+		return d, kept
+	}
+	with := (nth+share)%Shares == 0
+	if !with {
+		d.wants = slices.DeleteFunc(slices.Clone(d.wants), func(w Want) bool { return w == Layered })
+	}
+	if !kept {
+		d.kernels = nil
+	}
+	return d, kept || with
+}
+
+// InLayered tells whether a run has the test with a layer on that kernel.
+func (d Declaration) InLayered(full bool, kernel string) bool {
+	return d.Has(Layered) && (full && slices.Contains(layeredInFull, kernel) || kernel == layeredKernel)
+}
+
+// The kernels of tests with a layer. Before 6.18 the driver cannot say how memory must be aligned for
+// the destination, and next to nothing is led there.
+const layeredKernel = "7.3"
+
+var layeredInFull = []string{"6.18", "7.3"}
+
 // clockNamed tells whether the test names a clock, or has one of itself.
 func (d Declaration) clockNamed() bool {
 	return slices.ContainsFunc([]Want{OrdinaryClock, CountingClock, LeapingClock, OrdinaryClockInFull, Bench, BenchQuick}, d.Has)
@@ -143,12 +172,15 @@ type Guest struct {
 	Kernel string
 	Clock  Want
 	CPUs   int
+	Layer  bool // DM=on
 }
 
 // Check tells what is not as the test has declared.
 func (d Declaration) Check(g Guest) error {
 	switch {
-	case !d.In(g.Full, g.Kernel, g.Clock):
+	case g.Layer && !d.InLayered(g.Full, g.Kernel):
+		return fmt.Errorf("declared for %v, %v; this is kernel %s with a layer", d.kernels, d.wants, g.Kernel)
+	case !g.Layer && !d.In(g.Full, g.Kernel, g.Clock):
 		return fmt.Errorf("declared for %v, %v; this is kernel %s, %s", d.kernels, d.wants, g.Kernel, g.Clock)
 	case d.Has(FourCPUs) && g.CPUs < 4:
 		return fmt.Errorf("declared for four CPUs, there are %d", g.CPUs)
@@ -168,11 +200,14 @@ func On(t *testing.T, wants ...Want) {
 	if plan == "" {
 		return
 	}
-	g := Guest{Full: plan == "full", Kernel: kernel(), Clock: clock(), CPUs: runtime.NumCPU()}
+	g := Guest{Full: plan == "full", Kernel: kernel(), Clock: clock(), CPUs: runtime.NumCPU(), Layer: Layer()}
 	if err := d.Check(g); err != nil {
 		t.Fatalf("in the wrong guest: %v", err)
 	}
 }
+
+// Layer says that this is a run in which clones get a layer.
+func Layer() bool { return os.Getenv("DM") == "on" }
 
 // kernel is the version of the guest's kernel. A test that drives guests from the host has it in
 // KERNEL.

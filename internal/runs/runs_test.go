@@ -88,6 +88,13 @@ func TestWrongGuestIsFound(t *testing.T) {
 			t.Errorf("%s is not found", name)
 		}
 	}
+	layer := Guest{Kernel: "7.3", Clock: OrdinaryClock, CPUs: 4, Layer: true}
+	if d.Check(layer) == nil {
+		t.Error("a guest with a layer is not found")
+	}
+	if err := declared(t, "6.12", Layered).Check(layer); err != nil {
+		t.Errorf("with a layer: %v", err)
+	}
 	full := Guest{Full: true, Kernel: "6.12", Clock: OrdinaryClock, CPUs: 4}
 	if err := d.Check(full); err != nil {
 		t.Errorf("a full run has it everywhere: %v", err)

@@ -82,7 +82,7 @@ var allowed = map[string]struct {
 	"internal/text":               {},
 	"internal/tidy":               {},
 	"internal/udev":               {imports: []string{"internal/control", "internal/definition", "internal/file", "internal/sys"}},
-	"internal/devicetest/harness": {imports: []string{"internal/sys", "ublk"}, syscalls: true},
+	"internal/devicetest/harness": {imports: []string{"internal/runs", "internal/sys", "ublk"}, syscalls: true},
 	"internal/runs":               {},
 	"internal/runs/plan":          {imports: []string{"internal/runs"}},
 	"internal/runs/guests":        {imports: []string{"internal/runs", "internal/runs/plan"}},

@@ -8,11 +8,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 	"github.com/ublk-clone/ublk-clone/ublk"
 )
 
@@ -85,9 +87,23 @@ func (b BadRange) same(other BadRange) bool {
 
 // NewClone names a clone that add starts; it is deleted when the test ends.
 func (m *Machine) NewClone(source, dest, metadata *Disk, args ...string) *Clone {
-	c := &Clone{M: m, Name: "test", Args: AddArgs(source, dest, metadata, args...)}
+	c := &Clone{M: m, Name: "test", Args: AddArgs(source, dest, metadata, append(args, m.layerArgs(args)...)...)}
 	m.Cleanup(c.Abandon)
 	return c
+}
+
+// layerArgs give a clone a layer in a run that wants it, unless the test does (runs.Layered). It goes
+// after the clone.
+func (m *Machine) layerArgs(args []string) []string {
+	if !runs.Layer() || slices.Contains(args, "--dm") {
+		return nil
+	}
+	name := LayerName
+	if m.layers++; m.layers > 1 {
+		name += strconv.Itoa(m.layers)
+	}
+	m.Cleanup(func() { m.Try("dmsetup", "remove", "--retry", name) }) // of a clone whose daemon the test has left dead
+	return []string{"--dm", name}
 }
 
 // AddArgs are the arguments of add behind the name.
@@ -133,6 +149,9 @@ func Opened(printed string) string {
 // Del is `del`, which must succeed.
 func (c *Clone) Del() {
 	c.M.Helper()
+	if runs.Layer() {
+		c.M.Logf("%d bytes are direct", c.Status().Bytes.Direct)
+	}
 	c.M.MustRun(Command, "del", c.Name)
 	c.Path = ""
 }

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 const (
@@ -72,7 +74,7 @@ func (m *Devices) NullBlk(role string, o NullOptions) *Disk {
 	if o.Cache > 0 {
 		set("cache_size", o.Cache)
 	}
-	if o.Discard {
+	if o.Discard || runs.Layer() && o.MBps == 0 { // nothing is led to one that cannot; a paced one never grants a large discard
 		set("discard", 1)
 	}
 	if o.MBps > 0 {
@@ -110,9 +112,10 @@ func (m *Devices) boundRequests(d *Disk, mbps int) {
 // Block describes a block device that is there, or about to be.
 func (m *Devices) Block(path string) *Disk {
 	m.Helper()
-	d := &Disk{M: m, Path: path, Name: filepath.Base(path)}
+	d := &Disk{M: m, Path: path}
 	m.WaitFor(CleanLimit, path, func() error {
-		_, err := os.Stat(path)
+		node, err := filepath.EvalSymlinks(path) // of a layer
+		d.Name = filepath.Base(node)
 		_, late := os.Stat(filepath.Join("/sys/block", d.Name, "size")) // sda that was found again has a node first
 		return errors.Join(err, late)
 	})

@@ -71,6 +71,7 @@ func Count(reduced, full int) int {
 type Machine struct {
 	Devices
 	Kernel *KernelLog
+	layers int // of clones
 }
 
 // Devices makes devices in the guest, which are gone when the test ends.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
 // Version says what a sector was last filled with. A sector of the tests carries its number and its
@@ -291,17 +293,23 @@ func (w *Model) Zero(v *Volume, off, length int64) error {
 }
 
 // Discard makes the regions that the range covers zeros and leaves its ragged ends; the end of the
-// device ends a region (I2).
+// device ends a region (I2). Where a region is direct, its ends are the destination's to discard too,
+// so that with a layer there are none.
 func (w *Model) Discard(v *Volume, off, length int64) error {
 	w.Enter(off, length)
-	defer w.Leave(off, length)
-	if err := v.Discard(off, length); err != nil {
-		return err
-	}
+	defer w.Leave(off, length) // of all of it, ends included
 	first := (off + w.region - 1) / w.region * w.region
 	end := (off + length) / w.region * w.region
 	if off+length == w.Size {
 		end = w.Size
+	}
+	if runs.Layer() {
+		if off, length = first, end-first; length <= 0 {
+			return nil
+		}
+	}
+	if err := v.Discard(off, length); err != nil {
+		return err
 	}
 	if first < end {
 		w.Set(first, end, Zeros)

@@ -39,9 +39,12 @@ type planner struct {
 // Sample leaves out what a short run with that share has not.
 func Sample(tests []Test, share int) (sampled []Test) {
 	names := Names(tests, func(t Test) bool { return t.Has(runs.Sampled) })
+	layered := Names(tests, func(t Test) bool { return t.Has(runs.Layered) })
 	for _, t := range tests {
 		nth, _ := slices.BinarySearch(names, t.Name)
 		d, ok := t.Sample(nth, share)
+		nth, _ = slices.BinarySearch(layered, t.Name)
+		d, ok = d.SampleLayer(nth, share, ok)
 		if t.Declaration = d; ok {
 			sampled = append(sampled, t)
 		}
@@ -74,6 +77,9 @@ func Guests(full bool, tests []Test) []Guest {
 		if full || k == demoKernel {
 			p.guests = append(p.guests, Guest{Script: "demo", Kernel: k, Title: "demo on " + k, Log: "demo-" + k, Settings: []string{"HERE=0"}})
 		}
+	}
+	for _, k := range runs.Kernels {
+		p.layered(k)
 	}
 	for _, k := range runs.Kernels {
 		p.fourCPUs(k)
@@ -134,6 +140,19 @@ func (p *planner) ordinary(kernel string) {
 		copied := Guest{Script: "device-tests", Kernel: kernel, Alone: true, Title: "device tests on " + kernel + ", copied", Log: "device-" + kernel + "-copied",
 			Settings: []string{"ZERO_COPY=off"}}
 		p.add(copied, func(t Test) bool { return plain(t) && !own(t) })
+	}
+}
+
+// layered adds the guests whose clones get a layer.
+func (p *planner) layered(kernel string) {
+	own := func(t Test) bool { return p.full && t.Has(runs.OwnGuestInFull) }
+	g := Guest{Script: "device-tests", Kernel: kernel, Alone: p.full, Settings: []string{"DM=on"}}
+	shared := g
+	shared.Title, shared.Log = "device tests with a layer on "+kernel, "device-"+kernel+"-layer"
+	p.add(shared, func(t Test) bool { return t.InLayered(p.full, kernel) && !own(t) })
+	for _, name := range Names(p.tests, func(t Test) bool { return t.InLayered(p.full, kernel) && own(t) }) {
+		g.Tests, g.Title, g.Log = []string{name}, name+" with a layer on "+kernel, "device-"+kernel+"-layer-"+name
+		p.guests = append(p.guests, g)
 	}
 }
 

@@ -2,6 +2,8 @@ package plan
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -132,10 +134,44 @@ func TestSample(t *testing.T) {
 	}
 }
 
+// TestSampleLayer: a test that is to run with a layer does so in one of the shares, of which none
+// loses what it has without one.
+func TestSampleLayer(t *testing.T) {
+	var tests []Test
+	for name, wants := range map[string][]runs.Want{
+		"TestA": {"6.18", runs.Layered}, "TestB": {"7.3", runs.Layered, runs.Sampled}, "TestC": {"6.12", runs.Sampled}, "TestD": {"6.12"}, "TestE": {"6.12", "7.3", runs.Layered, runs.Sampled},
+	} {
+		d, err := runs.Declare(wants...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tests = append(tests, Test{Device, name, d})
+	}
+	with, without := map[string]int{}, map[string]int{}
+	for share := range runs.Shares {
+		for _, g := range Guests(false, Sample(tests, share)) {
+			for _, name := range g.Tests {
+				if slices.Contains(g.Settings, "DM=on") {
+					with[name]++
+				} else {
+					without[name]++
+				}
+			}
+		}
+	}
+	if want := map[string]int{"TestA": 1, "TestB": 1, "TestE": 1}; !maps.Equal(with, want) {
+		t.Errorf("with a layer: %v, expected %v", with, want)
+	}
+	if want := map[string]int{"TestA": 4, "TestB": 1, "TestC": 1, "TestD": 4, "TestE": 2}; !maps.Equal(without, want) {
+		t.Errorf("without a layer: %v, expected %v", without, want)
+	}
+}
+
 func TestGuestsOfARun(t *testing.T) {
 	var tests []Test
 	for name, wants := range map[string][]runs.Want{
 		"TestA": {"7.3"}, "TestB": {"6.12", runs.FourSeedsInFull}, "TestC": {"6.18", runs.OwnGuestInFull}, "TestD": {"7.3", runs.CountingClock},
+		"TestE": {"6.12", runs.Layered}, "TestF": {"6.12", runs.Layered, runs.OwnGuestInFull},
 	} {
 		d, err := runs.Declare(wants...)
 		if err != nil {
@@ -147,7 +183,7 @@ func TestGuestsOfARun(t *testing.T) {
 	for _, g := range Guests(false, tests) {
 		short[g.Log] = Expression(g.Tests)
 	}
-	for log, want := range map[string]string{"device-6.12": "^(TestB)$", "device-6.18": "^(TestC)$", "device-7.3": "^(TestA)$", "device-7.3-timed": "^(TestD)$"} {
+	for log, want := range map[string]string{"device-6.12": "^(TestB|TestE|TestF)$", "device-6.18": "^(TestC)$", "device-7.3-layer": "^(TestE|TestF)$", "device-6.18-layer": "", "device-7.3": "^(TestA)$", "device-7.3-timed": "^(TestD)$"} {
 		if short[log] != want {
 			t.Errorf("short run: %s has %q, not %q", log, short[log], want)
 		}
@@ -160,7 +196,7 @@ func TestGuestsOfARun(t *testing.T) {
 		full[g.Log] = Expression(g.Tests) + strings.Join(g.Settings, " ")
 	}
 	for log, want := range map[string]string{
-		"device-6.12": "^(TestA)$", "device-6.12-TestC": "^(TestC)$", "device-7.3-TestB-4": "^(TestB)$SEED=4", "device-6.18-copied": "^(TestA|TestB)$ZERO_COPY=off",
+		"device-6.12": "^(TestA|TestE)$", "device-6.18-layer": "^(TestE)$DM=on", "device-7.3-layer-TestF": "^(TestF)$DM=on", "device-6.12-TestC": "^(TestC)$", "device-7.3-TestB-4": "^(TestB)$SEED=4", "device-6.18-copied": "^(TestA|TestB|TestE)$ZERO_COPY=off",
 		"device-6.18-timed": "^(TestD)$TIMED=1",
 	} {
 		if full[log] != want {
