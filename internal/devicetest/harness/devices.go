@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/runs"
+	"github.com/ublk-clone/ublk-clone/internal/sys"
 )
 
 const (
@@ -114,13 +115,24 @@ func (m *Devices) Block(path string) *Disk {
 	m.Helper()
 	d := &Disk{M: m, Path: path}
 	m.WaitFor(CleanLimit, path, func() error {
-		node, err := filepath.EvalSymlinks(path) // of a layer
-		d.Name = filepath.Base(node)
+		name, err := blockName(path)
+		d.Name = name
 		_, late := os.Stat(filepath.Join("/sys/block", d.Name, "size")) // sda that was found again has a node first
 		return errors.Join(err, late)
 	})
 	d.Size = m.Number(filepath.Join("/sys/block", d.Name, "size")) * Sector
 	return d
+}
+
+// blockName is the kernel's name of a block device. A layer has a link, or a node of its own that
+// dmsetup makes without udev.
+func blockName(path string) (string, error) {
+	st, err := sys.StatPath(path)
+	if err != nil {
+		return "", err
+	}
+	device, err := filepath.EvalSymlinks(fmt.Sprintf("/sys/dev/block/%d:%d", sys.Major(st.Rdev), sys.Minor(st.Rdev)))
+	return filepath.Base(device), err
 }
 
 // Loop makes a loop device with logical blocks of that size over a file.
