@@ -112,16 +112,29 @@ func (d *document) timesMeasured() string {
 	return ""
 }
 
+// halfJobs are the published ones that are measured in halves.
+var halfJobs = Published[:5]
+
 func (d *document) halves(at Setup) {
-	rows := [][]string{jobHeader("half", "candidate")}
-	rows = append(rows, d.jobRow(at, Key{Candidate: RawDest, State: HydratedHalf}, "", RawDest))
-	for _, half := range []struct {
-		state      string
-		candidates []string
-	}{{HydratedHalf, []string{DMClone, Ours, Layered, Direct}}, {OtherHalf, []string{Layered, Direct}}} {
-		for _, candidate := range half.candidates {
-			rows = append(rows, d.jobRow(at, Key{Candidate: candidate, State: half.state, Region: 4 * kib}, half.state, candidate))
+	header := []string{"half", "candidate"}
+	for _, p := range halfJobs {
+		header = append(header, p.Job+", "+p.Unit)
+	}
+	rows := [][]string{header}
+	add := func(half string, k Key) {
+		row := []string{half, k.Candidate}
+		for _, p := range halfJobs {
+			k.Job, k.Unit = p.Job, p.Unit
+			row = append(row, d.cell(at, k))
 		}
+		rows = append(rows, row)
+	}
+	add("", Key{Candidate: RawDest, State: HydratedHalf})
+	for _, candidate := range []string{DMClone, Ours, Layered, Direct} {
+		add(HydratedHalf, Key{Candidate: candidate, State: HydratedHalf, Region: 4 * kib})
+	}
+	for _, candidate := range []string{Layered, Direct} {
+		add(OtherHalf, Key{Candidate: candidate, State: OtherHalf, Region: 4 * kib})
 	}
 	d.table(rows...)
 }

@@ -53,8 +53,8 @@ fails when a request on a hydrated clone costs 5 % more or less than it did.
 
 A clone with a device-mapper layer (` + "`add --dm`" + `) leads what is durably hydrated straight to its destination. These
 measurements show what that gives, beside dm-clone, the raw device, a clone without a layer, and one whose layer leads all to the
-daemon. Only ` + "`make bench`" + ` writes this document, in the same guests and on the same devices as [benchmarks.md](benchmarks.md),
-which explains them. The SSD takes discards here, since nothing is direct on a device that does not.
+daemon. Only ` + "`make bench`" + ` and ` + "`scripts/bench direct`" + ` write this document, in the same guests and on the same devices as
+[benchmarks.md](benchmarks.md), which explains them. The SSD takes discards here, since nothing is direct on a device that does not.
 `
 	halvesText = `Half of each clone is hydrated. The jobs are those of dm-clone's published figures: 4 KiB by psync and by libaio at depth 32,
 256 KiB by libaio at depth 32. Reads in the other half come from the disk, and writes there take whole regions of 4 KiB.
