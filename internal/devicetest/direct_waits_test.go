@@ -94,7 +94,7 @@ const warmUp = 16
 // beside it. stop is how long its longest request took.
 func (b *directBench) user(others int, bytes int64) (stop func() time.Duration) {
 	b.M.Helper()
-	end := make(chan struct{})
+	end, warm := make(chan struct{}), make(chan struct{})
 	var wait sync.WaitGroup
 	var longest time.Duration
 	for i := range others + 1 {
@@ -117,9 +117,13 @@ func (b *directBench) user(others int, bytes int64) (stop func() time.Duration) 
 				if i == 0 && n >= warmUp {
 					longest = max(longest, time.Since(from))
 				}
+				if i == 0 && n == warmUp {
+					close(warm)
+				}
 			}
 		})
 	}
+	<-warm
 	return func() time.Duration {
 		close(end)
 		wait.Wait()
