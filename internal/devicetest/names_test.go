@@ -41,43 +41,47 @@ func nameless(m *harness.Machine, when string) {
 // a restart and a death, and goes with the clone.
 func TestNames(t *testing.T) {
 	runs.On(t, "6.12")
-	for _, args := range [][]string{nil, {"--dm", harness.LayerName}} {
-		m := harness.New(t)
-		source, dest := m.NullBlk("src", harness.NullOptions{MiB: 8}), m.NullBlk("dst", harness.NullOptions{MiB: 8})
-		m.FillDisk(source, harness.Original)
-		c := m.NewClone(source, dest, m.Missing("meta"), args...)
-		add := append([]string{"add", c.Name}, c.Args...)
-		if got := strings.TrimSpace(m.MustRun(harness.Command, add...)); got != namePath {
-			t.Errorf("add has printed %q", got)
-		}
-		c.Path = harness.Opened(namePath)
-		top := c.Status().Device
-		if args != nil {
-			top = harness.LayerPath
-		}
-		called(m, "added,", top)
-		if got := strings.TrimSpace(m.MustRun(harness.Command, add...)); got != namePath+" unchanged" {
-			t.Errorf("the same add has printed %q", got)
-		}
-		if text := m.MustRun(harness.Command, "status", c.Name); !strings.Contains(text, namePath) || !strings.Contains(text, "device  "+c.Status().Device) {
-			t.Errorf("status:\n%s", text)
-		}
-		m.MustRun(harness.Command, "restart", c.Name)
-		called(m, "restarted,", top)
-		c.End(syscall.SIGKILL)
-		called(m, "dead,", top)
-		if got := strings.TrimSpace(m.MustRun(harness.Command, "recover", c.Name)); got != namePath {
-			t.Errorf("recover has printed %q", got)
-		}
-		called(m, "recovered,", top)
-		c.Del()
-		nameless(m, "deleted")
-		c.Add()
-		c.End(syscall.SIGKILL)
-		m.MustRun(harness.Command, "prune")
-		nameless(m, "pruned")
-		c.Path = ""
+	for name, args := range map[string][]string{"plain": nil, "layer": {"--dm", harness.LayerName}} {
+		t.Run(name, func(t *testing.T) { testNames(harness.New(t), args...) })
 	}
+}
+
+func testNames(m *harness.Machine, args ...string) {
+	m.Helper()
+	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 8}), m.NullBlk("dst", harness.NullOptions{MiB: 8})
+	m.FillDisk(source, harness.Original)
+	c := m.NewClone(source, dest, m.Missing("meta"), args...)
+	add := append([]string{"add", c.Name}, c.Args...)
+	if got := strings.TrimSpace(m.MustRun(harness.Command, add...)); got != namePath {
+		m.Errorf("add has printed %q", got)
+	}
+	c.Path = harness.Opened(namePath)
+	top := c.Status().Device
+	if args != nil {
+		top = harness.LayerPath
+	}
+	called(m, "added,", top)
+	if got := strings.TrimSpace(m.MustRun(harness.Command, add...)); got != namePath+" unchanged" {
+		m.Errorf("the same add has printed %q", got)
+	}
+	if text := m.MustRun(harness.Command, "status", c.Name); !strings.Contains(text, namePath) || !strings.Contains(text, "device  "+c.Status().Device) {
+		m.Errorf("status:\n%s", text)
+	}
+	m.MustRun(harness.Command, "restart", c.Name)
+	called(m, "restarted,", top)
+	c.End(syscall.SIGKILL)
+	called(m, "dead,", top)
+	if got := strings.TrimSpace(m.MustRun(harness.Command, "recover", c.Name)); got != namePath {
+		m.Errorf("recover has printed %q", got)
+	}
+	called(m, "recovered,", top)
+	c.Del()
+	nameless(m, "deleted")
+	c.Add()
+	c.End(syscall.SIGKILL)
+	m.MustRun(harness.Command, "prune")
+	nameless(m, "pruned")
+	c.Path = ""
 }
 
 // TestNamesAfterFinish: the layer keeps the name. When somebody has removed it, the next command
@@ -101,6 +105,7 @@ func TestNamesAfterFinish(t *testing.T) {
 func TestNamesKilled(t *testing.T) {
 	runs.On(t, "7.3")
 	m := harness.New(t)
+	m.Cleanup(func() { _ = os.Remove(harness.NameDir) }) // a file, if the test ends early
 	source, dest := m.NullBlk("src", harness.NullOptions{MiB: 8}), m.NullBlk("dst", harness.NullOptions{MiB: 8})
 	c := m.AddClone(source, dest, m.Missing("meta"))
 	c.End(syscall.SIGKILL)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/ublk-clone/ublk-clone/internal/control"
@@ -154,10 +155,20 @@ func (l Links) leadsTo(name string) (string, error) {
 // Take removes the link of a clone that has ended, and whose block device is gone. The layer may
 // live on, with the destination under it, and then keeps the link.
 func (l Links) Take(def *definition.Definition) error {
-	err := file.Remove(l.begunPath(def.Name))
+	err := remove(l.begunPath(def.Name))
 	to, errLink := l.leadsTo(def.Name)
 	if errLink == nil && to != "" && (gone(to) || def.Device != "" && filepath.Base(to) == filepath.Base(def.Device)) {
-		err = errors.Join(err, file.Remove(l.path(def.Name)))
+		err = errors.Join(err, remove(l.path(def.Name)))
+	}
+	return err
+}
+
+// remove is file.Remove. Where something else stands in the place of the directory there is nothing
+// of ours.
+func remove(path string) error {
+	err := file.Remove(path)
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nil
 	}
 	return err
 }
@@ -172,7 +183,7 @@ func gone(path string) bool {
 // gone to block devices that are others' by now.
 func (l Links) Collect(d control.Dir) error {
 	entries, err := os.ReadDir(l.Dir)
-	if errors.Is(err, fs.ErrNotExist) || len(entries) == 0 {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || len(entries) == 0 {
 		return nil
 	}
 	defined, errNames := d.Names()

@@ -1,6 +1,7 @@
 package udev
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -119,6 +120,9 @@ func TestGiveOthersName(t *testing.T) {
 	l.Dir = l.path("file") // where no directory can be
 	if path, err := l.Give("x", l.dev("ublkb7"), 7); err == nil {
 		t.Errorf("%s was given without a directory", path)
+	}
+	if err := errors.Join(l.Take(&definition.Definition{Name: "x"}), l.Collect(control.Dir(t.TempDir()))); err != nil {
+		t.Errorf("with a file in the place of the directory: %v", err)
 	}
 }
 
