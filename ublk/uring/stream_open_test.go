@@ -118,10 +118,31 @@ func TestStreamOfAnother(t *testing.T) {
 	other.Read(1, 0, Memory(b[512:]))
 	e := r.until(t, l, 1)[0]
 	if wantLost(t, e.err, "not asked"); e.token != 1 {
-		t.Errorf("token %d has ended", e.token)
+		t.Fatalf("token %d has ended", e.token)
 	}
 	close(end)
 	must(t, r.one(t, l))
+}
+
+// TestStreamKeepsMemory: while the kernel may write to the memory of a read, the read does not end,
+// though the stream is lost and another of its entries ends.
+func TestStreamKeepsMemory(t *testing.T) {
+	l, r := newTestLoop(t, LoopOptions{Tokens: 1, Streams: 1})
+	s := openTestStream(t, l, 1, func(f *fakeServer) {
+		f.send(f.take(1)[0].reply()[:100])
+		f.hold()
+	})
+	s.Read(0, 0, Memory(mapTestBuffer(t, 4096)))
+	for s.sending || s.filling == noToken || !s.receiving {
+		l.Wake()
+		l.round()
+	}
+	s.Abort(errors.New("it takes too long"))
+	l.streamDone(s.id*streamKinds+streamLost, 0)
+	if len(r.ends) != 0 {
+		t.Fatal("the read has ended")
+	}
+	wantLost(t, r.one(t, l), "too long")
 }
 
 // TestStreamEntries: a message raises no signal, and leaves with Submit too. A loop is not idle
