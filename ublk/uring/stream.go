@@ -36,6 +36,12 @@ type Wire interface {
 // time while there are some, and none otherwise: a stream without reads has nothing with the
 // kernel, and does not notice that its server has gone.
 //
+// A read's bytes may belong to a registered buffer. READ_FIXED fills pages that ublk has registered
+// from a unix socket, on 6.18 and 7.3: whole, a stretch of them, in short pieces of any size, and
+// when the bytes come later than the receive, which waits by poll and takes no worker thread of the
+// kernel's (TestRegisteredPagesFromSocket in package ublk; 6.12 registers nothing, and has plain
+// READ). RECV with a registered buffer is EINVAL on 6.18; 7.3 knows it.
+//
 // When the connection ends, or the server sends anything but replies to what it was asked, the
 // stream is lost, for good: it shuts the socket down, waits until the kernel has let go of all
 // memory, and ends all of its reads with ErrLost. How long a reply may take is the caller's
