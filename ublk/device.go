@@ -33,7 +33,8 @@ type Options struct {
 	// Copy has the bytes of requests copied also by a driver that can register them.
 	Copy bool
 
-	Tokens int // backend I/Os of a queue's target: tokens are below it
+	Tokens  int // backend I/Os of a queue's target: tokens are below it
+	Streams int // streams of a queue's target, at a time
 	// Pin keeps each queue's thread on the CPUs whose requests it gets.
 	Pin bool
 

@@ -330,7 +330,9 @@ func (q *Queue) setUp(newTarget func(*Queue) Target) error {
 		return err
 	}
 	var err error
-	q.loop, err = uring.NewLoop((*events)(q), uring.LoopOptions{Tokens: opts.Tokens, Commands: info.Depth, Slots: q.slots()})
+	q.loop, err = uring.NewLoop((*events)(q), uring.LoopOptions{
+		Tokens: opts.Tokens, Streams: opts.Streams, Commands: info.Depth, Slots: q.slots(),
+	})
 	if err != nil {
 		return fmt.Errorf("queue %d: %w", q.index, err)
 	}

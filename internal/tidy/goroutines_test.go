@@ -14,7 +14,7 @@ var daemonCode = []string{
 	"bitmap", "metadata", "clone", "hydrate", "ublk", "ublk/uring", "cmd/ublk-clone", "internal/blockdev",
 	"internal/committer", "internal/control", "internal/copybuffers", "internal/daemon", "internal/dataplane", "internal/definition", "internal/devices", "internal/direct", "internal/dm", "internal/doctor",
 	"internal/engine", "internal/etc", "internal/events", "internal/explain", "internal/faults", "internal/file", "internal/fingerprint", "internal/footprint", "internal/holders", "internal/host",
-	"internal/identity", "internal/leftover", "internal/livemap", "internal/metadev", "internal/neighbours", "internal/preflight", "internal/process", "internal/rate",
+	"internal/identity", "internal/leftover", "internal/livemap", "internal/metadev", "internal/nbd", "internal/neighbours", "internal/preflight", "internal/process", "internal/rate",
 	"internal/records", "internal/steps", "internal/succession", "internal/sys", "internal/systemd", "internal/text", "internal/udev",
 }
 

@@ -67,6 +67,7 @@ var allowed = map[string]struct {
 	"internal/leftover":           {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/dm", "internal/etc", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/holders", "internal/host", "internal/livemap", "internal/metadev", "internal/sys", "internal/systemd", "internal/udev", "metadata", "ublk"}},
 	"internal/livemap":            {imports: []string{"bitmap", "internal/sys"}},
 	"internal/metadev":            {imports: []string{"internal/blockdev", "internal/explain", "internal/guard", "internal/host", "internal/livemap", "metadata"}},
+	"internal/nbd":                {},
 	"internal/neighbours":         {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/exit", "internal/guard", "internal/sys"}},
 	"internal/preflight":          {imports: []string{"internal/blockdev", "internal/control", "internal/definition", "internal/exit", "internal/explain", "internal/file", "internal/guard", "internal/host", "internal/identity", "internal/livemap", "internal/metadev", "internal/process", "internal/sys", "metadata", "ublk"}},
 	"internal/process":            {imports: []string{"internal/control", "internal/definition", "internal/exit", "internal/guard", "internal/livemap", "internal/sys"}},
@@ -93,7 +94,7 @@ var allowed = map[string]struct {
 // internal/faults, which only tests have built in, kills its own process.
 var errnoOnly = []string{
 	"cmd/ublk-clone", "internal/blockdev", "internal/control", "internal/daemon", "internal/dataplane", "internal/devices", "internal/dm", "internal/doctor",
-	"internal/engine", "internal/events", "internal/faults", "internal/fingerprint", "internal/holders", "internal/leftover", "internal/udev",
+	"internal/engine", "internal/events", "internal/faults", "internal/fingerprint", "internal/holders", "internal/leftover", "internal/nbd", "internal/udev",
 }
 
 // libraryOf are libraries that only packages below a directory may import: what the command line is

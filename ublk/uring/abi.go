@@ -12,6 +12,7 @@ const (
 	opFallocate   = 17
 	opRead        = 22
 	opWrite       = 23
+	opSend        = 26
 	opURingCmd    = 46
 
 	setupCQSize       = 1 << 3

@@ -39,9 +39,12 @@ type backend struct {
 	handler     Handler
 	ops         []operation // by token
 	done        fifo        // ended without the kernel
-	outstanding int         // with the kernel, or in line at a port
+	outstanding int         // with the kernel, or in line at a port or stream
+	entries     int         // of streams, with the kernel
 	// alonePriority is the I/O priority of what is read alone.
 	alonePriority uint16
+	streams       []*Stream // by id; nil: the place is free
+	sequence      uint32    // of the last handle
 
 	err error // the first failure of the ring: it ends the loop
 }
@@ -50,7 +53,7 @@ type backend struct {
 func (b *backend) Err() error { return b.err }
 
 // Idle says that no backend I/O is outstanding. Called on the loop's thread.
-func (b *backend) Idle() bool { return b.outstanding == 0 && b.done.empty() }
+func (b *backend) Idle() bool { return b.outstanding == 0 && b.entries == 0 && b.done.empty() }
 
 // Outstanding is how many backend I/Os are with the kernel, or in line. Called on the loop's
 // thread.
@@ -296,8 +299,11 @@ func (b *backend) endDone() {
 	for n := b.done.n; n > 0; n-- {
 		token := b.done.pop(b.ops)
 		var err error
-		if op := &b.ops[token]; op.step == stepRefused {
+		switch op := &b.ops[token]; op.step {
+		case stepRefused:
 			err = op.refused
+		case stepNoStream:
+			err = op.stream.lost
 		}
 		b.end(token, err)
 	}

@@ -13,8 +13,8 @@
 // # Loop
 //
 // A [Loop] owns a ring and serves one thread: backend I/O that is finished whole, through a [Port]
-// to each file, commands of a driver, and wake-ups from other threads. One round is: submit and
-// wait; completions; drain. See [Loop.Run].
+// to each file or a [Stream] to each server, commands of a driver, and wake-ups from other threads.
+// One round is: submit and wait; completions; drain. See [Loop.Run].
 //
 // # Threads
 //

@@ -12,9 +12,10 @@ import (
 // the os.File reachable, so that its descriptor stays open; who closes the os.File sees to it that
 // no I/O is in flight.
 type File struct {
-	f     *os.File
-	fd    int
-	block bool // a block device
+	f      *os.File
+	fd     int
+	block  bool // a block device
+	socket bool // what a Stream is made of
 
 	// What the file's driver or file system was found not to have, so that it is not asked again.
 	noPunch     atomic.Bool
@@ -28,7 +29,8 @@ func NewFile(f *os.File) (*File, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("stat %s: %w", f.Name(), err)
 	}
-	return &File{f: f, fd: fd, block: st.Mode&unix.S_IFMT == unix.S_IFBLK}, nil
+	kind := st.Mode & unix.S_IFMT
+	return &File{f: f, fd: fd, block: kind == unix.S_IFBLK, socket: kind == unix.S_IFSOCK}, nil
 }
 
 // Name is the name that the file was opened with.

@@ -12,7 +12,7 @@ import (
 // own methods.
 type Handler interface {
 	// EndIO ends the backend I/O with this token; from here on the token may be used again. err
-	// is nil, a unix.Errno, or io.ErrUnexpectedEOF or io.ErrShortWrite.
+	// is nil, a unix.Errno, io.ErrUnexpectedEOF or io.ErrShortWrite; of a Stream, it may be ErrLost.
 	EndIO(token uint32, err error)
 	// Drain is called once a round, after the completions: work that other threads posted before
 	// Wake, and whatever the handler put off.
@@ -33,6 +33,8 @@ type LoopOptions struct {
 	// Slots is the number of places for buffers that a driver registers with the ring, see
 	// Registered.
 	Slots int
+	// Streams is the most streams at a time.
+	Streams int
 	// Commands is the most commands outstanding. Without a CommandHandler it is 0.
 	Commands int
 	// BigSQE makes room for payloads of up to 80 bytes in a command, instead of 16.
@@ -60,10 +62,11 @@ type Loop struct {
 // NewLoop makes a loop for the calling goroutine, which is locked to its thread and stays so until
 // Close. If h is a CommandHandler, it gets the ends of commands.
 func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
-	if o.Tokens < 0 || o.Commands < 0 || o.Slots < 0 {
+	if o.Tokens < 0 || o.Commands < 0 || o.Slots < 0 || o.Streams < 0 {
 		return nil, fmt.Errorf("make loop: negative size in %+v", o)
 	}
-	l := &Loop{backend: backend{handler: h, ops: make([]operation, o.Tokens), alonePriority: bestEffort | uint16(loops.Add(1)%8)}}
+	l := &Loop{backend: backend{handler: h, ops: make([]operation, o.Tokens), streams: make([]*Stream, o.Streams)}}
+	l.alonePriority = bestEffort | uint16(loops.Add(1)%8)
 	l.commands, _ = h.(CommandHandler)
 	if _, err := zeros(); err != nil {
 		return nil, err
@@ -72,9 +75,9 @@ func NewLoop(h Handler, o LoopOptions) (*Loop, error) {
 		return nil, err
 	}
 	// An entry for each thing that can be outstanding, twice for commands because each may be
-	// cancelled, and the wake-up: the submission queue can then never be full, and the completion
-	// queue never overflow.
-	entries := o.Tokens + 2*o.Commands + 1
+	// cancelled, one of each kind for streams, and the wake-up: the submission queue can then never be
+	// full, and the completion queue never overflow.
+	entries := o.Tokens + 2*o.Commands + streamKinds*o.Streams + 1
 	ring, err := NewRing(Options{Entries: uint32(entries), BigSQE: o.BigSQE, Slots: uint32(o.Slots)})
 	if err != nil {
 		return nil, err
@@ -123,6 +126,7 @@ func (l *Loop) Batched() bool { return l.ring.flags&setupDeferTaskrun != 0 }
 
 // submitAndWait submits what the last round prepared and waits for something to do.
 func (l *Loop) submitAndWait() {
+	l.sendAll()
 	wait := uint32(1)
 	if !l.done.empty() {
 		wait = 0
@@ -152,12 +156,14 @@ func (l *Loop) completions() {
 //	  2 command of the driver                         id given by the handler
 //	  3 wake-up                                       0
 //	  4 cancellation of a command                     id of the command
+//	  5 of a stream                                   the stream's id, and what it is for
 const (
 	userClass   = 56
 	userBackend = 1 << userClass
 	userCommand = 2 << userClass
 	userWake    = 3 << userClass
 	userCancel  = 4 << userClass
+	userStream  = 5 << userClass
 )
 
 // classify hands a completion to whom it belongs. Nothing else looks at user data.
@@ -170,6 +176,8 @@ func (l *Loop) classify(c Completion) {
 		l.commands.Command(id, c.Res)
 	case userWake:
 		l.woken(c.Res)
+	case userStream:
+		l.streamDone(id, c.Res)
 	case userCancel: // the command's own completion says how it ended
 	default:
 		l.keep(fmt.Errorf("unknown user data %#x", c.UserData))
@@ -208,6 +216,7 @@ func (l *Loop) Wake() { l.waker.ring() }
 // Submit hands the kernel what was prepared, without waiting for anything. Run does so by itself;
 // this is for what has to come in between. Called on the loop's thread, outside of Run.
 func (l *Loop) Submit() {
+	l.sendAll()
 	err := l.ring.Enter(0, false)
 	if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EBUSY) { // Run tries again
 		l.keep(err)
@@ -241,7 +250,7 @@ func (l *Loop) CancelCommand(id uint32) {
 	l.keep(l.ring.Cancel(userCommand|uint64(id), userCancel|uint64(id)))
 }
 
-// Close gives back the ring and the wake-up. Called on the loop's thread, after Run. A registered
+// Close gives back the ring, the wake-up and the streams that are idle. Called on the loop's thread, after Run. A registered
 // file is let go of here if no backend I/O is outstanding, and otherwise by the kernel in its own
 // time.
 func (l *Loop) Close() error {
@@ -249,5 +258,11 @@ func (l *Loop) Close() error {
 	if l.Idle() {
 		err = l.ring.unfix()
 	}
-	return errors.Join(err, l.ring.Close(), l.waker.close())
+	err = errors.Join(err, l.ring.Close(), l.waker.close())
+	for _, s := range l.streams {
+		if s != nil && s.Idle() {
+			err = errors.Join(err, s.Close())
+		}
+	}
+	return err
 }

@@ -19,6 +19,8 @@ const (
 	stepDiscard
 	stepFlush
 	stepRefused
+	stepStream   // a stream's read, in line or with the server
+	stepNoStream // a stream's read of nothing, or after its end
 )
 
 // operation is one backend I/O, in the loop's table under its token. off and length are what is
@@ -35,6 +37,8 @@ type operation struct {
 	nextOne uint32 // in a fifo
 	given   uint16 // how often the kernel has given it up
 	refused unix.Errno
+	stream  *Stream
+	handle  uint64 // stream: that of the request, 0 in line
 }
 
 // advance takes the kernel's result. It says whether the operation is to be issued again, for its

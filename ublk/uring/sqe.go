@@ -81,6 +81,19 @@ func (r *Ring) Write(fd int, off int64, d Data, rwFlags uint32, user uint64) err
 	return nil
 }
 
+// Send prepares a send of d to a stream socket; a peer that has closed is EPIPE, and no signal. The
+// completion's result is the number of bytes.
+func (r *Ring) Send(fd int, d Data, user uint64) error {
+	s, err := r.next()
+	if err != nil {
+		return err
+	}
+	s.opcode, s.userData, s.opFlags = opSend, user, unix.MSG_NOSIGNAL
+	s.file(fd)
+	s.len, s.addr = uint32(d.length), d.at
+	return nil
+}
+
 // fixedFile marks what stands for a descriptor as the ring's registered file.
 const fixedFile = 1 << 32
 
