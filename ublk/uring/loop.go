@@ -250,9 +250,9 @@ func (l *Loop) CancelCommand(id uint32) {
 	l.keep(l.ring.Cancel(userCommand|uint64(id), userCancel|uint64(id)))
 }
 
-// Close gives back the ring, the wake-up and the streams that are idle. Called on the loop's thread, after Run. A registered
-// file is let go of here if no backend I/O is outstanding, and otherwise by the kernel in its own
-// time.
+// Close gives back the ring, the wake-up and the streams that are idle. Called on the loop's thread,
+// after Run. A registered file is let go of here if no backend I/O is outstanding, and otherwise by
+// the kernel in its own time.
 func (l *Loop) Close() error {
 	var err error
 	if l.Idle() {
