@@ -113,7 +113,7 @@ func TestSparseSource(t *testing.T) {
 	m := harness.New(t)
 	size, islands := 128*harness.MiB, int64(8)
 	source := sparseFile(m, m.Ext4Dir(64)+"/source", size, islands)
-	backing := m.Block("/dev/nulldir")
+	backing := m.Block("/dev/nulldirectory")
 	dest := m.NullBlk("dst", harness.NullOptions{MiB: size / harness.MiB})
 	m.FillDisk(dest, harness.Junk)
 	w := harness.NewModel(size, 4*harness.KiB)
