@@ -2,7 +2,6 @@ package uring
 
 import (
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -23,7 +22,7 @@ func openNBDKit(t testing.TB, l *Loop, limit int, plugin ...string) (*Stream, nb
 	}
 	socket := filepath.Join(t.TempDir(), "socket")
 	cmd := exec.Command("nbdkit", append([]string{"--foreground", "--unix", socket}, plugin...)...)
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = t.Output()
 	must(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	var conn net.Conn
