@@ -371,5 +371,12 @@ func TestMetadataLocked(t *testing.T) {
 	c := m.AddClone(m.NullBlk("src", harness.NullOptions{MiB: 16}), m.NullBlk("dst", harness.NullOptions{MiB: 16}), metadata, "--no-hydration")
 	other := harness.AddArgs(m.NullBlk("src2", harness.NullOptions{MiB: 16}), m.NullBlk("dst2", harness.NullOptions{MiB: 16}), metadata)
 	m.ExpectFailure(m.Try(harness.Command, append([]string{"add", "other"}, other...)...), exit.Busy, metadata.Path)
+	f, err := os.OpenFile(metadata.Path, os.O_RDWR|os.O_EXCL, 0) // what asks no clone, as mkfs
+	if err == nil {
+		f.Close()
+	}
+	if !errors.Is(err, syscall.EBUSY) {
+		t.Errorf("the metadata can be opened exclusively: %v", err)
+	}
 	c.Del()
 }
