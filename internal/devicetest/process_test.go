@@ -101,6 +101,9 @@ func TestNoPageFaults(t *testing.T) {
 	hugePages(m, "enabled", "always")
 	c := m.AddClone(source, dest, m.Missing("meta"), "--queues", "2", "--no-hydration")
 	t.Logf("%d KiB resident", c.ProcessNumber("VmRSS")/harness.KiB)
+	if status := m.ReadFile(fmt.Sprintf("/proc/%d/status", c.Status().PID)); !strings.Contains(status, "\nTHP_enabled:\t0\n") {
+		t.Errorf("the kernel may join the daemon's pages:\n%s", status) // though it may find none to join
+	}
 	m.WriteFile("/sys/kernel/debug/split_huge_pages", "1")
 	hugePages(m, "khugepaged/scan_sleep_millisecs", "10")
 	hugePages(m, "khugepaged/pages_to_scan", "100000")
