@@ -135,9 +135,7 @@ func (b *directBench) user(others int, bytes int64) (stop func() time.Duration) 
 // answers at once, soon, or so late that most exchanges do not come about.
 func TestDirectWait(t *testing.T) {
 	runs.On(t, "7.3", runs.CountingClock, runs.Sampled)
-	if unaligned(t) {
-		t.Skip("nothing is direct on this kernel (TestDirectUnfit)")
-	}
+	needDirect(t)
 	for _, latency := range []time.Duration{0, 20 * time.Millisecond, 120 * time.Millisecond} {
 		t.Run(latency.String(), func(t *testing.T) {
 			m := harness.New(t)
@@ -185,9 +183,7 @@ func TestDirectWait(t *testing.T) {
 // others do not wait; when the source answers, there is an exchange.
 func TestDirectSourceHangs(t *testing.T) {
 	runs.On(t, "7.3", runs.CountingClock, runs.Sampled)
-	if unaligned(t) {
-		t.Skip("nothing is direct on this kernel (TestDirectUnfit)")
-	}
+	needDirect(t)
 	const hydrated = directSize / 2
 	m := harness.New(t)
 	source := m.FaultyDisk("src", directSize/harness.MiB)

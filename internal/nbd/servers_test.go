@@ -15,12 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startServer starts a server that makes a socket, until the test ends. A machine without it skips
-// the test (scripts/setup installs it).
+// startServer starts a server that makes a socket, until the test ends. scripts/setup installs it.
 func startServer(t *testing.T, socket, program string, args ...string) {
 	t.Helper()
 	if _, err := exec.LookPath(program); err != nil {
-		t.Skipf("%s is not installed", program)
+		t.Fatalf("%v: scripts/setup installs it", err)
 	}
 	cmd := exec.Command(program, args...)
 	cmd.Stderr = t.Output()

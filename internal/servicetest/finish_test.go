@@ -11,19 +11,49 @@ import (
 	"github.com/ublk-clone/ublk-clone/internal/runs"
 )
 
+// finishGuest has a clone with a layer, the metadata in a file and more settings, which is mounted.
+func finishGuest(t *testing.T, more string) *guest {
+	t.Helper()
+	g := newGuest(t, options{disks: map[string]int64{"source": 48 << 20, "dest": 48 << 20}})
+	g.boot()
+	g.install(packages)
+	g.defineData("dm = \"data\"\n" + more)
+	g.sh(`
+		sed -i 's,^metadata.*,metadata = "/var/lib/data.meta",' /etc/ublk-clone/data.toml
+		systemctl enable --now ublk-clone@data
+		mount /dev/ublk-clone/data /mnt`)
+	return g
+}
+
+// finished checks that the layer leads to the destination and nothing is left of the clone.
+func finished(g *guest) {
+	g.sh(`
+		cd /mnt
+		md5sum --quiet -c /root/sums
+		test ! -e /var/lib/data.meta
+		test ! -e /dev/ublkb0
+		test ! -e /etc/ublk-clone/data.toml
+		test -e /etc/ublk-clone/data.toml.finished
+		dmsetup table data | grep linear
+		flock -n -x "$(readlink -f ` + byID + `source)" true`)
+}
+
+// standsAlone checks that the next boot begins nothing anew, and the destination has everything.
+func standsAlone(g *guest) {
+	g.reboot()
+	g.sh(`
+		test ! -e /dev/ublkb0
+		mount ` + byID + `dest /mnt
+		cd /mnt
+		md5sum --quiet -c /root/sums`)
+}
+
 // TestServiceFinish: a clone with a layer is handed over while it is in use, from within the unit's
 // sandbox; then no daemon, no source, no metadata and no unit are needed, and the next boot begins
 // nothing anew.
 func TestServiceFinish(t *testing.T) {
 	runs.On(t, "6.18", runs.FullOnly)
-	g := newGuest(t, options{disks: map[string]int64{"source": 48 << 20, "dest": 48 << 20}})
-	g.boot()
-	g.install(packages)
-	g.defineData("dm = \"data\"\nrate = \"1MiB/s\"\nmin-rate = \"none\"\n")
-	g.sh(`
-		sed -i 's,^metadata.*,metadata = "/var/lib/data.meta",' /etc/ublk-clone/data.toml
-		systemctl enable --now ublk-clone@data
-		mount /dev/ublk-clone/data /mnt`)
+	g := finishGuest(t, "rate = \"1MiB/s\"\nmin-rate = \"none\"\n")
 	if p := g.properties("/dev/mapper/data"); strings.Contains(p, "ID_FS_UUID=") {
 		t.Errorf("udev has searched a layer whose clone is not complete:\n%s", p)
 	}
@@ -65,41 +95,22 @@ func TestServiceFinish(t *testing.T) {
 	g.properties(byID + "dest")
 	named("finished,")
 	same("finished,")
-	g.sh(`
-		cd /mnt
-		md5sum --quiet -c /root/sums
-		test ! -e /var/lib/data.meta
-		test ! -e /dev/ublkb0
-		test -e /etc/ublk-clone/data.toml.finished
-		dmsetup table data | grep linear
-		flock -n -x "$(readlink -f ` + byID + `source)" true`)
+	finished(g)
 	if state := strings.TrimSpace(g.try("systemctl", "is-active", "ublk-clone@data").stdout); state != "inactive" {
 		t.Errorf("the unit is %s", state)
 	}
 	if state := strings.TrimSpace(g.try("systemctl", "is-enabled", "ublk-clone@data").stdout); state != "disabled" {
 		t.Errorf("the unit is %s", state)
 	}
-	g.reboot()
-	g.sh(`
-		test ! -e /dev/ublkb0
-		mount ` + byID + `dest /mnt
-		cd /mnt
-		md5sum --quiet -c /root/sums`)
+	standsAlone(g)
 }
 
 // TestServiceFinishAuto: the daemon of a unit finishes its clone by itself, from within the sandbox:
 // unit, definition and udev are then as after the command.
 func TestServiceFinishAuto(t *testing.T) {
 	runs.On(t, "6.18", runs.FullOnly)
-	g := newGuest(t, options{disks: map[string]int64{"source": 48 << 20, "dest": 48 << 20}})
-	g.boot()
-	g.install(packages)
-	g.defineData("dm = \"data\"\nfinish = \"auto\"\nno-hydration = true\n")
-	g.sh(`
-		sed -i 's,^metadata.*,metadata = "/var/lib/data.meta",' /etc/ublk-clone/data.toml
-		systemctl enable --now ublk-clone@data
-		mount /dev/ublk-clone/data /mnt
-		ublk-clone resume data`)
+	g := finishGuest(t, "finish = \"auto\"\nno-hydration = true\n")
+	g.sh("ublk-clone resume data")
 	g.waitFor(2*time.Minute, "the unit to end and to be disabled", func() error {
 		active, enabled := g.try("systemctl", "is-active", "ublk-clone@data").stdout, g.try("systemctl", "is-enabled", "ublk-clone@data").stdout
 		if strings.TrimSpace(active) != "inactive" || strings.TrimSpace(enabled) != "disabled" {
@@ -110,19 +121,6 @@ func TestServiceFinishAuto(t *testing.T) {
 	if p := g.sh("udevadm settle; udevadm info --query=property " + byID + "dest"); !strings.Contains(p, "ID_FS_UUID="+dataUUID) {
 		t.Errorf("finished, udev still hides the destination:\n%s", p)
 	}
-	g.sh(`
-		cd /mnt
-		md5sum --quiet -c /root/sums
-		test ! -e /var/lib/data.meta
-		test ! -e /dev/ublkb0
-		test ! -e /etc/ublk-clone/data.toml
-		test -e /etc/ublk-clone/data.toml.finished
-		dmsetup table data | grep linear
-		flock -n -x "$(readlink -f ` + byID + `source)" true`)
-	g.reboot()
-	g.sh(`
-		test ! -e /dev/ublkb0
-		mount ` + byID + `dest /mnt
-		cd /mnt
-		md5sum --quiet -c /root/sums`)
+	finished(g)
+	standsAlone(g)
 }

@@ -13,12 +13,11 @@ import (
 
 var nbdWire = nbd.Wire{}
 
-// openNBDKit makes a stream to a real server of 64 MiB. A machine without it skips the test
-// (scripts/setup installs it).
+// openNBDKit makes a stream to a real server of 64 MiB, which scripts/setup installs.
 func openNBDKit(t testing.TB, l *Loop, limit int, plugin ...string) (*Stream, nbd.Export) {
 	t.Helper()
 	if _, err := exec.LookPath("nbdkit"); err != nil {
-		t.Skip("nbdkit is not installed")
+		t.Fatalf("%v: scripts/setup installs it", err)
 	}
 	socket := filepath.Join(t.TempDir(), "socket")
 	cmd := exec.Command("nbdkit", append([]string{"--foreground", "--unix", socket}, plugin...)...)
