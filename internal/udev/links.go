@@ -183,7 +183,7 @@ func gone(path string) bool {
 // gone to block devices that are others' by now.
 func (l Links) Collect(d control.Dir) error {
 	entries, err := os.ReadDir(l.Dir)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || len(entries) == 0 {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || err == nil && len(entries) == 0 {
 		return nil
 	}
 	defined, errNames := d.Names()
