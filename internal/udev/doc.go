@@ -6,6 +6,7 @@
 // kernel's name for it, and one for its layer, with lines that a rule imports. The block device
 // gets its stable name from it, /dev/ublk-clone/NAME, unless there is a layer, which gets that name
 // then. Neither it nor the layer is searched for file systems and the like before all is hydrated:
-// that would read through to a source that may be slow, or away. The destination carries the same file systems as the clone, and loses the names
-// that come from them, so that nobody mounts it in the clone's place while no daemon holds it (I7).
+// that would read through to a source that may be slow, or away. The destination carries the same
+// file systems as the clone, and loses the names that come from them, so that nobody mounts it in
+// the clone's place while no daemon holds it (I7).
 package udev
